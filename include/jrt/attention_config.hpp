@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <type_traits>
+
+#include "jrt/numeric.hpp"
+#include "jrt/policy/feature_map.hpp"
+#include "jrt/policy/mask.hpp"
+#include "jrt/policy/normaliser.hpp"
+#include "jrt/policy/padding.hpp"
+#include "jrt/policy/split.hpp"
+#include "jrt/policy/taylor.hpp"
+#include "jrt/state.hpp"
+
+/// A linear attention operator is chosen at compile time by a struct of policies.
+namespace jrt {
+
+/// Prefix linear attention as published (JRT-RNN): Taylor map, prefix mask, normalised, float32 state. `HeadDim` is d (the
+/// dimension of queries and keys), `ValueDim` dv. Any other operator is a struct that inherits this one and replaces what
+/// differs:
+///
+///     struct Mine : jrt::PrefixLinearAttention<jrt::BFloat16, 16, 64> {
+///       using FeatureMap = jrt::EluPlusOne<16>;
+///       using Mask = jrt::CausalMask;
+///     };
+template <Element ElementT, int HeadDim, int ValueDim>
+struct PrefixLinearAttention {
+  using Element = ElementT;                   ///< Type of queries, keys, values and outputs.
+  using StateScalar = ComputeType<ElementT>;  ///< Storage type of the state: float, or double for double elements.
+  using FeatureMap = Taylor2<HeadDim>;        ///< φ
+  using Mask = PrefixMask;                    ///< Which tokens a query sees.
+  using Normaliser = SumNormaliser<>;         ///< What the numerator is divided by.
+  using Padding = DropPadding;                ///< What left-padded positions do.
+  using Split = OccupancySplit<>;             ///< How a sequence is split over workers.
+  static constexpr int value_dim = ValueDim;  ///< dv
+};
+
+/// Based: the same operator with the causal mask.
+template <Element ElementT, int HeadDim, int ValueDim>
+struct BasedLinearAttention : PrefixLinearAttention<ElementT, HeadDim, ValueDim> {
+  using Mask = CausalMask;
+};
+
+/// The state that an operator keeps. It does not depend on mask, normaliser, padding or split, so that operators which
+/// differ only in those share states.
+template <class Config>
+using StateFormatOf = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
+
+namespace detail {
+
+/// The type in which an operator computes: double if anything is double.
+template <class Config>
+using ConfigCompute =
+    ComputeType<std::conditional_t<std::is_same_v<typename Config::StateScalar, double>, double, typename Config::Element>>;
+
+/// Stops an illegal combination of policies with a sentence that says what to change. Instantiated by every entry point.
+template <class Config>
+struct CheckedConfig {
+  using E = typename Config::Element;
+  static_assert(Element<E> && Element<typename Config::StateScalar>,
+                "jrt config: Element and StateScalar must each be float, double, jrt::Half or jrt::BFloat16.");
+  static_assert(FeatureMap<typename Config::FeatureMap>,
+                "jrt config: FeatureMap does not satisfy jrt::FeatureMap. It needs input_dim, feature_dim, name, "
+                "nonnegative_kernel, has_closed_form, needs_position and a const expand(x, features) for float and double; "
+                "see docs/policies.md.");
+  static_assert(Mask<typename Config::Mask>, "jrt config: Mask needs the bool constants reads_encoder and reads_future.");
+  static_assert(Normaliser<typename Config::Normaliser>,
+                "jrt config: Normaliser needs uses_denominator, accepts_signed_kernel and a static factor(denominator) for "
+                "float and double.");
+  static_assert(Padding<typename Config::Padding>, "jrt config: Padding needs the bool constant keeps_padded_keys.");
+  static_assert(Split<typename Config::Split>,
+                "jrt config: Split needs a static std::int64_t segments(tokens, heads_in_batch, workers).");
+  static_assert(Config::value_dim >= 1, "jrt config: value_dim must be at least 1.");
+  static_assert(
+      Config::FeatureMap::nonnegative_kernel || Config::Normaliser::accepts_signed_kernel,
+      "jrt config: this FeatureMap's kernel may be negative, so the sum that SumNormaliser divides by may vanish. "
+      "Use jrt::Unnormalised, or a normaliser that declares accepts_signed_kernel.");
+  static_assert(!std::is_same_v<E, double> || std::is_same_v<typename Config::StateScalar, double>,
+                "jrt config: double elements need a double state; set StateScalar = double.");
+  static_assert(!(Config::Mask::reads_encoder && Config::Mask::reads_future) || !Config::Padding::keeps_padded_keys,
+                "jrt config: ZeroKeyPadding is defined for the published prefix and causal masks only; use DropPadding.");
+  static constexpr bool ok = true;
+};
+
+}  // namespace detail
+
+/// A struct of policies that forms a legal operator; an illegal one stops the compiler with a sentence that says why.
+template <class Config>
+concept AttentionConfig = requires {
+  typename Config::Element;
+  typename Config::StateScalar;
+  typename Config::FeatureMap;
+  typename Config::Mask;
+  typename Config::Normaliser;
+  typename Config::Padding;
+  typename Config::Split;
+  { Config::value_dim } -> std::convertible_to<int>;
+}
+&&detail::CheckedConfig<Config>::ok;
+
+}  // namespace jrt

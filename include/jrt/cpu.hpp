@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "jrt/detail/cpu/backend.hpp"
+#include "jrt/detail/cpu/execution.hpp"
+
+/// The CPU backend. Including this header brings in Eigen/Core (for its SIMD packets); nothing else of the library does.

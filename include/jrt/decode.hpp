@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/attention_config.hpp"
+#include "jrt/detail/backend.hpp"
+#include "jrt/state.hpp"
+#include "jrt/status.hpp"
+#include "jrt/tensor_view.hpp"
+#include "jrt/workspace.hpp"
+
+/// Decoding: one or a few new tokens per sequence, in time and memory that do not depend on what came before.
+namespace jrt {
+
+/// Arguments of `decode_step`, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
+template <AttentionConfig Config>
+struct DecodeArgs {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};              ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};                   ///< (B, T, Hq, dv)
+  StateSlots<Format> source{};                    ///< the states read; required
+  StateSlots<Format> destination{};               ///< where they go; left out, back to `source`
+  const std::int32_t* first_positions = nullptr;  ///< (B) tokens before this step, for maps that need the position
+  typename Config::FeatureMap feature_map{};
+};
+
+/// Bytes of workspace that `decode_step` needs for these arguments.
+template <AttentionConfig Config, class Execution>
+[[nodiscard]] std::size_t decode_workspace_bytes(const DecodeArgs<Config>& args, const Execution& on) {
+  return detail::Backend<Execution>::decode_workspace_bytes(args, on);
+}
+
+/// For each new token in turn: S += φ(k)vᵀ, z += φ(k), y = φ(q)ᵀS · factor(φ(q)ᵀz). The mask does not matter: every new
+/// token sees all that the state holds, and itself.
+///
+/// The state is read and written once, whatever T is; with a state of the compute type the result is bitwise that of T
+/// single steps. A sequence whose source or destination slot is `skip_slot` is skipped and its output zeroed. Slots are
+/// shared as for `prefill`. O(T · D · dv) per head. Errors: `invalid_argument`, before anything is written.
+template <AttentionConfig Config, class Execution>
+Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return detail::Backend<Execution>::decode_step(args, workspace, on);
+}
+
+/// The same with a workspace allocated for the call.
+template <AttentionConfig Config, class Execution>
+Status decode_step(const DecodeArgs<Config>& args, const Execution& on) {
+  return detail::with_owned_workspace(decode_workspace_bytes(args, on),
+                                      [&](const Workspace& workspace) { return decode_step(args, workspace, on); });
+}
+
+/// Uncommitted keys and values of a batch in the caller's memory: (sequence, token, head, d + dv), contiguous. This small
+/// buffer is all that speculative decoding has to keep; no state is copied to be rolled back.
+template <AttentionConfig Config>
+struct StagingView {
+  using Element = typename Config::Element;
+  static constexpr std::int64_t row_elements = Config::FeatureMap::input_dim + Config::value_dim;
+
+  Element* data = nullptr;
+  std::int64_t sequences = 0;
+  std::int64_t tokens = 0;  ///< capacity per sequence
+  std::int64_t heads = 0;   ///< key/value heads
+
+  /// d numbers of the key, then dv of the value.
+  [[nodiscard]] JRT_DETAIL_HD constexpr Element* row(std::int64_t b, std::int64_t t, std::int64_t h) const {
+    return data + ((b * tokens + t) * heads + h) * row_elements;
+  }
+  [[nodiscard]] constexpr std::size_t bytes() const {
+    return static_cast<std::size_t>(sequences * tokens * heads * row_elements) * sizeof(Element);
+  }
+};
+
+/// Arguments of `staged_step`, with the letters of `DecodeArgs`.
+template <AttentionConfig Config>
+struct StagedStepArgs {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};              ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};                   ///< (B, T, Hq, dv)
+  StateSlots<Format> state{};                     ///< the committed states; only read
+  StagingView<Config> staging{};                  ///< receives the T new rows behind the staged ones
+  std::int64_t already_staged = 0;                ///< rows of every sequence staged by earlier steps since the last commit
+  const std::int32_t* first_positions = nullptr;  ///< (B) committed tokens, for maps that need the position
+  typename Config::FeatureMap feature_map{};
+};
+
+/// Bytes of workspace that `staged_step` needs for these arguments.
+template <AttentionConfig Config, class Execution>
+[[nodiscard]] std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& args, const Execution& on) {
+  return detail::Backend<Execution>::staged_workspace_bytes(args, on);
+}
+
+/// A step that commits nothing: outputs as from `decode_step` (bitwise) on the committed state plus all staged rows, while
+/// the new keys and values only go to the staging buffer. Afterwards `commit` adds the accepted ones.
+template <AttentionConfig Config, class Execution>
+Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return detail::Backend<Execution>::staged_step(args, workspace, on);
+}
+
+/// The same with a workspace allocated for the call.
+template <AttentionConfig Config, class Execution>
+Status staged_step(const StagedStepArgs<Config>& args, const Execution& on) {
+  return detail::with_owned_workspace(staged_workspace_bytes(args, on),
+                                      [&](const Workspace& workspace) { return staged_step(args, workspace, on); });
+}
+
+/// Arguments of `commit`.
+template <AttentionConfig Config>
+struct CommitArgs {
+  using Format = StateFormatOf<Config>;
+
+  StagingView<Config> staging{};                  ///< as the staged steps left it
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to add, 0 … staging.tokens; read by the executing device
+  StateSlots<Format> source{};                    ///< the committed states
+  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+  const std::int32_t* first_positions = nullptr;  ///< as in the staged steps
+  typename Config::FeatureMap feature_map{};
+};
+
+/// Bytes of workspace that `commit` needs for these arguments.
+template <AttentionConfig Config, class Execution>
+[[nodiscard]] std::size_t commit_workspace_bytes(const CommitArgs<Config>& args, const Execution& on) {
+  return detail::Backend<Execution>::commit_workspace_bytes(args, on);
+}
+
+/// Adds the first `accepted_tokens[b]` staged rows of every sequence to its state: bitwise what `decode_step` with those
+/// tokens would have left there. Sequences with `skip_slot` are skipped.
+template <AttentionConfig Config, class Execution>
+Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return detail::Backend<Execution>::commit(args, workspace, on);
+}
+
+/// The same with a workspace allocated for the call.
+template <AttentionConfig Config, class Execution>
+Status commit(const CommitArgs<Config>& args, const Execution& on) {
+  return detail::with_owned_workspace(commit_workspace_bytes(args, on),
+                                      [&](const Workspace& workspace) { return commit(args, workspace, on); });
+}
+
+}  // namespace jrt

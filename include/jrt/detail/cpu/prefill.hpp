@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/cpu/chunk.hpp"
+#include "jrt/detail/segment.hpp"
+#include "jrt/prefill.hpp"
+
+namespace jrt::detail::cpu {
+
+/// Prefill of a batch. A head of an unsplit sequence is one task: initial state, encoder sum, then chunk by chunk outputs
+/// and update. A split sequence takes three rounds of tasks:
+///
+///     sum    one task per segment and head: the segment's own Σ φ(k)vᵀ. Encoder segments first, then token segments (the
+///            last of those only if the mask reads all tokens).
+///     scan   one task per head: initial state + encoder segments + the token segments before each; every token segment's
+///            sum is replaced by the state it starts from.
+///     read   one task per segment and head: outputs from that state.
+///
+/// Every sum has a fixed order, so results do not depend on which worker takes which task.
+template <AttentionConfig Config>
+class Prefill {
+ public:
+  using T = ConfigCompute<Config>;
+  using Args = PrefillArgs<Config>;
+  using Element = typename Config::Element;
+  using Chunk = KeyChunk<Config>;
+  using State = typename Chunk::State;
+
+  static constexpr bool full = Config::Mask::reads_future;
+
+  Prefill(const Args& args, std::int64_t sequences, std::int64_t heads, int workers)
+      : args_(args), sequences_(sequences), heads_(heads), workers_(workers) {}
+
+  /// Takes all memory from the arena; a counting arena gives the size.
+  void take(Arena& arena) {
+    segments_ = arena.take<std::int64_t>(sequences_ + 1);
+    std::int64_t total = 0;
+    longest_split_ = 1;
+    for (std::int64_t b = 0; b < sequences_; ++b) {
+      if (segments_ != nullptr) {
+        segments_[b] = total;
+      }
+      const Plan plan = plan_of(b);
+      total += plan.items();
+      longest_split_ = larger(longest_split_, plan.token_segments);
+    }
+    if (segments_ != nullptr) {
+      segments_[sequences_] = total;
+    }
+    total_segments_ = total;
+    partial_states_ = arena.take<T>(total * heads_ * State::elements);
+    scratch_base_ = arena.take<T>(workers_ * scratch_elements());
+  }
+
+  template <Executor E>
+  void run(E&& executor) {
+    for (int w = 0; w < workers_; ++w) {
+      Scratch scratch = scratch_of(w);
+      scratch.chunk.clear();
+      scratch.queries.clear();
+    }
+    if (total_segments_ > 0) {
+      executor.run(total_segments_ * heads_,
+                   [this](std::int64_t task, int worker) { sum(task / heads_, task % heads_, scratch_of(worker)); });
+      executor.run(sequences_ * heads_, [this](std::int64_t task, int) { scan(task / heads_, task % heads_); });
+    }
+    executor.run(sequences_ * longest_split_ * heads_, [this](std::int64_t task, int worker) {
+      const std::int64_t item = task / heads_;
+      read(item / longest_split_, item % longest_split_, task % heads_, scratch_of(worker));
+    });
+  }
+
+ private:
+  /// How one sequence is worked on.
+  struct Plan {
+    SequenceSpan span;
+    TokenRange encoder;  // tokens of the encoder region that take part
+    TokenRange tokens;   // tokens that take part
+    std::int64_t encoder_segments = 0;
+    std::int64_t token_segments = 1;
+    bool skipped = false;
+
+    [[nodiscard]] bool split() const { return encoder_segments > 1 || token_segments > 1; }
+    [[nodiscard]] std::int64_t items() const { return split() ? encoder_segments + token_segments : 0; }
+  };
+
+  struct Scratch {
+    Chunk chunk;
+    QueryBlock<Config> queries;
+    State state;
+  };
+
+  [[nodiscard]] Plan plan_of(std::int64_t b) const {
+    Plan plan;
+    plan.span = sequence_span(args_.sequences, b, args_.query.tokens, args_.key_encoder.tokens);
+    plan.skipped = skips(args_.initial_state, b) || skips(args_.final_state, b);
+    if (plan.skipped) {
+      return plan;
+    }
+    const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
+    plan.tokens = {smaller(start, plan.span.tokens), plan.span.tokens};
+    plan.token_segments = segments_for(plan.tokens.size());
+    if constexpr (Config::Mask::reads_encoder) {
+      plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};
+      plan.encoder_segments = plan.encoder.size() > 0 ? segments_for(plan.encoder.size()) : 0;
+    }
+    return plan;
+  }
+
+  [[nodiscard]] std::int64_t segments_for(std::int64_t tokens) const {
+    const std::int64_t wanted = Config::Split::segments(tokens, sequences_ * heads_, workers_);
+    return std::clamp<std::int64_t>(wanted, 1, larger<std::int64_t>(1, ceil_div<std::int64_t>(tokens, chunk_tokens)));
+  }
+
+  template <class Slots>
+  static bool skips(const Slots& states, std::int64_t b) {
+    return !states.empty() && states.slot(b) == skip_slot;
+  }
+
+  [[nodiscard]] KeySource<Element> tokens_of(const Plan& plan, std::int64_t head) const {
+    return {args_.key, args_.value, plan.span.batch_row, plan.span.first_token, head, zero_keys(plan), plan.span};
+  }
+  [[nodiscard]] KeySource<Element> encoder_of(const Plan& plan, std::int64_t head) const {
+    return {args_.key_encoder, args_.value_encoder, plan.span.encoder_row, plan.span.encoder_first, head, zero_keys(plan),
+            plan.span};
+  }
+  static std::int64_t zero_keys(const Plan& plan) { return Config::Padding::keeps_padded_keys ? plan.span.left_pad : 0; }
+
+  void sum(std::int64_t item, std::int64_t head, Scratch scratch) {
+    const std::int64_t b = std::upper_bound(segments_, segments_ + sequences_ + 1, item) - segments_ - 1;
+    const Plan plan = plan_of(b);
+    const std::int64_t index = item - segments_[b];
+    State state{partial_state(item, head)};
+    if (index < plan.encoder_segments) {
+      state.clear();
+      accumulate(encoder_of(plan, head), segment_of(plan.encoder, plan.encoder_segments, index, chunk_tokens), state,
+                 scratch.chunk);
+    } else if (full || index + 1 < plan.items()) {
+      const std::int64_t segment = index - plan.encoder_segments;
+      state.clear();
+      accumulate(tokens_of(plan, head), segment_of(plan.tokens, plan.token_segments, segment, chunk_tokens), state,
+                 scratch.chunk);
+    }
+  }
+
+  void scan(std::int64_t b, std::int64_t head) {
+    const Plan plan = plan_of(b);
+    if (!plan.split()) {
+      return;
+    }
+    // The running total lives in the last item: nothing after it needs that item's own sum.
+    const std::int64_t first = segments_[b];
+    const std::int64_t last = first + plan.items() - 1;
+    if constexpr (full) {
+      const State total{partial_state(last, head)};
+      add_initial_state(b, head, total);
+      for (std::int64_t item = first; item < last; ++item) {
+        total.add(State{partial_state(item, head)});
+      }
+      write_final_state(b, head, total);
+    } else {
+      const State running{partial_state(last, head)};
+      running.clear();
+      add_initial_state(b, head, running);
+      for (std::int64_t item = first; item < first + plan.encoder_segments; ++item) {
+        running.add(State{partial_state(item, head)});
+      }
+      for (std::int64_t item = first + plan.encoder_segments; item < last; ++item) {
+        // running' = running + own sum, while the item takes the old running: a swap and an addition, element by element.
+        const State start{partial_state(item, head)};
+        for (std::int64_t i = 0; i < State::elements; ++i) {
+          const T own_sum = start.data[i];
+          start.data[i] = running.data[i];
+          running.data[i] += own_sum;
+        }
+      }
+    }
+  }
+
+  void read(std::int64_t b, std::int64_t segment, std::int64_t head, Scratch scratch) {
+    const Plan plan = plan_of(b);
+    if (segment >= plan.token_segments) {
+      return;
+    }
+    if (segment == 0) {
+      zero_outputs(plan, head);
+    }
+    if (plan.skipped) {
+      return;
+    }
+    const TokenRange range = segment_of(plan.tokens, plan.token_segments, segment, chunk_tokens);
+    const KeySource<Element> tokens = tokens_of(plan, head);
+    if (plan.split()) {
+      const std::int64_t item = segments_[b] + plan.encoder_segments + (full ? plan.token_segments - 1 : segment);
+      const State state{partial_state(item, head)};
+      outputs(tokens, range, state, scratch);
+      if (!full && segment + 1 == plan.token_segments) {
+        write_final_state(b, head, state);
+      }
+      return;
+    }
+    const State& state = scratch.state;
+    state.clear();
+    add_initial_state(b, head, state);
+    accumulate(encoder_of(plan, head), plan.encoder, state, scratch.chunk);
+    if constexpr (full) {
+      accumulate(tokens, range, state, scratch.chunk);
+    }
+    outputs(tokens, range, state, scratch);
+    write_final_state(b, head, state);
+  }
+
+  /// The chunk of a range that begins at `begin`; empty behind the range's end.
+  static TokenRange chunk_from(const TokenRange& range, std::int64_t begin) {
+    return {smaller(begin, range.end), smaller<std::int64_t>(begin + chunk_tokens, range.end)};
+  }
+
+  void accumulate(const KeySource<Element>& source, const TokenRange& range, const State& state, Chunk& chunk) const {
+    for (std::int64_t begin = range.begin; begin < range.end; begin += chunk_tokens) {
+      chunk.read(source, chunk_from(range, begin), args_.feature_map, false);
+      chunk.add_to(state, source, chunk_from(range, begin + chunk_tokens));
+    }
+  }
+
+  /// Outputs of a range of tokens; unless the mask reads all tokens, `state` moves along.
+  void outputs(const KeySource<Element>& source, const TokenRange& range, const State& state, Scratch& scratch) const {
+    const std::int64_t group = args_.query.heads / larger<std::int64_t>(args_.key.heads, 1);
+    for (std::int64_t begin = range.begin; begin < range.end; begin += chunk_tokens) {
+      const TokenRange tokens = chunk_from(range, begin);
+      const TokenRange next = chunk_from(range, begin + chunk_tokens);
+      if constexpr (!full) {
+        scratch.chunk.read(source, tokens, args_.feature_map, true);
+      }
+      for (std::int64_t g = 0; g < group; ++g) {
+        query_head(source.span, tokens, next, source.head * group + g, state, scratch);
+      }
+      if constexpr (!full) {
+        scratch.chunk.add_to(state, source, next);
+      }
+    }
+  }
+
+  /// Outputs of one query head for a chunk of tokens. Queries and outputs of the next chunk are asked for meanwhile.
+  void query_head(const SequenceSpan& span, const TokenRange& tokens, const TokenRange& next, std::int64_t head,
+                  const State& state, const Scratch& scratch) const {
+    const auto query = [&](std::int64_t t) { return args_.query.row(span.batch_row, span.first_token + t, head); };
+    const auto output = [&](std::int64_t t) { return args_.output.row(span.batch_row, span.first_token + t, head); };
+    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+      scratch.queries.read(static_cast<int>(t - tokens.begin), query(t));
+    }
+    for (std::int64_t token = tokens.begin; token < tokens.end; token += tile_rows) {
+      const int first = static_cast<int>(token - tokens.begin);
+      const int rows = static_cast<int>(smaller<std::int64_t>(tile_rows, tokens.end - token));
+      for (std::int64_t t = next.begin + first; t < smaller<std::int64_t>(next.begin + first + rows, next.end); ++t) {
+        prefetch_row(query(t), Config::FeatureMap::input_dim);
+        prefetch_row(output(t), State::columns);
+      }
+      scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token));
+      for (int r = 0; r < rows; ++r) {
+        scratch.queries.write(r, output(token + r));
+      }
+    }
+  }
+
+  /// Outputs of positions that are no tokens: left pads, what lies behind seq_lens, and all of a skipped sequence.
+  void zero_outputs(const Plan& plan, std::int64_t head) const {
+    const std::int64_t group = args_.query.heads / larger<std::int64_t>(args_.key.heads, 1);
+    for (std::int64_t token = 0; token < plan.span.row_tokens; ++token) {
+      if (!plan.skipped && token >= plan.tokens.begin && token < plan.tokens.end) {
+        token = plan.tokens.end - 1;
+        continue;
+      }
+      for (std::int64_t h = head * group; h < (head + 1) * group; ++h) {
+        Element* const row = args_.output.row(plan.span.batch_row, plan.span.first_token + token, h);
+        std::fill(row, row + State::columns, Element{});
+      }
+    }
+  }
+
+  void add_initial_state(std::int64_t b, std::int64_t head, const State& state) const {
+    const bool given =
+        !args_.initial_state.empty() && (args_.has_initial_state == nullptr || args_.has_initial_state[b] != 0);
+    if (given) {
+      state.add_slot(args_.initial_state.pool.head(args_.initial_state.slot(b), head));
+    }
+  }
+
+  void write_final_state(std::int64_t b, std::int64_t head, const State& state) const {
+    if (!args_.final_state.empty()) {
+      state.write(args_.final_state.pool.head(args_.final_state.slot(b), head));
+    }
+  }
+
+  [[nodiscard]] T* partial_state(std::int64_t item, std::int64_t head) const {
+    return partial_states_ + (item * heads_ + head) * State::elements;
+  }
+
+  static Scratch take_scratch(Arena& arena) {
+    Scratch scratch;
+    scratch.chunk.take(arena);
+    scratch.queries.take(arena);
+    scratch.state.data = arena.take<T>(State::elements);
+    return scratch;
+  }
+
+  static std::int64_t scratch_elements() {
+    Arena counting;
+    take_scratch(counting);
+    return static_cast<std::int64_t>(counting.bytes_needed() / sizeof(T));
+  }
+
+  [[nodiscard]] Scratch scratch_of(int worker) const {
+    T* const base = scratch_base_ + worker * scratch_elements();
+    Arena arena(Workspace{base, static_cast<std::size_t>(scratch_elements()) * sizeof(T)});
+    return take_scratch(arena);
+  }
+
+  const Args& args_;
+  std::int64_t sequences_;
+  std::int64_t heads_;
+  int workers_;
+  std::int64_t* segments_ = nullptr;  // [sequences + 1] first item of each split sequence
+  std::int64_t total_segments_ = 0;
+  std::int64_t longest_split_ = 1;
+  T* partial_states_ = nullptr;  // [total_segments][heads][State::elements]
+  T* scratch_base_ = nullptr;    // [workers][scratch_elements]
+};
+
+}  // namespace jrt::detail::cpu

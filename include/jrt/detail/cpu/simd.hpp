@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <Eigen/Core>
+#include <cstddef>
+#include <utility>
+
+namespace jrt::detail::cpu {
+
+// The few vector operations that the kernels need, on Eigen's packets: whatever instruction set the user compiles for,
+// down to plain scalars.
+
+template <class T>
+using Packet = typename Eigen::internal::packet_traits<T>::type;
+
+/// Numbers in a packet.
+template <class T>
+inline constexpr int lanes = Eigen::internal::packet_traits<T>::size;
+
+/// Vector registers that the instruction set has.
+inline constexpr int vector_registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;
+
+template <class T>
+EIGEN_STRONG_INLINE Packet<T> load(const T* from) {
+  return Eigen::internal::ploadu<Packet<T>>(from);
+}
+template <class T>
+EIGEN_STRONG_INLINE void store(T* to, const Packet<T>& packet) {
+  Eigen::internal::pstoreu(to, packet);
+}
+template <class T>
+EIGEN_STRONG_INLINE Packet<T> broadcast(T value) {
+  return Eigen::internal::pset1<Packet<T>>(value);
+}
+template <class P>
+EIGEN_STRONG_INLINE P add(const P& a, const P& b) {
+  return Eigen::internal::padd(a, b);
+}
+template <class P>
+EIGEN_STRONG_INLINE P multiply(const P& a, const P& b) {
+  return Eigen::internal::pmul(a, b);
+}
+/// a * b + c
+template <class P>
+EIGEN_STRONG_INLINE P multiply_add(const P& a, const P& b, const P& c) {
+  return Eigen::internal::pmadd(a, b, c);
+}
+
+/// Σ a[i] * b[i] over `count` numbers, a multiple of the lanes. Four partial sums, for the latency of the additions.
+template <class T>
+inline T dot(const T* a, const T* b, std::ptrdiff_t count) {
+  constexpr std::ptrdiff_t width = lanes<T>;
+  Packet<T> sums[4] = {broadcast(T(0)), broadcast(T(0)), broadcast(T(0)), broadcast(T(0))};
+  std::ptrdiff_t i = 0;
+  for (; i + 4 * width <= count; i += 4 * width) {
+    for (int s = 0; s < 4; ++s) {
+      sums[s] = multiply_add(load(a + i + s * width), load(b + i + s * width), sums[s]);
+    }
+  }
+  for (; i < count; i += width) {
+    sums[0] = multiply_add(load(a + i), load(b + i), sums[0]);
+  }
+  return Eigen::internal::predux(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+/// Σ a[i] over `count` numbers, a multiple of the lanes.
+template <class T>
+inline T sum(const T* a, std::ptrdiff_t count) {
+  Packet<T> sums = load(a);
+  for (std::ptrdiff_t i = lanes<T>; i < count; i += lanes<T>) {
+    sums = add(sums, load(a + i));
+  }
+  return Eigen::internal::predux(sums);
+}
+
+}  // namespace jrt::detail::cpu

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/taylor_rows.hpp"
+#include "jrt/numeric.hpp"
+#include "jrt/state_operations.hpp"
+
+namespace jrt::detail::cpu {
+
+template <class Format>
+void clear_head(typename Format::Scalar* state) {
+  std::fill(state, state + Format::head_elements, typename Format::Scalar{});
+}
+
+template <class Format>
+void merge_head(const typename Format::Scalar* source, typename Format::Scalar* destination) {
+  using Scalar = typename Format::Scalar;
+  using T = ComputeType<Scalar>;
+  for (std::int64_t i = 0; i < Format::normaliser_offset + Format::rows; ++i) {
+    destination[i] = convert<Scalar>(convert<T>(source[i]) + convert<T>(destination[i]));
+  }
+}
+
+/// Row `row` of the destination from its one or two rows of the source.
+template <class From, class To>
+void copy_row(const From* source, To* destination, std::int64_t width, std::int64_t row, const SourceRows& rows) {
+  using T = std::conditional_t<std::is_same_v<From, double> || std::is_same_v<To, double>, double, float>;
+  const From* const first = source + rows.first * width;
+  const From* const second = source + rows.second * width;
+  To* const to = destination + row * width;
+  for (std::int64_t c = 0; c < width; ++c) {
+    // Equal rows must come out unchanged, so a pair is averaged only where its halves differ.
+    const T a = convert<T>(first[c]);
+    const T b = convert<T>(second[c]);
+    to[c] = convert<To>(a == b ? a : (a + b) / T(2));
+  }
+}
+
+template <class SourceFormat, class DestinationFormat>
+void copy_head(const typename SourceFormat::Scalar* source, typename DestinationFormat::Scalar* destination) {
+  if constexpr (std::is_same_v<SourceFormat, DestinationFormat>) {
+    std::copy(source, source + SourceFormat::head_elements, destination);
+  } else {
+    for (std::int64_t row = 0; row < DestinationFormat::rows; ++row) {
+      const SourceRows rows = source_rows<typename SourceFormat::Features, typename DestinationFormat::Features>(row);
+      copy_row(source, destination, SourceFormat::columns, row, rows);
+      copy_row(source + SourceFormat::normaliser_offset, destination + DestinationFormat::normaliser_offset, 1, row, rows);
+    }
+  }
+}
+
+}  // namespace jrt::detail::cpu

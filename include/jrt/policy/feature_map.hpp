@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/host_device.hpp"
+#include "jrt/status.hpp"
+
+namespace jrt {
+
+namespace detail {
+
+// The shapes that the expansion of one vector may take: with or without the position, one function for queries and keys or
+// one for each.
+template <class M, class T>
+concept ExpandsPlain = requires(const M& map, const T* x, T* features) {
+  map.expand(x, features);
+};
+template <class M, class T>
+concept ExpandsAtPosition = requires(const M& map, const T* x, T* features, std::int64_t position) {
+  map.expand(x, features, position);
+};
+template <class M, class T>
+concept ExpandsQueryAndKey = requires(const M& map, const T* x, T* features) {
+  map.expand_query(x, features);
+  map.expand_key(x, features);
+};
+
+template <class M, class T>
+concept Expands = ExpandsPlain<M, T> || ExpandsAtPosition<M, T> || ExpandsQueryAndKey<M, T>;
+
+}  // namespace detail
+
+/// Policy: the feature map φ: R^d → R^D of linear attention, whose similarity is φ(q)·φ(k).
+///
+/// Requires:   a trivially copyable struct with
+///             - `static constexpr int input_dim` (d), `static constexpr int feature_dim` (D);
+///             - `static constexpr const char* name`: identifies the map, and the order of its rows, in saved states;
+///             - `static constexpr bool nonnegative_kernel`: φ(q)·φ(k) >= 0 for all q, k;
+///             - `static constexpr bool has_closed_form`: if true also `T kernel(T dot) const`, φ(q)·φ(k) from the plain
+///               inner product q·k, with which no expansion is needed inside a chunk;
+///             - `static constexpr bool needs_position`;
+///             - `void expand(const T* x, T* features) const` for float and double, templated or overloaded, callable on
+///               host and (for the CUDA backend) device; with `needs_position` it takes a third argument, the position
+///               counted from 1. A map may instead offer `expand_query` and `expand_key`, if they differ.
+///             Optional: `Status check() const` for maps with run-time data, `std::int64_t max_position() const`.
+/// Guarantees: `expand` gets input_dim inputs and room for feature_dim outputs that do not overlap; it is called from
+///             several threads at once. Nothing in the library needs to know the map.
+/// Cost:       memory and time are proportional to feature_dim.
+/// Default:    `Taylor2`.
+/// Tested by:  tests/policy/feature_map_test.cpp, and tests/policy/foreign_feature_map_test.cpp for a user's own.
+template <class M>
+concept FeatureMap = std::is_trivially_copyable_v<M> && requires {
+  { M::input_dim } -> std::convertible_to<int>;
+  { M::feature_dim } -> std::convertible_to<int>;
+  { M::name } -> std::convertible_to<const char*>;
+  { M::nonnegative_kernel } -> std::convertible_to<bool>;
+  { M::has_closed_form } -> std::convertible_to<bool>;
+  { M::needs_position } -> std::convertible_to<bool>;
+} && detail::Expands<M, float> && detail::Expands<M, double>;
+
+/// Features of a query: `map.feature_dim` numbers from `map.input_dim`. `position` counts from 1.
+template <class Map, class T>
+JRT_DETAIL_HD void expand_query(const Map& map, const T* x, T* features, [[maybe_unused]] std::int64_t position) {
+  if constexpr (detail::ExpandsQueryAndKey<Map, T>) {
+    map.expand_query(x, features);
+  } else if constexpr (detail::ExpandsAtPosition<Map, T>) {
+    map.expand(x, features, position);
+  } else {
+    map.expand(x, features);
+  }
+}
+
+/// Features of a key: `map.feature_dim` numbers from `map.input_dim`. `position` counts from 1.
+template <class Map, class T>
+JRT_DETAIL_HD void expand_key(const Map& map, const T* x, T* features, [[maybe_unused]] std::int64_t position) {
+  if constexpr (detail::ExpandsQueryAndKey<Map, T>) {
+    map.expand_key(x, features);
+  } else if constexpr (detail::ExpandsAtPosition<Map, T>) {
+    map.expand(x, features, position);
+  } else {
+    map.expand(x, features);
+  }
+}
+
+}  // namespace jrt

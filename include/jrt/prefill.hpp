@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/attention_config.hpp"
+#include "jrt/detail/backend.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
+#include "jrt/status.hpp"
+#include "jrt/tensor_view.hpp"
+#include "jrt/workspace.hpp"
+
+/// Prefill: outputs for a run of tokens, from an initial state to a final one.
+namespace jrt {
+
+/// Arguments of `prefill`. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a multiple of
+/// Hkv; query head h reads key/value head h / (Hq/Hkv)), d = FeatureMap::input_dim, dv = Config::value_dim.
+template <AttentionConfig Config>
+struct PrefillArgs {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
+  TensorView<const Element> key_encoder{};          ///< (B, M, Hkv, d); only with a mask that reads the encoder
+  TensorView<const Element> value_encoder{};        ///< (B, M, Hkv, dv); likewise
+  TensorView<Element> output{};                     ///< (B, T, Hq, dv); every row is written
+  Sequences sequences{};                            ///< lengths, prefixes and pads of the sequences
+  StateSlots<Format> initial_state{};               ///< added to every sum; left out, sequences start empty
+  StateSlots<Format> final_state{};                 ///< receives the sums after the last token; left out, they are dropped
+  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
+  typename Config::FeatureMap feature_map{};        ///< run-time data of the feature map, if it has any
+};
+
+/// Bytes of workspace that `prefill` needs for these arguments. Only shapes, strides and sequence arrays are read.
+template <AttentionConfig Config, class Execution>
+[[nodiscard]] std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Execution& on) {
+  return detail::Backend<Execution>::prefill_workspace_bytes(args, on);
+}
+
+/// Linear attention over T tokens of each sequence:
+///
+///     S_i = S_0 + Σ_{j<M} φ(k_enc_j) v_enc_jᵀ + Σ_{j∈m(i)} φ(k_j) v_jᵀ,    z_i likewise without v,
+///     y_i = φ(q_i)ᵀ S_i · factor(φ(q_i)ᵀ z_i),
+///
+/// with m(i) from the Mask and factor from the Normaliser policy (arXiv 2407.05483, section 4). The final state is S_T,
+/// z_T. Since sums carry over, prefill(a ‖ b) is prefill(b) from the state of prefill(a); the encoder part is added once.
+///
+/// Any T >= 0. A sequence whose initial or final slot is `skip_slot` is skipped and its output zeroed. Initial and final
+/// slot of a sequence may be the same; a slot that one sequence writes must not be used by another of the same call. The
+/// output must not overlap the inputs.
+///
+/// O((T + M) · D · dv) per head, workspace O(workers + segments) · D · dv. Errors: `invalid_argument`, before anything is
+/// written.
+template <AttentionConfig Config, class Execution>
+Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return detail::Backend<Execution>::prefill(args, workspace, on);
+}
+
+/// The same with a workspace allocated for the call; for programs whose time this does not matter to.
+template <AttentionConfig Config, class Execution>
+Status prefill(const PrefillArgs<Config>& args, const Execution& on) {
+  return detail::with_owned_workspace(prefill_workspace_bytes(args, on),
+                                      [&](const Workspace& workspace) { return prefill(args, workspace, on); });
+}
+
+/// Arguments of `accumulate`, with the letters of `PrefillArgs`.
+template <AttentionConfig Config>
+struct AccumulateArgs {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
+  Sequences sequences{};                            ///< lengths and pads; prefix fields are not read
+  StateSlots<Format> initial_state{};               ///< left out, sequences start empty
+  StateSlots<Format> final_state{};                 ///< receives initial state + sums; required
+  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
+  typename Config::FeatureMap feature_map{};
+};
+
+/// Bytes of workspace that `accumulate` needs for these arguments.
+template <AttentionConfig Config, class Execution>
+[[nodiscard]] std::size_t accumulate_workspace_bytes(const AccumulateArgs<Config>& args, const Execution& on) {
+  return detail::Backend<Execution>::accumulate_workspace_bytes(args, on);
+}
+
+/// Adds a run of keys and values to states: S += Σ φ(k_j) v_jᵀ, z += Σ φ(k_j). This is how an encoder region is read in
+/// pieces before the first query: accumulate its chunks, then `prefill` with a causal mask from the resulting state.
+/// Skipping, aliasing and errors as for `prefill`.
+template <AttentionConfig Config, class Execution>
+Status accumulate(const AccumulateArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return detail::Backend<Execution>::accumulate(args, workspace, on);
+}
+
+/// The same with a workspace allocated for the call.
+template <AttentionConfig Config, class Execution>
+Status accumulate(const AccumulateArgs<Config>& args, const Execution& on) {
+  return detail::with_owned_workspace(accumulate_workspace_bytes(args, on),
+                                      [&](const Workspace& workspace) { return accumulate(args, workspace, on); });
+}
+
+}  // namespace jrt

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/host_device.hpp"
+
+namespace jrt {
+
+/// How the tokens of a call are divided into sequences. Everything is optional: left out, each batch row of a dense view is
+/// one sequence of full length without padding, whose prefix is all of `key_encoder`. The arrays have one int32 per
+/// sequence, in memory that the executing device can read.
+///
+/// Variable length: set `count` and `cu_seqlens`; the views then have batch = 1 and hold all tokens one after the other.
+struct Sequences {
+  /// Number of sequences in packed views; 0 means dense views (the views' batch is the number).
+  std::int64_t count = 0;
+  /// (count + 1) offsets of each sequence in query, key, value and output; packed views only.
+  const std::int32_t* cu_seqlens = nullptr;
+  /// (count + 1) offsets of each sequence in key_encoder and value_encoder; needed if those are packed.
+  const std::int32_t* cu_encoder_seqlens = nullptr;
+  /// T of each sequence in dense views that are padded on the right; outputs behind it are zeroed.
+  const std::int32_t* seq_lens = nullptr;
+  /// M, the encoder tokens of each sequence, 0 <= M <= T; left out, all that its part of key_encoder holds.
+  const std::int32_t* prefix_lens = nullptr;
+  /// Padded positions at the start of each sequence, counted in T and in M; what they do is the Padding policy's.
+  const std::int32_t* left_pads = nullptr;
+  /// Tokens already processed before this call, for feature maps that need the position; left out, 0.
+  const std::int32_t* first_positions = nullptr;
+};
+
+namespace detail {
+
+/// One sequence of a call: where its tokens and its encoder tokens lie in the views.
+struct SequenceSpan {
+  std::int64_t batch_row = 0;       // row of query, key, value, output
+  std::int64_t first_token = 0;     // in that row
+  std::int64_t tokens = 0;          // T, left pads included
+  std::int64_t encoder_row = 0;     // row of key_encoder, value_encoder
+  std::int64_t encoder_first = 0;   // in that row
+  std::int64_t prefix = 0;          // M, left pads included
+  std::int64_t left_pad = 0;        // at most T
+  std::int64_t first_position = 0;  // tokens before this call
+  std::int64_t row_tokens = 0;      // tokens of this row that belong to nobody else; > T only with seq_lens
+
+  /// Position, counted from 1, of the token with index `token` in this sequence; padded positions do not count.
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t position(std::int64_t token) const {
+    return first_position + (token - left_pad) + 1;
+  }
+};
+
+JRT_DETAIL_HD constexpr std::int64_t sequence_count(const Sequences& sequences, std::int64_t batch) {
+  return sequences.cu_seqlens != nullptr ? sequences.count : batch;
+}
+
+/// `tokens` and `encoder_tokens` are the token extents of the query and encoder views.
+JRT_DETAIL_HD constexpr SequenceSpan sequence_span(const Sequences& sequences, std::int64_t b, std::int64_t tokens,
+                                                   std::int64_t encoder_tokens) {
+  SequenceSpan span;
+  if (sequences.cu_seqlens != nullptr) {
+    span.first_token = sequences.cu_seqlens[b];
+    span.row_tokens = sequences.cu_seqlens[b + 1] - span.first_token;
+  } else {
+    span.batch_row = b;
+    span.row_tokens = tokens;
+  }
+  span.tokens = sequences.seq_lens != nullptr ? sequences.seq_lens[b] : span.row_tokens;
+  if (sequences.cu_encoder_seqlens != nullptr) {
+    span.encoder_first = sequences.cu_encoder_seqlens[b];
+    span.prefix = sequences.cu_encoder_seqlens[b + 1] - span.encoder_first;
+  } else {
+    span.encoder_row = b;
+    span.prefix = encoder_tokens;
+  }
+  if (sequences.prefix_lens != nullptr) {
+    span.prefix = sequences.prefix_lens[b];
+  }
+  span.left_pad = sequences.left_pads != nullptr ? sequences.left_pads[b] : 0;
+  span.first_position = sequences.first_positions != nullptr ? sequences.first_positions[b] : 0;
+  return span;
+}
+
+}  // namespace detail
+
+}  // namespace jrt

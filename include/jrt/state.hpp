@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "jrt/detail/host_device.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/numeric.hpp"
+#include "jrt/policy/feature_map.hpp"
+#include "jrt/status.hpp"
+
+/// The recurrent state: what it holds, and the pool of slots it lives in.
+namespace jrt {
+
+/// What one head's state is, at compile time: S = Σ φ(k)vᵀ, `rows` x `columns` row-major, followed by z = Σ φ(k), `rows`
+/// numbers, padded to a multiple of 16 numbers so that every head starts at an aligned address. `Scalar` is the storage
+/// type; sums are formed in `ComputeType<Scalar>` whatever it is.
+///
+/// float is the default for a reason: the state is a plain sum whose constant feature counts tokens, and bfloat16 stops
+/// counting at 256, half at 2048.
+template <FeatureMap Map, int ValueDim, Element ScalarT>
+struct StateFormat {
+  using Scalar = ScalarT;
+  using Features = Map;
+
+  static constexpr int rows = Map::feature_dim;
+  static constexpr int columns = ValueDim;
+  static constexpr std::int64_t normaliser_offset = std::int64_t{rows} * columns;
+  static constexpr std::int64_t head_elements = detail::round_up<std::int64_t>(normaliser_offset + rows, 16);
+
+  /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
+  static constexpr std::int64_t slot_bytes(int heads) {
+    return head_elements * heads * static_cast<std::int64_t>(sizeof(Scalar));
+  }
+};
+
+/// A pool of states in the caller's memory: `slots` slots, each with `heads` key/value heads of `Format`, slot i starting
+/// at `data + i * slot_stride` (in elements, 64-bit; larger than the slot if the engine interleaves other things).
+/// Operations take int32 slot indices; `skip_slot` marks a padding row of the batch.
+template <class Format>
+struct StatePoolView {
+  typename Format::Scalar* data = nullptr;
+  std::int64_t slots = 0;
+  std::int64_t heads = 0;
+  std::int64_t slot_stride = 0;
+
+  /// S of one slot and head: `Format::rows` x `Format::columns`, row-major; z follows at `Format::normaliser_offset`.
+  [[nodiscard]] JRT_DETAIL_HD constexpr typename Format::Scalar* head(std::int64_t slot, std::int64_t h) const {
+    return data + (slot * slot_stride + h * Format::head_elements);
+  }
+  [[nodiscard]] JRT_DETAIL_HD constexpr bool empty() const { return data == nullptr; }
+};
+
+/// View of contiguous slots.
+template <class Format>
+JRT_DETAIL_HD constexpr StatePoolView<Format> view_pool(typename Format::Scalar* data, std::int64_t slots,
+                                                        std::int64_t heads) {
+  return {data, slots, heads, heads * Format::head_elements};
+}
+
+/// Slot index of a padding row: it is skipped and its output zeroed.
+inline constexpr std::int32_t skip_slot = -1;
+
+/// Where the sequences of a batch have their states: sequence b in slot `slots[b]` of `pool`, or in slot b if `slots` is
+/// null. A default-constructed value means that there is no such state.
+template <class Format>
+struct StateSlots {
+  StatePoolView<Format> pool{};
+  const std::int32_t* slots = nullptr;
+
+  [[nodiscard]] JRT_DETAIL_HD constexpr bool empty() const { return pool.empty(); }
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t slot(std::int64_t sequence) const {
+    return slots == nullptr ? sequence : slots[sequence];
+  }
+};
+
+/// Owning pool in host memory, 64-byte aligned, cleared. Move-only.
+template <class Format>
+class StatePool {
+ public:
+  StatePool() = default;
+
+  /// Makes `pool` hold `slots` cleared slots of `heads` heads; leaves it as it was on failure.
+  static Status allocate(std::int64_t slots, std::int64_t heads, StatePool& pool) {
+    if (slots < 0 || heads < 1) {
+      return Status::error(StatusCode::invalid_argument,
+                           "StatePool: slots = %lld and heads = %lld, but slots must be at least 0 and heads at least 1.",
+                           static_cast<long long>(slots), static_cast<long long>(heads));
+    }
+    const auto bytes =
+        static_cast<std::size_t>(slots) * static_cast<std::size_t>(Format::slot_bytes(static_cast<int>(heads)));
+    Memory memory(static_cast<std::byte*>(::operator new(bytes == 0 ? 1 : bytes, alignment, std::nothrow)));
+    if (memory == nullptr) {
+      return Status::error(StatusCode::out_of_memory, "StatePool: no memory for %lld slots of %lld bytes.",
+                           static_cast<long long>(slots),
+                           static_cast<long long>(Format::slot_bytes(static_cast<int>(heads))));
+    }
+    std::memset(memory.get(), 0, bytes);
+    pool.memory_ = std::move(memory);
+    pool.slots_ = slots;
+    pool.heads_ = heads;
+    return {};
+  }
+
+  [[nodiscard]] StatePoolView<Format> view() {
+    return view_pool<Format>(reinterpret_cast<typename Format::Scalar*>(memory_.get()), slots_, heads_);
+  }
+  [[nodiscard]] std::int64_t slots() const { return slots_; }
+  [[nodiscard]] std::int64_t heads() const { return heads_; }
+
+ private:
+  static constexpr std::align_val_t alignment{64};
+  struct Free {
+    void operator()(std::byte* memory) const { ::operator delete(memory, alignment); }
+  };
+  using Memory = std::unique_ptr<std::byte, Free>;
+
+  Memory memory_;
+  std::int64_t slots_ = 0;
+  std::int64_t heads_ = 0;
+};
+
+}  // namespace jrt

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/backend.hpp"
+#include "jrt/policy/taylor.hpp"
+#include "jrt/state.hpp"
+#include "jrt/status.hpp"
+
+/// Operations on whole states. All take `count` pairs of slots; a pair with a `skip_slot` is skipped. Null slot arrays mean
+/// slots 0 … count − 1. A slot that is written must not be used by another pair of the same call. Errors:
+/// `invalid_argument`, before anything is written.
+namespace jrt {
+
+/// Sets S and z of the slots to 0: a sequence that has seen nothing.
+template <class Format, class Execution>
+Status clear_states(const StateSlots<Format>& states, std::int64_t count, const Execution& on) {
+  return detail::Backend<Execution>::clear_states(states, count, on);
+}
+
+/// destination = source, converting storage type and Taylor row order where the formats differ. Fork of a sequence; copy
+/// between pools. Between equal storage types the conversion of row orders is exact; a dense state whose entries for
+/// x_i x_j and x_j x_i differ gives their mean, which every query reads the same.
+template <class SourceFormat, class DestinationFormat, class Execution>
+Status copy_states(const StateSlots<SourceFormat>& source, const StateSlots<DestinationFormat>& destination,
+                   std::int64_t count, const Execution& on) {
+  return detail::Backend<Execution>::copy_states(source, destination, count, on);
+}
+
+/// destination += source. States merge by addition: the state of a ‖ b is the sum of the states of a and b, so parts of a
+/// sequence may be summed anywhere and brought together.
+template <class Format, class Execution>
+Status merge_states(const StateSlots<Format>& source, const StateSlots<Format>& destination, std::int64_t count,
+                    const Execution& on) {
+  return detail::Backend<Execution>::merge_states(source, destination, count, on);
+}
+
+namespace detail {
+
+/// Whether states of one format can be copied into the other: the same map, or two packings of one Taylor map.
+template <class A, class B>
+inline constexpr bool convertible_formats = A::columns == B::columns &&
+                                            (std::is_same_v<typename A::Features, typename B::Features> ||
+                                             (is_taylor2<typename A::Features> && is_taylor2<typename B::Features> &&
+                                              A::Features::input_dim == B::Features::input_dim));
+
+}  // namespace detail
+
+}  // namespace jrt

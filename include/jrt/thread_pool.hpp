@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "jrt/status.hpp"
+
+namespace jrt {
+
+/// The bundled executor: a fixed set of threads that take tasks off a shared counter. Nothing is allocated after
+/// construction. `run` may not be called from two threads at once, nor from within a task.
+class ThreadPool {
+ public:
+  /// Starts `threads` − 1 threads; the caller of `run` is the last worker. If the system refuses some, the pool is smaller:
+  /// `concurrency()` tells.
+  explicit ThreadPool(int threads) {
+    try {
+      for (int worker = 1; worker < threads; ++worker) {
+        threads_.emplace_back([this, worker] { serve(worker); });
+      }
+    } catch (const std::system_error&) {  // the threads that did start are enough
+    } catch (const std::bad_alloc&) {     // likewise
+    }
+  }
+
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  ~ThreadPool() {
+    stopping_ = true;
+    publish_round();
+    for (std::thread& thread : threads_) {
+      thread.join();
+    }
+  }
+
+  [[nodiscard]] int concurrency() const { return static_cast<int>(threads_.size()) + 1; }
+
+  /// Calls `function(task, worker)` for every task in [0, tasks) and returns when all are done.
+  template <class Function>
+  void run(std::int64_t tasks, const Function& function) {
+    if (tasks <= 0) {
+      return;
+    }
+    tasks_ = tasks;
+    function_ = &function;
+    call_ = [](const void* f, std::int64_t task, int worker) { (*static_cast<const Function*>(f))(task, worker); };
+    next_task_.store(0, std::memory_order_relaxed);
+    busy_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
+    publish_round();
+    work(0);
+    for (int busy = busy_.load(std::memory_order_acquire); busy != 0; busy = busy_.load(std::memory_order_acquire)) {
+      busy_.wait(busy, std::memory_order_acquire);
+    }
+  }
+
+ private:
+  void publish_round() {
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
+  }
+
+  void work(int worker) {
+    for (;;) {
+      const std::int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
+      if (task >= tasks_) {
+        return;
+      }
+      call_(function_, task, worker);
+    }
+  }
+
+  void serve(int worker) {
+    for (std::uint32_t seen = 0;;) {
+      round_.wait(seen, std::memory_order_acquire);
+      // A round cannot be missed: the next one starts only after every thread has reported the last.
+      ++seen;
+      if (stopping_) {
+        return;
+      }
+      work(worker);
+      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        busy_.notify_one();
+      }
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::atomic<std::uint32_t> round_{0};
+  std::atomic<std::int64_t> next_task_{0};
+  std::atomic<int> busy_{0};
+  std::int64_t tasks_ = 0;
+  const void* function_ = nullptr;
+  void (*call_)(const void*, std::int64_t, int) = nullptr;
+  bool stopping_ = false;
+};
+
+}  // namespace jrt
