@@ -105,14 +105,12 @@ struct KeyChunk {
   void add_to(const State& state, const KeySource<typename Config::Element>& source, const TokenRange& next) const {
     constexpr int tiles = ceil_div(State::rows, tile_rows);
     constexpr int tokens_per_tile = ceil_div(chunk_tokens, tiles);
+    const auto rows_of = [&](const auto& view) {
+      return RowPrefetch(view, source.row, source.first + next.begin, source.first + next.end, source.head);
+    };
     detail::cpu::add_product(state.sums(), State::stride, State::rows, State::stride, Left<T>{features, 1, feature_stride},
-                             Right<T>{values, State::stride}, tokens, [&](int row) {
-                               const std::int64_t first = next.begin + row / tile_rows * tokens_per_tile;
-                               for (std::int64_t t = first; t < smaller(first + tokens_per_tile, next.end); ++t) {
-                                 prefetch_row(source.key_row(t), Map::input_dim);
-                                 prefetch_row(source.value_row(t), State::columns);
-                               }
-                             });
+                             Right<T>{values, State::stride}, tokens, {rows_of(source.key), rows_of(source.value)},
+                             tokens_per_tile);
     T* const z = state.normaliser();
     for (int r = 0; r < State::normaliser_rows; r += lanes<T>) {
       Packet<T> sums = load(z + r);

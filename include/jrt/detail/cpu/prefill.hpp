@@ -252,13 +252,16 @@ class Prefill {
     for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
       scratch.queries.read(static_cast<int>(t - tokens.begin), query(t));
     }
+    const auto rows_of = [&](const auto& view) {
+      return RowPrefetch(view, span.batch_row, span.first_token + next.begin, span.first_token + next.end, head);
+    };
+    const RowPrefetch next_queries = rows_of(args_.query);
+    const RowPrefetch next_outputs = rows_of(args_.output);
     for (std::int64_t token = tokens.begin; token < tokens.end; token += tile_rows) {
       const int first = static_cast<int>(token - tokens.begin);
       const int rows = static_cast<int>(smaller<std::int64_t>(tile_rows, tokens.end - token));
-      for (std::int64_t t = next.begin + first; t < smaller<std::int64_t>(next.begin + first + rows, next.end); ++t) {
-        prefetch_row(query(t), Config::FeatureMap::input_dim);
-        prefetch_row(output(t), State::columns);
-      }
+      next_queries.ask(first, rows);
+      next_outputs.ask(first, rows);
       scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token));
       for (int r = 0; r < rows; ++r) {
         scratch.queries.write(r, output(token + r));

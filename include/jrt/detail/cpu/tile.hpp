@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "jrt/detail/cpu/prefetch.hpp"
 #include "jrt/detail/cpu/simd.hpp"
 
 /// The register-blocked product that all of prefill is made of.
@@ -115,15 +116,18 @@ EIGEN_STRONG_INLINE void for_blocks(int count, const Function& function) {
   }
 }
 
-/// result (rows x columns, row stride `stride`) += a · b, in tiles. `columns` is a multiple of the lanes. Before every tile
-/// `between` is called with the number of its first row.
-template <class T, class Between>
-inline void add_product(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a, const Right<T>& b,
-                        std::ptrdiff_t depth, const Between& between) {
+/// result (rows x columns, row stride `stride`) += a · b, in tiles. `columns` is a multiple of the lanes. Meanwhile the
+/// rows of `next` are asked for, `rows_per_tile` with every tile. Not inlined, so that all operators share one copy.
+template <class T>
+[[gnu::noinline]] void add_product(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a,
+                                   const Right<T>& b, std::ptrdiff_t depth, const RowPrefetch (&next)[2],
+                                   int rows_per_tile) {
   for_blocks<tile_packets>(columns / lanes<T>, [&](auto packets, int first_packet) {
     const int column = first_packet * lanes<T>;
     for_blocks<tile_rows>(rows, [&](auto tile_row_count, int row) {
-      between(row);
+      for (const RowPrefetch& prefetch : next) {
+        prefetch.ask(std::int64_t{row} / tile_rows * rows_per_tile, rows_per_tile);
+      }
       Tile<T, tile_row_count, packets> tile;
       tile.read(result + row * stride + column, stride);
       tile.add_product(a.from_row(row), b.from_column(column), depth);
@@ -134,8 +138,9 @@ inline void add_product(T* result, std::ptrdiff_t stride, int rows, int columns,
 
 /// result (rows x columns) = a1 · b1 + a2 · b2, rows <= tile_rows.
 template <class T>
-inline void sum_of_products(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a1, const Right<T>& b1,
-                            std::ptrdiff_t depth1, const Left<T>& a2, const Right<T>& b2, std::ptrdiff_t depth2) {
+[[gnu::noinline]] void sum_of_products(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a1,
+                                       const Right<T>& b1, std::ptrdiff_t depth1, const Left<T>& a2, const Right<T>& b2,
+                                       std::ptrdiff_t depth2) {
   for_blocks<tile_packets>(columns / lanes<T>, [&](auto packets, int first_packet) {
     const int column = first_packet * lanes<T>;
     for_blocks<tile_rows>(rows, [&](auto tile_row_count, int row) {

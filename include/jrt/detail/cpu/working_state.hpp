@@ -33,19 +33,6 @@ inline void convert_row(const From* from, To* to, std::ptrdiff_t count) {
   }
 }
 
-/// Asks for a row to be brought into the cache. Rows of one head are often a page apart ([B,T,H,d] views), which defeats
-/// the hardware's own prefetching; asked for one chunk ahead, they arrive while the current chunk is computed.
-template <class T>
-inline void prefetch_row(const T* row, std::ptrdiff_t count) {
-  constexpr std::ptrdiff_t cache_line = 64;
-  const std::ptrdiff_t bytes = count * static_cast<std::ptrdiff_t>(sizeof(T));
-  const char* const first = reinterpret_cast<const char*>(row);
-  for (std::ptrdiff_t offset = 0; offset < bytes; offset += cache_line) {
-    __builtin_prefetch(first + offset, 0, 2);
-  }
-  __builtin_prefetch(first + bytes - 1, 0, 2);
-}
-
 /// One head's state while it is worked on: S with rows padded to whole packets, then z, likewise. The padding is 0.
 template <class Format, class T>
 struct WorkingState {

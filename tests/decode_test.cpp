@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <jrt/decode.hpp>
+
+#include <doctest/doctest.h>
+
+#include <jrt/state_operations.hpp>
+
+#include "support/backend.hpp"
+#include "support/configs.hpp"
+#include "support/problem.hpp"
+
+namespace jrt::test {
+namespace {
+
+/// Causal problem over `tokens` tokens and random committed states.
+template <class Config>
+struct Step {
+  Problem<Config> problem;
+  StateNumbers<Config> states;
+
+  explicit Step(std::int64_t tokens, std::int64_t query_heads = 4, std::int64_t batch = 3)
+      : problem({.batch = batch, .tokens = tokens, .heads = 2, .query_heads = query_heads}, 11),
+        states(random_states<Config>(batch, 2, 21)) {}
+};
+
+TEST_CASE_TEMPLATE("a decode step is within the bound of each element type", E, float, double, Half, BFloat16) {
+  using Config = Causal<E, 16, 64>;
+  Step<Config> step(9);
+  const auto expected = reference_output(step.problem, step.states);
+  for (const std::int64_t width : {1, 2, 9}) {
+    CAPTURE(width);
+    auto states = step.states;
+    const auto outputs = run_decode<CpuThreads>(step.problem, 0, 9, states, width);
+    CHECK(relative_error(outputs.values, expected.values) <= tolerance<E>());
+  }
+}
+
+TEST_CASE_TEMPLATE("a step of several tokens is bitwise as many single steps", Config, Causal<float, 16, 64>,
+                   Causal<double, 16, 7>, Causal<Half, 8, 20>, PrefixElu<float>) {
+  Step<Config> step(12);
+  auto single_states = step.states;
+  const auto single = run_decode<CpuSerial>(step.problem, 0, 12, single_states);
+  for (const std::int64_t width : {2, 3, 5, 12}) {
+    CAPTURE(width);
+    auto states = step.states;
+    CHECK(run_decode<CpuThreads>(step.problem, 0, 12, states, width) == single);
+    CHECK(used_numbers<Config>(states) == used_numbers<Config>(single_states));
+  }
+}
+
+TEST_CASE_TEMPLATE("dimensions that are no multiple of a packet", Config, Causal<float, 5, 7>, Causal<float, 16, 112>,
+                   Causal<double, 3, 1>) {
+  Step<Config> step(6);
+  const auto expected = reference_output(step.problem, step.states);
+  const auto outputs = run_decode<CpuSerial>(step.problem, 0, 6, step.states, 2);
+  CHECK(relative_error(outputs.values, expected.values) <= tolerance<typename Config::Element>());
+}
+
+/// A state in 16 bits.
+template <class Base, class Scalar>
+struct StoredIn : Base {
+  using StateScalar = Scalar;
+};
+
+TEST_CASE_TEMPLATE("a step on a 16-bit state rounds the state once", Config, StoredIn<Causal<float>, BFloat16>,
+                   StoredIn<Causal<BFloat16>, BFloat16>, StoredIn<Causal<float>, Half>) {
+  Step<Config> step(1);
+  // What a float state would hold after the step, rounded.
+  using InFloat = StoredIn<Config, float>;
+  Problem<InFloat> same;
+  same.query = step.problem.query;
+  same.key = step.problem.key;
+  same.value = step.problem.value;
+  StateNumbers<InFloat> exact;
+  for (const auto number : step.states) {
+    exact.push_back(convert<float>(number));
+  }
+  const auto expected = run_decode<CpuSerial>(same, 0, 1, exact);
+  CHECK(run_decode<CpuSerial>(step.problem, 0, 1, step.states) == expected);
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    REQUIRE(step.states[i] == convert<typename Config::StateScalar>(exact[i]));
+  }
+}
+
+/// Places a step's tensors and keeps them alive.
+template <class Backend, class Config>
+struct PlacedStep {
+  using E = typename Config::Element;
+  Placed<Backend, E> query;
+  Placed<Backend, E> key;
+  Placed<Backend, E> value;
+  Placed<Backend, E> output;
+
+  PlacedStep(const Problem<Config>& problem, std::int64_t first, std::int64_t tokens)
+      : query(token_slice(problem.query, first, tokens), Layout::spaced),
+        key(token_slice(problem.key, first, tokens), Layout::packed),
+        value(token_slice(problem.value, first, tokens), Layout::bhtd),
+        output(TensorShape{problem.query.shape.batch, tokens, problem.query.shape.heads, Config::value_dim}, Layout::bthd) {
+  }
+
+  template <class Args>
+  Args args() {
+    Args args;
+    args.query = query.view();
+    args.key = key.view();
+    args.value = value.view();
+    args.output = output.view();
+    return args;
+  }
+};
+
+TEST_CASE_TEMPLATE("slots: source and destination apart, in any order, padding rows skipped", Backend, JRT_TEST_BACKENDS) {
+  using Config = Causal<float>;
+  using Format = StateFormatOf<Config>;
+  Step<Config> step(1);
+  auto expected_states = step.states;
+  const auto expected = run_decode<Backend>(step.problem, 0, 1, expected_states);
+  constexpr std::int64_t numbers = 2 * Format::head_elements;
+  // Sequences 0, 1, 2 read slots 4, 1, - and write 0, -, 2: only the first is complete.
+  StateNumbers<Config> pool(6 * numbers, poison<float>());
+  std::copy_n(step.states.begin(), numbers, pool.begin() + 4 * numbers);
+  std::copy_n(step.states.begin() + numbers, numbers, pool.begin() + 1 * numbers);
+  const auto before = pool;
+  typename Backend::template Array<float> memory(pool);
+  typename Backend::template Array<std::int32_t> source({4, 1, skip_slot});
+  typename Backend::template Array<std::int32_t> destination({0, skip_slot, 2});
+  PlacedStep<Backend, Config> placed(step.problem, 0, 1);
+  auto args = placed.template args<DecodeArgs<Config>>();
+  args.source = {view_pool<Format>(memory.data(), 6, 2), source.data()};
+  args.destination = {view_pool<Format>(memory.data(), 6, 2), destination.data()};
+  JRT_REQUIRE_OK(decode_step(args, Backend::execution()));
+  const auto output = placed.output.read();
+  CHECK(batch_slice(output, 0) == batch_slice(expected, 0));
+  for (const float y : batch_slice(output, 1).values) {
+    CHECK(y == 0);
+  }
+  for (const float y : batch_slice(output, 2).values) {
+    CHECK(y == 0);
+  }
+  const auto after = memory.read();
+  const auto used = [](auto begin) { return used_numbers<Config>(StateNumbers<Config>(begin, begin + numbers)); };
+  CHECK(used(after.begin()) == used(expected_states.begin()));
+  CHECK(std::memcmp(after.data() + numbers, before.data() + numbers, 5 * numbers * sizeof(float)) == 0);
+}
+
+TEST_CASE_TEMPLATE("staged steps: outputs as if committed, commit of k is k steps, state untouched", Backend,
+                   JRT_TEST_BACKENDS) {
+  using Config = Causal<float, 16, 64>;
+  using Format = StateFormatOf<Config>;
+  Step<Config> step(5);
+  auto stepped_states = step.states;
+  const auto expected = run_decode<Backend>(step.problem, 0, 5, stepped_states);
+
+  typename Backend::template Array<float> states(step.states);
+  const StatePoolView<Format> pool = view_pool<Format>(states.data(), 3, 2);
+  StagingView<Config> staging{nullptr, 3, 6, 2};
+  typename Backend::template Array<float> staged(std::vector<float>(staging.bytes() / sizeof(float), poison<float>()));
+  staging.data = staged.data();
+  // A draft of one token, then of three, then one more: each sees the rows staged before.
+  std::int64_t first = 0;
+  for (const std::int64_t width : {1, 3, 1}) {
+    CAPTURE(first);
+    PlacedStep<Backend, Config> placed(step.problem, first, width);
+    auto args = placed.template args<StagedStepArgs<Config>>();
+    args.state = {pool};
+    args.staging = staging;
+    args.already_staged = first;
+    JRT_REQUIRE_OK(staged_step(args, Backend::execution()));
+    CHECK(placed.output.read() == token_slice(expected, first, width));
+    CHECK(states.read() == step.states);
+    first += width;
+  }
+
+  typename Backend::template Array<std::int32_t> accepted({5, 0, 2});
+  typename Backend::template Array<float> committed(StateNumbers<Config>(step.states.size(), poison<float>()));
+  CommitArgs<Config> args;
+  args.staging = staging;
+  args.accepted_tokens = accepted.data();
+  args.source = {pool};
+  args.destination = {view_pool<Format>(committed.data(), 3, 2)};
+  JRT_REQUIRE_OK(commit(args, Backend::execution()));
+  auto two_steps = step.states;
+  run_decode<Backend>(step.problem, 0, 2, two_steps);
+  const auto result = used_numbers<Config>(committed.read());
+  const std::size_t each = result.size() / 3;
+  const auto part = [&](const std::vector<double>& all, std::size_t b) {
+    return std::vector<double>(all.begin() + static_cast<std::ptrdiff_t>(b * each),
+                               all.begin() + static_cast<std::ptrdiff_t>((b + 1) * each));
+  };
+  CHECK(part(result, 0) == part(used_numbers<Config>(stepped_states), 0));
+  CHECK(part(result, 1) == part(used_numbers<Config>(step.states), 1));
+  CHECK(part(result, 2) == part(used_numbers<Config>(two_steps), 2));
+}
+
+TEST_CASE("commit in place, with padding rows") {
+  using Config = Causal<double>;
+  using Format = StateFormatOf<Config>;
+  Step<Config> step(2);
+  auto states = step.states;
+  StagingView<Config> staging{nullptr, 3, 2, 2};
+  std::vector<double> staged(staging.bytes() / sizeof(double));
+  staging.data = staged.data();
+  const std::vector<std::int32_t> slots{2, skip_slot, 0};
+  PlacedStep<CpuSerial, Config> placed(step.problem, 0, 2);
+  auto args = placed.args<StagedStepArgs<Config>>();
+  args.state = {view_pool<Format>(states.data(), 3, 2), slots.data()};
+  args.staging = staging;
+  JRT_REQUIRE_OK(staged_step(args, Cpu{}));
+  for (const double y : batch_slice(placed.output.read(), 1).values) {
+    CHECK(y == 0);
+  }
+  const std::vector<std::int32_t> accepted{2, 2, 2};
+  CommitArgs<Config> commit_args;
+  commit_args.staging = staging;
+  commit_args.accepted_tokens = accepted.data();
+  commit_args.source = args.state;
+  JRT_REQUIRE_OK(commit(commit_args, Cpu{}));
+  auto expected = step.states;
+  PlacedStep<CpuSerial, Config> same(step.problem, 0, 2);
+  auto decode_args = same.args<DecodeArgs<Config>>();
+  decode_args.source = {view_pool<Format>(expected.data(), 3, 2), slots.data()};
+  JRT_REQUIRE_OK(decode_step(decode_args, Cpu{}));
+  CHECK(used_numbers<Config>(states) == used_numbers<Config>(expected));
+}
+
+TEST_CASE("a step without tokens or sequences changes nothing") {
+  using Config = Causal<float>;
+  Step<Config> step(0);
+  auto states = step.states;
+  run_decode<CpuSerial>(step.problem, 0, 0, states);
+  PlacedStep<CpuSerial, Config> placed(step.problem, 0, 0);
+  auto args = placed.args<DecodeArgs<Config>>();
+  args.source = {view_pool<StateFormatOf<Config>>(states.data(), 3, 2)};
+  JRT_REQUIRE_OK(decode_step(args, Cpu{}));
+  CHECK(used_numbers<Config>(states) == used_numbers<Config>(step.states));
+}
+
+}  // namespace
+}  // namespace jrt::test

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <jrt/numeric.hpp>
+#include <jrt/tensor_view.hpp>
+#include <limits>
+#include <random>
+#include <utility>
+#include <vector>
+
+namespace jrt::test {
+
+/// Values of a tensor in (batch, token, head, dim) order, wherever and however they are placed for a call.
+template <class E>
+struct Tensor {
+  TensorShape shape;
+  std::vector<E> values;
+
+  [[nodiscard]] std::size_t index(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t c) const {
+    return static_cast<std::size_t>(((b * shape.tokens + t) * shape.heads + h) * shape.dim + c);
+  }
+  E& at(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t c) { return values[index(b, t, h, c)]; }
+  [[nodiscard]] const E& at(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t c) const {
+    return values[index(b, t, h, c)];
+  }
+  friend bool operator==(const Tensor& a, const Tensor& b) {
+    return a.values.size() == b.values.size() &&
+           (a.values.empty() || std::memcmp(a.values.data(), b.values.data(), a.values.size() * sizeof(E)) == 0);
+  }
+};
+
+inline std::size_t element_count(const TensorShape& shape) {
+  return static_cast<std::size_t>(shape.batch * shape.tokens * shape.heads * shape.dim);
+}
+
+template <class E>
+Tensor<E> random_tensor(const TensorShape& shape, unsigned seed, double scale = 1) {
+  Tensor<E> tensor{shape, std::vector<E>(element_count(shape))};
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal(0, scale);
+  for (E& value : tensor.values) {
+    value = convert<E>(normal(generator));
+  }
+  return tensor;
+}
+
+template <class To, class From>
+Tensor<To> converted(const Tensor<From>& from) {
+  Tensor<To> to{from.shape, std::vector<To>(from.values.size())};
+  for (std::size_t i = 0; i < from.values.size(); ++i) {
+    to.values[i] = convert<To>(from.values[i]);
+  }
+  return to;
+}
+
+/// Tokens [first, first + count) of every sequence.
+template <class E>
+Tensor<E> token_slice(const Tensor<E>& from, std::int64_t first, std::int64_t count) {
+  Tensor<E> to{{from.shape.batch, count, from.shape.heads, from.shape.dim}, {}};
+  for (std::int64_t b = 0; b < from.shape.batch; ++b) {
+    const E* const begin = from.values.data() + from.index(b, first, 0, 0);
+    to.values.insert(to.values.end(), begin, begin + count * from.shape.heads * from.shape.dim);
+  }
+  return to;
+}
+
+/// Sequence `b` alone.
+template <class E>
+Tensor<E> batch_slice(const Tensor<E>& from, std::int64_t b) {
+  Tensor<E> one{from.shape, {}};
+  one.shape.batch = 1;
+  const E* const begin = from.values.data() + from.index(b, 0, 0, 0);
+  one.values.assign(begin, begin + element_count(one.shape));
+  return one;
+}
+
+/// ‖a − b‖ / ‖b‖; not a number if anything in `a` is not.
+template <class A, class B>
+double relative_error(const std::vector<A>& a, const std::vector<B>& b) {
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    const double x = convert<double>(a.at(i));
+    const double y = convert<double>(b[i]);
+    difference += (x - y) * (x - y);
+    norm += y * y;
+  }
+  return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
+}
+
+/// The specified bounds on ‖y − y64‖/‖y64‖.
+template <class E>
+constexpr double tolerance() {
+  if constexpr (std::is_same_v<E, double>) {
+    return 1e-12;
+  } else if constexpr (std::is_same_v<E, float>) {
+    return 2e-6;
+  } else if constexpr (std::is_same_v<E, Half>) {
+    return 1e-3;
+  } else {
+    return 5e-3;
+  }
+}
+
+template <class E>
+E poison() {
+  if constexpr (std::is_floating_point_v<E>) {
+    return std::numeric_limits<E>::quiet_NaN();
+  } else {
+    E nan;
+    nan.bits = 0x7fff;
+    return nan;
+  }
+}
+
+/// How a tensor lies in memory.
+enum class Layout {
+  bthd,    ///< contiguous (batch, token, head, dim)
+  bhtd,    ///< contiguous (batch, head, token, dim)
+  packed,  ///< heads in the middle of a wider projection, like k in a packed QKV tensor
+  spaced,  ///< gaps after every row, token and sequence, at an odd offset
+};
+
+inline constexpr Layout all_layouts[] = {Layout::bthd, Layout::bhtd, Layout::packed, Layout::spaced};
+
+/// A tensor in a backend's memory, with poison (NaN) wherever there is no element of it.
+template <class Backend, class E>
+class Placed {
+ public:
+  Placed() = default;
+  Placed(const Tensor<E>& tensor, Layout layout) : shape_(tensor.shape) {
+    place(layout);
+    image_.assign(static_cast<std::size_t>(end_ + margin), poison<E>());
+    for_elements([&](std::size_t from, std::size_t to) { image_[to] = tensor.values[from]; });
+    array_ = Array(image_);
+  }
+  /// An output: poison everywhere.
+  Placed(const TensorShape& shape, Layout layout) : shape_(shape) {
+    place(layout);
+    image_.assign(static_cast<std::size_t>(end_ + margin), poison<E>());
+    array_ = Array(image_);
+  }
+
+  TensorView<E> view() {
+    TensorView<E> view = strides_;
+    view.data = array_.data() + offset_;
+    return view;
+  }
+
+  Tensor<E> read() const {
+    const std::vector<E> memory = array_.read();
+    Tensor<E> tensor{shape_, std::vector<E>(element_count(shape_))};
+    for_elements([&](std::size_t from, std::size_t to) { tensor.values[from] = memory[to]; });
+    return tensor;
+  }
+
+  /// Whether everything around the tensor's elements is as it was.
+  bool surroundings_intact() const {
+    const std::vector<E> memory = array_.read();
+    std::vector<E> expected = image_;
+    for_elements([&](std::size_t, std::size_t to) { expected[to] = memory[to]; });
+    return std::memcmp(expected.data(), memory.data(), memory.size() * sizeof(E)) == 0;
+  }
+
+ private:
+  using Array = typename Backend::template Array<E>;
+  static constexpr std::int64_t margin = 9;
+
+  void place(Layout layout) {
+    const auto [batch, tokens, heads, dim] = shape_;
+    strides_ = {nullptr, batch, tokens, heads, dim, 0, 0, 0};
+    offset_ = margin;
+    switch (layout) {
+      case Layout::bthd:
+        strides_.head_stride = dim;
+        strides_.token_stride = heads * dim;
+        strides_.batch_stride = tokens * heads * dim;
+        break;
+      case Layout::bhtd:
+        strides_.token_stride = dim;
+        strides_.head_stride = tokens * dim;
+        strides_.batch_stride = heads * tokens * dim;
+        break;
+      case Layout::packed:
+        strides_.head_stride = dim;
+        strides_.token_stride = 3 * heads * dim;
+        strides_.batch_stride = tokens * 3 * heads * dim;
+        offset_ += heads * dim;
+        break;
+      case Layout::spaced:
+        strides_.head_stride = dim + 3;
+        strides_.token_stride = heads * (dim + 3) + 5;
+        strides_.batch_stride = tokens * strides_.token_stride + 7;
+        break;
+    }
+    end_ = offset_ + batch * strides_.batch_stride + tokens * strides_.token_stride + heads * strides_.head_stride + dim;
+  }
+
+  template <class Function>
+  void for_elements(const Function& function) const {
+    std::size_t from = 0;
+    for (std::int64_t b = 0; b < shape_.batch; ++b) {
+      for (std::int64_t t = 0; t < shape_.tokens; ++t) {
+        for (std::int64_t h = 0; h < shape_.heads; ++h) {
+          for (std::int64_t c = 0; c < shape_.dim; ++c, ++from) {
+            function(from, static_cast<std::size_t>(offset_ + b * strides_.batch_stride + t * strides_.token_stride +
+                                                    h * strides_.head_stride + c));
+          }
+        }
+      }
+    }
+  }
+
+  TensorShape shape_;
+  TensorView<E> strides_;
+  std::int64_t offset_ = 0;
+  std::int64_t end_ = 0;
+  std::vector<E> image_;
+  Array array_;
+};
+
+}  // namespace jrt::test
