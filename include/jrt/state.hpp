@@ -33,7 +33,7 @@ struct StateFormat {
   static constexpr std::int64_t head_elements = detail::round_up<std::int64_t>(normaliser_offset + rows, 16);
 
   /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
-  static constexpr std::int64_t slot_bytes(int heads) {
+  static constexpr std::int64_t slot_bytes(std::int64_t heads) {
     return head_elements * heads * static_cast<std::int64_t>(sizeof(Scalar));
   }
 };
@@ -91,13 +91,14 @@ class StatePool {
                            "StatePool: slots = %lld and heads = %lld, but slots must be at least 0 and heads at least 1.",
                            static_cast<long long>(slots), static_cast<long long>(heads));
     }
-    const auto bytes =
-        static_cast<std::size_t>(slots) * static_cast<std::size_t>(Format::slot_bytes(static_cast<int>(heads)));
-    Memory memory(static_cast<std::byte*>(::operator new(bytes == 0 ? 1 : bytes, alignment, std::nothrow)));
+    constexpr std::int64_t most = PTRDIFF_MAX;
+    const bool countable = heads <= most / Format::slot_bytes(1) && slots <= most / Format::slot_bytes(heads);
+    const std::size_t bytes = countable ? static_cast<std::size_t>(slots * Format::slot_bytes(heads)) : 0;
+    Memory memory(countable ? static_cast<std::byte*>(::operator new(bytes, alignment, std::nothrow)) : nullptr);
     if (memory == nullptr) {
-      return Status::error(StatusCode::out_of_memory, "StatePool: no memory for %lld slots of %lld bytes.",
-                           static_cast<long long>(slots),
-                           static_cast<long long>(Format::slot_bytes(static_cast<int>(heads))));
+      return Status::error(
+          StatusCode::out_of_memory, "StatePool: no memory for slots = %lld of heads = %lld, each head of %lld bytes.",
+          static_cast<long long>(slots), static_cast<long long>(heads), static_cast<long long>(Format::slot_bytes(1)));
     }
     std::memset(memory.get(), 0, bytes);
     pool.memory_ = std::move(memory);

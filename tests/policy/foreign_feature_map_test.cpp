@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Policies as a user would write them, in a file of their own that the library knows nothing of.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "support/backend.hpp"
+#include "support/problem.hpp"
+
+namespace engine {
+
+/// φ(x) = [exp(x), exp(−x)], with a temperature known at run time only.
+struct ExpPair {
+  static constexpr int input_dim = 6;
+  static constexpr int feature_dim = 12;
+  static constexpr const char* name = "engine/exp-pair";
+  static constexpr bool nonnegative_kernel = true;
+  static constexpr bool has_closed_form = false;
+  static constexpr bool needs_position = false;
+
+  float temperature = 1;
+
+  template <class T>
+  void expand(const T* x, T* features) const {
+    for (int i = 0; i < input_dim; ++i) {
+      features[i] = std::exp(x[i] / static_cast<T>(temperature));
+      features[input_dim + i] = std::exp(-x[i] / static_cast<T>(temperature));
+    }
+  }
+};
+
+/// A closed form, (1 + q·k)², whose queries and keys are expanded differently, for float and double by overloads.
+struct Quadratic {
+  static constexpr int input_dim = 2;
+  static constexpr int feature_dim = 6;
+  static constexpr const char* name = "engine/quadratic";
+  static constexpr bool nonnegative_kernel = true;
+  static constexpr bool has_closed_form = true;
+  static constexpr bool needs_position = false;
+
+  template <class T>
+  T kernel(T dot) const {
+    return (1 + dot) * (1 + dot);
+  }
+  void expand_query(const float* x, float* f) const { fill(x, f, 2.0F); }
+  void expand_query(const double* x, double* f) const { fill(x, f, 2.0); }
+  void expand_key(const float* x, float* f) const { fill(x, f, 1.0F); }
+  void expand_key(const double* x, double* f) const { fill(x, f, 1.0); }
+
+ private:
+  template <class T>
+  static void fill(const T* x, T* f, T weight) {
+    f[0] = 1;
+    f[1] = weight * x[0];
+    f[2] = weight * x[1];
+    f[3] = x[0] * x[0];
+    f[4] = x[1] * x[1];
+    f[5] = weight * x[0] * x[1];
+  }
+};
+
+/// Everything at once: an encoder region and the whole sequence.
+struct PrefixAndAll {
+  static constexpr bool reads_encoder = true;
+  static constexpr bool reads_future = true;
+};
+
+/// Half of the mean.
+struct HalfMean {
+  static constexpr bool uses_denominator = true;
+  static constexpr bool accepts_signed_kernel = false;
+
+  template <class T>
+  static T factor(T denominator) {
+    return denominator == 0 ? T(0) : T(0.5) / denominator;
+  }
+};
+
+/// Always three segments.
+struct ThreeSegments {
+  static std::int64_t segments(std::int64_t /*tokens*/, std::int64_t /*heads_in_batch*/, std::int64_t /*workers*/) {
+    return 3;
+  }
+};
+
+struct Operator : jrt::PrefixLinearAttention<double, 6, 10> {
+  using FeatureMap = ExpPair;
+  using Mask = PrefixAndAll;
+  using Normaliser = HalfMean;
+  using Split = ThreeSegments;
+};
+
+struct QuadraticOperator : jrt::PrefixLinearAttention<double, 2, 9> {
+  using FeatureMap = Quadratic;
+};
+
+}  // namespace engine
+
+namespace jrt::test {
+namespace {
+
+TEST_CASE("a user's own map, mask, normaliser and split") {
+  Problem<engine::Operator> problem({.batch = 2, .tokens = 170, .prefix = 100});
+  problem.map.temperature = 1.5F;
+  const auto results = run_prefill<CpuThreads>(problem);
+  CHECK(relative_error(results.output.values, reference_output(problem).values) <= 1e-12);
+}
+
+TEST_CASE("a user's own closed form with different features for queries and keys") {
+  const Problem<engine::QuadraticOperator> problem({.batch = 1, .tokens = 120, .prefix = 60});
+  auto results = run_prefill<CpuSerial>(problem);
+  CHECK(relative_error(results.output.values, reference_output(problem).values) <= 1e-12);
+}
+
+}  // namespace
+}  // namespace jrt::test
