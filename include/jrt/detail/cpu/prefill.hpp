@@ -7,6 +7,7 @@
 
 #include "jrt/detail/cpu/chunk.hpp"
 #include "jrt/detail/segment.hpp"
+#include "jrt/executor.hpp"
 #include "jrt/prefill.hpp"
 
 namespace jrt::detail::cpu {

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// expect: ZeroKeyPadding is defined for the published prefix and causal masks only
+#include <jrt/jrt.hpp>
+
+struct All {
+  static constexpr bool reads_encoder = true;
+  static constexpr bool reads_future = true;
+};
+struct Config : jrt::PrefixLinearAttention<float, 16, 64> {
+  using Mask = All;
+  using Padding = jrt::ZeroKeyPadding;
+};
+jrt::PrefillArgs<Config> args;
