@@ -159,7 +159,7 @@ class Placed {
   }
 
   /// Whether everything around the tensor's elements is as it was.
-  bool surroundings_intact() const {
+  [[nodiscard]] bool surroundings_intact() const {
     const std::vector<E> memory = array_.read();
     std::vector<E> expected = image_;
     for_elements([&](std::size_t, std::size_t to) { expected[to] = memory[to]; });

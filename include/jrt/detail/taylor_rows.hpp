@@ -21,9 +21,9 @@ struct RowTable;
 
 template <int d, class SourcePacking, class DestinationPacking>
 struct RowTable<Taylor2<d, SourcePacking>, Taylor2<d, DestinationPacking>> {
-  SourceRows rows[DestinationPacking::template rows<d>];
+  SourceRows rows[DestinationPacking::template rows<d>]{};
 
-  constexpr RowTable() : rows{} {
+  constexpr RowTable() {
     // Where each product stands in the source, in either order of its indices, found in one pass over its rows.
     std::int64_t position[(d + 1) * (d + 1)] = {};
     for (int i = 0; i < (d + 1) * (d + 1); ++i) {

@@ -30,7 +30,7 @@ struct Identity : detail::ElementwiseMap<HeadDim, false> {
   static constexpr bool has_closed_form = true;
 
   template <class T>
-  JRT_DETAIL_HD T kernel(T dot) const {
+  [[nodiscard]] JRT_DETAIL_HD T kernel(T dot) const {
     return dot;
   }
 

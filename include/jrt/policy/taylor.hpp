@@ -117,7 +117,7 @@ struct Taylor2 {
 
   /// 1 + s + s²/2, s = dot/√d.
   template <class T>
-  JRT_DETAIL_HD T kernel(T dot) const {
+  [[nodiscard]] JRT_DETAIL_HD T kernel(T dot) const {
     const T s = dot * static_cast<T>(inverse_sqrt_dim);
     return (s * T(0.5) + T(1)) * s + T(1);
   }

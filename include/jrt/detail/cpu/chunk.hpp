@@ -113,11 +113,11 @@ struct KeyChunk {
                              tokens_per_tile);
     T* const z = state.normaliser();
     for (int r = 0; r < State::normaliser_rows; r += lanes<T>) {
-      Packet<T> sums = load(z + r);
+      Packet<T> sums = broadcast(T(0));
       for (int t = 0; t < tokens; ++t) {
         sums = add(sums, load(features + std::ptrdiff_t{t} * feature_stride + r));
       }
-      store(z + r, sums);
+      store(z + r, add(load(z + r), sums));
     }
   }
 };

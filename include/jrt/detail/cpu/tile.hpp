@@ -57,6 +57,16 @@ struct Tile {
     }
   }
 
+  EIGEN_STRONG_INLINE void add(const T* from, std::ptrdiff_t stride) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < Packets; ++p) {
+        sums[r][p] = cpu::add(sums[r][p], load(from + r * stride + p * lanes<T>));
+      }
+    }
+  }
+
   EIGEN_STRONG_INLINE void read(const T* from, std::ptrdiff_t stride) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
@@ -129,8 +139,9 @@ template <class T>
         prefetch.ask(std::int64_t{row} / tile_rows * rows_per_tile, rows_per_tile);
       }
       Tile<T, tile_row_count, packets> tile;
-      tile.read(result + row * stride + column, stride);
+      tile.clear();
       tile.add_product(a.from_row(row), b.from_column(column), depth);
+      tile.add(result + row * stride + column, stride);
       tile.write(result + row * stride + column, stride);
     });
   });

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced by the other scripts: installs what is missing (Debian or Ubuntu packages; as root, or with sudo).
+# Nothing is installed where everything is there already, so that the scripts also run where they may not install.
+
+# install_missing PACKAGE...: apt-get install those that are not installed.
+install_missing() {
+  local missing=() package
+  for package in "$@"; do
+    dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q "install ok installed" || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  echo "installing: ${missing[*]}"
+  local as_root=()
+  [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+  "${as_root[@]}" apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# What examples need, and what tests need beyond that. Build tools count by command, so that others than Debian's will do.
+examples_packages=(libeigen3-dev nlohmann-json3-dev)
+tests_packages=(doctest-dev libbenchmark-dev)
+command -v g++ >/dev/null || examples_packages+=(g++)
+command -v cmake >/dev/null || examples_packages+=(cmake)
+command -v ninja >/dev/null || examples_packages+=(ninja-build)
+command -v clang++ >/dev/null || tests_packages+=(clang)
+command -v clang-format >/dev/null || tests_packages+=(clang-format)
+command -v clang-tidy >/dev/null || tests_packages+=(clang-tidy)

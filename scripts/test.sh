@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Sets up what is missing and runs all checks: format, clang-tidy, tests with g++ and clang++, tests under sanitizers.
+# `scripts/test.sh quick` runs the g++ tests alone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+install_missing "${examples_packages[@]}" "${tests_packages[@]}"
+
+run_preset() {
+  echo "== $1: build and test"
+  cmake --preset "$1" >/dev/null
+  cmake --build --preset "$1" >"build/$1/build.log" || { cat "build/$1/build.log"; exit 1; }
+  ctest --preset "$1" --output-log "build/$1/ctest.log" --quiet || { cat "build/$1/ctest.log"; exit 1; }
+  tail -n 4 "build/$1/ctest.log"
+}
+
+run_preset release
+if [ "${1:-}" != quick ]; then
+  echo "== format"
+  git ls-files '*.hpp' '*.cpp' | xargs clang-format --dry-run --Werror
+  echo "== clang-tidy"
+  scripts/tidy.sh
+  run_preset clang
+  run_preset asan
+fi
+echo "All checks passed."

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# clang-tidy over the headers (through programs that use them all), the examples and the benchmarks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -f build/clang/compile_commands.json ] || cmake --preset clang >/dev/null
+printf '%s\n' examples/01_quickstart.cpp examples/02_serving.cpp tests/state_exchange_test.cpp |
+  xargs -P 2 -n 1 clang-tidy --quiet -p build/clang 2>/dev/null
