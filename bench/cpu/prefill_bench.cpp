@@ -145,7 +145,7 @@ using Causal = jrt::BasedLinearAttention<Element, 16, 64>;
 using Wide = jrt::PrefixLinearAttention<float, 16, 112>;
 
 void shapes(benchmark::internal::Benchmark* benchmark) {
-  benchmark->ArgNames({"T", "M", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond)->MinTime(1.0);
+  benchmark->ArgNames({"T", "M", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond)->MinTime(2.5);
 }
 
 constexpr auto prefill_prefix = prefill<Prefix<float>>;
