@@ -2,7 +2,7 @@
 # Flags of the project's own programs. Users of jrt::jrt see none of them.
 
 add_library(jrt_developer INTERFACE)
-target_link_libraries(jrt_developer INTERFACE jrt::jrt Threads::Threads)
+target_link_libraries(jrt_developer INTERFACE jrt::jrt)
 target_compile_options(
   jrt_developer
   INTERFACE -Wall

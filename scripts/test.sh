@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Sets up what is missing and runs all checks: format, clang-tidy, tests with g++ and clang++, tests under sanitizers.
+# Sets up what is missing and runs all checks: format, clang-tidy, tests with g++ and clang++, tests under sanitizers
+# (addresses and undefined behaviour; threads).
 # `scripts/test.sh quick` runs the g++ tests alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,5 +24,6 @@ if [ "${1:-}" != quick ]; then
   scripts/tidy.sh
   run_preset clang
   run_preset asan
+  run_preset tsan
 fi
 echo "All checks passed."

@@ -7,6 +7,7 @@
 #include <jrt/policy/cosformer.hpp>
 #include <jrt/policy/favor.hpp>
 #include <jrt/prefill.hpp>
+#include <jrt/state_exchange.hpp>
 #include <jrt/state_operations.hpp>
 #include <string>
 #include <vector>
@@ -117,6 +118,8 @@ TEST_CASE("prefill: pointers, extents and strides") {
   prefill_refuses("'output' has token_stride = 7, but must be at least 8", [](F&, P& a) { a.output.token_stride = 7; });
   prefill_refuses("'output' has head_stride = 0, but must be at least 8", [](F&, P& a) { a.output.head_stride = 0; });
   prefill_refuses("'output' has batch_stride = 0, but must be at least 8", [](F&, P& a) { a.output.batch_stride = 0; });
+  prefill_refuses("'output' has batch_stride = 95, but must be at least 96", [](F&, P& a) { a.output.batch_stride = 95; });
+  prefill_refuses("_stride = 8, but must be at least 48", [](F&, P& a) { a.output.token_stride = 8; });
 }
 
 TEST_CASE("prefill: encoder region") {
@@ -189,8 +192,12 @@ TEST_CASE("prefill: sequences") {
   prefill_refuses("'sequences.cu_encoder_seqlens[1]' is 4, but must be from 0 to 3", [&](F& f, P& a) {
     packed(f, a, {0, 3, 6}, {0, 4, 4});
   });
-  prefill_refuses("'prefix (key_encoder.tokens)[0]' is 3, but must be from 0 to 2", [&](F& f, P& a) {
+  prefill_refuses("'prefix (sequences.cu_encoder_seqlens)[0]' is 3, but must be from 0 to 2", [&](F& f, P& a) {
     packed(f, a, {0, 2, 6}, {0, 3, 3});
+  });
+  prefill_refuses("'sequences.count' has value = 0, but must be at least 1", [&](F& f, P& a) {
+    packed(f, a, {0, 3, 6}, {0, 0, 0});
+    a.sequences.count = 0;
   });
   prefill_refuses("'sequences.cu_encoder_seqlens' is null", [&](F& f, P& a) { packed(f, a, {0, 3, 6}, {}); });
   prefill_refuses("'sequences.seq_lens' is for dense views", [&](F& f, P& a) {
@@ -202,8 +209,10 @@ TEST_CASE("prefill: sequences") {
 TEST_CASE("prefill: states") {
   prefill_refuses("'final_state.slots[1]' is 3, but must be from -1 to 2", [](F& f, P&) { f.slots = {0, 3}; });
   prefill_refuses("'final_state.slots[0]' is -2, but must be from -1 to 2", [](F& f, P&) { f.slots = {-2, 0}; });
-  prefill_refuses("'final_state.slots[0]' and 'final_state.slots[1]' are both slot 2", [](F& f, P&) { f.slots = {2, 2}; });
-  prefill_refuses("'final_state.slots[0]' and 'initial_state.slots[1]' are both slot 0", [](F& f, P& a) {
+  prefill_refuses("'final_state.slots[0]' and 'final_state.slots[1]' share the state of slot 2", [](F& f, P&) {
+    f.slots = {2, 2};
+  });
+  prefill_refuses("'final_state.slots[0]' and 'initial_state.slots[1]' share the state of slot 0", [](F& f, P& a) {
     f.list = {1, 0};
     a.initial_state = {a.final_state.pool, f.list.data()};
   });
@@ -254,7 +263,23 @@ TEST_CASE("feature maps with run-time data") {
   args.feature_map = {8};
   args.sequences.first_positions = fixture.list.data();
   fixture.list = {2, 3};
-  fixture.refuses(prefill(args, Cpu{}), "'sequences.first_positions[1]' is 3, but must be from 0 to 2");
+  fixture.refuses(prefill(args, Cpu{}), "sequence 1 reaches position 9, but the feature map has max_position = 8");
+  fixture.list = {-1, 0};
+  fixture.refuses(prefill(args, Cpu{}), "'sequences.first_positions[0]' is -1, but must be from 0 to 8");
+
+  // A position that is left out would silently be the first one.
+  using CosineFormat = StateFormatOf<Cosine>;
+  std::vector<float> states(static_cast<std::size_t>(2 * heads * CosineFormat::head_elements));
+  args.sequences.first_positions = nullptr;
+  args.initial_state = {view_pool<CosineFormat>(states.data(), 2, heads)};
+  fixture.refuses(prefill(args, Cpu{}), "'sequences.first_positions (the feature map needs the position)' is null");
+  DecodeArgs<Cosine> step{.query = args.query, .key = args.key, .value = args.value, .output = args.output};
+  step.source = args.initial_state;
+  step.feature_map = {8};
+  fixture.refuses(decode_step(step, Cpu{}), "'first_positions (the feature map needs the position)' is null");
+  step.first_positions = fixture.list.data();
+  fixture.list = {0, 3};
+  fixture.refuses(decode_step(step, Cpu{}), "'first_positions[1]' is 3, but must be from 0 to 2");
 }
 
 TEST_CASE("accumulate") {
@@ -287,11 +312,11 @@ TEST_CASE("decode_step, staged_step and commit") {
   fixture.list = {0, 5};
   refuses("'source.slots[1]' is 5, but must be from -1 to 2", [&](D& a) { a.source.slots = fixture.list.data(); });
   fixture.list = {2, 2};
-  refuses("'destination.slots[0]' and 'destination.slots[1]' are both slot 2", [&](D& a) {
+  refuses("'destination.slots[0]' and 'destination.slots[1]' share the state of slot 2", [&](D& a) {
     a.destination = {a.source.pool, fixture.list.data()};
   });
   fixture.list = {1, 2};
-  refuses("'destination.slots[0]' and 'source.slots[1]' are both slot 1", [&](D& a) {
+  refuses("'destination.slots[0]' and 'source.slots[1]' share the state of slot 1", [&](D& a) {
     a.destination = {a.source.pool, fixture.list.data()};
   });
   refuses("'query' has heads = 3", [](D& a) {
@@ -300,6 +325,15 @@ TEST_CASE("decode_step, staged_step and commit") {
   });
   fixture.list = {-1, 0};
   refuses("'first_positions[0]' is -1", [&](D& a) { a.first_positions = fixture.list.data(); });
+  fixture.list = {2, 2};
+  refuses("'source.slots[0]' and 'source.slots[1]' share the state of slot 2",
+          [&](D& a) { a.source.slots = fixture.list.data(); });
+  refuses("'destination' is null", [&](D& a) { a.destination.slots = fixture.list.data(); });
+  {
+    const auto args = fixture.decode_args();
+    const std::size_t bytes = decode_workspace_bytes(args, Cpu{});
+    fixture.refuses(decode_step(args, {fixture.workspace.data(), bytes - 1}, Cpu{}), "'workspace' has bytes = ");
+  }
 
   std::vector<float> staged(static_cast<std::size_t>(batch * 8 * heads * 12), 7.0F);
   const auto good = fixture.decode_args();
@@ -313,7 +347,7 @@ TEST_CASE("decode_step, staged_step and commit") {
     CHECK(staged == std::vector<float>(staged.size(), 7.0F));
   };
   using S = StagedStepArgs<Config>;
-  staged_refuses("'staging' has tokens = 8, but must be at least 9", [](S& a) { a.already_staged = 3; });
+  staged_refuses("'staging' has tokens left = 5, but must be at least 6", [](S& a) { a.already_staged = 3; });
   staged_refuses("'staging' has sequences = 1, but query's batch is 2", [](S& a) { a.staging.sequences = 1; });
   staged_refuses("'staging' has heads = 3, but key's heads is 2", [](S& a) { a.staging.heads = 3; });
   staged_refuses("'staging' is null", [](S& a) { a.staging.data = nullptr; });
@@ -346,8 +380,84 @@ TEST_CASE("state operations") {
   fixture.refuses(copy_states(good, narrow, 1, Cpu{}), "'destination' has heads = 1");
   fixture.list = {1, 1};
   const StateSlots<Format> doubled{good.pool, fixture.list.data()};
-  fixture.refuses(copy_states(good, doubled, 2, Cpu{}), "both slot 1");
-  fixture.refuses(merge_states(good, doubled, 2, Cpu{}), "both slot 1");
+  fixture.refuses(copy_states(good, doubled, 2, Cpu{}), "share the state of slot 1");
+  fixture.refuses(merge_states(good, doubled, 2, Cpu{}), "share the state of slot 1");
+  fixture.refuses(clear_states(doubled, 2, Cpu{}), "share the state of slot 1");
+  // The same memory through a pool that begins elsewhere.
+  const StateSlots<Format> shifted{view_pool<Format>(good.pool.head(1, 0), 2, heads)};
+  fixture.refuses(copy_states(good, shifted, 2, Cpu{}), "share the state of slot 0");
+  using Dense = StateFormat<Taylor2<4, DensePacking>, 8, float>;
+  const StateSlots<Dense> same_place{view_pool<Dense>(fixture.states.data(), 1, heads)};
+  fixture.refuses(copy_states(good, same_place, 1, Cpu{}), "overlap, but their formats differ");
+}
+
+TEST_CASE("dense exchange and saving") {
+  F fixture;
+  const StateSlots<Format> good{view_pool<Format>(fixture.states.data(), 3, heads)};
+  std::vector<float> sums(static_cast<std::size_t>(3 * heads * 21 * 8), 7.0F);
+  std::vector<float> normaliser(static_cast<std::size_t>(3 * heads * 21), 7.0F);
+  const auto dense = view_dense_states<Format>(sums.data(), normaliser.data(), heads);
+  auto spoiled = dense;
+  spoiled.sums = nullptr;
+  fixture.refuses(export_states(good, spoiled, 3, Cpu{}), "'destination.sums' is null");
+  fixture.refuses(import_states(spoiled, good, 3, Cpu{}), "'source.sums' is null");
+  spoiled = dense;
+  spoiled.row_stride = 0;
+  fixture.refuses(export_states(good, spoiled, 3, Cpu{}), "_stride = 0, but must be at least 1");
+  spoiled = dense;
+  spoiled.normaliser_head_stride = 20;
+  fixture.refuses(export_states(good, spoiled, 3, Cpu{}),
+                  "'destination' has normaliser_head_stride = 20, but must be at least 21");
+  fixture.list = {1, 1};
+  fixture.refuses(import_states(dense, StateSlots<Format>{good.pool, fixture.list.data()}, 2, Cpu{}),
+                  "share the state of slot 1");
+  CHECK(sums == std::vector<float>(sums.size(), 7.0F));
+  std::vector<std::byte> buffer(static_cast<std::size_t>(saved_states_bytes<Format>(3, heads)) - 1);
+  fixture.refuses(save_states(good, 3, buffer, Cpu{}), "'buffer' has bytes = " + std::to_string(buffer.size()));
+}
+
+TEST_CASE("padding rows may hold anything, and skipped pairs share nothing") {
+  F fixture;
+  auto args = fixture.prefill_args();
+  fixture.slots = {0, skip_slot};
+  std::vector<std::int32_t> garbage{3, 1 << 30};
+  args.sequences.prefix_lens = garbage.data();
+  std::vector<std::int32_t> pads{1, -5};
+  args.sequences.left_pads = pads.data();
+  args.sequences.first_positions = pads.data();
+  // Sequence 1 would read the slot that sequence 0 writes, were it not skipped.
+  std::vector<std::int32_t> initial{1, 0};
+  args.initial_state = {args.final_state.pool, initial.data()};
+  CHECK(prefill(args, Cpu{}).message() == "");
+
+  std::vector<float> staged(static_cast<std::size_t>(batch * 2 * heads * 12));
+  CommitArgs<Config> commit_args;
+  commit_args.staging = {staged.data(), batch, 2, heads};
+  commit_args.source = {args.final_state.pool, fixture.slots.data()};
+  std::vector<std::int32_t> accepted{2, -7};
+  commit_args.accepted_tokens = accepted.data();
+  CHECK(commit(commit_args, Cpu{}).message() == "");
+
+  // A slot that is not read because the sequence starts empty is no conflict, whatever it is.
+  fixture.slots = {0, 1};
+  args.sequences = {};
+  initial = {skip_slot, 0};
+  const std::vector<std::uint8_t> has_initial_state{0, 0};
+  args.has_initial_state = has_initial_state.data();
+  std::fill(fixture.y.begin(), fixture.y.end(), 0.0F);
+  CHECK(prefill(args, Cpu{}).message() == "");
+  CHECK(fixture.y[0] != 0);
+}
+
+TEST_CASE("the size of a workspace needs no tensors") {
+  F fixture;
+  auto args = fixture.prefill_args();
+  const std::size_t bytes = prefill_workspace_bytes(args, Cpu{});
+  for (auto* view : {&args.query, &args.key, &args.value, &args.key_encoder, &args.value_encoder}) {
+    view->data = nullptr;
+  }
+  args.output.data = nullptr;
+  CHECK(prefill_workspace_bytes(args, Cpu{}) == bytes);
 }
 
 }  // namespace

@@ -54,9 +54,6 @@ std::pair<std::vector<double>, std::vector<double>> dense(const StateNumbers<Con
   return {sums, normaliser};
 }
 
-template <class Element, int d, int dv>
-struct GoldenConfig : PrefixLinearAttention<Element, d, dv> {};
-
 /// Prompt, final state, decode steps and the state after them, of one file.
 template <class Backend, class Element, int d, int dv>
 void check_file(const std::string& name, double tolerance) {

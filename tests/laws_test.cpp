@@ -201,8 +201,35 @@ TEST_CASE_TEMPLATE("a split sequence agrees with the formula", Config, SplitByLe
   }
 }
 
+TEST_CASE("a split call with packed lengths, pads, grouped heads and sequences without initial state") {
+  using Config = SplitByLength<Prefix<double>, 50>;
+  Problem<Config> problem({.batch = 1, .tokens = 400, .prefix = 230, .heads = 2, .query_heads = 4});
+  problem.sequences.count = 4;
+  problem.sequences.cu_seqlens = {0, 150, 150, 350, 400};
+  problem.sequences.cu_encoder_seqlens = {0, 120, 120, 220, 230};
+  problem.sequences.left_pads = {60, 0, 3, 50};
+  auto initial = random_states<Config>(4, 2, 4);
+  const std::size_t each = initial.size() / 4;
+  std::fill_n(initial.begin() + static_cast<std::ptrdiff_t>(2 * each), each, 0.0);
+  const auto expected = reference_output(problem, initial);
+  std::fill_n(initial.begin() + static_cast<std::ptrdiff_t>(2 * each), each, poison<double>());
+  const auto results =
+      run_prefill<CpuThreads>(problem, initial, {.layout = Layout::spaced, .has_initial_state = {1, 1, 0, 1}});
+  CHECK(relative_error(results.output.values, expected.values) <= exact);
+}
+
+TEST_CASE("a long accumulation is split and agrees with the unsplit one") {
+  using Split = SplitByLength<Prefix<double>, 100>;
+  const Problem<Split> problem({.batch = 2, .tokens = 500});
+  const auto initial = random_states<Split>(2, 2, 4);
+  const auto split = run_accumulate<CpuThreads, Split>(problem.key, problem.value, initial);
+  const auto whole = run_accumulate<CpuSerial, Prefix<double>>(problem.key, problem.value, initial);
+  CHECK(relative_error(used_numbers<Split>(split), used_numbers<Split>(whole)) <= exact);
+}
+
 TEST_CASE("one long sequence is split over all threads, repeatably") {
   using Config = Prefix<float>;
+  REQUIRE(Config::Split::segments(2000, 1, CpuThreads::execution().executor().concurrency()) > 1);
   const Problem<Config> problem({.batch = 1, .tokens = 2000, .prefix = 1000, .heads = 1, .query_heads = 1});
   const auto first = run_prefill<CpuThreads>(problem);
   CHECK(relative_error(first.output.values, reference_output(problem).values) <= tolerance<float>());
@@ -213,13 +240,14 @@ TEST_CASE("one long sequence is split over all threads, repeatably") {
   }
 }
 
-TEST_CASE("slots may be anywhere in the pool, and padding rows touch nothing") {
-  using Config = Prefix<float>;
+TEST_CASE_TEMPLATE("slots may be anywhere in the pool, and padding rows touch nothing", Config, Prefix<float>,
+                   SplitByLength<Prefix<float>, 48>, SplitByLength<Full<float>, 48>) {
   using Format = StateFormatOf<Config>;
   constexpr std::int64_t heads = 2;
   constexpr std::int64_t slots = 7;
   constexpr std::int64_t stride = heads * Format::head_elements + 33;  // an engine keeps other things in between
-  Problem<Config> problem({.batch = 4, .tokens = 30, .prefix = 10});
+  constexpr bool encoder = Config::Mask::reads_encoder;
+  Problem<Config> problem({.batch = 4, .tokens = 130, .prefix = encoder ? 100 : 0});
   const auto plain_initial = random_states<Config>(4, heads, 3);
   const auto expected = run_prefill<CpuSerial>(problem, plain_initial);
 
@@ -241,8 +269,10 @@ TEST_CASE("slots may be anywhere in the pool, and padding rows touch nothing") {
   Placed<CpuSerial, float> value_encoder(problem.value_encoder, Layout::bthd);
   Placed<CpuSerial, float> output(problem.output_shape(), Layout::bthd);
   PrefillArgs<Config> args{.query = query.view(), .key = key.view(), .value = value.view()};
-  args.key_encoder = key_encoder.view();
-  args.value_encoder = value_encoder.view();
+  if (encoder) {
+    args.key_encoder = key_encoder.view();
+    args.value_encoder = value_encoder.view();
+  }
   args.output = output.view();
   args.initial_state = {view, source.data()};
   args.final_state = {view, destination.data()};

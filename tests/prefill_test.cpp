@@ -21,8 +21,13 @@ void check_against_reference(const Problem<Config>& problem, const StateNumbers<
 
 template <class Config>
 void check_all_sizes() {
-  // Around every edge: tile rows (6), chunk (48), packets, and lengths that end in each part of them.
-  for (const std::int64_t tokens : {0, 1, 2, 5, 6, 7, 15, 16, 17, 47, 48, 49, 53, 95, 96, 97, 127, 129, 200}) {
+  // Around every edge: rows of a tile, chunk, packets, and lengths that end in each part of them.
+  constexpr std::int64_t rows = detail::cpu::tile_rows;
+  constexpr std::int64_t chunk = detail::cpu::chunk_tokens;
+  for (const std::int64_t tokens :
+       {std::int64_t{0}, std::int64_t{1}, std::int64_t{2}, rows - 1, rows, rows + 1, std::int64_t{15}, std::int64_t{16},
+        std::int64_t{17}, chunk - 1, chunk, chunk + 1, chunk + rows - 1, 2 * chunk - 1, 2 * chunk, 2 * chunk + 1,
+        std::int64_t{127}, std::int64_t{200}}) {
     for (const std::int64_t prefix : {std::int64_t{0}, std::int64_t{1}, tokens / 2, tokens}) {
       if (prefix <= tokens && (prefix == 0 || Config::Mask::reads_encoder)) {
         CAPTURE(tokens);

@@ -60,10 +60,12 @@ struct CheckedConfig {
   using E = typename Config::Element;
   static_assert(Element<E> && Element<typename Config::StateScalar>,
                 "jrt config: Element and StateScalar must each be float, double, jrt::Half or jrt::BFloat16.");
-  static_assert(FeatureMap<typename Config::FeatureMap>,
-                "jrt config: FeatureMap does not satisfy jrt::FeatureMap. It needs input_dim, feature_dim, name, "
-                "nonnegative_kernel, has_closed_form, needs_position and a const expand(x, features) for float and double; "
-                "see docs/policies.md.");
+  static_assert(
+      FeatureMap<typename Config::FeatureMap>,
+      "jrt config: FeatureMap does not satisfy jrt::FeatureMap. It needs input_dim, feature_dim, name, "
+      "nonnegative_kernel, has_closed_form, needs_position and a const expand(x, features) for float and double (with "
+      "needs_position: expand(x, features, position)); "
+      "see docs/policies.md.");
   static_assert(Mask<typename Config::Mask>, "jrt config: Mask needs the bool constants reads_encoder and reads_future.");
   static_assert(Normaliser<typename Config::Normaliser>,
                 "jrt config: Normaliser needs uses_denominator, accepts_signed_kernel and a static factor(denominator) for "
@@ -78,7 +80,19 @@ struct CheckedConfig {
       "Use jrt::Unnormalised, or a normaliser that declares accepts_signed_kernel.");
   static_assert(!std::is_same_v<E, double> || std::is_same_v<typename Config::StateScalar, double>,
                 "jrt config: double elements need a double state; set StateScalar = double.");
-  static_assert(!(Config::Mask::reads_encoder && Config::Mask::reads_future) || !Config::Padding::keeps_padded_keys,
+  using Map = typename Config::FeatureMap;
+  static_assert(Map::input_dim >= 1 && Map::feature_dim >= 1,
+                "jrt config: the FeatureMap's input_dim and feature_dim must be at least 1.");
+  static_assert(
+      !Map::has_closed_form ||
+          requires(const Map& map) {
+            { map.kernel(1.0F) } -> std::same_as<float>;
+            { map.kernel(1.0) } -> std::same_as<double>;
+          },
+      "jrt config: a FeatureMap with has_closed_form needs T kernel(T dot) const for float and double.");
+  static_assert(!(Map::has_closed_form && Map::needs_position),
+                "jrt config: a closed form in q.k alone cannot depend on the position; set has_closed_form = false.");
+  static_assert(!Config::Mask::reads_future || !Config::Padding::keeps_padded_keys,
                 "jrt config: ZeroKeyPadding is defined for the published prefix and causal masks only; use DropPadding.");
   static constexpr bool ok = true;
 };

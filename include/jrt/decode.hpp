@@ -50,8 +50,8 @@ Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, c
 /// The same with a workspace allocated for the call.
 template <AttentionConfig Config, class Execution>
 Status decode_step(const DecodeArgs<Config>& args, const Execution& on) {
-  return detail::with_owned_workspace(decode_workspace_bytes(args, on),
-                                      [&](const Workspace& workspace) { return decode_step(args, workspace, on); });
+  return detail::Backend<Execution>::with_owned_workspace(
+      args, on, [&](const Workspace& workspace) { return decode_step(args, workspace, on); });
 }
 
 /// Uncommitted keys and values of a batch in the caller's memory: (sequence, token, head, d + dv), contiguous. This small
@@ -108,8 +108,8 @@ Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspac
 /// The same with a workspace allocated for the call.
 template <AttentionConfig Config, class Execution>
 Status staged_step(const StagedStepArgs<Config>& args, const Execution& on) {
-  return detail::with_owned_workspace(staged_workspace_bytes(args, on),
-                                      [&](const Workspace& workspace) { return staged_step(args, workspace, on); });
+  return detail::Backend<Execution>::with_owned_workspace(
+      args, on, [&](const Workspace& workspace) { return staged_step(args, workspace, on); });
 }
 
 /// Arguments of `commit`.
@@ -141,8 +141,8 @@ Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const 
 /// The same with a workspace allocated for the call.
 template <AttentionConfig Config, class Execution>
 Status commit(const CommitArgs<Config>& args, const Execution& on) {
-  return detail::with_owned_workspace(commit_workspace_bytes(args, on),
-                                      [&](const Workspace& workspace) { return commit(args, workspace, on); });
+  return detail::Backend<Execution>::with_owned_workspace(
+      args, on, [&](const Workspace& workspace) { return commit(args, workspace, on); });
 }
 
 }  // namespace jrt

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <bit>
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
@@ -18,21 +17,21 @@ namespace detail {
 JRT_DETAIL_HD constexpr float half_bits_to_float(std::uint16_t bits) {
   // Exponent and mantissa moved to float's places denote value * 2^-112, exactly, subnormals included.
   const auto magnitude = static_cast<std::uint32_t>(bits & 0x7fffu) << 13;
-  const auto finite = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112F);
+  const auto finite = __builtin_bit_cast(std::uint32_t, __builtin_bit_cast(float, magnitude) * 0x1p112F);
   const std::uint32_t infinite_or_nan = magnitude | 0x7f800000u;
   const auto sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
-  return std::bit_cast<float>(sign | (magnitude >= 0x0f800000u ? infinite_or_nan : finite));
+  return __builtin_bit_cast(float, sign | (magnitude >= 0x0f800000u ? infinite_or_nan : finite));
 }
 
 JRT_DETAIL_HD constexpr std::uint16_t float_to_half_bits(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   // Normal range: rebias the exponent and round the 13 dropped bits to nearest, ties to even; overflow runs into infinity.
   const std::uint32_t odd = (magnitude >> 13) & 1u;
   const std::uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + odd) >> 13;
   // Subnormal range (below 2^-14): adding 0.5 makes the float adder round to a multiple of 2^-24, the last place of half.
-  const auto shifted = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5F);
-  const std::uint32_t subnormal = shifted - std::bit_cast<std::uint32_t>(0.5F);
+  const auto shifted = __builtin_bit_cast(std::uint32_t, __builtin_bit_cast(float, magnitude) + 0.5F);
+  const std::uint32_t subnormal = shifted - __builtin_bit_cast(std::uint32_t, 0.5F);
   const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
   const std::uint32_t nan_or_infinity = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   const std::uint32_t result = magnitude >= 0x477ff000u ? nan_or_infinity : finite;
@@ -40,11 +39,11 @@ JRT_DETAIL_HD constexpr std::uint16_t float_to_half_bits(float value) {
 }
 
 JRT_DETAIL_HD constexpr float bfloat16_bits_to_float(std::uint16_t bits) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
 }
 
 JRT_DETAIL_HD constexpr std::uint16_t float_to_bfloat16_bits(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const std::uint32_t quiet_nan = (bits >> 16) | 0x0040u;
   return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
@@ -52,9 +51,9 @@ JRT_DETAIL_HD constexpr std::uint16_t float_to_bfloat16_bits(float value) {
 
 }  // namespace detail
 
-/// IEEE 754 binary16, for storage. Bit-compatible with CUDA's `__half`, Eigen's `half` and ggml's `ggml_fp16_t`, so that a
-/// pointer to those may be reinterpreted. Conversion from float rounds to nearest, ties to even; all arithmetic is done in
-/// float.
+/// IEEE 754 binary16, for storage. Bit-compatible with CUDA's `__half`, Eigen's `half` and ggml's `ggml_fp16_t`, so that
+/// an engine's pointer may be passed by reinterpreting it. Conversion from float rounds to nearest, ties to even; all
+/// arithmetic is done in float.
 struct Half {
   std::uint16_t bits = 0;
 

@@ -35,7 +35,8 @@ struct PrefillArgs {
   typename Config::FeatureMap feature_map{};        ///< run-time data of the feature map, if it has any
 };
 
-/// Bytes of workspace that `prefill` needs for these arguments. Only shapes, strides and sequence arrays are read.
+/// Bytes of workspace that `prefill` needs for these arguments. Extents, strides, sequence arrays and slots are looked at;
+/// tensors need not exist yet.
 template <AttentionConfig Config, class Execution>
 [[nodiscard]] std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Execution& on) {
   return detail::Backend<Execution>::prefill_workspace_bytes(args, on);
@@ -63,8 +64,8 @@ Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, cons
 /// The same with a workspace allocated for the call; for programs whose time this does not matter to.
 template <AttentionConfig Config, class Execution>
 Status prefill(const PrefillArgs<Config>& args, const Execution& on) {
-  return detail::with_owned_workspace(prefill_workspace_bytes(args, on),
-                                      [&](const Workspace& workspace) { return prefill(args, workspace, on); });
+  return detail::Backend<Execution>::with_owned_workspace(
+      args, on, [&](const Workspace& workspace) { return prefill(args, workspace, on); });
 }
 
 /// Arguments of `accumulate`, with the letters of `PrefillArgs`.
@@ -99,8 +100,8 @@ Status accumulate(const AccumulateArgs<Config>& args, const Workspace& workspace
 /// The same with a workspace allocated for the call.
 template <AttentionConfig Config, class Execution>
 Status accumulate(const AccumulateArgs<Config>& args, const Execution& on) {
-  return detail::with_owned_workspace(accumulate_workspace_bytes(args, on),
-                                      [&](const Workspace& workspace) { return accumulate(args, workspace, on); });
+  return detail::Backend<Execution>::with_owned_workspace(
+      args, on, [&](const Workspace& workspace) { return accumulate(args, workspace, on); });
 }
 
 }  // namespace jrt

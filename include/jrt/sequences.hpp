@@ -39,14 +39,19 @@ struct SequenceSpan {
   std::int64_t encoder_row = 0;     // row of key_encoder, value_encoder
   std::int64_t encoder_first = 0;   // in that row
   std::int64_t prefix = 0;          // M, left pads included
+  std::int64_t encoder_tokens = 0;  // what the encoder views hold for it
   std::int64_t left_pad = 0;        // at most T
   std::int64_t first_position = 0;  // tokens before this call
   std::int64_t row_tokens = 0;      // tokens of this row that belong to nobody else; > T only with seq_lens
 
-  /// Position, counted from 1, of the token with index `token` in this sequence; padded positions do not count.
+  /// Position, counted from 1, of the token with index `token` in this sequence. Padded positions do not count; where they
+  /// take part all the same, they stand at the first.
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t position(std::int64_t token) const {
-    return first_position + (token - left_pad) + 1;
+    return first_position + (token > left_pad ? token - left_pad : 0) + 1;
   }
+
+  /// Position of the last token; `first_position` if there is none.
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t last_position() const { return first_position + tokens - left_pad; }
 };
 
 JRT_DETAIL_HD constexpr std::int64_t sequence_count(const Sequences& sequences, std::int64_t batch) {
@@ -67,14 +72,12 @@ JRT_DETAIL_HD constexpr SequenceSpan sequence_span(const Sequences& sequences, s
   span.tokens = sequences.seq_lens != nullptr ? sequences.seq_lens[b] : span.row_tokens;
   if (sequences.cu_encoder_seqlens != nullptr) {
     span.encoder_first = sequences.cu_encoder_seqlens[b];
-    span.prefix = sequences.cu_encoder_seqlens[b + 1] - span.encoder_first;
+    span.encoder_tokens = sequences.cu_encoder_seqlens[b + 1] - span.encoder_first;
   } else {
     span.encoder_row = b;
-    span.prefix = encoder_tokens;
+    span.encoder_tokens = encoder_tokens;
   }
-  if (sequences.prefix_lens != nullptr) {
-    span.prefix = sequences.prefix_lens[b];
-  }
+  span.prefix = sequences.prefix_lens != nullptr ? sequences.prefix_lens[b] : span.encoder_tokens;
   span.left_pad = sequences.left_pads != nullptr ? sequences.left_pads[b] : 0;
   span.first_position = sequences.first_positions != nullptr ? sequences.first_positions[b] : 0;
   return span;

@@ -78,6 +78,18 @@ struct StateSlots {
   }
 };
 
+namespace detail {
+
+/// Whether sequence b takes no part in a call from `initial` to `final` states. An initial slot counts only if it is read.
+template <class Format>
+JRT_DETAIL_HD constexpr bool sequence_skipped(const StateSlots<Format>& initial, const std::uint8_t* has_initial_state,
+                                              const StateSlots<Format>& final, std::int64_t b) {
+  const bool reads = !initial.empty() && (has_initial_state == nullptr || has_initial_state[b] != 0);
+  return (reads && initial.slot(b) == skip_slot) || (!final.empty() && final.slot(b) == skip_slot);
+}
+
+}  // namespace detail
+
 /// Owning pool in host memory, 64-byte aligned, cleared. Move-only.
 template <class Format>
 class StatePool {

@@ -2,4 +2,6 @@
 // expect: nodiscard
 #include <jrt/jrt.hpp>
 
-void run(const jrt::PrefillArgs<jrt::PrefixLinearAttention<float, 16, 64>>& args) { jrt::prefill(args, jrt::Cpu{}); }
+void run(const jrt::PrefillArgs<jrt::PrefixLinearAttention<float, 16, 64>>& args) {
+  jrt::prefill(args, jrt::Cpu{});
+}

@@ -3,4 +3,6 @@
 
 using Attention = jrt::PrefixLinearAttention<float, 8, 8>;
 
-bool run_prefill(const jrt::PrefillArgs<Attention>& args) { return jrt::prefill(args, jrt::Cpu{}).ok(); }
+bool run_prefill(const jrt::PrefillArgs<Attention>& args) {
+  return jrt::prefill(args, jrt::Cpu{}).ok();
+}

@@ -218,8 +218,24 @@ TEST_CASE("pieces of a position-dependent map continue at their position") {
   using Config = WithMap<CosFormer<d>>;
   Problem<Config> problem({.batch = 2, .tokens = 60, .prefix = 10});
   problem.map = {100};
-  problem.sequences.first_positions = {0, 33};
-  CHECK(relative_error(run_prefill<CpuSerial>(problem).output.values, reference_output(problem).values) <= 1e-12);
+  // The whole by the definition, which knows nothing of first_positions; then in two pieces.
+  const auto whole = reference_output(problem);
+  Problem<Config> first = problem;
+  first.query = token_slice(problem.query, 0, 33);
+  first.key = token_slice(problem.key, 0, 33);
+  first.value = token_slice(problem.value, 0, 33);
+  Problem<Config> second;
+  second.query = token_slice(problem.query, 33, 27);
+  second.key = token_slice(problem.key, 33, 27);
+  second.value = token_slice(problem.value, 33, 27);
+  second.key_encoder = token_slice(problem.key_encoder, 0, 0);
+  second.value_encoder = token_slice(problem.value_encoder, 0, 0);
+  second.map = problem.map;
+  second.sequences.first_positions = {33, 33};
+  const auto a = run_prefill<CpuSerial>(first);
+  const auto b = run_prefill<CpuSerial>(second, a.states);
+  CHECK(relative_error(a.output.values, token_slice(whole, 0, 33).values) <= 1e-12);
+  CHECK(relative_error(b.output.values, token_slice(whole, 33, 27).values) <= 1e-12);
 }
 
 }  // namespace

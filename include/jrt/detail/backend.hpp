@@ -20,9 +20,9 @@ struct Backend {
                 "jrt: there is no backend for this execution argument. Include jrt/cpu.hpp and pass jrt::Cpu.");
 };
 
-/// Runs `operation(workspace)` with a workspace of the heap, for the overloads that own one.
+/// Runs `operation(workspace)` with a workspace of the heap, for backends that work in host memory.
 template <class Operation>
-Status with_owned_workspace(std::size_t bytes, const Operation& operation) {
+Status with_heap_workspace(std::size_t bytes, const Operation& operation) {
   const std::unique_ptr<std::byte[]> memory(bytes == 0 ? nullptr : new (std::nothrow) std::byte[bytes]);
   if (bytes != 0 && memory == nullptr) {
     return Status::error(StatusCode::out_of_memory, "no memory for a workspace of %zu bytes.", bytes);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
@@ -90,21 +92,35 @@ class Checker {
     }
   }
 
-  /// A view that is written to: its rows must not overlap.
+  /// One dimension of something that is written to.
+  struct Extent {
+    const char* name;
+    std::int64_t count;
+    std::int64_t stride;
+  };
+
+  /// Dimensions that nest, the smallest stride within the next larger, over rows of `row` contiguous elements: no element
+  /// is written twice.
+  template <std::size_t count>
+  void nested(const char* argument, Extent (&extents)[count], std::int64_t row) {
+    std::sort(std::begin(extents), std::end(extents), [](const Extent& a, const Extent& b) { return a.stride < b.stride; });
+    std::int64_t covered = row;
+    for (const Extent& extent : extents) {
+      if (extent.count > 1) {
+        at_least(argument, extent.name, extent.stride, covered);
+        covered = extent.stride * (extent.count - 1) + covered;
+      }
+    }
+  }
+
+  /// Rows of a view that is written to do not overlap.
   template <class T>
-  void output_view(const char* argument, const TensorView<T>& output, std::int64_t dim) {
-    view(argument, output, dim);
-    if (output.batch == 0 || output.tokens == 0) {
-      return;
-    }
-    if (output.batch > 1) {
-      at_least(argument, "batch_stride", output.batch_stride, dim);
-    }
-    if (output.tokens > 1) {
-      at_least(argument, "token_stride", output.token_stride, dim);
-    }
-    if (output.heads > 1) {
-      at_least(argument, "head_stride", output.head_stride, dim);
+  void rows_apart(const char* argument, const TensorView<T>& output) {
+    if (ok() && output.batch > 0 && output.tokens > 0) {
+      Extent extents[] = {{"batch_stride", output.batch, output.batch_stride},
+                          {"token_stride", output.tokens, output.token_stride},
+                          {"head_stride", output.heads, output.head_stride}};
+      nested(argument, extents, output.dim);
     }
   }
 
@@ -125,26 +141,64 @@ class Checker {
     }
   }
 
-  /// Slot indices readable by the host: -1 or within the pool.
+  /// A slot index readable by the host: -1 or within the pool.
   template <class Format>
-  void slots(const char* argument, const StateSlots<Format>& state, std::int64_t sequences) {
-    for (std::int64_t b = 0; ok() && b < sequences; ++b) {
-      entry(argument, b, state.slot(b), skip_slot, state.pool.slots - 1, "-1 skips; the pool's last slot");
-    }
+  void slot(const char* argument, const StateSlots<Format>& state, std::int64_t b) {
+    entry(argument, b, state.slot(b), skip_slot, state.pool.slots - 1, "-1 skips; the pool's last slot");
   }
 
-  /// No slot that one sequence writes is used by another. Quadratic in the batch, but far below the cost of one state.
+  /// Memory of the state that one sequence uses; nothing if it uses none.
+  struct StateMemory {
+    std::uintptr_t begin = 0;
+    std::uintptr_t end = 0;
+    std::int64_t slot = skip_slot;
+
+    [[nodiscard]] bool overlaps(const StateMemory& other) const { return begin < other.end && other.begin < end; }
+  };
+
   template <class Format>
-  void distinct_slots(const char* read_name, const StateSlots<Format>& read, const char* written_name,
-                      const StateSlots<Format>& written, std::int64_t sequences) {
-    const bool same_pool = read.pool.data == written.pool.data;
+  static StateMemory memory_of(const StateSlots<Format>& state, std::int64_t b) {
+    if (state.empty() || state.slot(b) == skip_slot) {
+      return {};
+    }
+    const auto begin = reinterpret_cast<std::uintptr_t>(state.pool.head(state.slot(b), 0));
+    return {begin, begin + static_cast<std::uintptr_t>(Format::slot_bytes(state.pool.heads)), state.slot(b)};
+  }
+
+  /// Batches up to this size are compared pair by pair, if one pass cannot tell that nothing is shared.
+  static constexpr std::int64_t most_compared = 1024;
+
+  /// No state that one sequence writes is used by another. `read(b)` and `written(b)` give the memory of sequence b.
+  template <class Read, class Written>
+  void states_apart(const char* read_name, const Read& read, const char* written_name, const Written& written,
+                    std::int64_t sequences) {
+    // One pass settles the usual cases: written in ascending order, and read in place or elsewhere altogether.
+    bool ascending = true;
+    bool in_place = true;
+    StateMemory all_read{UINTPTR_MAX, 0};
+    StateMemory all_written{UINTPTR_MAX, 0};
+    for (std::int64_t b = 0; b < sequences; ++b) {
+      const StateMemory from = read(b);
+      const StateMemory to = written(b);
+      if (to.begin != to.end) {
+        ascending = ascending && to.begin >= all_written.end;
+        all_written = {smaller(all_written.begin, to.begin), larger(all_written.end, to.end)};
+      }
+      if (from.begin != from.end) {
+        in_place = in_place && from.begin == to.begin && from.end == to.end;
+        all_read = {smaller(all_read.begin, from.begin), larger(all_read.end, from.end)};
+      }
+    }
+    if ((ascending && (in_place || !all_read.overlaps(all_written))) || sequences > most_compared) {
+      return;
+    }
     for (std::int64_t b = 0; ok() && b < sequences; ++b) {
-      const std::int64_t slot = written.slot(b);
-      for (std::int64_t c = 0; ok() && slot != skip_slot && c < sequences; ++c) {
-        if (c != b && written.slot(c) == slot) {
-          shared_slot(written_name, b, written_name, c, slot);
-        } else if (c != b && same_pool && !read.empty() && read.slot(c) == slot) {
-          shared_slot(written_name, b, read_name, c, slot);
+      const StateMemory to = written(b);
+      for (std::int64_t c = 0; ok() && c < sequences; ++c) {
+        if (c != b && to.overlaps(written(c))) {
+          shared_slot(written_name, b, written_name, c, to.slot);
+        } else if (c != b && to.overlaps(read(c))) {
+          shared_slot(written_name, b, read_name, c, to.slot);
         }
       }
     }
@@ -165,6 +219,7 @@ class Checker {
   void sequence_shapes(const Sequences& sequences, std::int64_t batch) {
     at_least("sequences.count", "value", sequences.count, 0);
     if (sequences.cu_seqlens != nullptr) {
+      at_least("sequences.count", "value", sequences.count, 1);
       equal("query or key", "batch", batch, 1, "the batch of packed sequences");
       if (ok() && sequences.seq_lens != nullptr) {
         status_ = Status::error(
@@ -188,48 +243,44 @@ class Checker {
     }
   }
 
-  /// The per-sequence arrays, readable by the host.
+  /// The per-sequence arrays, readable by the host. Of a sequence that `skipped(b)` says is skipped, only offsets count.
+  template <class Skipped>
   void sequence_arrays(const Sequences& sequences, std::int64_t count, std::int64_t tokens, std::int64_t encoder_tokens,
-                       bool has_encoder, std::int64_t max_position) {
+                       bool has_encoder, std::int64_t max_position, const Skipped& skipped) {
     offsets("sequences.cu_seqlens", sequences.cu_seqlens, count, tokens);
     if (has_encoder) {
       offsets("sequences.cu_encoder_seqlens", sequences.cu_encoder_seqlens, count, encoder_tokens);
     }
     for (std::int64_t b = 0; ok() && b < count; ++b) {
+      if (skipped(b)) {
+        continue;
+      }
       const SequenceSpan span = sequence_span(sequences, b, tokens, encoder_tokens);
-      if (sequences.seq_lens != nullptr) {
-        entry("sequences.seq_lens", b, span.tokens, 0, tokens, "the view's tokens");
-      }
-      if (sequences.left_pads != nullptr) {
-        entry("sequences.left_pads", b, span.left_pad, 0, span.tokens, "the sequence's tokens");
-      }
+      entry("sequences.seq_lens", b, span.tokens, 0, span.row_tokens, "the view's tokens");
+      entry("sequences.left_pads", b, span.left_pad, 0, span.tokens, "the sequence's tokens");
       if (has_encoder) {
-        Sequences whole = sequences;
-        whole.prefix_lens = nullptr;
-        const std::int64_t available = sequence_span(whole, b, tokens, encoder_tokens).prefix;
-        const char* name = sequences.prefix_lens != nullptr ? "sequences.prefix_lens" : "prefix (key_encoder.tokens)";
-        entry(name, b, span.prefix, 0, available, "what key_encoder holds");
+        const char* const name = sequences.prefix_lens != nullptr          ? "sequences.prefix_lens"
+                                 : sequences.cu_encoder_seqlens != nullptr ? "prefix (sequences.cu_encoder_seqlens)"
+                                                                           : "prefix (key_encoder.tokens)";
+        entry(name, b, span.prefix, 0, span.encoder_tokens, "what key_encoder holds");
         entry(name, b, span.prefix, 0, span.tokens, "the sequence's tokens");
       }
-      if (sequences.first_positions != nullptr) {
-        const std::int64_t room = max_position - (span.tokens - span.left_pad);
-        entry("sequences.first_positions", b, span.first_position, 0, room < 0 ? 0 : room, "the feature map's positions");
-      }
-      if (ok() && span.position(span.tokens) - 1 > max_position) {
-        status_ =
-            Status::error(StatusCode::invalid_argument,
-                          "%s: sequence %lld reaches position %lld, but the feature map has max_position = %lld.",
-                          operation_, as_printed(b), as_printed(span.position(span.tokens) - 1), as_printed(max_position));
+      entry("sequences.first_positions", b, span.first_position, 0, max_position, "the feature map's max_position");
+      if (ok() && span.last_position() > max_position) {
+        status_ = Status::error(StatusCode::invalid_argument,
+                                "%s: sequence %lld reaches position %lld, but the feature map has max_position = %lld.",
+                                operation_, as_printed(b), as_printed(span.last_position()), as_printed(max_position));
       }
     }
   }
 
  private:
   void shared_slot(const char* written_name, std::int64_t b, const char* other_name, std::int64_t c, std::int64_t slot) {
-    status_ = Status::error(StatusCode::invalid_argument,
-                            "%s: arguments '%s[%lld]' and '%s[%lld]' are both slot %lld, but a slot that a sequence writes "
-                            "must not be used by another.",
-                            operation_, written_name, as_printed(b), other_name, as_printed(c), as_printed(slot));
+    status_ =
+        Status::error(StatusCode::invalid_argument,
+                      "%s: arguments '%s[%lld]' and '%s[%lld]' share the state of slot %lld, but a state that a sequence "
+                      "writes must not be used by another.",
+                      operation_, written_name, as_printed(b), other_name, as_printed(c), as_printed(slot));
   }
 
   static long long as_printed(std::int64_t value) { return static_cast<long long>(value); }

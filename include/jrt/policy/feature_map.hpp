@@ -29,7 +29,15 @@ concept ExpandsQueryAndKey = requires(const M& map, const T* x, T* features) {
 };
 
 template <class M, class T>
-concept Expands = ExpandsPlain<M, T> || ExpandsAtPosition<M, T> || ExpandsQueryAndKey<M, T>;
+concept ExpandsQueryAndKeyAtPosition = requires(const M& map, const T* x, T* features, std::int64_t position) {
+  map.expand_query(x, features, position);
+  map.expand_key(x, features, position);
+};
+
+/// The functions that `needs_position` announces exist.
+template <class M, class T>
+concept Expands = (M::needs_position ? ExpandsAtPosition<M, T> || ExpandsQueryAndKeyAtPosition<M, T>
+                                     : ExpandsPlain<M, T> || ExpandsQueryAndKey<M, T>);
 
 }  // namespace detail
 
@@ -41,7 +49,7 @@ concept Expands = ExpandsPlain<M, T> || ExpandsAtPosition<M, T> || ExpandsQueryA
 ///             - `static constexpr bool nonnegative_kernel`: φ(q)·φ(k) >= 0 for all q, k;
 ///             - `static constexpr bool has_closed_form`: if true also `T kernel(T dot) const`, φ(q)·φ(k) from the plain
 ///               inner product q·k, with which no expansion is needed inside a chunk;
-///             - `static constexpr bool needs_position`;
+///             - `static constexpr bool needs_position`; not together with a closed form;
 ///             - `void expand(const T* x, T* features) const` for float and double, templated or overloaded, callable on
 ///               host and (for the CUDA backend) device; with `needs_position` it takes a third argument, the position
 ///               counted from 1. A map may instead offer `expand_query` and `expand_key`, if they differ.
@@ -64,10 +72,14 @@ concept FeatureMap = std::is_trivially_copyable_v<M> && requires {
 /// Features of a query: `map.feature_dim` numbers from `map.input_dim`. `position` counts from 1.
 template <class Map, class T>
 JRT_DETAIL_HD void expand_query(const Map& map, const T* x, T* features, [[maybe_unused]] std::int64_t position) {
-  if constexpr (detail::ExpandsQueryAndKey<Map, T>) {
+  if constexpr (Map::needs_position) {
+    if constexpr (detail::ExpandsQueryAndKeyAtPosition<Map, T>) {
+      map.expand_query(x, features, position);
+    } else {
+      map.expand(x, features, position);
+    }
+  } else if constexpr (detail::ExpandsQueryAndKey<Map, T>) {
     map.expand_query(x, features);
-  } else if constexpr (detail::ExpandsAtPosition<Map, T>) {
-    map.expand(x, features, position);
   } else {
     map.expand(x, features);
   }
@@ -76,10 +88,14 @@ JRT_DETAIL_HD void expand_query(const Map& map, const T* x, T* features, [[maybe
 /// Features of a key: `map.feature_dim` numbers from `map.input_dim`. `position` counts from 1.
 template <class Map, class T>
 JRT_DETAIL_HD void expand_key(const Map& map, const T* x, T* features, [[maybe_unused]] std::int64_t position) {
-  if constexpr (detail::ExpandsQueryAndKey<Map, T>) {
+  if constexpr (Map::needs_position) {
+    if constexpr (detail::ExpandsQueryAndKeyAtPosition<Map, T>) {
+      map.expand_key(x, features, position);
+    } else {
+      map.expand(x, features, position);
+    }
+  } else if constexpr (detail::ExpandsQueryAndKey<Map, T>) {
     map.expand_key(x, features);
-  } else if constexpr (detail::ExpandsAtPosition<Map, T>) {
-    map.expand(x, features, position);
   } else {
     map.expand(x, features);
   }

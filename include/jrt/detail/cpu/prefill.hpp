@@ -126,7 +126,7 @@ class Prefill {
   [[nodiscard]] Plan plan_of(std::int64_t b) const {
     Plan plan;
     plan.span = sequence_span(args_.sequences, b, args_.query.tokens, args_.key_encoder.tokens);
-    plan.skipped = skips(args_.initial_state, b) || skips(args_.final_state, b);
+    plan.skipped = sequence_skipped(args_.initial_state, args_.has_initial_state, args_.final_state, b);
     if (plan.skipped) {
       return plan;
     }
@@ -143,11 +143,6 @@ class Prefill {
   [[nodiscard]] std::int64_t segments_for(std::int64_t tokens) const {
     const std::int64_t wanted = Config::Split::segments(tokens, sequences_ * heads_, workers_);
     return std::clamp<std::int64_t>(wanted, 1, larger<std::int64_t>(1, ceil_div<std::int64_t>(tokens, chunk_tokens)));
-  }
-
-  template <class Slots>
-  static bool skips(const Slots& states, std::int64_t b) {
-    return !states.empty() && states.slot(b) == skip_slot;
   }
 
   [[nodiscard]] KeySource<Element> tokens_of(const Plan& plan, std::int64_t head) const {
