@@ -52,7 +52,8 @@ double fma_peak(int threads) {
   if (!peaks.contains(threads)) {
     constexpr std::int64_t rounds = 1'000'000;
     jrt::ThreadPool pool(threads);
-    const double seconds = shortest(200, [&] { pool.run(threads, [](std::int64_t, int) { multiply_add_chains(rounds); }); });
+    const double seconds =
+        shortest(200, [&] { pool.run(threads, [](std::int64_t, int) { multiply_add_chains(rounds); }); });
     peaks[threads] = 2.0 * rounds * chains * jrt::detail::cpu::lanes<float> * threads / seconds;
   }
   return peaks[threads];

@@ -27,7 +27,7 @@ struct PrefillArgs {
   TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
   TensorView<const Element> key_encoder{};          ///< (B, M, Hkv, d); only with a mask that reads the encoder
   TensorView<const Element> value_encoder{};        ///< (B, M, Hkv, dv); likewise
-  TensorView<Element> output{};                     ///< (B, T, Hq, dv); every row is written
+  TensorView<Element> output{};                     ///< (B, T, Hq, dv); every row of every sequence is written
   Sequences sequences{};                            ///< lengths, prefixes and pads of the sequences
   StateSlots<Format> initial_state{};               ///< added to every sum; left out, sequences start empty
   StateSlots<Format> final_state{};                 ///< receives the sums after the last token; left out, they are dropped
@@ -76,7 +76,7 @@ struct AccumulateArgs {
 
   TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
   TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
-  Sequences sequences{};                            ///< lengths and pads; prefix fields are not read
+  Sequences sequences{};                            ///< lengths and pads; prefixes and encoder offsets mean nothing here
   StateSlots<Format> initial_state{};               ///< left out, sequences start empty
   StateSlots<Format> final_state{};                 ///< receives initial state + sums; required
   const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored

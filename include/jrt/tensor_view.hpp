@@ -46,7 +46,7 @@ struct TensorView {
     return slice;
   }
 
-  /// Heads [first, first + count): how q, k and v are taken out of a packed projection.
+  /// Heads [first, first + count): how q and k are taken out of a packed projection whose heads have one width.
   [[nodiscard]] JRT_DETAIL_HD constexpr TensorView slice_heads(std::int64_t first, std::int64_t count) const {
     TensorView slice = *this;
     slice.data += first * head_stride;

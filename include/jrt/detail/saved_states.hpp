@@ -36,7 +36,7 @@ SavedStatesHeader saved_header(std::int64_t count, std::int64_t heads) {
   return header;
 }
 
-/// Whether `buffer` holds exactly `count` states of `Format` with `heads` heads.
+/// Whether `buffer` begins with `count` states of `Format` with `heads` heads.
 template <class Format>
 Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count, std::int64_t heads) {
   const auto corrupt = [](const char* what, long long found, long long expected) {

@@ -26,8 +26,8 @@ concept Split = requires(std::int64_t n) {
   { S::segments(n, n, n) } -> std::same_as<std::int64_t>;
 };
 
-/// As few segments as occupy all workers, none shorter than `MinimumTokens`. The split, and with it the last bits of the
-/// result, depends on the batch.
+/// As few segments as occupy all workers, on average not shorter than `MinimumTokens` (segments are whole chunks). The
+/// split, and with it the last bits of the result, depends on the batch.
 template <std::int64_t MinimumTokens = 256>
 struct OccupancySplit {
   static_assert(MinimumTokens > 0, "OccupancySplit: MinimumTokens must be at least 1 token per segment.");
