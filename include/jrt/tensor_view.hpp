@@ -63,7 +63,9 @@ struct TensorView {
   }
 
   /// A view of T converts to a view of const T.
-  JRT_DETAIL_HD constexpr operator TensorView<const T>() const requires(!std::is_const_v<T>) {
+  template <class Const>
+  requires(!std::is_const_v<T> && std::is_same_v<Const, const T>) JRT_DETAIL_HD constexpr operator TensorView<Const>()
+      const {
     return {data, batch, tokens, heads, dim, batch_stride, token_stride, head_stride};
   }
 };

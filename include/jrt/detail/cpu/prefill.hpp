@@ -12,14 +12,14 @@
 
 namespace jrt::detail::cpu {
 
-/// Prefill of a batch. A head of an unsplit sequence is one task: initial state, encoder sum, then chunk by chunk outputs
-/// and update. A split sequence takes three rounds of tasks:
+/// Prefill of a batch. One head of an unsplit sequence, or a few, is a task: initial state, encoder sum, then chunk by
+/// chunk outputs and update. A split sequence takes three rounds of tasks:
 ///
 ///     sum    one task per segment and head: the segment's own Σ φ(k)vᵀ. Encoder segments first, then token segments (the
 ///            last of those only if the mask reads all tokens).
 ///     scan   one task per head: initial state + encoder segments + the token segments before each; every token segment's
 ///            sum is replaced by the state it starts from.
-///     read   one task per segment and head: outputs from that state.
+///     read   one task per segment and head or a few heads: outputs from that state.
 ///
 /// Every sum has a fixed order, so results do not depend on which worker takes which task.
 template <AttentionConfig Config>
