@@ -13,9 +13,8 @@
 ///     a: Rows x depth │  one row of it is loaded,    │   every number of a is broadcast once and used Packets times,
 ///                     └  used Rows times             ┘   every packet of b Rows times; the sums never leave registers.
 ///
-/// Measured on an AVX-512 core with 6 x 4 packets: about 90 % of the fused-multiply-add peak with all operands in L1/L2
-/// (docs/performance.md), where Eigen's general matrix product, which packs both operands first, gives about 60 % at these
-/// sizes.
+/// At the sizes of a chunk this gives about 90 % of the fused-multiply-add peak of an AVX-512 core, where Eigen's general
+/// matrix product, which packs both operands first, gives about half (docs/performance.md, bench/cpu/tile_bench.cpp).
 namespace jrt::detail::cpu {
 
 /// Left operand: element (row, k) at `data[row * row_stride + k * depth_stride]`.
