@@ -6,7 +6,7 @@
 install_missing() {
   local missing=() package
   for package in "$@"; do
-    dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q "install ok installed" || missing+=("$package")
+    dpkg-query --show --showformat='${Status}\n' "$package" 2>/dev/null | grep -q "install ok installed" || missing+=("$package")
   done
   [ ${#missing[@]} -eq 0 ] && return
   echo "installing: ${missing[*]}"
@@ -14,6 +14,15 @@ install_missing() {
   [ "$(id -u)" -eq 0 ] || as_root=(sudo)
   "${as_root[@]}" apt-get update -qq
   DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# sanitizer_runtime: the package of clang's sanitizer runtimes, where it is one of its own (Debian 12 and later).
+sanitizer_runtime() {
+  local version
+  version=$(clang++ -dumpversion | cut -d. -f1)
+  if apt-cache show "libclang-rt-$version-dev" >/dev/null 2>&1; then
+    echo "libclang-rt-$version-dev"
+  fi
 }
 
 # What examples need, and what tests need beyond that. Build tools count by command, so that others than Debian's will do.

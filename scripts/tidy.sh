@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -f build/clang/compile_commands.json ] || cmake --preset clang >/dev/null
 printf '%s\n' examples/01_quickstart.cpp examples/02_serving.cpp tests/state_exchange_test.cpp |
-  xargs -P 2 -n 1 clang-tidy --quiet -p build/clang 2>/dev/null
+  xargs -P 2 -n 1 clang-tidy --quiet -p build/clang
