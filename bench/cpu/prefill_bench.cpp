@@ -84,6 +84,56 @@ void prefill(benchmark::State& state, const std::string& name) {
   }
 }
 
+/// One prefill with everything it needs, to be run again and again.
+class Run {
+ public:
+  using Config = jrt::PrefixLinearAttention<float, 16, 64>;
+
+  Run(std::int64_t tokens, int threads) : problem_(1, tokens, tokens / 2, heads), pool_(threads) {
+    args_.query = problem_.query.view();
+    args_.key = problem_.key.view();
+    args_.value = problem_.value.view();
+    args_.key_encoder = problem_.key_encoder.view();
+    args_.value_encoder = problem_.value_encoder.view();
+    args_.output = problem_.output.view();
+    memory_.resize(jrt::prefill_workspace_bytes(args_, jrt::Cpu{pool_}));
+  }
+
+  bool once() {
+    jrt::Status status;
+    shortest_.time([&] { status = jrt::prefill(args_, {memory_.data(), memory_.size()}, jrt::Cpu{pool_}); });
+    return status.ok();
+  }
+  [[nodiscard]] double seconds() const { return shortest_.seconds(); }
+
+ private:
+  bench::Problem<Config> problem_;
+  jrt::ThreadPool pool_;
+  jrt::PrefillArgs<Config> args_;
+  std::vector<std::byte> memory_;
+  bench::Shortest shortest_;
+};
+
+/// The two ratios that matter, from runs that alternate, so that a disturbance of the machine meets both sides.
+void ratios(benchmark::State& state) {
+  Run one(8192, 1);
+  Run two(8192, 2);
+  Run longer(65536, 1);
+  for (auto _ : state) {
+    bool good = longer.once();
+    for (int i = 0; i < 8; ++i) {
+      good = good && one.once() && two.once();
+    }
+    if (!good) {
+      state.SkipWithError("prefill failed");
+      return;
+    }
+  }
+  state.counters["speedup_of_2_threads"] = one.seconds() / two.seconds();
+  state.counters["time_per_token_T65536_over_T8192"] = longer.seconds() / 8 / one.seconds();
+}
+BENCHMARK(ratios)->UseRealTime()->Unit(benchmark::kMillisecond)->Iterations(12);
+
 /// The baseline: the recurrence token by token in plain loops, as a first implementation would have it.
 void naive_recurrence(benchmark::State& state) {
   using Config = jrt::PrefixLinearAttention<float, 16, 64>;

@@ -114,8 +114,8 @@ class Prefill {
       return 1;
     }
     for (std::int64_t together = most_heads_together; together > 1; together /= 2) {
-      // Four tasks for every worker, so that none waits long for the last.
-      const bool enough = workers_ == 1 || sequences_ * longest_split_ * heads_ >= 4 * workers_ * together;
+      // Two tasks for every worker; larger groups are worth more than a finer division (measured).
+      const bool enough = workers_ == 1 || sequences_ * longest_split_ * heads_ >= 2 * workers_ * together;
       if (heads_ % together == 0 && enough) {
         return together;
       }
