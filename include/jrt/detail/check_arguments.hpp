@@ -19,11 +19,11 @@ void check_state(Checker& check, const char* argument, const StateSlots<Format>&
   }
 }
 
-template <AttentionConfig Config>
-Status check_prefill_shapes(const PrefillArgs<Config>& args) {
+/// Queries, keys, values and outputs of a prefill or a step.
+template <AttentionConfig Config, class Args>
+void check_token_views(Checker& check, const Args& args) {
   constexpr int d = Config::FeatureMap::input_dim;
   constexpr int dv = Config::value_dim;
-  Checker check("prefill");
   check.take(check_map(args.feature_map));
   check.view("query", args.query, d);
   check.view("key", args.key, d);
@@ -36,6 +36,14 @@ Status check_prefill_shapes(const PrefillArgs<Config>& args) {
   check.equal("output", "heads", args.output.heads, args.query.heads, "query's");
   check.multiple("query", "heads", args.query.heads, args.key.heads, "the heads of 'key'");
   check.rows_apart("output", args.output);
+}
+
+template <AttentionConfig Config>
+Status check_prefill_shapes(const PrefillArgs<Config>& args) {
+  constexpr int d = Config::FeatureMap::input_dim;
+  constexpr int dv = Config::value_dim;
+  Checker check("prefill");
+  check_token_views<Config>(check, args);
   check.sequence_shapes(args.sequences, args.query.batch);
   check.same_tokens("value_encoder", args.value_encoder, "key_encoder's", args.key_encoder);
   if constexpr (Config::Mask::reads_encoder) {
@@ -141,29 +149,10 @@ Status check_accumulate_arrays(const AccumulateArgs<Config>& args) {
   return check.status();
 }
 
-/// The part that a step and a staged step have in common.
-template <AttentionConfig Config, class Args>
-void check_step_views(Checker& check, const Args& args) {
-  constexpr int d = Config::FeatureMap::input_dim;
-  constexpr int dv = Config::value_dim;
-  check.take(check_map(args.feature_map));
-  check.view("query", args.query, d);
-  check.view("key", args.key, d);
-  check.view("value", args.value, dv);
-  check.view("output", args.output, dv);
-  check.same_tokens("key", args.key, "query's", args.query);
-  check.same_tokens("value", args.value, "query's", args.query);
-  check.same_tokens("output", args.output, "query's", args.query);
-  check.equal("value", "heads", args.value.heads, args.key.heads, "key's");
-  check.equal("output", "heads", args.output.heads, args.query.heads, "query's");
-  check.multiple("query", "heads", args.query.heads, args.key.heads, "the heads of 'key'");
-  check.rows_apart("output", args.output);
-}
-
 template <AttentionConfig Config>
 Status check_decode_shapes(const DecodeArgs<Config>& args) {
   Checker check("decode_step");
-  check_step_views<Config>(check, args);
+  check_token_views<Config>(check, args);
   check.pool("source", args.source.pool, args.key.heads);
   check_state(check, "destination", args.destination, args.key.heads);
   return check.status();
@@ -211,7 +200,7 @@ void check_staging(Checker& check, const StagingView<Config>& staging) {
 template <AttentionConfig Config>
 Status check_staged_shapes(const StagedStepArgs<Config>& args) {
   Checker check("staged_step");
-  check_step_views<Config>(check, args);
+  check_token_views<Config>(check, args);
   check.pool("state", args.state.pool, args.key.heads);
   check_staging(check, args.staging);
   check.equal("staging", "sequences", args.staging.sequences, args.query.batch, "query's batch");

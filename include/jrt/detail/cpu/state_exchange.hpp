@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 
+#include "jrt/detail/cpu/state_operations.hpp"
 #include "jrt/detail/saved_states.hpp"
 #include "jrt/detail/taylor_rows.hpp"
 #include "jrt/numeric.hpp"
@@ -39,20 +40,14 @@ template <class Format, class Scalar>
 void import_head(const DenseStates<Scalar>& dense, typename Format::Scalar* state) {
   using Dense = DenseMap<typename Format::Features>;
   using To = typename Format::Scalar;
-  using T = std::conditional_t<std::is_same_v<Scalar, double> || std::is_same_v<To, double>, double, float>;
-  const auto mean = [](Scalar a, Scalar b) {
-    const T x = convert<T>(a);
-    const T y = convert<T>(b);
-    return convert<To>(x == y ? x : (x + y) / T(2));
-  };
   for (std::int64_t row = 0; row < Format::rows; ++row) {
     const SourceRows from = source_rows<Dense, typename Format::Features>(row);
     for (std::int64_t c = 0; c < Format::columns; ++c) {
       const std::int64_t column = c * dense.column_stride;
-      state[row * Format::columns + c] =
-          mean(dense.sums[from.first * dense.row_stride + column], dense.sums[from.second * dense.row_stride + column]);
+      state[row * Format::columns + c] = mean_of_pair<To>(dense.sums[from.first * dense.row_stride + column],
+                                                          dense.sums[from.second * dense.row_stride + column]);
     }
-    state[Format::normaliser_offset + row] = mean(dense.normaliser[from.first], dense.normaliser[from.second]);
+    state[Format::normaliser_offset + row] = mean_of_pair<To>(dense.normaliser[from.first], dense.normaliser[from.second]);
   }
 }
 
