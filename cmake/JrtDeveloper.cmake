@@ -3,17 +3,33 @@
 
 add_library(jrt_developer INTERFACE)
 target_link_libraries(jrt_developer INTERFACE jrt::jrt)
-target_compile_options(
-  jrt_developer
-  INTERFACE -Wall
-            -Wextra
-            -Wpedantic
-            -Wshadow
-            -Wconversion
-            -Wno-sign-conversion
-            -Wold-style-cast
-            -Wnon-virtual-dtor
-            $<$<BOOL:${JRT_WARNINGS_AS_ERRORS}>:-Werror>
-            $<$<BOOL:${JRT_NATIVE}>:-march=native>
-            # GCC before 13 warns inside its own AVX-512 header (GCC bug 105593).
-            $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized>)
+set(JRT_CXX_OPTIONS
+    -Wall
+    -Wextra
+    -Wpedantic
+    -Wshadow
+    -Wconversion
+    -Wno-sign-conversion
+    -Wold-style-cast
+    -Wnon-virtual-dtor
+    $<$<BOOL:${JRT_WARNINGS_AS_ERRORS}>:-Werror>
+    $<$<BOOL:${JRT_NATIVE}>:-march=native>
+    # GCC before 13 warns inside its own AVX-512 header (GCC bug 105593).
+    $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized>)
+set(JRT_CUDA_OPTIONS -Xcompiler=-Wall,-Wextra,-Wshadow
+                     $<$<BOOL:${JRT_WARNINGS_AS_ERRORS}>:-Werror=all-warnings -Xcompiler=-Werror>)
+target_compile_options(jrt_developer INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${JRT_CXX_OPTIONS}>
+                                               $<$<COMPILE_LANGUAGE:CUDA>:${JRT_CUDA_OPTIONS}>)
+
+# The project's own CUDA programs are built where there is a CUDA compiler. jrt_cuda_developer exists then.
+include(CheckLanguage)
+check_language(CUDA)
+if(CUDAToolkit_FOUND AND CMAKE_CUDA_COMPILER AND JRT_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    # The oldest that works; newer GPUs compile its PTX when a program starts.
+    set(CMAKE_CUDA_ARCHITECTURES 80 CACHE STRING "Architectures of the project's own CUDA programs")
+  endif()
+  enable_language(CUDA)
+  add_library(jrt_cuda_developer INTERFACE)
+  target_link_libraries(jrt_cuda_developer INTERFACE jrt_developer jrt::cuda)
+endif()

@@ -30,7 +30,7 @@ TEST_CASE_TEMPLATE("a decode step is within the bound of each element type", E, 
   for (const std::int64_t width : {1, 2, 9}) {
     CAPTURE(width);
     auto states = step.states;
-    const auto outputs = run_decode<CpuThreads>(step.problem, 0, 9, states, width);
+    const auto outputs = run_decode<Concurrent>(step.problem, 0, 9, states, width);
     CHECK(relative_error(outputs.values, expected.values) <= tolerance<E>());
   }
 }
@@ -39,11 +39,11 @@ TEST_CASE_TEMPLATE("a step of several tokens is bitwise as many single steps", C
                    Causal<double, 16, 7>, Causal<Half, 8, 20>, PrefixElu<float>) {
   Step<Config> step(12);
   auto single_states = step.states;
-  const auto single = run_decode<CpuSerial>(step.problem, 0, 12, single_states);
+  const auto single = run_decode<Simple>(step.problem, 0, 12, single_states);
   for (const std::int64_t width : {2, 3, 5, 12}) {
     CAPTURE(width);
     auto states = step.states;
-    CHECK(run_decode<CpuThreads>(step.problem, 0, 12, states, width) == single);
+    CHECK(run_decode<Concurrent>(step.problem, 0, 12, states, width) == single);
     CHECK(used_numbers<Config>(states) == used_numbers<Config>(single_states));
   }
 }
@@ -52,7 +52,7 @@ TEST_CASE_TEMPLATE("dimensions that are no multiple of a packet", Config, Causal
                    Causal<double, 3, 1>) {
   Step<Config> step(6);
   const auto expected = reference_output(step.problem, step.states);
-  const auto outputs = run_decode<CpuSerial>(step.problem, 0, 6, step.states, 2);
+  const auto outputs = run_decode<Simple>(step.problem, 0, 6, step.states, 2);
   CHECK(relative_error(outputs.values, expected.values) <= tolerance<typename Config::Element>());
 }
 
@@ -75,8 +75,8 @@ TEST_CASE_TEMPLATE("a step on a 16-bit state rounds the state once", Config, Sto
   for (const auto number : step.states) {
     exact.push_back(convert<float>(number));
   }
-  const auto expected = run_decode<CpuSerial>(same, 0, 1, exact);
-  CHECK(run_decode<CpuSerial>(step.problem, 0, 1, step.states) == expected);
+  const auto expected = run_decode<Simple>(same, 0, 1, exact);
+  CHECK(run_decode<Simple>(step.problem, 0, 1, step.states) == expected);
   for (std::size_t i = 0; i < exact.size(); ++i) {
     REQUIRE(step.states[i] == convert<typename Config::StateScalar>(exact[i]));
   }
@@ -196,43 +196,45 @@ TEST_CASE("commit in place, with padding rows") {
   using Config = Causal<double>;
   using Format = StateFormatOf<Config>;
   Step<Config> step(2);
-  auto states = step.states;
+  Simple::Array<double> states(step.states);
   StagingView<Config> staging{nullptr, 3, 2, 2};
-  std::vector<double> staged(staging.bytes() / sizeof(double));
+  Simple::Array<double> staged(std::vector<double>(staging.bytes() / sizeof(double)));
   staging.data = staged.data();
-  const std::vector<std::int32_t> slots{2, skip_slot, 0};
-  PlacedStep<CpuSerial, Config> placed(step.problem, 0, 2);
+  Simple::Array<std::int32_t> slots({2, skip_slot, 0});
+  PlacedStep<Simple, Config> placed(step.problem, 0, 2);
   auto args = placed.args<StagedStepArgs<Config>>();
   args.state = {view_pool<Format>(states.data(), 3, 2), slots.data()};
   args.staging = staging;
-  JRT_REQUIRE_OK(staged_step(args, Cpu{}));
+  JRT_REQUIRE_OK(staged_step(args, Simple::execution()));
   for (const double y : batch_slice(placed.output.read(), 1).values) {
     CHECK(y == 0);
   }
-  const std::vector<std::int32_t> accepted{2, 2, 2};
+  Simple::Array<std::int32_t> accepted({2, 2, 2});
   CommitArgs<Config> commit_args;
   commit_args.staging = staging;
   commit_args.accepted_tokens = accepted.data();
   commit_args.source = args.state;
-  JRT_REQUIRE_OK(commit(commit_args, Cpu{}));
-  auto expected = step.states;
-  PlacedStep<CpuSerial, Config> same(step.problem, 0, 2);
+  JRT_REQUIRE_OK(commit(commit_args, Simple::execution()));
+  Simple::Array<double> expected(step.states);
+  PlacedStep<Simple, Config> same(step.problem, 0, 2);
   auto decode_args = same.args<DecodeArgs<Config>>();
   decode_args.source = {view_pool<Format>(expected.data(), 3, 2), slots.data()};
-  JRT_REQUIRE_OK(decode_step(decode_args, Cpu{}));
-  CHECK(used_numbers<Config>(states) == used_numbers<Config>(expected));
+  JRT_REQUIRE_OK(decode_step(decode_args, Simple::execution()));
+  CHECK(used_numbers<Config>(states.read()) == used_numbers<Config>(expected.read()));
 }
 
 TEST_CASE("a step without tokens or sequences changes nothing") {
   using Config = Causal<float>;
   Step<Config> step(0);
   auto states = step.states;
-  run_decode<CpuSerial>(step.problem, 0, 0, states);
-  PlacedStep<CpuSerial, Config> placed(step.problem, 0, 0);
-  auto args = placed.args<DecodeArgs<Config>>();
-  args.source = {view_pool<StateFormatOf<Config>>(states.data(), 3, 2)};
-  JRT_REQUIRE_OK(decode_step(args, Cpu{}));
+  run_decode<Simple>(step.problem, 0, 0, states);
   CHECK(used_numbers<Config>(states) == used_numbers<Config>(step.states));
+  Simple::Array<float> pool(step.states);
+  PlacedStep<Simple, Config> placed(step.problem, 0, 0);
+  auto args = placed.args<DecodeArgs<Config>>();
+  args.source = {view_pool<StateFormatOf<Config>>(pool.data(), 3, 2)};
+  JRT_REQUIRE_OK(decode_step(args, Simple::execution()));
+  CHECK(used_numbers<Config>(pool.read()) == used_numbers<Config>(step.states));
 }
 
 }  // namespace

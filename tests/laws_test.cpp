@@ -27,24 +27,12 @@ Problem<To> piece(const Problem<From>& whole, std::int64_t first, std::int64_t c
   return part;
 }
 
-template <class E>
-std::vector<E> joined(const Tensor<E>& a, const Tensor<E>& b, const Tensor<E>& whole) {
-  Tensor<E> both = whole;
-  for (std::int64_t s = 0; s < whole.shape.batch; ++s) {
-    const std::int64_t row = whole.shape.heads * whole.shape.dim;
-    std::copy_n(a.values.data() + a.index(s, 0, 0, 0), a.shape.tokens * row, both.values.data() + both.index(s, 0, 0, 0));
-    std::copy_n(b.values.data() + b.index(s, 0, 0, 0), b.shape.tokens * row,
-                both.values.data() + both.index(s, a.shape.tokens, 0, 0));
-  }
-  return both.values;
-}
-
 TEST_CASE("prefill of a and b equals prefill of b from the state of a, for every split") {
   using Config = Prefix<double>;
   constexpr std::int64_t tokens = 101;
   constexpr std::int64_t prefix = 13;
   const Problem<Config> whole({.tokens = tokens, .prefix = prefix});
-  const auto expected = run_prefill<CpuSerial>(whole);
+  const auto expected = run_prefill<Simple>(whole);
   for (std::int64_t split = 0; split <= tokens; ++split) {
     CAPTURE(split);
     if (split < prefix) {
@@ -53,9 +41,9 @@ TEST_CASE("prefill of a and b equals prefill of b from the state of a, for every
     Problem<Config> first = piece<Config>(whole, 0, split);
     first.key_encoder = whole.key_encoder;
     first.value_encoder = whole.value_encoder;
-    const auto a = run_prefill<CpuSerial>(first);
-    const auto b = run_prefill<CpuSerial>(piece<Config>(whole, split, tokens - split), a.states);
-    CHECK(relative_error(joined(a.output, b.output, expected.output), expected.output.values) <= exact);
+    const auto a = run_prefill<Simple>(first);
+    const auto b = run_prefill<Simple>(piece<Config>(whole, split, tokens - split), a.states);
+    CHECK(relative_error(joined_tokens(a.output, b.output).values, expected.output.values) <= exact);
     CHECK(relative_error(used_numbers<Config>(b.states), used_numbers<Config>(expected.states)) <= exact);
   }
 }
@@ -105,9 +93,9 @@ TEST_CASE("packed accumulation with pads equals separate calls") {
   using Config = Prefix<double>;
   const Problem<Config> problem({.batch = 1, .tokens = 90});
   SequenceLists lists{.count = 3, .cu_seqlens = {0, 50, 50, 90}, .left_pads = {4, 0, 40}};
-  const auto together = run_accumulate<CpuThreads, Config>(problem.key, problem.value, {}, lists);
+  const auto together = run_accumulate<Concurrent, Config>(problem.key, problem.value, {}, lists);
   const auto first =
-      run_accumulate<CpuSerial, Config>(token_slice(problem.key, 4, 46), token_slice(problem.value, 4, 46), {});
+      run_accumulate<Simple, Config>(token_slice(problem.key, 4, 46), token_slice(problem.value, 4, 46), {});
   const auto numbers = static_cast<std::ptrdiff_t>(state_numbers<Config>(1, 2));
   CHECK(StateNumbers<Config>(together.begin(), together.begin() + numbers) == first);
   for (std::ptrdiff_t i = numbers; i < 3 * numbers; ++i) {
@@ -118,9 +106,9 @@ TEST_CASE("packed accumulation with pads equals separate calls") {
 TEST_CASE_TEMPLATE("prefill equals as many decode steps", Config, Prefix<double>, PrefixElu<double>,
                    WithoutNormaliser<Prefix<double>>) {
   const Problem<Config> whole({.batch = 2, .tokens = 60, .prefix = 20, .heads = 2, .query_heads = 4});
-  const auto expected = run_prefill<CpuSerial>(whole);
-  auto states = run_accumulate<CpuSerial, Config>(whole.key_encoder, whole.value_encoder, {});
-  const auto outputs = run_decode<CpuThreads>(whole, 0, 60, states);
+  const auto expected = run_prefill<Simple>(whole);
+  auto states = run_accumulate<Simple, Config>(whole.key_encoder, whole.value_encoder, {});
+  const auto outputs = run_decode<Concurrent>(whole, 0, 60, states);
   CHECK(relative_error(outputs.values, expected.output.values) <= exact);
   CHECK(relative_error(used_numbers<Config>(states), used_numbers<Config>(expected.states)) <= exact);
 }
@@ -129,12 +117,14 @@ TEST_CASE("states of parts merge to the state of the whole") {
   using Config = Prefix<double>;
   using Format = StateFormatOf<Config>;
   const Problem<Config> whole({.tokens = 75});
-  const auto expected = run_accumulate<CpuSerial, Config>(whole.key, whole.value, {});
-  auto sum = run_accumulate<CpuSerial, Config>(token_slice(whole.key, 0, 20), token_slice(whole.value, 0, 20), {});
-  auto rest = run_accumulate<CpuSerial, Config>(token_slice(whole.key, 20, 55), token_slice(whole.value, 20, 55), {});
-  JRT_REQUIRE_OK(
-      merge_states<Format>({view_pool<Format>(rest.data(), 2, 2)}, {view_pool<Format>(sum.data(), 2, 2)}, 2, Cpu{}));
-  CHECK(relative_error(used_numbers<Config>(sum), used_numbers<Config>(expected)) <= exact);
+  const auto expected = run_accumulate<Simple, Config>(whole.key, whole.value, {});
+  Simple::Array<double> sum(
+      run_accumulate<Simple, Config>(token_slice(whole.key, 0, 20), token_slice(whole.value, 0, 20), {}));
+  Simple::Array<double> rest(
+      run_accumulate<Simple, Config>(token_slice(whole.key, 20, 55), token_slice(whole.value, 20, 55), {}));
+  JRT_REQUIRE_OK(merge_states<Format>({view_pool<Format>(rest.data(), 2, 2)}, {view_pool<Format>(sum.data(), 2, 2)}, 2,
+                                      Simple::execution()));
+  CHECK(relative_error(used_numbers<Config>(sum.read()), used_numbers<Config>(expected)) <= exact);
 }
 
 TEST_CASE_TEMPLATE("a left-padded sequence equals the unpadded one, bitwise", Config, Prefix<float>, Full<float>,
@@ -152,8 +142,8 @@ TEST_CASE_TEMPLATE("a left-padded sequence equals the unpadded one, bitwise", Co
     const std::int64_t encoder_pad = std::min<std::int64_t>(pad, prefix);
     plain.key_encoder = token_slice(padded.key_encoder, encoder_pad, prefix - encoder_pad);
     plain.value_encoder = token_slice(padded.value_encoder, encoder_pad, prefix - encoder_pad);
-    const auto a = run_prefill<CpuSerial>(padded);
-    const auto b = run_prefill<CpuSerial>(plain);
+    const auto a = run_prefill<Simple>(padded);
+    const auto b = run_prefill<Simple>(plain);
     CHECK(token_slice(a.output, pad, tokens - pad) == b.output);
     CHECK(a.states == b.states);
     for (const auto y : token_slice(a.output, 0, pad).values) {
@@ -165,8 +155,8 @@ TEST_CASE_TEMPLATE("a left-padded sequence equals the unpadded one, bitwise", Co
 TEST_CASE("under the length split a sequence gives bitwise the same result in any batch, on any threads") {
   using Config = SplitByLength<Prefix<float>, 96>;
   const Problem<Config> batch({.batch = 5, .tokens = 400, .prefix = 230});
-  const auto together = run_prefill<CpuThreads>(batch);
-  CHECK(run_prefill<CpuSerial>(batch).output == together.output);
+  const auto together = run_prefill<Concurrent>(batch);
+  CHECK(run_prefill<Simple>(batch).output == together.output);
   for (std::int64_t b = 0; b < 5; ++b) {
     CAPTURE(b);
     Problem<Config> one;
@@ -175,7 +165,7 @@ TEST_CASE("under the length split a sequence gives bitwise the same result in an
     one.value = batch_slice(batch.value, b);
     one.key_encoder = batch_slice(batch.key_encoder, b);
     one.value_encoder = batch_slice(batch.value_encoder, b);
-    CHECK(run_prefill<CpuThreads>(one).output == batch_slice(together.output, b));
+    CHECK(run_prefill<Concurrent>(one).output == batch_slice(together.output, b));
   }
 }
 
@@ -186,7 +176,7 @@ TEST_CASE_TEMPLATE("a split sequence agrees with the formula", Config, SplitByLe
     const std::int64_t prefix = Config::Mask::reads_encoder ? tokens * 2 / 3 : 0;
     const Problem<Config> problem({.batch = 2, .tokens = tokens, .prefix = prefix});
     const auto initial = random_states<Config>(2, 2, 4);
-    const auto results = run_prefill<CpuThreads>(problem, initial);
+    const auto results = run_prefill<Concurrent>(problem, initial);
     CHECK(relative_error(results.output.values, reference_output(problem, initial).values) <= exact);
     using Unsplit = std::conditional_t<Config::Mask::reads_encoder, Prefix<double>,
                                        std::conditional_t<Config::Mask::reads_future, Full<double>, Causal<double>>>;
@@ -196,7 +186,7 @@ TEST_CASE_TEMPLATE("a split sequence agrees with the formula", Config, SplitByLe
     same.value = problem.value;
     same.key_encoder = problem.key_encoder;
     same.value_encoder = problem.value_encoder;
-    const auto unsplit = run_prefill<CpuSerial>(same, initial);
+    const auto unsplit = run_prefill<Simple>(same, initial);
     CHECK(relative_error(used_numbers<Config>(results.states), used_numbers<Config>(unsplit.states)) <= exact);
   }
 }
@@ -214,7 +204,7 @@ TEST_CASE("a split call with packed lengths, pads, grouped heads and sequences w
   const auto expected = reference_output(problem, initial);
   std::fill_n(initial.begin() + static_cast<std::ptrdiff_t>(2 * each), each, poison<double>());
   const auto results =
-      run_prefill<CpuThreads>(problem, initial, {.layout = Layout::spaced, .has_initial_state = {1, 1, 0, 1}});
+      run_prefill<Concurrent>(problem, initial, {.layout = Layout::spaced, .has_initial_state = {1, 1, 0, 1}});
   CHECK(relative_error(results.output.values, expected.values) <= exact);
 }
 
@@ -222,19 +212,19 @@ TEST_CASE("a long accumulation is split and agrees with the unsplit one") {
   using Split = SplitByLength<Prefix<double>, 100>;
   const Problem<Split> problem({.batch = 2, .tokens = 500});
   const auto initial = random_states<Split>(2, 2, 4);
-  const auto split = run_accumulate<CpuThreads, Split>(problem.key, problem.value, initial);
-  const auto whole = run_accumulate<CpuSerial, Prefix<double>>(problem.key, problem.value, initial);
+  const auto split = run_accumulate<Concurrent, Split>(problem.key, problem.value, initial);
+  const auto whole = run_accumulate<Simple, Prefix<double>>(problem.key, problem.value, initial);
   CHECK(relative_error(used_numbers<Split>(split), used_numbers<Split>(whole)) <= exact);
 }
 
 TEST_CASE("one long sequence is split over all threads, repeatably") {
   using Config = Prefix<float>;
-  REQUIRE(Config::Split::segments(2000, 1, CpuThreads::execution().executor().concurrency()) > 1);
+  REQUIRE(Config::Split::segments(2000, 1, Concurrent::workers()) > 1);
   const Problem<Config> problem({.batch = 1, .tokens = 2000, .prefix = 1000, .heads = 1, .query_heads = 1});
-  const auto first = run_prefill<CpuThreads>(problem);
+  const auto first = run_prefill<Concurrent>(problem);
   CHECK(relative_error(first.output.values, reference_output(problem).values) <= tolerance<float>());
   for (int repeat = 0; repeat < 5; ++repeat) {
-    const auto again = run_prefill<CpuThreads>(problem);
+    const auto again = run_prefill<Concurrent>(problem);
     CHECK(again.output == first.output);
     CHECK(again.states == first.states);
   }
@@ -249,7 +239,7 @@ TEST_CASE_TEMPLATE("slots may be anywhere in the pool, and padding rows touch no
   constexpr bool encoder = Config::Mask::reads_encoder;
   Problem<Config> problem({.batch = 4, .tokens = 130, .prefix = encoder ? 100 : 0});
   const auto plain_initial = random_states<Config>(4, heads, 3);
-  const auto expected = run_prefill<CpuSerial>(problem, plain_initial);
+  const auto expected = run_prefill<Simple>(problem, plain_initial);
 
   std::vector<float> pool(slots * stride, poison<float>());
   const std::vector<std::int32_t> source{5, 2, skip_slot, 0};
@@ -261,22 +251,26 @@ TEST_CASE_TEMPLATE("slots may be anywhere in the pool, and padding rows touch no
     }
   }
   const std::vector<float> before = pool;
-  const StatePoolView<Format> view{pool.data(), slots, heads, stride};
-  Placed<CpuSerial, float> query(problem.query, Layout::bthd);
-  Placed<CpuSerial, float> key(problem.key, Layout::bthd);
-  Placed<CpuSerial, float> value(problem.value, Layout::bthd);
-  Placed<CpuSerial, float> key_encoder(problem.key_encoder, Layout::bthd);
-  Placed<CpuSerial, float> value_encoder(problem.value_encoder, Layout::bthd);
-  Placed<CpuSerial, float> output(problem.output_shape(), Layout::bthd);
+  Simple::Array<float> placed_pool(pool);
+  Simple::Array<std::int32_t> placed_source(source);
+  Simple::Array<std::int32_t> placed_destination(destination);
+  const StatePoolView<Format> view{placed_pool.data(), slots, heads, stride};
+  Placed<Simple, float> query(problem.query, Layout::bthd);
+  Placed<Simple, float> key(problem.key, Layout::bthd);
+  Placed<Simple, float> value(problem.value, Layout::bthd);
+  Placed<Simple, float> key_encoder(problem.key_encoder, Layout::bthd);
+  Placed<Simple, float> value_encoder(problem.value_encoder, Layout::bthd);
+  Placed<Simple, float> output(problem.output_shape(), Layout::bthd);
   PrefillArgs<Config> args{.query = query.view(), .key = key.view(), .value = value.view()};
   if (encoder) {
     args.key_encoder = key_encoder.view();
     args.value_encoder = value_encoder.view();
   }
   args.output = output.view();
-  args.initial_state = {view, source.data()};
-  args.final_state = {view, destination.data()};
-  JRT_REQUIRE_OK(prefill(args, CpuThreads::execution()));
+  args.initial_state = {view, placed_source.data()};
+  args.final_state = {view, placed_destination.data()};
+  JRT_REQUIRE_OK(prefill(args, Concurrent::execution()));
+  pool = placed_pool.read();
   const auto result = output.read();
   for (std::int64_t b = 0; b < 4; ++b) {
     CAPTURE(b);

@@ -21,18 +21,12 @@ void check_against_reference(const Problem<Config>& problem, const StateNumbers<
 
 template <class Config>
 void check_all_sizes() {
-  // Around every edge: rows of a tile, chunk, packets, and lengths that end in each part of them.
-  constexpr std::int64_t rows = detail::cpu::tile_rows;
-  constexpr std::int64_t chunk = detail::cpu::chunk_tokens;
-  for (const std::int64_t tokens :
-       {std::int64_t{0}, std::int64_t{1}, std::int64_t{2}, rows - 1, rows, rows + 1, std::int64_t{15}, std::int64_t{16},
-        std::int64_t{17}, chunk - 1, chunk, chunk + 1, chunk + rows - 1, 2 * chunk - 1, 2 * chunk, 2 * chunk + 1,
-        std::int64_t{127}, std::int64_t{200}}) {
+  for (const std::int64_t tokens : edge_lengths()) {
     for (const std::int64_t prefix : {std::int64_t{0}, std::int64_t{1}, tokens / 2, tokens}) {
       if (prefix <= tokens && (prefix == 0 || Config::Mask::reads_encoder)) {
         CAPTURE(tokens);
         CAPTURE(prefix);
-        check_against_reference<CpuSerial>(Problem<Config>({.tokens = tokens, .prefix = prefix}));
+        check_against_reference<Simple>(Problem<Config>(ProblemShape{.tokens = tokens, .prefix = prefix}));
       }
     }
   }
@@ -53,13 +47,13 @@ TEST_CASE("prefill agrees with the formula at every size, no closed form") {
 
 TEST_CASE_TEMPLATE("prefill is within the bound of each element type", E, float, double, Half, BFloat16) {
   const ProblemShape shape{.batch = 1, .tokens = 300, .prefix = 150};
-  check_against_reference<CpuSerial>(Problem<Prefix<E, 16, 64>>(shape));
-  check_against_reference<CpuSerial>(Problem<Causal<E, 16, 64>>({.batch = 1, .tokens = 300}));
-  check_against_reference<CpuSerial>(Problem<Full<E, 16, 64>>({.batch = 1, .tokens = 300}));
+  check_against_reference<Simple>(Problem<Prefix<E, 16, 64>>(shape));
+  check_against_reference<Simple>(Problem<Causal<E, 16, 64>>({.batch = 1, .tokens = 300}));
+  check_against_reference<Simple>(Problem<Full<E, 16, 64>>({.batch = 1, .tokens = 300}));
 }
 
 TEST_CASE("float32 stays within its bound over thousands of tokens, against the formula") {
-  check_against_reference<CpuThreads>(
+  check_against_reference<Concurrent>(
       Problem<Prefix<float, 16, 64>>({.batch = 1, .tokens = 3000, .prefix = 1500, .heads = 1, .query_heads = 1}));
 }
 
@@ -67,8 +61,8 @@ TEST_CASE("float32 stays within its bound over tens of thousands of tokens") {
   // The oracle is quadratic; the same operator in double, which the cases above tie to it, takes its place.
   using Config = Prefix<float, 16, 16>;
   const Problem<Config> problem({.batch = 1, .tokens = 60'000, .prefix = 30'000, .heads = 1, .query_heads = 1});
-  const auto expected = run_prefill<CpuSerial>(in_double(problem));
-  const auto results = run_prefill<CpuSerial>(problem);
+  const auto expected = run_prefill<Simple>(in_double(problem));
+  const auto results = run_prefill<Simple>(problem);
   CHECK(relative_error(results.output.values, expected.output.values) <= tolerance<float>());
   CHECK(relative_error(used_numbers<Config>(results.states), used_numbers<InDouble<Config>>(expected.states)) <=
         tolerance<float>());
@@ -76,21 +70,21 @@ TEST_CASE("float32 stays within its bound over tens of thousands of tokens") {
 
 TEST_CASE_TEMPLATE("published and odd dimensions", Config, Prefix<float, 16, 112>, Prefix<float, 8, 32>,
                    Prefix<float, 24, 48>, Prefix<float, 5, 7>, Prefix<float, 1, 1>, Prefix<float, 60, 16>) {
-  check_against_reference<CpuSerial>(Problem<Config>({.tokens = 101, .prefix = 50}));
+  check_against_reference<Simple>(Problem<Config>({.tokens = 101, .prefix = 50}));
 }
 
 TEST_CASE_TEMPLATE("the output is the numerator alone without normaliser", Config, WithoutNormaliser<Prefix<double>>,
                    WithoutNormaliser<Full<double>>) {
   const std::int64_t prefix = Config::Mask::reads_encoder ? 33 : 0;
-  check_against_reference<CpuSerial>(Problem<Config>({.tokens = 70, .prefix = prefix}));
+  check_against_reference<Simple>(Problem<Config>({.tokens = 70, .prefix = prefix}));
 }
 
 TEST_CASE_TEMPLATE("every layout gives bitwise the same result", E, float, Half) {
   const Problem<Prefix<E>> problem({.batch = 3, .tokens = 60, .prefix = 20, .heads = 2, .query_heads = 4});
-  const auto contiguous = run_prefill<CpuSerial>(problem);
+  const auto contiguous = run_prefill<Simple>(problem);
   for (const Layout layout : all_layouts) {
     CAPTURE(static_cast<int>(layout));
-    const auto placed = run_prefill<CpuSerial>(problem, {}, {.layout = layout});
+    const auto placed = run_prefill<Simple>(problem, {}, {.layout = layout});
     CHECK(placed.output == contiguous.output);
     CHECK(placed.states == contiguous.states);
   }
@@ -115,7 +109,7 @@ TEST_CASE_TEMPLATE("grouped query heads equal repeated key heads", Config, Prefi
     }
     *tensor = wide;
   }
-  CHECK(run_prefill<CpuSerial>(grouped).output == run_prefill<CpuSerial>(repeated).output);
+  CHECK(run_prefill<Simple>(grouped).output == run_prefill<Simple>(repeated).output);
 }
 
 TEST_CASE_TEMPLATE("an initial state is part of every sum", Backend, JRT_TEST_BACKENDS) {
@@ -128,8 +122,8 @@ TEST_CASE("a slot without initial state is ignored, whatever it holds") {
   using Config = Prefix<double>;
   const Problem<Config> problem({.batch = 2, .tokens = 20, .prefix = 10});
   StateNumbers<Config> poisoned(state_numbers<Config>(2, 2), poison<double>());
-  const auto fresh = run_prefill<CpuSerial>(problem);
-  const auto ignoring = run_prefill<CpuSerial>(problem, poisoned, {.has_initial_state = {0, 0}});
+  const auto fresh = run_prefill<Simple>(problem);
+  const auto ignoring = run_prefill<Simple>(problem, poisoned, {.has_initial_state = {0, 0}});
   CHECK(ignoring.output == fresh.output);
   CHECK(used_numbers<Config>(ignoring.states) == used_numbers<Config>(fresh.states));
 }
@@ -170,56 +164,65 @@ TEST_CASE("per-sequence prefixes and lengths in a dense batch") {
   using Config = Prefix<double>;
   Problem<Config> problem({.batch = 4, .tokens = 60, .prefix = 40});
   problem.sequences.prefix_lens = {0, 40, 7, 33};
-  check_against_reference<CpuSerial>(problem);
+  check_against_reference<Simple>(problem);
   problem.sequences.seq_lens = {60, 41, 7, 48};
-  check_against_reference<CpuSerial>(problem);
-  const auto output = run_prefill<CpuSerial>(problem).output;
+  check_against_reference<Simple>(problem);
+  const auto output = run_prefill<Simple>(problem).output;
   CHECK(output.at(1, 41, 0, 0) == 0);
   CHECK(output.at(2, 59, 1, 23) == 0);
 }
 
+struct Squares : BasedLinearAttention<float, 4, 4> {
+  using FeatureMap = Square<4>;
+};
+
 TEST_CASE("no tokens leave the state unchanged; no key gives zero") {
   using Config = Prefix<float>;
   const auto initial = random_states<Config>(2, 2, 9);
-  const auto none = run_prefill<CpuSerial>(Problem<Config>({.tokens = 0}), initial);
+  const auto none = run_prefill<Simple>(Problem<Config>({.tokens = 0}), initial);
   CHECK(used_numbers<Config>(none.states) == used_numbers<Config>(initial));
 
   // The only key has a value of zero weight under a map whose features vanish.
-  struct Squares : BasedLinearAttention<float, 4, 4> {
-    using FeatureMap = Square<4>;
-  };
   Problem<Squares> zero_keys({.batch = 1, .tokens = 3});
   std::fill(zero_keys.key.values.begin(), zero_keys.key.values.end(), 0.0F);
-  for (const float y : run_prefill<CpuSerial>(zero_keys).output.values) {
+  for (const float y : run_prefill<Simple>(zero_keys).output.values) {
     CHECK(y == 0);
   }
 }
 
 TEST_CASE("the workspace may be exactly as large as asked for, at any alignment, and not one byte less") {
   using Config = SplitByLength<Prefix<float>, 48>;
-  Problem<Config> problem({.batch = 2, .tokens = 150, .prefix = 100});
-  const auto view = [](auto& tensor) { return view_bthd(tensor.values.data(), tensor.shape); };
-  Tensor<float> output{problem.output_shape(), std::vector<float>(element_count(problem.output_shape()))};
-  PrefillArgs<Config> args{.query = view(problem.query), .key = view(problem.key), .value = view(problem.value)};
-  args.key_encoder = view(problem.key_encoder);
-  args.value_encoder = view(problem.value_encoder);
-  args.output = view(output);
-  const auto on = CpuThreads::execution();
+  const Problem<Config> problem({.batch = 2, .tokens = 150, .prefix = 100});
+  Placed<Concurrent, float> query(problem.query, Layout::bthd);
+  Placed<Concurrent, float> key(problem.key, Layout::bthd);
+  Placed<Concurrent, float> value(problem.value, Layout::bthd);
+  Placed<Concurrent, float> key_encoder(problem.key_encoder, Layout::bthd);
+  Placed<Concurrent, float> value_encoder(problem.value_encoder, Layout::bthd);
+  Placed<Concurrent, float> output(problem.output_shape(), Layout::bthd);
+  PrefillArgs<Config> args;
+  args.query = query.view();
+  args.key = key.view();
+  args.value = value.view();
+  args.key_encoder = key_encoder.view();
+  args.value_encoder = value_encoder.view();
+  args.output = output.view();
+  const auto on = Concurrent::execution();
   const std::size_t bytes = prefill_workspace_bytes(args, on);
-  const auto expected = run_prefill<CpuThreads>(problem).output;
+  const auto expected = run_prefill<Concurrent>(problem).output;
   for (const std::size_t shift : {0, 1, 7, 63}) {
     CAPTURE(shift);
     // Poison around the workspace shows whether the call stays inside; poison in it, that it reads nothing unwritten.
-    std::vector<unsigned char> memory(bytes + shift + 64, 0xff);
-    JRT_REQUIRE_OK(prefill(args, {memory.data() + shift, bytes}, on));
-    CHECK(output == expected);
+    Concurrent::Array<unsigned char> workspace(std::vector<unsigned char>(bytes + shift + 64, 0xff));
+    JRT_REQUIRE_OK(prefill(args, {workspace.data() + shift, bytes}, on));
+    CHECK(output.read() == expected);
+    const auto memory = workspace.read();
     for (std::size_t i = 0; i < shift; ++i) {
       CHECK(memory[i] == 0xff);
     }
     for (std::size_t i = bytes + shift; i < memory.size(); ++i) {
       CHECK(memory[i] == 0xff);
     }
-    CHECK_FALSE(prefill(args, {memory.data() + shift, bytes - 1}, on).ok());
+    CHECK_FALSE(prefill(args, {workspace.data() + shift, bytes - 1}, on).ok());
   }
 }
 

@@ -15,67 +15,89 @@ namespace {
 using Config = Prefix<float, 16, 10>;
 using Format = StateFormatOf<Config>;
 
-StateSlots<Format> slots_of(StateNumbers<Config>& numbers, const std::int32_t* indices = nullptr) {
-  return {view_pool<Format>(numbers.data(), static_cast<std::int64_t>(numbers.size()) / (2 * Format::head_elements), 2),
-          indices};
+/// Some slots of two heads in a backend's memory.
+template <class Backend>
+struct Pool {
+  typename Backend::template Array<float> memory;
+  std::int64_t slots;
+
+  explicit Pool(const StateNumbers<Config>& numbers)
+      : memory(numbers), slots(static_cast<std::int64_t>(numbers.size()) / (2 * Format::head_elements)) {}
+  StateSlots<Format> at(const std::int32_t* indices = nullptr) {
+    return {view_pool<Format>(memory.data(), slots, 2), indices};
+  }
+  [[nodiscard]] StateNumbers<Config> read() const { return memory.read(); }
+};
+
+/// What `save_states` wrote is there.
+template <class Backend>
+std::vector<std::byte> saved(Pool<Backend>& pool, std::int64_t count, const std::int32_t* indices = nullptr) {
+  std::vector<std::byte> buffer(static_cast<std::size_t>(saved_states_bytes<Format>(count, 2)));
+  JRT_REQUIRE_OK(save_states(pool.at(indices), count, buffer, Backend::execution()));
+  static_cast<void>(pool.read());  // waits for the backend
+  return buffer;
 }
 
 TEST_CASE("dense export and import are inverse to the bit, in both of the customary orders") {
-  auto numbers = random_states<Config>(3, 2, 1);
+  const auto numbers = random_states<Config>(3, 2, 1);
+  Pool<Concurrent> pool(numbers);
   constexpr std::int64_t rows = 273;
   for (const bool transposed : {false, true}) {
-    std::vector<float> sums(3 * 2 * rows * 10, poison<float>());
-    std::vector<float> normaliser(3 * 2 * rows, poison<float>());
+    Concurrent::Array<float> sums(std::vector<float>(3 * 2 * rows * 10, poison<float>()));
+    Concurrent::Array<float> normaliser(std::vector<float>(3 * 2 * rows, poison<float>()));
     auto dense = view_dense_states<Format>(sums.data(), normaliser.data(), 2);
     if (transposed) {
       dense.row_stride = 1;
       dense.column_stride = rows;
     }
-    JRT_REQUIRE_OK(export_states(slots_of(numbers), dense, 3, CpuThreads::execution()));
-    for (const float number : sums) {
+    JRT_REQUIRE_OK(export_states(pool.at(), dense, 3, Concurrent::execution()));
+    for (const float number : sums.read()) {
       REQUIRE_FALSE(std::isnan(number));
     }
     // Row 0 is the constant's: its sum in z counts the tokens.
-    CHECK(normaliser[0] == 3);
-    auto back = StateNumbers<Config>(numbers.size());
-    JRT_REQUIRE_OK(import_states(dense, slots_of(back), 3, CpuThreads::execution()));
-    CHECK(used_numbers<Config>(back) == used_numbers<Config>(numbers));
+    CHECK(normaliser.read()[0] == 3);
+    Pool<Concurrent> back(StateNumbers<Config>(numbers.size()));
+    JRT_REQUIRE_OK(import_states(dense, back.at(), 3, Concurrent::execution()));
+    CHECK(used_numbers<Config>(back.read()) == used_numbers<Config>(numbers));
   }
 }
 
 TEST_CASE("a double export holds a float state exactly") {
-  auto numbers = random_states<Config>(1, 2, 1);
-  std::vector<double> sums(2 * 273 * 10);
-  std::vector<double> normaliser(2 * 273);
+  const auto numbers = random_states<Config>(1, 2, 1);
+  Pool<Simple> pool(numbers);
+  Simple::Array<double> sums(std::vector<double>(2 * 273 * 10));
+  Simple::Array<double> normaliser(std::vector<double>(2 * 273));
   const auto dense = view_dense_states<Format>(sums.data(), normaliser.data(), 2);
-  JRT_REQUIRE_OK(export_states(slots_of(numbers), dense, 1, Cpu{}));
-  auto back = StateNumbers<Config>(numbers.size());
-  JRT_REQUIRE_OK(import_states(dense, slots_of(back), 1, Cpu{}));
-  CHECK(used_numbers<Config>(back) == used_numbers<Config>(numbers));
+  JRT_REQUIRE_OK(export_states(pool.at(), dense, 1, Simple::execution()));
+  Pool<Simple> back(StateNumbers<Config>(numbers.size()));
+  JRT_REQUIRE_OK(import_states(dense, back.at(), 1, Simple::execution()));
+  CHECK(used_numbers<Config>(back.read()) == used_numbers<Config>(numbers));
 }
 
 TEST_CASE("maps without a dense order of their own export their rows as they are") {
   using Elu = PrefixElu<float, 16, 10>;
   using EluFormat = StateFormatOf<Elu>;
-  auto numbers = random_states<Elu>(1, 1, 1);
-  std::vector<float> sums(16 * 10);
-  std::vector<float> normaliser(16);
-  JRT_REQUIRE_OK(export_states<EluFormat>({view_pool<EluFormat>(numbers.data(), 1, 1)},
-                                          view_dense_states<EluFormat>(sums.data(), normaliser.data(), 1), 1, Cpu{}));
-  CHECK(std::memcmp(sums.data(), numbers.data(), sums.size() * sizeof(float)) == 0);
-  CHECK(std::memcmp(normaliser.data(), numbers.data() + sums.size(), normaliser.size() * sizeof(float)) == 0);
+  const auto numbers = random_states<Elu>(1, 1, 1);
+  Simple::Array<float> pool(numbers);
+  Simple::Array<float> sums(std::vector<float>(16 * 10));
+  Simple::Array<float> normaliser(std::vector<float>(16));
+  JRT_REQUIRE_OK(export_states<EluFormat>({view_pool<EluFormat>(pool.data(), 1, 1)},
+                                          view_dense_states<EluFormat>(sums.data(), normaliser.data(), 1), 1,
+                                          Simple::execution()));
+  CHECK(sums.read() == std::vector<float>(numbers.begin(), numbers.begin() + 160));
+  CHECK(normaliser.read() == std::vector<float>(numbers.begin() + 160, numbers.begin() + 176));
 }
 
 TEST_CASE_TEMPLATE("saved states load to the same bits, into any slots", Backend, JRT_TEST_BACKENDS) {
   auto numbers = random_states<Config>(4, 2, 1);
-  const std::vector<std::int32_t> from{3, skip_slot, 1};
-  const std::vector<std::int32_t> to{0, 1, 2};
-  std::vector<std::byte> buffer(static_cast<std::size_t>(saved_states_bytes<Format>(3, 2)));
-  JRT_REQUIRE_OK(save_states(slots_of(numbers, from.data()), 3, buffer, Backend::execution()));
-  StateNumbers<Config> back(numbers.size(), poison<float>());
-  JRT_REQUIRE_OK(load_states(buffer, slots_of(back, to.data()), 3, Backend::execution()));
+  typename Backend::template Array<std::int32_t> from({3, skip_slot, 1});
+  typename Backend::template Array<std::int32_t> to({0, 1, 2});
+  Pool<Backend> pool(numbers);
+  const auto buffer = saved(pool, 3, from.data());
+  Pool<Backend> back(StateNumbers<Config>(numbers.size(), poison<float>()));
+  JRT_REQUIRE_OK(load_states(buffer, back.at(to.data()), 3, Backend::execution()));
   const auto expected = used_numbers<Config>(numbers);
-  const auto loaded = used_numbers<Config>(back);
+  const auto loaded = used_numbers<Config>(back.read());
   const std::size_t each = expected.size() / 4;
   for (std::size_t i = 0; i < each; ++i) {
     REQUIRE(loaded[i] == expected[3 * each + i]);
@@ -86,16 +108,16 @@ TEST_CASE_TEMPLATE("saved states load to the same bits, into any slots", Backend
 }
 
 TEST_CASE("bytes that are not these states are refused, and nothing is written") {
-  auto numbers = random_states<Config>(2, 2, 1);
-  std::vector<std::byte> good(static_cast<std::size_t>(saved_states_bytes<Format>(2, 2)));
-  JRT_REQUIRE_OK(save_states(slots_of(numbers), 2, good, Cpu{}));
+  const auto numbers = random_states<Config>(2, 2, 1);
+  Pool<Simple> pool(numbers);
+  const auto good = saved(pool, 2);
   const auto refuses = [&](const std::vector<std::byte>& bytes, const char* part, std::int64_t count = 2) {
-    StateNumbers<Config> target(numbers.size(), 7.0F);
-    const Status status = load_states(bytes, slots_of(target), count, Cpu{});
+    Pool<Simple> target(StateNumbers<Config>(numbers.size(), 7.0F));
+    const Status status = load_states(bytes, target.at(), count, Simple::execution());
     INFO(std::string(status.message()));
     CHECK(status.code() == StatusCode::corrupt_data);
     CHECK(status.message().find(part) != std::string_view::npos);
-    CHECK(target == StateNumbers<Config>(numbers.size(), 7.0F));
+    CHECK(target.read() == StateNumbers<Config>(numbers.size(), 7.0F));
   };
   refuses({}, "size in bytes is 0, but must be 96");
   refuses(std::vector<std::byte>(good.begin(), good.end() - 1), "size in bytes");

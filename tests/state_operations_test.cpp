@@ -95,9 +95,9 @@ void check_packings() {
   using DenseFormat = StateFormatOf<Dense>;
   const auto symmetric = random_states<Symmetric>(2, 3, 8);
   const auto dense = random_states<Dense>(2, 3, 8);
-  Pool<CpuThreads, Symmetric> symmetric_pool(symmetric, 2, 3);
-  Pool<CpuThreads, Dense> dense_pool(StateNumbers<Dense>(dense.size(), poison<Scalar>()), 2, 3);
-  JRT_REQUIRE_OK(copy_states(symmetric_pool.at(), dense_pool.at(), 2, CpuThreads::execution()));
+  Pool<Concurrent, Symmetric> symmetric_pool(symmetric, 2, 3);
+  Pool<Concurrent, Dense> dense_pool(StateNumbers<Dense>(dense.size(), poison<Scalar>()), 2, 3);
+  JRT_REQUIRE_OK(copy_states(symmetric_pool.at(), dense_pool.at(), 2, Concurrent::execution()));
   // A state accumulated in dense order in the first place is the same up to rounding in the order of the factors.
   CHECK(relative_error(used_numbers<Dense>(dense_pool.memory.read()), used_numbers<Dense>(dense)) <=
         (std::is_same_v<Scalar, double> ? 1e-15 : tolerance<Scalar>()));
@@ -116,8 +116,8 @@ void check_packings() {
       REQUIRE(converted[static_cast<std::size_t>(r * 10 + c)] == symmetric[static_cast<std::size_t>(source * 10 + c)]);
     }
   }
-  Pool<CpuSerial, Symmetric> back(StateNumbers<Symmetric>(symmetric.size()), 2, 3);
-  JRT_REQUIRE_OK(copy_states(dense_pool.at(), back.at(), 2, CpuSerial::execution()));
+  Pool<Simple, Symmetric> back(StateNumbers<Symmetric>(symmetric.size()), 2, 3);
+  JRT_REQUIRE_OK(copy_states(dense_pool.at(), back.at(), 2, Simple::execution()));
   CHECK(used_numbers<Symmetric>(back.memory.read()) == used_numbers<Symmetric>(symmetric));
 }
 
@@ -136,9 +136,9 @@ TEST_CASE("a dense state with unequal mirror entries reads the same after packin
   for (std::size_t i = 7 * 10; i < numbers.size(); ++i) {
     numbers[i] += 0.01 * static_cast<double>(i % 17);  // no longer symmetric
   }
-  Pool<CpuSerial, Dense> dense(numbers, 1, 1);
-  Pool<CpuSerial, Symmetric> symmetric(StateNumbers<Symmetric>(state_numbers<Symmetric>(1, 1)), 1, 1);
-  JRT_REQUIRE_OK(copy_states(dense.at(), symmetric.at(), 1, Cpu{}));
+  Pool<Simple, Dense> dense(numbers, 1, 1);
+  Pool<Simple, Symmetric> symmetric(StateNumbers<Symmetric>(state_numbers<Symmetric>(1, 1)), 1, 1);
+  JRT_REQUIRE_OK(copy_states(dense.at(), symmetric.at(), 1, Simple::execution()));
   const auto query = random_tensor<double>({1, 1, 1, 6}, 9).values;
   std::vector<double> dense_features(43);
   std::vector<double> symmetric_features(28);
@@ -162,9 +162,9 @@ TEST_CASE("storage types convert by rounding") {
   using Wide = Packed<16, SymmetricPacking, float>;
   using Narrow = Packed<16, SymmetricPacking, BFloat16>;
   const auto numbers = random_states<Wide>(1, 2, 8);
-  Pool<CpuSerial, Wide> wide(numbers, 1, 2);
-  Pool<CpuSerial, Narrow> narrow(StateNumbers<Narrow>(numbers.size()), 1, 2);
-  JRT_REQUIRE_OK(copy_states(wide.at(), narrow.at(), 1, Cpu{}));
+  Pool<Simple, Wide> wide(numbers, 1, 2);
+  Pool<Simple, Narrow> narrow(StateNumbers<Narrow>(numbers.size()), 1, 2);
+  JRT_REQUIRE_OK(copy_states(wide.at(), narrow.at(), 1, Simple::execution()));
   const auto rounded = narrow.memory.read();
   for (std::size_t i = 0; i < numbers.size(); ++i) {
     REQUIRE(rounded[i] == BFloat16(numbers[i]));

@@ -27,6 +27,9 @@ struct Sequences {
   const std::int32_t* left_pads = nullptr;
   /// Tokens already processed before this call, for feature maps that need the position; left out, 0.
   const std::int32_t* first_positions = nullptr;
+  /// No sequence has more tokens than this; 0: than the views hold. Only for backends that cannot look into the arrays before
+  /// they launch: a tight bound keeps their workspace small when many sequences are packed and may be split.
+  std::int64_t max_tokens = 0;
 };
 
 namespace detail {
@@ -80,6 +83,23 @@ JRT_DETAIL_HD constexpr SequenceSpan sequence_span(const Sequences& sequences, s
   span.prefix = sequences.prefix_lens != nullptr ? sequences.prefix_lens[b] : span.encoder_tokens;
   span.left_pad = sequences.left_pads != nullptr ? sequences.left_pads[b] : 0;
   span.first_position = sequences.first_positions != nullptr ? sequences.first_positions[b] : 0;
+  return span;
+}
+
+JRT_DETAIL_HD constexpr std::int64_t clamped(std::int64_t value, std::int64_t minimum, std::int64_t maximum) {
+  return value < minimum ? minimum : (value > maximum ? maximum : value);
+}
+
+/// The span with whatever the arrays say pulled into the views: a backend whose arrays are in device memory cannot refuse
+/// them before the launch, but must not leave the caller's tensors. Valid spans are unchanged.
+JRT_DETAIL_HD constexpr SequenceSpan within_views(SequenceSpan span, std::int64_t tokens, std::int64_t encoder_tokens) {
+  span.first_token = clamped(span.first_token, 0, tokens);
+  span.row_tokens = clamped(span.row_tokens, 0, tokens - span.first_token);
+  span.tokens = clamped(span.tokens, 0, span.row_tokens);
+  span.encoder_first = clamped(span.encoder_first, 0, encoder_tokens);
+  span.encoder_tokens = clamped(span.encoder_tokens, 0, encoder_tokens - span.encoder_first);
+  span.prefix = clamped(span.prefix, 0, span.encoder_tokens);
+  span.left_pad = span.left_pad < 0 ? 0 : span.left_pad;
   return span;
 }
 

@@ -54,6 +54,19 @@ DenseStates<Scalar> view_dense_states(Scalar* sums, Scalar* normaliser, std::int
   return {sums, heads * head, head, Format::columns, 1, normaliser, heads * rows, rows};
 }
 
+namespace detail {
+
+/// Dense arrays of sequence `b` and head `h`.
+template <class Scalar>
+JRT_DETAIL_HD DenseStates<Scalar> dense_head(const DenseStates<Scalar>& dense, std::int64_t b, std::int64_t h) {
+  DenseStates<Scalar> head = dense;
+  head.sums += b * dense.sequence_stride + h * dense.head_stride;
+  head.normaliser += b * dense.normaliser_sequence_stride + h * dense.normaliser_head_stride;
+  return head;
+}
+
+}  // namespace detail
+
 /// Writes `count` states to dense arrays. Exact if `Scalar` can hold the state's numbers. `skip_slot` leaves its sequence's
 /// part untouched.
 template <class Format, Element Scalar, class Execution>
@@ -101,13 +114,17 @@ constexpr std::int64_t saved_states_bytes(std::int64_t count, std::int64_t heads
 
 /// Writes `count` states, with a header that says what they are, into a buffer of at least `saved_states_bytes` bytes of
 /// host memory. The state of a `skip_slot` is saved as empty. Loading gives back the same bits.
+///
+/// On a stream the numbers arrive when the stream gets there; the buffer must live until then, and should be pinned (into
+/// other memory the runtime copies before the call returns). Takes temporary memory of the stream.
 template <class Format, class Execution>
 Status save_states(const StateSlots<Format>& source, std::int64_t count, std::span<std::byte> buffer, const Execution& on) {
   return detail::Backend<Execution>::save_states(source, count, buffer, on);
 }
 
 /// Reads `count` states that `save_states` wrote. Error `corrupt_data`, with nothing written, if the bytes are truncated or
-/// not of this version, feature map, shape, type, or count; the message gives both values.
+/// not of this version, feature map, shape, type, or count; the message gives both values. On a stream as `save_states`: the
+/// header is checked at once, the buffer must live until the stream has read it.
 template <class Format, class Execution>
 Status load_states(std::span<const std::byte> buffer, const StateSlots<Format>& destination, std::int64_t count,
                    const Execution& on) {

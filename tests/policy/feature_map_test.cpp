@@ -198,7 +198,7 @@ TEST_CASE_TEMPLATE("every map works in prefill and decoding", Map, JRT_PLAIN_MAP
   Problem<Config> problem({.batch = 2, .tokens = 75, .prefix = 40});
   problem.map = make_map<Map>();
   problem.sequences.left_pads = {0, 9};
-  auto results = run_prefill<CpuThreads>(problem);
+  auto results = run_prefill<Concurrent>(problem);
   const auto expected = reference_output(problem);
   CHECK(relative_error(results.output.values, expected.values) <= 1e-12);
 
@@ -209,8 +209,8 @@ TEST_CASE_TEMPLATE("every map works in prefill and decoding", Map, JRT_PLAIN_MAP
   beginning.query = token_slice(problem.query, 0, 70);
   beginning.key = token_slice(problem.key, 0, 70);
   beginning.value = token_slice(problem.value, 0, 70);
-  auto states = run_prefill<CpuSerial>(beginning).states;
-  const auto steps = run_decode<CpuSerial>(problem, 70, 5, states, 2);
+  auto states = run_prefill<Simple>(beginning).states;
+  const auto steps = run_decode<Simple>(problem, 70, 5, states, 2);
   CHECK(relative_error(steps.values, token_slice(whole, 70, 5).values) <= 1e-12);
 }
 
@@ -232,8 +232,8 @@ TEST_CASE("pieces of a position-dependent map continue at their position") {
   second.value_encoder = token_slice(problem.value_encoder, 0, 0);
   second.map = problem.map;
   second.sequences.first_positions = {33, 33};
-  const auto a = run_prefill<CpuSerial>(first);
-  const auto b = run_prefill<CpuSerial>(second, a.states);
+  const auto a = run_prefill<Simple>(first);
+  const auto b = run_prefill<Simple>(second, a.states);
   CHECK(relative_error(a.output.values, token_slice(whole, 0, 33).values) <= 1e-12);
   CHECK(relative_error(b.output.values, token_slice(whole, 33, 27).values) <= 1e-12);
 }

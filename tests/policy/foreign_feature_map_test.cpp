@@ -8,6 +8,13 @@
 #include "support/backend.hpp"
 #include "support/problem.hpp"
 
+// A policy that is to run on the GPU as well says so in CUDA's words; host compilers need not see them.
+#if defined(__CUDACC__)
+#define ENGINE_HOST_DEVICE __host__ __device__
+#else
+#define ENGINE_HOST_DEVICE
+#endif
+
 namespace engine {
 
 /// φ(x) = [exp(x), exp(−x)], with a temperature known at run time only.
@@ -22,7 +29,7 @@ struct ExpPair {
   float temperature = 1;
 
   template <class T>
-  void expand(const T* x, T* features) const {
+  ENGINE_HOST_DEVICE void expand(const T* x, T* features) const {
     for (int i = 0; i < input_dim; ++i) {
       features[i] = std::exp(x[i] / static_cast<T>(temperature));
       features[input_dim + i] = std::exp(-x[i] / static_cast<T>(temperature));
@@ -40,17 +47,17 @@ struct Quadratic {
   static constexpr bool needs_position = false;
 
   template <class T>
-  T kernel(T dot) const {
+  ENGINE_HOST_DEVICE T kernel(T dot) const {
     return (1 + dot) * (1 + dot);
   }
-  void expand_query(const float* x, float* f) const { fill(x, f, 2.0F); }
-  void expand_query(const double* x, double* f) const { fill(x, f, 2.0); }
-  void expand_key(const float* x, float* f) const { fill(x, f, 1.0F); }
-  void expand_key(const double* x, double* f) const { fill(x, f, 1.0); }
+  ENGINE_HOST_DEVICE void expand_query(const float* x, float* f) const { fill(x, f, 2.0F); }
+  ENGINE_HOST_DEVICE void expand_query(const double* x, double* f) const { fill(x, f, 2.0); }
+  ENGINE_HOST_DEVICE void expand_key(const float* x, float* f) const { fill(x, f, 1.0F); }
+  ENGINE_HOST_DEVICE void expand_key(const double* x, double* f) const { fill(x, f, 1.0); }
 
  private:
   template <class T>
-  static void fill(const T* x, T* f, T weight) {
+  ENGINE_HOST_DEVICE static void fill(const T* x, T* f, T weight) {
     f[0] = 1;
     f[1] = weight * x[0];
     f[2] = weight * x[1];
@@ -72,14 +79,14 @@ struct HalfMean {
   static constexpr bool accepts_signed_kernel = false;
 
   template <class T>
-  static T factor(T denominator) {
+  ENGINE_HOST_DEVICE static T factor(T denominator) {
     return denominator == 0 ? T(0) : T(0.5) / denominator;
   }
 };
 
 /// Always three segments.
 struct ThreeSegments {
-  static std::int64_t segments(std::int64_t /*tokens*/, std::int64_t /*heads_in_batch*/, std::int64_t /*workers*/) {
+  ENGINE_HOST_DEVICE static std::int64_t segments(std::int64_t /*tokens*/, std::int64_t /*heads_in_batch*/, std::int64_t /*workers*/) {
     return 3;
   }
 };
@@ -103,13 +110,13 @@ namespace {
 TEST_CASE("a user's own map, mask, normaliser and split") {
   Problem<engine::Operator> problem({.batch = 2, .tokens = 170, .prefix = 100});
   problem.map.temperature = 1.5F;
-  const auto results = run_prefill<CpuThreads>(problem);
+  const auto results = run_prefill<Concurrent>(problem);
   CHECK(relative_error(results.output.values, reference_output(problem).values) <= 1e-12);
 }
 
 TEST_CASE("a user's own closed form with different features for queries and keys") {
   const Problem<engine::QuadraticOperator> problem({.batch = 1, .tokens = 120, .prefix = 60});
-  auto results = run_prefill<CpuSerial>(problem);
+  auto results = run_prefill<Simple>(problem);
   CHECK(relative_error(results.output.values, reference_output(problem).values) <= 1e-12);
 }
 

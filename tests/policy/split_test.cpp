@@ -10,11 +10,12 @@ namespace {
 
 static_assert(Split<OccupancySplit<>> && Split<LengthSplit<>>);
 
-TEST_CASE("the occupancy split makes as few segments as occupy the workers, none too short") {
+TEST_CASE("the occupancy split makes segments for idle workers, none too short") {
   using S = OccupancySplit<100>;
   CHECK(S::segments(10'000, 16, 2) == 1);  // enough heads
   CHECK(S::segments(10'000, 1, 8) == 8);   // one head, eight workers
-  CHECK(S::segments(10'000, 3, 8) == 3);   // 9 >= 8 segments
+  CHECK(S::segments(10'000, 3, 8) == 2);   // two workers for each head
+  CHECK(S::segments(10'000, 5, 8) == 1);   // a split would cost more than three idle workers
   CHECK(S::segments(250, 1, 8) == 2);      // 8 segments would be too short
   CHECK(S::segments(99, 1, 8) == 1);
   CHECK(S::segments(0, 0, 8) == 1);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <jrt/decode.hpp>
+#include <jrt/policy/favor.hpp>
 #include <jrt/prefill.hpp>
 #include <jrt/reference.hpp>
 #include <string>
@@ -61,6 +62,26 @@ class PlacedSequences {
   Array lists_[6];
   std::int64_t count_;
   bool given_[6];
+};
+
+/// A feature map as the backend can use it: arrays that it points to are in the backend's memory.
+template <class Backend, class Map>
+class PlacedMap {
+ public:
+  explicit PlacedMap(const Map& map) : map_(map) {}
+  Map view() { return map_; }
+
+ private:
+  Map map_;
+};
+template <class Backend, int d, int m>
+class PlacedMap<Backend, FavorPlus<d, m>> {
+ public:
+  explicit PlacedMap(const FavorPlus<d, m>& map) : projection_({map.projection, map.projection + d * m}) {}
+  FavorPlus<d, m> view() { return {projection_.data()}; }
+
+ private:
+  typename Backend::template Array<float> projection_;
 };
 
 template <class Config>
@@ -200,7 +221,8 @@ Results<Config> run_prefill(const Problem<Config>& problem, const StateNumbers<C
     args.has_initial_state = has_initial.data();
   }
   args.final_state = {view_pool<Format>(final_states.data(), slots, heads)};
-  args.feature_map = problem.map;
+  PlacedMap<Backend, typename Config::FeatureMap> map(problem.map);
+  args.feature_map = map.view();
   JRT_REQUIRE_OK(prefill(args, Backend::execution()));
   CHECK(output.surroundings_intact());
   return {output.read(), final_states.read()};
@@ -282,7 +304,8 @@ Tensor<typename Config::Element> run_decode(const Problem<Config>& problem, std:
     args.output = output.view();
     args.source = {view_pool<Format>(pool.data(), batch, heads)};
     args.first_positions = positions.data();
-    args.feature_map = problem.map;
+    PlacedMap<Backend, typename Config::FeatureMap> map(problem.map);
+    args.feature_map = map.view();
     JRT_REQUIRE_OK(decode_step(args, Backend::execution()));
     CHECK(output.surroundings_intact());
     const Tensor<E> result = output.read();

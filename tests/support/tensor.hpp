@@ -68,6 +68,19 @@ Tensor<E> token_slice(const Tensor<E>& from, std::int64_t first, std::int64_t co
   return to;
 }
 
+/// The tokens of `a`, then those of `b`, sequence by sequence.
+template <class E>
+Tensor<E> joined_tokens(const Tensor<E>& a, const Tensor<E>& b) {
+  Tensor<E> both{{a.shape.batch, a.shape.tokens + b.shape.tokens, a.shape.heads, a.shape.dim}, {}};
+  for (std::int64_t s = 0; s < a.shape.batch; ++s) {
+    for (const auto* part : {&a, &b}) {
+      const E* const begin = part->values.data() + part->index(s, 0, 0, 0);
+      both.values.insert(both.values.end(), begin, begin + part->shape.tokens * a.shape.heads * a.shape.dim);
+    }
+  }
+  return both;
+}
+
 /// Sequence `b` alone.
 template <class E>
 Tensor<E> batch_slice(const Tensor<E>& from, std::int64_t b) {

@@ -147,6 +147,14 @@ class Checker {
     entry(argument, b, state.slot(b), skip_slot, state.pool.slots - 1, "-1 skips; the pool's last slot");
   }
 
+  /// Without slot indices sequence b has slot b, which the host can check whatever memory the arrays are in.
+  template <class Format>
+  void implicit_slots(const char* argument, const StateSlots<Format>& state, std::int64_t sequences) {
+    if (!state.empty() && state.slots == nullptr) {
+      at_least(argument, "slots", state.pool.slots, sequences);
+    }
+  }
+
   /// Memory of the state that one sequence uses; nothing if it uses none.
   struct StateMemory {
     std::uintptr_t begin = 0;

@@ -89,4 +89,9 @@ Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count,
   return {};
 }
 
+/// Bytes of one head's numbers in saved bytes.
+template <class Format>
+inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::normaliser_offset + Format::rows) *
+                                                sizeof(typename Format::Scalar);
+
 }  // namespace jrt::detail

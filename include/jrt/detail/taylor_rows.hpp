@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "jrt/detail/host_device.hpp"
+#include "jrt/numeric.hpp"
 #include "jrt/policy/taylor.hpp"
 
 namespace jrt::detail {
@@ -56,6 +57,16 @@ SourceRows source_rows(std::int64_t row) {
     static constexpr RowTable<SourceMap, DestinationMap> table;
     return table.rows[row];
   }
+}
+
+/// What a row takes from its one or two rows of the source. Equal numbers must come out unchanged, so a pair is averaged
+/// only where its halves differ.
+template <class To, class From>
+JRT_DETAIL_HD To mean_of_pair(From first, From second) {
+  using T = std::conditional_t<std::is_same_v<From, double> || std::is_same_v<To, double>, double, float>;
+  const T a = convert<T>(first);
+  const T b = convert<T>(second);
+  return convert<To>(a == b ? a : (a + b) / T(2));
 }
 
 }  // namespace jrt::detail

@@ -14,7 +14,8 @@ namespace jrt {
 ///
 /// Requires:   `static std::int64_t segments(tokens, heads_in_batch, workers)`: the segments for a sequence of `tokens`
 ///             tokens, where `heads_in_batch` is sequences x key/value heads and `workers` is what the backend can keep
-///             busy; at least 1.
+///             busy (threads of the executor; multiprocessors of the GPU); at least 1, and not fewer for more tokens. For
+///             the CUDA backend callable on host and device.
 /// Guarantees: results are the same from run to run. They are bitwise the same in any batch if the result depends on
 ///             `tokens` alone.
 /// Cost:       more than one segment costs a second reading of the keys and values, and workspace for one state per
@@ -26,15 +27,16 @@ concept Split = requires(std::int64_t n) {
   { S::segments(n, n, n) } -> std::same_as<std::int64_t>;
 };
 
-/// As few segments as occupy all workers, on average not shorter than `MinimumTokens` (segments are whole chunks). The
-/// split, and with it the last bits of the result, depends on the batch.
+/// One segment per worker that the batch's heads leave idle, on average not shorter than `MinimumTokens` (segments are whole
+/// chunks): none while there are more heads than half of the workers, because a split sequence is read twice. The split,
+/// and with it the last bits of the result, depends on the batch.
 template <std::int64_t MinimumTokens = 256>
 struct OccupancySplit {
   static_assert(MinimumTokens > 0, "OccupancySplit: MinimumTokens must be at least 1 token per segment.");
 
   JRT_DETAIL_HD static constexpr std::int64_t segments(std::int64_t tokens, std::int64_t heads_in_batch,
                                                        std::int64_t workers) {
-    const std::int64_t wanted = detail::ceil_div(workers, detail::larger<std::int64_t>(heads_in_batch, 1));
+    const std::int64_t wanted = workers / detail::larger<std::int64_t>(heads_in_batch, 1);
     return detail::larger<std::int64_t>(1, detail::smaller(wanted, tokens / MinimumTokens));
   }
 };

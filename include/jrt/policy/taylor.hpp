@@ -103,6 +103,7 @@ template <int HeadDim, StatePacking Packing = SymmetricPacking>
 struct Taylor2 {
   static_assert(HeadDim >= 1, "Taylor2<HeadDim>: HeadDim is the feature input dimension d and must be at least 1.");
 
+  using RowPacking = Packing;
   static constexpr int input_dim = HeadDim;
   static constexpr int feature_dim = Packing::template rows<HeadDim>;
   static constexpr const char* name = Packing::name;

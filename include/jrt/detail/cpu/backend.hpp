@@ -145,30 +145,6 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
     return {args, sequence_count(args.sequences, args.query.batch), args.key.heads, workers_of(on)};
   }
 
-  /// Accumulation is a prefill without queries whose encoder region is the run of keys.
-  template <class Config>
-  struct EncoderOnly : Config {
-    using Mask = PrefixMask;
-  };
-
-  template <class Config>
-  static PrefillArgs<EncoderOnly<Config>> as_encoder(const AccumulateArgs<Config>& args) {
-    PrefillArgs<EncoderOnly<Config>> encoder;
-    encoder.query.heads = args.key.heads;
-    encoder.key.heads = args.key.heads;
-    encoder.key_encoder = args.key;
-    encoder.value_encoder = args.value;
-    encoder.sequences.cu_encoder_seqlens = args.sequences.cu_seqlens;
-    encoder.sequences.prefix_lens = args.sequences.seq_lens;
-    encoder.sequences.left_pads = args.sequences.left_pads;
-    encoder.sequences.first_positions = args.sequences.first_positions;
-    encoder.initial_state = args.initial_state;
-    encoder.final_state = args.final_state;
-    encoder.has_initial_state = args.has_initial_state;
-    encoder.feature_map = args.feature_map;
-    return encoder;
-  }
-
   template <class Config>
   static cpu::Prefill<EncoderOnly<Config>> accumulate_of(const AccumulateArgs<Config>& args,
                                                          const PrefillArgs<EncoderOnly<Config>>& encoder,

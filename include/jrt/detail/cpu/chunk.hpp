@@ -9,6 +9,7 @@
 #include "jrt/detail/cpu/expand.hpp"
 #include "jrt/detail/cpu/tile.hpp"
 #include "jrt/detail/cpu/working_state.hpp"
+#include "jrt/detail/key_source.hpp"
 #include "jrt/detail/segment.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/tensor_view.hpp"
@@ -22,21 +23,6 @@ namespace jrt::detail::cpu {
 /// the chunk, shorter ones the opposite. Flat between 36 and 60 on the machine of docs/performance.md.
 inline constexpr int chunk_tokens = 48;
 static_assert(chunk_tokens % tile_rows == 0);
-
-/// Where one head of one sequence has its keys and values, and which of its tokens are padded keys that count as zero.
-template <class Element>
-struct KeySource {
-  TensorView<const Element> key;
-  TensorView<const Element> value;
-  std::int64_t row = 0;    // batch row of the views
-  std::int64_t first = 0;  // the sequence's token 0 in that row
-  std::int64_t head = 0;
-  std::int64_t zero_keys = 0;  // leading tokens whose key is replaced by 0
-  SequenceSpan span;
-
-  [[nodiscard]] const Element* key_row(std::int64_t token) const { return key.row(row, first + token, head); }
-  [[nodiscard]] const Element* value_row(std::int64_t token) const { return value.row(row, first + token, head); }
-};
 
 /// Keys, features and values of up to chunk_tokens tokens, in the compute type, packed for the tiles.
 template <AttentionConfig Config>

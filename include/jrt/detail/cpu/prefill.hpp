@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "jrt/detail/cpu/chunk.hpp"
-#include "jrt/detail/segment.hpp"
+#include "jrt/detail/prefill_plan.hpp"
 #include "jrt/executor.hpp"
 #include "jrt/prefill.hpp"
 
@@ -79,18 +79,7 @@ class Prefill {
   }
 
  private:
-  /// How one sequence is worked on.
-  struct Plan {
-    SequenceSpan span;
-    TokenRange encoder;  // tokens of the encoder region that take part
-    TokenRange tokens;   // tokens that take part
-    std::int64_t encoder_segments = 0;
-    std::int64_t token_segments = 1;
-    bool skipped = false;
-
-    [[nodiscard]] bool split() const { return encoder_segments > 1 || token_segments > 1; }
-    [[nodiscard]] std::int64_t items() const { return split() ? encoder_segments + token_segments : 0; }
-  };
+  using Plan = PrefillPlan;
 
   struct Scratch {
     Chunk chunk;
@@ -124,35 +113,15 @@ class Prefill {
   }
 
   [[nodiscard]] Plan plan_of(std::int64_t b) const {
-    Plan plan;
-    plan.span = sequence_span(args_.sequences, b, args_.query.tokens, args_.key_encoder.tokens);
-    plan.skipped = sequence_skipped(args_.initial_state, args_.has_initial_state, args_.final_state, b);
-    if (plan.skipped) {
-      return plan;
-    }
-    const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
-    plan.tokens = {smaller(start, plan.span.tokens), plan.span.tokens};
-    plan.token_segments = segments_for(plan.tokens.size());
-    if constexpr (Config::Mask::reads_encoder) {
-      plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};
-      plan.encoder_segments = plan.encoder.size() > 0 ? segments_for(plan.encoder.size()) : 0;
-    }
-    return plan;
-  }
-
-  [[nodiscard]] std::int64_t segments_for(std::int64_t tokens) const {
-    const std::int64_t wanted = Config::Split::segments(tokens, sequences_ * heads_, workers_);
-    return std::clamp<std::int64_t>(wanted, 1, larger<std::int64_t>(1, ceil_div<std::int64_t>(tokens, chunk_tokens)));
+    return plan_prefill(args_, {sequences_ * heads_, workers_, chunk_tokens}, b);
   }
 
   [[nodiscard]] KeySource<Element> tokens_of(const Plan& plan, std::int64_t head) const {
-    return {args_.key, args_.value, plan.span.batch_row, plan.span.first_token, head, zero_keys(plan), plan.span};
+    return token_source(args_, plan, head);
   }
   [[nodiscard]] KeySource<Element> encoder_of(const Plan& plan, std::int64_t head) const {
-    return {args_.key_encoder, args_.value_encoder, plan.span.encoder_row, plan.span.encoder_first, head, zero_keys(plan),
-            plan.span};
+    return encoder_source(args_, plan, head);
   }
-  static std::int64_t zero_keys(const Plan& plan) { return Config::Padding::keeps_padded_keys ? plan.span.left_pad : 0; }
 
   void sum(std::int64_t item, std::int64_t head, Scratch scratch) {
     const std::int64_t b = std::upper_bound(segments_, segments_ + sequences_ + 1, item) - segments_ - 1;

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <span>
 
-#include "jrt/detail/check.hpp"
+#include "jrt/detail/check_states.hpp"
 #include "jrt/detail/cpu/execution.hpp"
 #include "jrt/detail/cpu/state_exchange.hpp"
 #include "jrt/detail/cpu/state_operations.hpp"
@@ -74,21 +74,10 @@ struct StateBackend {
                               const Cpu<E>& on) {
     Checker check("export_states");
     check_states(check, "source", source, count, source.pool.heads);
-    check_dense<Format>(check, "destination.sums", "destination.normaliser", destination);
-    if (check.ok()) {
-      constexpr std::int64_t rows = DenseMap<typename Format::Features>::feature_dim;
-      Checker::Extent sums[] = {{"sequence_stride", count, destination.sequence_stride},
-                                {"head_stride", source.pool.heads, destination.head_stride},
-                                {"row_stride", rows, destination.row_stride},
-                                {"column_stride", Format::columns, destination.column_stride}};
-      check.nested("destination", sums, 1);
-      Checker::Extent normaliser[] = {{"normaliser_sequence_stride", count, destination.normaliser_sequence_stride},
-                                      {"normaliser_head_stride", source.pool.heads, destination.normaliser_head_stride}};
-      check.nested("destination", normaliser, rows);
-    }
+    check_dense_written<Format>(check, destination, count, source.pool.heads);
     return for_heads(check, source.pool.heads, count, on, [&](std::int64_t b, std::int64_t h) {
       if (source.slot(b) != skip_slot) {
-        cpu::export_head<Format>(source.pool.head(source.slot(b), h), cpu::dense_head(destination, b, h));
+        cpu::export_head<Format>(source.pool.head(source.slot(b), h), dense_head(destination, b, h));
       }
     });
   }
@@ -102,7 +91,7 @@ struct StateBackend {
     check_dense<Format>(check, "source.sums", "source.normaliser", source);
     return for_heads(check, destination.pool.heads, count, on, [&](std::int64_t b, std::int64_t h) {
       if (destination.slot(b) != skip_slot) {
-        cpu::import_head<Format>(cpu::dense_head(source, b, h), destination.pool.head(destination.slot(b), h));
+        cpu::import_head<Format>(dense_head(source, b, h), destination.pool.head(destination.slot(b), h));
       }
     });
   }
@@ -112,10 +101,7 @@ struct StateBackend {
                             const Cpu<E>& on) {
     Checker check("save_states");
     check_states(check, "source", source, count, source.pool.heads);
-    if (check.ok()) {
-      check.at_least("buffer", "bytes", static_cast<std::int64_t>(buffer.size()),
-                     saved_states_bytes<Format>(count, source.pool.heads));
-    }
+    check_save_buffer<Format>(check, buffer, count, source.pool.heads);
     if (check.ok()) {
       const SavedStatesHeader header = saved_header<Format>(count, source.pool.heads);
       std::memcpy(buffer.data(), &header, sizeof header);
@@ -123,9 +109,9 @@ struct StateBackend {
     return for_heads(check, source.pool.heads, count, on, [&](std::int64_t b, std::int64_t h) {
       std::byte* const to = buffer.data() + saved_offset<Format>(b, h, source.pool.heads);
       if (source.slot(b) != skip_slot) {
-        std::memcpy(to, source.pool.head(source.slot(b), h), cpu::saved_head_bytes<Format>);
+        std::memcpy(to, source.pool.head(source.slot(b), h), saved_head_bytes<Format>);
       } else {
-        std::memset(to, 0, cpu::saved_head_bytes<Format>);
+        std::memset(to, 0, saved_head_bytes<Format>);
       }
     });
   }
@@ -142,18 +128,17 @@ struct StateBackend {
     return for_heads(check, destination.pool.heads, count, on, [&](std::int64_t b, std::int64_t h) {
       if (destination.slot(b) != skip_slot) {
         std::memcpy(destination.pool.head(destination.slot(b), h),
-                    buffer.data() + saved_offset<Format>(b, h, destination.pool.heads), cpu::saved_head_bytes<Format>);
+                    buffer.data() + saved_offset<Format>(b, h, destination.pool.heads), saved_head_bytes<Format>);
       }
     });
   }
 
  private:
+  /// Pool, count and slots.
   template <class Format>
   static void check_states(Checker& check, const char* argument, const StateSlots<Format>& states, std::int64_t count,
                            std::int64_t heads) {
-    check.at_least("count", "value", count, 0);
-    check.at_least(argument, "heads", heads, 1);
-    check.pool(argument, states.pool, heads);
+    check_states_shape(check, argument, states, count, heads);
     for (std::int64_t b = 0; check.ok() && b < count; ++b) {
       check.slot(argument, states, b);
     }
@@ -175,14 +160,6 @@ struct StateBackend {
         [&](std::int64_t b) { return memory(destination, b); }, count);
   }
 
-  template <class Format, class Scalar>
-  static void check_dense(Checker& check, const char* sums, const char* normaliser, const DenseStates<Scalar>& dense) {
-    check.not_null(sums, dense.sums);
-    check.not_null(normaliser, dense.normaliser);
-    check.aligned(sums, dense.sums, alignof(Scalar));
-    check.aligned(normaliser, dense.normaliser, alignof(Scalar));
-  }
-
   template <class Head>
   static Status for_heads(const Checker& check, std::int64_t heads, std::int64_t count, const Cpu<E>& on,
                           const Head& head) {
@@ -194,7 +171,7 @@ struct StateBackend {
 
   template <class Format>
   static std::size_t saved_offset(std::int64_t b, std::int64_t h, std::int64_t heads) {
-    return sizeof(SavedStatesHeader) + static_cast<std::size_t>(b * heads + h) * cpu::saved_head_bytes<Format>;
+    return sizeof(SavedStatesHeader) + static_cast<std::size_t>(b * heads + h) * saved_head_bytes<Format>;
   }
 };
 

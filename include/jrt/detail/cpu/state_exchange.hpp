@@ -14,15 +14,6 @@
 
 namespace jrt::detail::cpu {
 
-/// Dense arrays of sequence `b` and head `h`.
-template <class Scalar>
-DenseStates<Scalar> dense_head(const DenseStates<Scalar>& dense, std::int64_t b, std::int64_t h) {
-  DenseStates<Scalar> head = dense;
-  head.sums += b * dense.sequence_stride + h * dense.head_stride;
-  head.normaliser += b * dense.normaliser_sequence_stride + h * dense.normaliser_head_stride;
-  return head;
-}
-
 template <class Format, class Scalar>
 void export_head(const typename Format::Scalar* state, const DenseStates<Scalar>& dense) {
   using Dense = DenseMap<typename Format::Features>;
@@ -50,10 +41,5 @@ void import_head(const DenseStates<Scalar>& dense, typename Format::Scalar* stat
     state[Format::normaliser_offset + row] = mean_of_pair<To>(dense.normaliser[from.first], dense.normaliser[from.second]);
   }
 }
-
-/// Numbers of one head in saved bytes.
-template <class Format>
-inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::normaliser_offset + Format::rows) *
-                                                sizeof(typename Format::Scalar);
 
 }  // namespace jrt::detail::cpu

@@ -25,16 +25,6 @@ void merge_head(const typename Format::Scalar* source, typename Format::Scalar* 
   }
 }
 
-/// What a row takes from its one or two rows of the source. Equal numbers must come out unchanged, so a pair is averaged
-/// only where its halves differ.
-template <class To, class From>
-To mean_of_pair(From first, From second) {
-  using T = std::conditional_t<std::is_same_v<From, double> || std::is_same_v<To, double>, double, float>;
-  const T a = convert<T>(first);
-  const T b = convert<T>(second);
-  return convert<To>(a == b ? a : (a + b) / T(2));
-}
-
 /// Row `row` of the destination from its one or two rows of the source.
 template <class From, class To>
 void copy_row(const From* source, To* destination, std::int64_t width, std::int64_t row, const SourceRows& rows) {

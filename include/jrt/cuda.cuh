@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "jrt/detail/cuda/backend.cuh"
+#include "jrt/detail/cuda/execution.cuh"
+
+/// The CUDA backend, for GPUs from sm_80 on; needs nvcc, and no Eigen. Pass `jrt::Cuda{stream}` to any operation.

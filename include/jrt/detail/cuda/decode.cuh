@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cub/warp/warp_reduce.cuh>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/cuda/expand.cuh"
+#include "jrt/detail/cuda/launch.cuh"
+#include "jrt/detail/cuda/vector.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/workspace.hpp"
+
+/// Decoding. One block works on one head of one sequence and holds its state in registers:
+///
+///     load S; for every new token t: S += φ(k_t)v_tᵀ; for every query head g of the group: y_tg = φ(q_tg)ᵀS; store S
+///
+/// so that the state is read and written once. A thread owns a few neighbouring columns of every `groups`-th row; the sums
+/// over rows have one order, whatever the number of tokens and the alignment, so that T tokens give bitwise what T steps give.
+namespace jrt::detail::cuda {
+
+/// How the threads of a block share a head's state.
+template <class Format, class T>
+struct StepLayout {
+  static constexpr int widest = access_bytes / static_cast<int>(sizeof(typename Format::Scalar));
+
+  /// Columns per thread: as many as one access holds and divide the row.
+  static constexpr int columns = [] {
+    int width = widest;
+    while (Format::columns % width != 0) {
+      width /= 2;
+    }
+    return width;
+  }();
+  static constexpr int lanes = Format::columns / columns;  // threads that share a row
+
+  /// Numbers of the state that a thread keeps in registers.
+  static constexpr int most_numbers = 48 * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
+
+  static constexpr int rows_with(int threads) { return ceil_div(Format::rows, larger(1, threads / lanes)); }
+  static constexpr int threads = [] {
+    int wanted = 128;
+    while (wanted < 512 && (rows_with(wanted) * columns > most_numbers || wanted < lanes)) {
+      wanted *= 2;
+    }
+    return wanted;
+  }();
+  static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; it may be up to 512.");
+  static constexpr int groups = threads / lanes;  // rows worked on at a time
+
+  /// Rows per thread that are in registers together; larger states take several passes.
+  static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));
+  static constexpr int passes = ceil_div(Format::rows, groups * rows);
+};
+
+/// One step in terms that decode_step, staged_step and commit share.
+template <class Config>
+struct StepCall {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  using T = ConfigCompute<Config>;
+  using Layout = StepLayout<Format, T>;
+
+  TensorView<const Element> query{};
+  TensorView<const Element> key{};
+  TensorView<const Element> value{};
+  TensorView<Element> output{};
+  StateSlots<Format> source{};
+  StateSlots<Format> destination{};  // empty: the state is not written
+  StagingView<Config> staging{};     // empty: keys and values come from the views
+  std::int64_t already_staged = 0;
+  const std::int32_t* accepted_tokens = nullptr;  // the number of keys, if it differs between sequences
+  const std::int32_t* first_positions = nullptr;
+  typename Config::FeatureMap map{};
+  std::int64_t sequences = 0;
+  std::int64_t heads = 0;
+  std::int64_t keys = 0;   // tokens whose keys go into the state
+  std::int64_t group = 0;  // query heads that read one state; 0 without queries
+  T* sums = nullptr;       // [sequences * heads][queries][columns + 1], with more than one pass
+
+  [[nodiscard]] __host__ __device__ std::int64_t queries() const { return (keys - already_staged) * group; }
+  [[nodiscard]] __host__ __device__ std::int64_t sum_elements() const {
+    return Layout::passes > 1 ? sequences * heads * queries() * (Format::columns + 1) : 0;
+  }
+};
+
+template <class Config>
+class StepBlock {
+ public:
+  using Call = StepCall<Config>;
+  using Format = typename Call::Format;
+  using Scalar = typename Format::Scalar;
+  using Element = typename Call::Element;
+  using Map = typename Config::FeatureMap;
+  using T = typename Call::T;
+  using Layout = StepLayout<Format, T>;
+
+  /// Shared memory of a block.
+  struct Shared {
+    T key_input[Map::input_dim];
+    T query_input[Map::input_dim];
+    T value[Format::columns];
+    T partial_sums[Layout::groups][Format::columns];
+    T partial_denominators[Layout::threads / 32];
+    // Features and z follow: as many numbers as there are rows may need more than 48 KiB.
+  };
+  static constexpr std::int64_t row_arrays = 3;
+  static constexpr std::size_t shared_bytes =
+      round_up(sizeof(Shared), sizeof(T) * 4) + sizeof(T) * row_arrays * Format::rows;
+
+  __device__ StepBlock(const Call& call, std::byte* shared)
+      : call_(call), shared_(*reinterpret_cast<Shared*>(shared)), b_(blockIdx.x / call.heads), head_(blockIdx.x % call.heads) {
+    normaliser_ = reinterpret_cast<T*>(shared + round_up(sizeof(Shared), sizeof(T) * 4));
+    key_features_ = normaliser_ + Format::rows;
+    query_features_ = key_features_ + Format::rows;
+  }
+
+  __device__ void run() {
+    const std::int64_t from = slot_of(call_.source);
+    const std::int64_t to = call_.destination.empty() ? from : slot_of(call_.destination);
+    if (from == skip_slot || to == skip_slot) {
+      zero_outputs();
+      return;
+    }
+    const Scalar* const source = call_.source.pool.head(from, head_);
+    Scalar* const destination = call_.destination.empty() ? nullptr : call_.destination.pool.head(to, head_);
+    const std::int64_t keys =
+        call_.accepted_tokens == nullptr ? call_.keys : clamped(call_.accepted_tokens[b_], 0, call_.keys);
+    if (call_.staging.data != nullptr && call_.accepted_tokens == nullptr) {
+      stage();
+    }
+    for (int r = thread(); r < Format::rows; r += Layout::threads) {
+      normaliser_[r] = convert<T>(source[Format::normaliser_offset + r]);
+    }
+    for (int pass = 0; pass < Layout::passes; ++pass) {
+      read_state(source, pass);
+      for (std::int64_t t = 0; t < keys; ++t) {
+        add_token(t, pass);
+        for (std::int64_t g = 0; t >= call_.already_staged && g < call_.group; ++g) {
+          answer(t, g, pass);
+        }
+      }
+      if (destination != nullptr) {
+        write_state(destination, pass);
+      }
+    }
+    __syncthreads();
+    for (int r = thread(); destination != nullptr && r < Format::rows; r += Layout::threads) {
+      destination[Format::normaliser_offset + r] = convert<Scalar>(normaliser_[r]);
+    }
+  }
+
+ private:
+  static constexpr int owners = Layout::groups * Layout::lanes;  // threads that own part of the state
+
+  static __device__ int thread() { return static_cast<int>(threadIdx.x); }
+  static __device__ int group() { return thread() / Layout::lanes; }
+  static __device__ int column() { return thread() % Layout::lanes * Layout::columns; }
+
+  /// Slot of this sequence; one outside the pool, which the host could not see, is taken for a padding row.
+  [[nodiscard]] __device__ std::int64_t slot_of(const StateSlots<Format>& state) const {
+    const std::int64_t slot = state.slot(b_);
+    return slot >= 0 && slot < state.pool.slots ? slot : skip_slot;
+  }
+
+  __device__ void zero_outputs() {
+    const std::int64_t row_elements = call_.group * Format::columns;
+    for (std::int64_t i = thread(); i < call_.output.tokens * row_elements; i += Layout::threads) {
+      const std::int64_t within = i % row_elements;
+      call_.output.row(b_, i / row_elements, head_ * call_.group + within / Format::columns)[within % Format::columns] =
+          Element{};
+    }
+  }
+
+  /// The new keys and values go behind the staged ones.
+  __device__ void stage() {
+    constexpr int row = StagingView<Config>::row_elements;
+    for (std::int64_t i = thread(); i < call_.key.tokens * row; i += Layout::threads) {
+      const std::int64_t t = i / row;
+      const int c = static_cast<int>(i % row);
+      call_.staging.row(b_, call_.already_staged + t, head_)[c] =
+          c < Map::input_dim ? call_.key.row(b_, t, head_)[c] : call_.value.row(b_, t, head_)[c - Map::input_dim];
+    }
+  }
+
+  [[nodiscard]] __device__ const Element* key_row(std::int64_t t) const {
+    return call_.staging.data == nullptr ? call_.key.row(b_, t, head_) : call_.staging.row(b_, t, head_);
+  }
+  [[nodiscard]] __device__ const Element* value_row(std::int64_t t) const {
+    return call_.staging.data == nullptr ? call_.value.row(b_, t, head_) : call_.staging.row(b_, t, head_) + Map::input_dim;
+  }
+
+  [[nodiscard]] __device__ int row(int i, int pass) const { return (pass * Layout::rows + i) * Layout::groups + group(); }
+
+  __device__ void read_state(const Scalar* source, int pass) {
+    const bool aligned = rows_aligned(source);
+#pragma unroll
+    for (int i = 0; i < Layout::rows; ++i) {
+      const int r = row(i, pass);
+      Vector<Scalar, Layout::columns> numbers{};
+      if (r < Format::rows && thread() < owners) {
+        const Scalar* const from = source + std::int64_t{r} * Format::columns + column();
+        if (aligned) {
+          numbers = load_vector<Layout::columns>(from);
+        } else {
+          for (int c = 0; c < Layout::columns; ++c) {
+            numbers[c] = from[c];
+          }
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < Layout::columns; ++c) {
+        state_[i][c] = convert<T>(numbers[c]);
+      }
+    }
+  }
+
+  __device__ void write_state(Scalar* destination, int pass) {
+    const bool aligned = rows_aligned(destination);
+#pragma unroll
+    for (int i = 0; i < Layout::rows; ++i) {
+      const int r = row(i, pass);
+      if (r < Format::rows && thread() < owners) {
+        Scalar* const to = destination + std::int64_t{r} * Format::columns + column();
+        Vector<Scalar, Layout::columns> numbers;
+#pragma unroll
+        for (int c = 0; c < Layout::columns; ++c) {
+          numbers[c] = convert<Scalar>(state_[i][c]);
+        }
+        if (aligned) {
+          store_vector(to, numbers);
+        } else {
+          for (int c = 0; c < Layout::columns; ++c) {
+            to[c] = numbers[c];
+          }
+        }
+      }
+    }
+  }
+
+  /// Position of token t, counted from 1.
+  [[nodiscard]] __device__ std::int64_t position(std::int64_t t) const {
+    return 1 + t + (call_.first_positions == nullptr ? 0 : call_.first_positions[b_]);
+  }
+
+  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. Also brings in the first query of the token.
+  __device__ void add_token(std::int64_t t, int pass) {
+    __syncthreads();
+    for (int i = thread(); i < Map::input_dim + Format::columns; i += Layout::threads) {
+      if (i < Map::input_dim) {
+        shared_.key_input[i] = convert<T>(key_row(t)[i]);
+      } else {
+        shared_.value[i - Map::input_dim] = convert<T>(value_row(t)[i - Map::input_dim]);
+      }
+    }
+    const bool answers = t >= call_.already_staged && call_.group > 0;
+    if (answers) {
+      read_query(t, 0);
+    }
+    __syncthreads();
+    expand<Side::key>(shared_.key_input, key_features_, position(t), 0);
+    if (answers) {
+      expand<Side::query>(shared_.query_input, query_features_, position(t), Layout::threads - 1);
+    }
+    __syncthreads();
+    if (pass == 0) {
+      for (int r = thread(); r < Format::rows; r += Layout::threads) {
+        normaliser_[r] += key_features_[r];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Layout::rows; ++i) {
+      const int r = row(i, pass);
+      if (r < Format::rows) {
+        const T feature = key_features_[r];
+#pragma unroll
+        for (int c = 0; c < Layout::columns; ++c) {
+          state_[i][c] += feature * shared_.value[column() + c];
+        }
+      }
+    }
+  }
+
+  __device__ void read_query(std::int64_t t, std::int64_t g) {
+    const Element* const query = call_.query.row(b_, t - call_.already_staged, head_ * call_.group + g);
+    for (int i = thread(); i < Map::input_dim; i += Layout::threads) {
+      shared_.query_input[i] = convert<T>(query[i]);
+    }
+  }
+
+  /// By all threads where rows are independent; by thread `one`, where not.
+  template <Side side>
+  __device__ void expand(const T* x, T* features, std::int64_t position, int one) {
+    if constexpr (is_taylor2<Map>) {
+      for (int r = thread(); r < Format::rows; r += Layout::threads) {
+        features[r] = taylor_feature<side, Map::input_dim, typename Map::RowPacking>(x, r);
+      }
+    } else if (thread() == one) {
+      expand_vector<side>(call_.map, x, features, position);
+    }
+  }
+
+  /// Output of query head g for token t; with several passes, this pass's part of it.
+  __device__ void answer(std::int64_t t, std::int64_t g, int pass) {
+    if (g > 0) {
+      __syncthreads();
+      read_query(t, g);
+      __syncthreads();
+      expand<Side::query>(shared_.query_input, query_features_, position(t), 0);
+      __syncthreads();
+    }
+    T sums[Layout::columns] = {};
+#pragma unroll
+    for (int i = 0; i < Layout::rows; ++i) {
+      const int r = row(i, pass);
+      if (r < Format::rows) {
+        const T feature = query_features_[r];
+#pragma unroll
+        for (int c = 0; c < Layout::columns; ++c) {
+          sums[c] += feature * state_[i][c];
+        }
+      }
+    }
+    if (thread() < owners) {
+#pragma unroll
+      for (int c = 0; c < Layout::columns; ++c) {
+        shared_.partial_sums[group()][column() + c] = sums[c];
+      }
+    }
+    constexpr bool uses_denominator = Config::Normaliser::uses_denominator;
+    if (uses_denominator && pass == 0) {
+      using Reduce = cub::WarpReduce<T>;
+      typename Reduce::TempStorage storage;
+      T denominator = 0;
+      // Each thread reads what it has written itself in add_token.
+      for (int r = thread(); r < Format::rows; r += Layout::threads) {
+        denominator += query_features_[r] * normaliser_[r];
+      }
+      denominator = Reduce(storage).Sum(denominator);
+      if (thread() % 32 == 0) {
+        shared_.partial_denominators[thread() / 32] = denominator;
+      }
+    }
+    __syncthreads();
+    finish(t, g, pass);
+  }
+
+  /// Adds up what the threads have for one output.
+  __device__ void finish(std::int64_t t, std::int64_t g, int pass) {
+    T denominator = 0;
+    if (Config::Normaliser::uses_denominator && pass == 0) {
+      for (int w = 0; w < Layout::threads / 32; ++w) {
+        denominator += shared_.partial_denominators[w];
+      }
+    }
+    const std::int64_t query = (t - call_.already_staged) * call_.group + g;
+    T* const sums = Layout::passes == 1
+                        ? nullptr
+                        : call_.sums + ((b_ * call_.heads + head_) * call_.queries() + query) * (Format::columns + 1);
+    if (Layout::passes > 1 && pass > 0) {
+      denominator = sums[Format::columns];
+    }
+    for (int c = thread(); c < Format::columns; c += Layout::threads) {
+      T sum = 0;
+      for (int i = 0; i < Layout::groups; ++i) {
+        sum += shared_.partial_sums[i][c];
+      }
+      if (Layout::passes > 1) {
+        if (pass > 0) {
+          sum += sums[c];
+        }
+        if (pass + 1 < Layout::passes) {
+          sums[c] = sum;
+          continue;
+        }
+      }
+      call_.output.row(b_, t - call_.already_staged, head_ * call_.group + g)[c] =
+          convert<Element>(sum * Config::Normaliser::factor(denominator));
+    }
+    if (Layout::passes > 1 && pass == 0 && thread() == 0) {
+      sums[Format::columns] = denominator;
+    }
+  }
+
+  const Call& call_;
+  Shared& shared_;
+  std::int64_t b_;
+  std::int64_t head_;
+  T* normaliser_;      // [rows]
+  T* key_features_;    // [rows]
+  T* query_features_;  // [rows]
+  T state_[Layout::rows][Layout::columns];
+};
+
+extern __shared__ __align__(16) std::byte step_shared_memory[];
+
+template <class Config>
+__global__ void __launch_bounds__(StepCall<Config>::Layout::threads) step_states(const __grid_constant__ StepCall<Config> call) {
+  StepBlock<Config>(call, step_shared_memory).run();
+}
+
+template <class Config>
+Status launch_step(const char* operation, StepCall<Config> call, const Workspace& workspace, const Cuda& on) {
+  Arena arena(workspace);
+  call.sums = arena.take<typename StepCall<Config>::T>(call.sum_elements());
+  return launch(operation, step_states<Config>,
+                {call.sequences * call.heads, StepCall<Config>::Layout::threads, StepBlock<Config>::shared_bytes}, on, call);
+}
+
+template <class Config>
+StepCall<Config> step_of(const DecodeArgs<Config>& args) {
+  StepCall<Config> call;
+  call.query = args.query;
+  call.key = args.key;
+  call.value = args.value;
+  call.output = args.output;
+  call.source = args.source;
+  call.destination = args.destination.empty() ? args.source : args.destination;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.query.batch;
+  call.heads = args.key.heads;
+  call.keys = args.key.tokens;
+  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const StagedStepArgs<Config>& args) {
+  StepCall<Config> call;
+  call.query = args.query;
+  call.key = args.key;
+  call.value = args.value;
+  call.output = args.output;
+  call.source = args.state;
+  call.staging = args.staging;
+  call.already_staged = args.already_staged;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.query.batch;
+  call.heads = args.key.heads;
+  call.keys = args.already_staged + args.key.tokens;
+  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const CommitArgs<Config>& args) {
+  StepCall<Config> call;
+  call.source = args.source;
+  call.destination = args.destination.empty() ? args.source : args.destination;
+  call.staging = args.staging;
+  call.accepted_tokens = args.accepted_tokens;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.staging.sequences;
+  call.heads = args.staging.heads;
+  call.keys = args.staging.tokens;
+  return call;
+}
+
+}  // namespace jrt::detail::cuda
