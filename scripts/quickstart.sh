@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 install_missing "${examples_packages[@]}"
-cmake -S . -B build/quickstart -G Ninja -DCMAKE_BUILD_TYPE=Release -DJRT_BUILD_TESTS=OFF -DJRT_BUILD_BENCH=OFF >/dev/null
+cmake -S . -B build/quickstart -G Ninja -DCMAKE_BUILD_TYPE=Release -DJRT_BUILD_TESTS=OFF -DJRT_BUILD_BENCH=OFF -DJRT_CUDA=OFF >/dev/null
 cmake --build build/quickstart --parallel 2 --target 01_quickstart >/dev/null
 if [ $# -eq 0 ]; then
   set -- tests/data/pla_d16_dv64.safetensors

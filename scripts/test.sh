@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sets up what is missing and runs all checks: format, clang-tidy, tests with g++ and clang++, tests under sanitizers
 # (addresses and undefined behaviour; threads).
+# Where nvcc is, the CUDA backend and its tests are built with the g++ tests; without a device they say that they are skipped.
 # `scripts/test.sh quick` runs the g++ tests alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +26,7 @@ run_preset() {
 run_preset release
 if [ "${1:-}" != quick ]; then
   echo "== format"
-  ! is_version_14 clang-format || git ls-files '*.hpp' '*.cpp' | xargs clang-format --dry-run --Werror
+  ! is_version_14 clang-format || git ls-files '*.hpp' '*.cpp' '*.cuh' '*.cu' | xargs clang-format --dry-run --Werror
   echo "== clang-tidy"
   ! is_version_14 clang-tidy || scripts/tidy.sh
   run_preset clang

@@ -94,8 +94,7 @@ TEST_CASE("packed accumulation with pads equals separate calls") {
   const Problem<Config> problem({.batch = 1, .tokens = 90});
   SequenceLists lists{.count = 3, .cu_seqlens = {0, 50, 50, 90}, .left_pads = {4, 0, 40}};
   const auto together = run_accumulate<Concurrent, Config>(problem.key, problem.value, {}, lists);
-  const auto first =
-      run_accumulate<Simple, Config>(token_slice(problem.key, 4, 46), token_slice(problem.value, 4, 46), {});
+  const auto first = run_accumulate<Simple, Config>(token_slice(problem.key, 4, 46), token_slice(problem.value, 4, 46), {});
   const auto numbers = static_cast<std::ptrdiff_t>(state_numbers<Config>(1, 2));
   CHECK(StateNumbers<Config>(together.begin(), together.begin() + numbers) == first);
   for (std::ptrdiff_t i = numbers; i < 3 * numbers; ++i) {

@@ -27,8 +27,8 @@ struct Sequences {
   const std::int32_t* left_pads = nullptr;
   /// Tokens already processed before this call, for feature maps that need the position; left out, 0.
   const std::int32_t* first_positions = nullptr;
-  /// No sequence has more tokens than this; 0: than the views hold. Only for backends that cannot look into the arrays before
-  /// they launch: a tight bound keeps their workspace small when many sequences are packed and may be split.
+  /// No sequence has more tokens than this; 0: than the views hold. Only for backends that cannot look into the arrays
+  /// before they launch: a tight bound keeps their workspace small when many sequences are packed and may be split.
   std::int64_t max_tokens = 0;
 };
 

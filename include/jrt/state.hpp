@@ -76,6 +76,11 @@ struct StateSlots {
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t slot(std::int64_t sequence) const {
     return slots == nullptr ? sequence : slots[sequence];
   }
+  /// Whether a sequence has a slot of the pool. Not with `skip_slot`; nor with an index outside the pool, which backends
+  /// that can read the array refuse beforehand.
+  [[nodiscard]] JRT_DETAIL_HD constexpr bool has_slot(std::int64_t sequence) const {
+    return slot(sequence) >= 0 && slot(sequence) < pool.slots;
+  }
 };
 
 namespace detail {
@@ -85,7 +90,7 @@ template <class Format>
 JRT_DETAIL_HD constexpr bool sequence_skipped(const StateSlots<Format>& initial, const std::uint8_t* has_initial_state,
                                               const StateSlots<Format>& final, std::int64_t b) {
   const bool reads = !initial.empty() && (has_initial_state == nullptr || has_initial_state[b] != 0);
-  return (reads && initial.slot(b) == skip_slot) || (!final.empty() && final.slot(b) == skip_slot);
+  return (reads && !initial.has_slot(b)) || (!final.empty() && !final.has_slot(b));
 }
 
 }  // namespace detail

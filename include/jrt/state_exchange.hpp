@@ -123,8 +123,8 @@ Status save_states(const StateSlots<Format>& source, std::int64_t count, std::sp
 }
 
 /// Reads `count` states that `save_states` wrote. Error `corrupt_data`, with nothing written, if the bytes are truncated or
-/// not of this version, feature map, shape, type, or count; the message gives both values. On a stream as `save_states`: the
-/// header is checked at once, the buffer must live until the stream has read it.
+/// not of this version, feature map, shape, type, or count; the message gives both values. On a stream as `save_states`:
+/// the header is checked at once, the buffer must live until the stream has read it.
 template <class Format, class Execution>
 Status load_states(std::span<const std::byte> buffer, const StateSlots<Format>& destination, std::int64_t count,
                    const Execution& on) {

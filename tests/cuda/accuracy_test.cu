@@ -3,9 +3,9 @@
 // where elements have 16 bits, weights and outputs rounded to them.
 #include <doctest/doctest.h>
 
+#include "support/backend.hpp"
 #include "support/configs.hpp"
 #include "support/problem.hpp"
-#include "support/backend.hpp"
 
 namespace jrt::test {
 namespace {

@@ -67,9 +67,8 @@ TEST_CASE("what the host can see is checked before anything is enqueued") {
   };
   using P = PrefillArgs<Config>;
   spoiled("'query' is null", [](P& a) { a.query.data = nullptr; });
-  spoiled("'value' points 2 bytes past an aligned address, but its alignment is 4", [](P& a) {
-    a.value.data = reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.value.data) + 2);
-  });
+  spoiled("'value' points 2 bytes past an aligned address, but its alignment is 4",
+          [](P& a) { a.value.data = reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.value.data) + 2); });
   spoiled("'key' has tokens = 9, but query's is 10", [](P& a) { a.key.tokens = 9; });
   spoiled("'output' has token_stride = 7, but must be at least", [](P& a) { a.output.token_stride = 7; });
   spoiled("'query' has heads = 3", [](P& a) {

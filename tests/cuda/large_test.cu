@@ -124,9 +124,9 @@ TEST_CASE("a million tokens in one call") {
   // Every element was written.
   std::vector<BFloat16> sample(heads * 64);
   for (std::int64_t t = 0; t < tokens; t += 997) {
-    require_cuda(cudaMemcpy(sample.data(), output.data() + t * heads * 64, sample.size() * sizeof(BFloat16),
-                            cudaMemcpyDeviceToHost),
-                 "copy");
+    require_cuda(
+        cudaMemcpy(sample.data(), output.data() + t * heads * 64, sample.size() * sizeof(BFloat16), cudaMemcpyDeviceToHost),
+        "copy");
     for (const BFloat16 y : sample) {
       REQUIRE(y.bits != 0xffff);
     }

@@ -86,7 +86,8 @@ struct HalfMean {
 
 /// Always three segments.
 struct ThreeSegments {
-  ENGINE_HOST_DEVICE static std::int64_t segments(std::int64_t /*tokens*/, std::int64_t /*heads_in_batch*/, std::int64_t /*workers*/) {
+  ENGINE_HOST_DEVICE static std::int64_t segments(std::int64_t /*tokens*/, std::int64_t /*heads_in_batch*/,
+                                                  std::int64_t /*workers*/) {
     return 3;
   }
 };

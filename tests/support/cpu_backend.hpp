@@ -47,8 +47,24 @@ struct Concurrent {
 inline std::vector<std::int64_t> edge_lengths() {
   constexpr std::int64_t rows = detail::cpu::tile_rows;
   constexpr std::int64_t chunk = detail::cpu::chunk_tokens;
-  return {0,         1,     2,         rows - 1,         rows,          rows + 1,  15,            16,  17,
-          chunk - 1, chunk, chunk + 1, chunk + rows - 1, 2 * chunk - 1, 2 * chunk, 2 * chunk + 1, 127, 200};
+  return {0,
+          1,
+          2,
+          rows - 1,
+          rows,
+          rows + 1,
+          15,
+          16,
+          17,
+          chunk - 1,
+          chunk,
+          chunk + 1,
+          chunk + rows - 1,
+          2 * chunk - 1,
+          2 * chunk,
+          2 * chunk + 1,
+          127,
+          200};
 }
 
 }  // namespace jrt::test

@@ -19,8 +19,8 @@ inline void require_cuda(cudaError_t error, const char* what) {
   }
 }
 
-/// Device memory, filled from and read back as a vector. Both wait for the whole device: a stream that does not wait for the
-/// default one must find its inputs there.
+/// Device memory, filled from and read back as a vector. Both wait for the whole device: a stream that does not wait for
+/// the default one must find its inputs there.
 template <class T>
 class DeviceArray {
  public:

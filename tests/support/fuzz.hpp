@@ -30,9 +30,9 @@ class Random {
 /// A number of tokens: often at an edge of something, sometimes none.
 inline std::int64_t random_length(Random& random, std::int64_t most) {
   const auto edges = edge_lengths();
-  const std::int64_t length = random.chance(0.4)
-                                  ? edges[static_cast<std::size_t>(random.between(0, static_cast<std::int64_t>(edges.size()) - 1))]
-                                  : random.between(0, most);
+  const std::int64_t length =
+      random.chance(0.4) ? edges[static_cast<std::size_t>(random.between(0, static_cast<std::int64_t>(edges.size()) - 1))]
+                         : random.between(0, most);
   return length < most ? length : most;
 }
 

@@ -17,7 +17,8 @@ inline constexpr bool always_false = false;
 template <class Execution>
 struct Backend {
   static_assert(always_false<Execution>,
-                "jrt: there is no backend for this execution argument. Include jrt/cpu.hpp and pass jrt::Cpu.");
+                "jrt: there is no backend for this execution argument. Include jrt/cpu.hpp and pass "
+                "jrt::Cpu, or jrt/cuda.cuh (with a CUDA compiler) and jrt::Cuda.");
 };
 
 /// Runs `operation(workspace)` with a workspace of the heap, for backends that work in host memory.

@@ -22,7 +22,9 @@ struct KeySource {
   SequenceSpan span;
 
   [[nodiscard]] JRT_DETAIL_HD const Element* key_row(std::int64_t token) const { return key.row(row, first + token, head); }
-  [[nodiscard]] JRT_DETAIL_HD const Element* value_row(std::int64_t token) const { return value.row(row, first + token, head); }
+  [[nodiscard]] JRT_DETAIL_HD const Element* value_row(std::int64_t token) const {
+    return value.row(row, first + token, head);
+  }
 };
 
 /// Keys and values of the sequence's own tokens, or of its encoder region.
@@ -34,8 +36,8 @@ JRT_DETAIL_HD KeySource<typename Config::Element> token_source(const PrefillArgs
 template <class Config>
 JRT_DETAIL_HD KeySource<typename Config::Element> encoder_source(const PrefillArgs<Config>& args, const PrefillPlan& plan,
                                                                  std::int64_t head) {
-  return {args.key_encoder, args.value_encoder,       plan.span.encoder_row, plan.span.encoder_first,
-          head,             zero_keys<Config>(plan), plan.span};
+  return {args.key_encoder,        args.value_encoder, plan.span.encoder_row, plan.span.encoder_first, head,
+          zero_keys<Config>(plan), plan.span};
 }
 
 }  // namespace jrt::detail

@@ -24,7 +24,9 @@ struct PrefillPlan {
   bool skipped = false;
 
   [[nodiscard]] JRT_DETAIL_HD constexpr bool split() const { return encoder_segments > 1 || token_segments > 1; }
-  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t items() const { return split() ? encoder_segments + token_segments : 0; }
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t items() const {
+    return split() ? encoder_segments + token_segments : 0;
+  }
 };
 
 /// What a backend lays down for all sequences of a call.
@@ -57,8 +59,7 @@ JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args
   }
   const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
   plan.tokens = {smaller(start, plan.span.tokens), plan.span.tokens};
-  plan.token_segments =
-      smaller(layout.segments<typename Config::Split>(plan.tokens.size()), layout.most_token_segments);
+  plan.token_segments = smaller(layout.segments<typename Config::Split>(plan.tokens.size()), layout.most_token_segments);
   if constexpr (Config::Mask::reads_encoder) {
     plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};
     const std::int64_t wanted = layout.segments<typename Config::Split>(plan.encoder.size());

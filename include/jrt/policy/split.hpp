@@ -27,9 +27,9 @@ concept Split = requires(std::int64_t n) {
   { S::segments(n, n, n) } -> std::same_as<std::int64_t>;
 };
 
-/// One segment per worker that the batch's heads leave idle, on average not shorter than `MinimumTokens` (segments are whole
-/// chunks): none while there are more heads than half of the workers, because a split sequence is read twice. The split,
-/// and with it the last bits of the result, depends on the batch.
+/// One segment per worker that the batch's heads leave idle, on average not shorter than `MinimumTokens` (segments are
+/// whole chunks): none while there are more heads than half of the workers, because a split sequence is read twice. The
+/// split, and with it the last bits of the result, depends on the batch.
 template <std::int64_t MinimumTokens = 256>
 struct OccupancySplit {
   static_assert(MinimumTokens > 0, "OccupancySplit: MinimumTokens must be at least 1 token per segment.");

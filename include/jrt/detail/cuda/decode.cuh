@@ -10,6 +10,7 @@
 #include "jrt/decode.hpp"
 #include "jrt/detail/cuda/expand.cuh"
 #include "jrt/detail/cuda/launch.cuh"
+#include "jrt/detail/cuda/step_call.cuh"
 #include "jrt/detail/cuda/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/workspace.hpp"
@@ -19,73 +20,9 @@
 ///     load S; for every new token t: S += φ(k_t)v_tᵀ; for every query head g of the group: y_tg = φ(q_tg)ᵀS; store S
 ///
 /// so that the state is read and written once. A thread owns a few neighbouring columns of every `groups`-th row; the sums
-/// over rows have one order, whatever the number of tokens and the alignment, so that T tokens give bitwise what T steps give.
+/// over rows have one order, whatever the number of tokens and the alignment, so that T tokens give bitwise what T steps
+/// give.
 namespace jrt::detail::cuda {
-
-/// How the threads of a block share a head's state.
-template <class Format, class T>
-struct StepLayout {
-  static constexpr int widest = access_bytes / static_cast<int>(sizeof(typename Format::Scalar));
-
-  /// Columns per thread: as many as one access holds and divide the row.
-  static constexpr int columns = [] {
-    int width = widest;
-    while (Format::columns % width != 0) {
-      width /= 2;
-    }
-    return width;
-  }();
-  static constexpr int lanes = Format::columns / columns;  // threads that share a row
-
-  /// Numbers of the state that a thread keeps in registers.
-  static constexpr int most_numbers = 48 * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
-
-  static constexpr int rows_with(int threads) { return ceil_div(Format::rows, larger(1, threads / lanes)); }
-  static constexpr int threads = [] {
-    int wanted = 128;
-    while (wanted < 512 && (rows_with(wanted) * columns > most_numbers || wanted < lanes)) {
-      wanted *= 2;
-    }
-    return wanted;
-  }();
-  static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; it may be up to 512.");
-  static constexpr int groups = threads / lanes;  // rows worked on at a time
-
-  /// Rows per thread that are in registers together; larger states take several passes.
-  static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));
-  static constexpr int passes = ceil_div(Format::rows, groups * rows);
-};
-
-/// One step in terms that decode_step, staged_step and commit share.
-template <class Config>
-struct StepCall {
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
-  using T = ConfigCompute<Config>;
-  using Layout = StepLayout<Format, T>;
-
-  TensorView<const Element> query{};
-  TensorView<const Element> key{};
-  TensorView<const Element> value{};
-  TensorView<Element> output{};
-  StateSlots<Format> source{};
-  StateSlots<Format> destination{};  // empty: the state is not written
-  StagingView<Config> staging{};     // empty: keys and values come from the views
-  std::int64_t already_staged = 0;
-  const std::int32_t* accepted_tokens = nullptr;  // the number of keys, if it differs between sequences
-  const std::int32_t* first_positions = nullptr;
-  typename Config::FeatureMap map{};
-  std::int64_t sequences = 0;
-  std::int64_t heads = 0;
-  std::int64_t keys = 0;   // tokens whose keys go into the state
-  std::int64_t group = 0;  // query heads that read one state; 0 without queries
-  T* sums = nullptr;       // [sequences * heads][queries][columns + 1], with more than one pass
-
-  [[nodiscard]] __host__ __device__ std::int64_t queries() const { return (keys - already_staged) * group; }
-  [[nodiscard]] __host__ __device__ std::int64_t sum_elements() const {
-    return Layout::passes > 1 ? sequences * heads * queries() * (Format::columns + 1) : 0;
-  }
-};
 
 template <class Config>
 class StepBlock {
@@ -112,31 +49,33 @@ class StepBlock {
       round_up(sizeof(Shared), sizeof(T) * 4) + sizeof(T) * row_arrays * Format::rows;
 
   __device__ StepBlock(const Call& call, std::byte* shared)
-      : call_(call), shared_(*reinterpret_cast<Shared*>(shared)), b_(blockIdx.x / call.heads), head_(blockIdx.x % call.heads) {
+      : call_(call),
+        shared_(*reinterpret_cast<Shared*>(shared)),
+        b_(blockIdx.x / static_cast<unsigned>(call.heads)),
+        head_(blockIdx.x % static_cast<unsigned>(call.heads)) {
     normaliser_ = reinterpret_cast<T*>(shared + round_up(sizeof(Shared), sizeof(T) * 4));
     key_features_ = normaliser_ + Format::rows;
     query_features_ = key_features_ + Format::rows;
   }
 
   __device__ void run() {
-    const std::int64_t from = slot_of(call_.source);
-    const std::int64_t to = call_.destination.empty() ? from : slot_of(call_.destination);
-    if (from == skip_slot || to == skip_slot) {
+    if (sequence_skipped(call_.source, nullptr, call_.destination, b_)) {
       zero_outputs();
       return;
     }
-    const Scalar* const source = call_.source.pool.head(from, head_);
-    Scalar* const destination = call_.destination.empty() ? nullptr : call_.destination.pool.head(to, head_);
+    const Scalar* const source = call_.source.pool.head(call_.source.slot(b_), head_);
+    Scalar* const destination =
+        call_.destination.empty() ? nullptr : call_.destination.pool.head(call_.destination.slot(b_), head_);
     const std::int64_t keys =
         call_.accepted_tokens == nullptr ? call_.keys : clamped(call_.accepted_tokens[b_], 0, call_.keys);
     if (call_.staging.data != nullptr && call_.accepted_tokens == nullptr) {
       stage();
     }
-    for (int r = thread(); r < Format::rows; r += Layout::threads) {
-      normaliser_[r] = convert<T>(source[Format::normaliser_offset + r]);
-    }
     for (int pass = 0; pass < Layout::passes; ++pass) {
-      read_state(source, pass);
+      read_state(source, pass);  // first of all: nothing else takes as long
+      for (int r = thread(); pass == 0 && r < Format::rows; r += Layout::threads) {
+        normaliser_[r] = convert<T>(source[Format::normaliser_offset + r]);
+      }
       for (std::int64_t t = 0; t < keys; ++t) {
         add_token(t, pass);
         for (std::int64_t g = 0; t >= call_.already_staged && g < call_.group; ++g) {
@@ -159,12 +98,6 @@ class StepBlock {
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ int group() { return thread() / Layout::lanes; }
   static __device__ int column() { return thread() % Layout::lanes * Layout::columns; }
-
-  /// Slot of this sequence; one outside the pool, which the host could not see, is taken for a padding row.
-  [[nodiscard]] __device__ std::int64_t slot_of(const StateSlots<Format>& state) const {
-    const std::int64_t slot = state.slot(b_);
-    return slot >= 0 && slot < state.pool.slots ? slot : skip_slot;
-  }
 
   __device__ void zero_outputs() {
     const std::int64_t row_elements = call_.group * Format::columns;
@@ -195,49 +128,56 @@ class StepBlock {
 
   [[nodiscard]] __device__ int row(int i, int pass) const { return (pass * Layout::rows + i) * Layout::groups + group(); }
 
-  __device__ void read_state(const Scalar* source, int pass) {
-    const bool aligned = rows_aligned(source);
+  /// Calls `function(i, offset)` for every row i of this thread in this pass, with the offset of its numbers in a head.
+  template <class Function>
+  __device__ void for_rows(int pass, const Function& function) const {
 #pragma unroll
     for (int i = 0; i < Layout::rows; ++i) {
       const int r = row(i, pass);
-      Vector<Scalar, Layout::columns> numbers{};
       if (r < Format::rows && thread() < owners) {
-        const Scalar* const from = source + std::int64_t{r} * Format::columns + column();
-        if (aligned) {
-          numbers = load_vector<Layout::columns>(from);
-        } else {
-          for (int c = 0; c < Layout::columns; ++c) {
-            numbers[c] = from[c];
-          }
-        }
+        function(i, r * Format::columns + column());
       }
+    }
+  }
+
+  __device__ void read_state(const Scalar* source, int pass) {
+    Vector<Scalar, Layout::columns> numbers[Layout::rows] = {};
+    if (rows_aligned(source)) {
+      for_rows(pass, [&](int i, int offset) { numbers[i] = load_vector<Layout::columns>(source + offset); });
+    } else {
+      for_rows(pass, [&](int i, int offset) {
+        for (int c = 0; c < Layout::columns; ++c) {
+          numbers[i][c] = source[offset + c];
+        }
+      });
+    }
+#pragma unroll
+    for (int i = 0; i < Layout::rows; ++i) {
 #pragma unroll
       for (int c = 0; c < Layout::columns; ++c) {
-        state_[i][c] = convert<T>(numbers[c]);
+        state_[i][c] = convert<T>(numbers[i][c]);
       }
     }
   }
 
   __device__ void write_state(Scalar* destination, int pass) {
-    const bool aligned = rows_aligned(destination);
+    const auto numbers = [&](int i) {
+      Vector<Scalar, Layout::columns> row;
 #pragma unroll
-    for (int i = 0; i < Layout::rows; ++i) {
-      const int r = row(i, pass);
-      if (r < Format::rows && thread() < owners) {
-        Scalar* const to = destination + std::int64_t{r} * Format::columns + column();
-        Vector<Scalar, Layout::columns> numbers;
-#pragma unroll
-        for (int c = 0; c < Layout::columns; ++c) {
-          numbers[c] = convert<Scalar>(state_[i][c]);
-        }
-        if (aligned) {
-          store_vector(to, numbers);
-        } else {
-          for (int c = 0; c < Layout::columns; ++c) {
-            to[c] = numbers[c];
-          }
-        }
+      for (int c = 0; c < Layout::columns; ++c) {
+        row[c] = convert<Scalar>(state_[i][c]);
       }
+      return row;
+    };
+    if (rows_aligned(destination)) {
+      for_rows(pass, [&](int i, int offset) { store_vector(destination + offset, numbers(i)); });
+    } else {
+      for_rows(pass, [&](int i, int offset) {
+        const auto row = numbers(i);
+        for (int c = 0; c < Layout::columns; ++c) {
+          destination[offset + c] = row[c];
+        }
+      });
     }
   }
 
@@ -398,7 +338,8 @@ class StepBlock {
 extern __shared__ __align__(16) std::byte step_shared_memory[];
 
 template <class Config>
-__global__ void __launch_bounds__(StepCall<Config>::Layout::threads) step_states(const __grid_constant__ StepCall<Config> call) {
+__global__ void __launch_bounds__(StepCall<Config>::Layout::threads)
+    step_states(const __grid_constant__ StepCall<Config> call) {
   StepBlock<Config>(call, step_shared_memory).run();
 }
 
@@ -407,59 +348,8 @@ Status launch_step(const char* operation, StepCall<Config> call, const Workspace
   Arena arena(workspace);
   call.sums = arena.take<typename StepCall<Config>::T>(call.sum_elements());
   return launch(operation, step_states<Config>,
-                {call.sequences * call.heads, StepCall<Config>::Layout::threads, StepBlock<Config>::shared_bytes}, on, call);
-}
-
-template <class Config>
-StepCall<Config> step_of(const DecodeArgs<Config>& args) {
-  StepCall<Config> call;
-  call.query = args.query;
-  call.key = args.key;
-  call.value = args.value;
-  call.output = args.output;
-  call.source = args.source;
-  call.destination = args.destination.empty() ? args.source : args.destination;
-  call.first_positions = args.first_positions;
-  call.map = args.feature_map;
-  call.sequences = args.query.batch;
-  call.heads = args.key.heads;
-  call.keys = args.key.tokens;
-  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
-  return call;
-}
-
-template <class Config>
-StepCall<Config> step_of(const StagedStepArgs<Config>& args) {
-  StepCall<Config> call;
-  call.query = args.query;
-  call.key = args.key;
-  call.value = args.value;
-  call.output = args.output;
-  call.source = args.state;
-  call.staging = args.staging;
-  call.already_staged = args.already_staged;
-  call.first_positions = args.first_positions;
-  call.map = args.feature_map;
-  call.sequences = args.query.batch;
-  call.heads = args.key.heads;
-  call.keys = args.already_staged + args.key.tokens;
-  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
-  return call;
-}
-
-template <class Config>
-StepCall<Config> step_of(const CommitArgs<Config>& args) {
-  StepCall<Config> call;
-  call.source = args.source;
-  call.destination = args.destination.empty() ? args.source : args.destination;
-  call.staging = args.staging;
-  call.accepted_tokens = args.accepted_tokens;
-  call.first_positions = args.first_positions;
-  call.map = args.feature_map;
-  call.sequences = args.staging.sequences;
-  call.heads = args.staging.heads;
-  call.keys = args.staging.tokens;
-  return call;
+                {call.sequences * call.heads, StepCall<Config>::Layout::threads, StepBlock<Config>::shared_bytes}, on,
+                call);
 }
 
 }  // namespace jrt::detail::cuda

@@ -40,7 +40,8 @@ __device__ T taylor_feature(const T* x, int r) {
 /// Features of `count` vectors, by all threads of the block: vector i stands at inputs + i·input_stride, its features go to
 /// features + i·feature_stride, filled up with 0 to `padded` rows. `position(i)` is its position, counted from 1.
 ///
-/// A map in general is a function of a whole vector, so each vector is one thread's; rows of the Taylor map are independent.
+/// A map in general is a function of a whole vector, so each vector is one thread's; rows of the Taylor map are
+/// independent.
 template <Side side, class Map, class T, class Position>
 __device__ void expand_vectors(const Map& map, const T* inputs, int input_stride, T* features, int feature_stride,
                                int padded, int count, const Position& position) {
@@ -51,9 +52,9 @@ __device__ void expand_vectors(const Map& map, const T* inputs, int input_stride
       const int i = index / padded;
       const int r = index - i * padded;
       features[i * feature_stride + r] =
-          r < Map::feature_dim ? taylor_feature<side, Map::input_dim, typename Map::RowPacking>(
-                                     inputs + i * input_stride, r)
-                               : T(0);
+          r < Map::feature_dim
+              ? taylor_feature<side, Map::input_dim, typename Map::RowPacking>(inputs + i * input_stride, r)
+              : T(0);
     }
   } else {
     for (int i = thread; i < count; i += threads) {

@@ -47,8 +47,7 @@ Status launch(const char* operation, void (*kernel)(Parameters...), const Grid& 
                            "%s: the kernel needs %zu bytes of shared memory per block, but the device has %d.", operation,
                            grid.shared_bytes, on.shared_bytes_per_block());
     }
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(grid.shared_bytes));
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
   }
   if (error == cudaSuccess) {
     cudaLaunchConfig_t config{};

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-/// One warp's matrix unit: 16x8 products of bfloat16, and the loads that fill its fragments (PTX ISA, "mma.sync.m16n8k16" and
-/// "ldmatrix"). Lane l = 4·g + c holds, of a
+/// One warp's matrix unit: 16x8 products of bfloat16, and the loads that fill its fragments (PTX ISA, "mma.sync.m16n8k16"
+/// and "ldmatrix"). Lane l = 4·g + c holds, of a
 ///
 ///     16x8 accumulator: {(g, 2c), (g, 2c+1), (g+8, 2c), (g+8, 2c+1)};
 ///     16x16 left operand: pairs {(g, 2c), (g+8, 2c), (g, 2c+8), (g+8, 2c+8)};
@@ -15,6 +15,38 @@ namespace jrt::detail::cuda {
 
 /// Two neighbouring bfloat16, the first in the low half.
 using Pair = std::uint32_t;
+
+/// Address of bfloat16 numbers in shared memory. As 32 bits rather than a pointer, so that constant offsets become part of
+/// the instruction; the compiler would keep an address in a register for every one of them.
+struct SharedNumbers {
+  std::uint32_t bytes = 0;
+
+  SharedNumbers() = default;
+  __device__ explicit SharedNumbers(const void* pointer)
+      : bytes(static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer))) {}
+
+  __device__ friend SharedNumbers operator+(SharedNumbers address, int numbers) {
+    address.bytes += static_cast<std::uint32_t>(numbers) * sizeof(__nv_bfloat16);
+    return address;
+  }
+  [[nodiscard]] __device__ void* pointer() const { return __cvta_shared_to_generic(bytes); }
+};
+
+__device__ inline void store_pair(SharedNumbers to, Pair pair) {
+  asm volatile("st.shared.b32 [%0], %1;" : : "r"(to.bytes), "r"(pair) : "memory");
+}
+__device__ inline void store_pairs(SharedNumbers to, const Pair (&pairs)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(to.bytes), "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+               : "memory");
+}
+__device__ inline void load_pairs(Pair (&pairs)[4], SharedNumbers from) {
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+               : "r"(from.bytes)
+               : "memory");
+}
 
 struct LeftFragment {
   Pair pairs[4];
@@ -35,45 +67,44 @@ __device__ inline void multiply_add(Accumulator& sums, const LeftFragment& left,
 
 /// Four 8x8 blocks of 16-bit numbers; lane l names row l % 8 of block l / 8. With `transposed`, each block is.
 template <bool transposed>
-__device__ void load_blocks(Pair (&blocks)[4], const __nv_bfloat16* row) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+__device__ void load_blocks(Pair (&blocks)[4], SharedNumbers row) {
   if constexpr (transposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
-                 : "r"(address)
+                 : "r"(row.bytes)
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
-                 : "r"(address)
+                 : "r"(row.bytes)
                  : "memory");
   }
 }
 
-/// A 16x16 left operand whose element (m, k) stands at `tile[m * stride + k]`.
-__device__ inline LeftFragment load_left(const __nv_bfloat16* tile, int stride, int lane) {
+/// A 16x16 left operand whose element (m, k) stands at `tile + m * stride + k`.
+__device__ inline LeftFragment load_left(SharedNumbers tile, int stride, int lane) {
   LeftFragment left;
   load_blocks<false>(left.pairs, tile + (lane % 16) * stride + lane / 16 * 8);
   return left;
 }
 
-/// A 16x16 left operand whose element (m, k) stands at `tile[k * stride + m]`.
-__device__ inline LeftFragment load_left_transposed(const __nv_bfloat16* tile, int stride, int lane) {
+/// A 16x16 left operand whose element (m, k) stands at `tile + k * stride + m`.
+__device__ inline LeftFragment load_left_transposed(SharedNumbers tile, int stride, int lane) {
   LeftFragment left;
   load_blocks<true>(left.pairs, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
   return left;
 }
 
-/// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile[k * stride + n]`, n = 0 … 15.
-__device__ inline void load_right(RightFragment (&right)[2], const __nv_bfloat16* tile, int stride, int lane) {
+/// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile + k * stride + n`, n = 0 … 15.
+__device__ inline void load_right(RightFragment (&right)[2], SharedNumbers tile, int stride, int lane) {
   Pair blocks[4];
   load_blocks<true>(blocks, tile + (lane % 16) * stride + lane / 16 * 8);
   right[0] = {{blocks[0], blocks[1]}};
   right[1] = {{blocks[2], blocks[3]}};
 }
 
-/// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile[n * stride + k]`, n = 0 … 15.
-__device__ inline void load_right_transposed(RightFragment (&right)[2], const __nv_bfloat16* tile, int stride, int lane) {
+/// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile + n * stride + k`, n = 0 … 15.
+__device__ inline void load_right_transposed(RightFragment (&right)[2], SharedNumbers tile, int stride, int lane) {
   Pair blocks[4];
   load_blocks<false>(blocks, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
   right[0] = {{blocks[0], blocks[1]}};

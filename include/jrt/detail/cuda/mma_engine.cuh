@@ -1,92 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cub/warp/warp_reduce.cuh>
-
 #include <cstdint>
 #include <type_traits>
 
 #include "jrt/attention_config.hpp"
-#include "jrt/detail/cuda/mma_tiles.cuh"
+#include "jrt/detail/cuda/mma_chunk.cuh"
+#include "jrt/detail/cuda/mma_layout.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/key_source.hpp"
 #include "jrt/prefill.hpp"
 
 namespace jrt::detail::cuda {
 
-/// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements and up to 176 features.
+/// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements and up to some hundred features.
 ///
-/// Warp w owns columns 16w … 16w+15 of v and keeps its part of the state transposed, Sᵀ (columns x rows), in the accumulators
-/// of the matrix unit, in float:
+/// A warp owns 16 columns of v and one of two halves of the rows, and keeps its part of the state transposed, Sᵀ (columns x
+/// rows), in the accumulators of the matrix unit, in float:
 ///
 ///     update   Sᵀ += vᵀ·φ(k)      left: v of the tile, transposed on loading; right: features
 ///     answer   y = φ(q)·S + P·v   right: the accumulators of Sᵀ, rounded to terms, are the fragments of S as they stand
 ///
-/// so that the state never goes through shared memory. Features, scores P and normalisers are formed together by all warps.
+/// so that the state never goes through shared memory. An answer is the sum of what the two halves have; each completes it
+/// for half of the tokens. Features, scores P and normalisers are formed together by all warps.
 template <AttentionConfig Config>
-class MmaEngine {
+class MmaEngine : private MmaChunk<Config> {
+  using Chunk = MmaChunk<Config>;
+
  public:
-  using T = ConfigCompute<Config>;
-  using Map = typename Config::FeatureMap;
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
+  using Layout = MmaLayout<Config>;
+  using Map = typename Layout::Map;
+  using Element = typename Layout::Element;
+  using Format = typename Layout::Format;
 
-  static constexpr int rows = round_up(Map::feature_dim, 16);
-  static constexpr bool supported =
-      sizeof(Element) == 2 && std::is_same_v<T, float> && rows <= 176 && Map::input_dim <= 128;
-
-  static constexpr int terms = std::is_same_v<Element, BFloat16> ? 1 : 2;
-  static constexpr int chunk = terms == 1 ? 64 : 32;  // tokens
-  static constexpr int most_columns = 128;
-  static constexpr int slices = ceil_div(Config::value_dim, most_columns);
-  static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 16);  // of one slice
-  static constexpr int warps = columns / 16;
-  static constexpr int threads = warps * 32;
-  static constexpr int blocks_per_multiprocessor = warps <= 4 ? 2 : 1;
+  static constexpr bool supported = Layout::supported;
+  static constexpr int threads = Layout::threads;
+  static constexpr int blocks_per_multiprocessor = Layout::blocks_per_multiprocessor;
+  static constexpr int chunk = Layout::chunk;
+  static constexpr int slices = Layout::slices;
+  static constexpr std::size_t shared_bytes = Layout::shared_bytes;
   static constexpr std::int64_t scratch_bytes = 0;
 
- private:
-  using InputTile = TermTile<terms, chunk, round_up(Map::input_dim, 16)>;
-  using ValueTile = TermTile<terms, chunk, columns>;
-  using FeatureTile = TermTile<terms, chunk, rows>;
-  using ScoreTile = TermTile<terms, chunk, chunk>;
-
-  /// Keys and values are read one chunk ahead, queries one step (chunk and query head) ahead.
-  static constexpr int stages = 2;
-  static constexpr int bfloat16_elements =
-      stages * (2 * InputTile::elements + ValueTile::elements) + 2 * FeatureTile::elements + ScoreTile::elements;
-  static constexpr int float_elements = rows + 2 * chunk;
-
- public:
-  static constexpr std::size_t shared_bytes = sizeof(__nv_bfloat16) * bfloat16_elements + sizeof(float) * float_elements;
-
   __device__ MmaEngine(const PrefillArgs<Config>& args, void* shared, void* /*scratch*/, int slice)
-      : args_(args), first_column_(slice * columns), first_slice_(slice == 0) {
-    auto* next = static_cast<__nv_bfloat16*>(shared);
-    const auto take = [&](auto& tile, int count) {
-      tile.data = next;
-      next += count * std::remove_reference_t<decltype(tile)>::elements;
-    };
-    take(keys_, stages);
-    take(queries_, stages);
-    take(values_, stages);
-    take(key_features_, 1);
-    take(query_features_, 1);
-    take(scores_, 1);
-    normaliser_ = reinterpret_cast<float*>(next);
-    score_sums_ = normaliser_ + rows;
-    factors_ = score_sums_ + chunk;
-  }
+      : Chunk(args, shared, slice), first_slice_(slice == 0) {}
 
   /// As SimtEngine::for_state.
   template <class Function>
   __device__ void for_state(const Function& function) {
 #pragma unroll
-    for (int tile = 0; tile < rows / 8; ++tile) {
+    for (int tile = 0; tile < half_rows / 8; ++tile) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int c = first_column_ + 16 * warp() + lane() / 4 + i / 2 * 8;
-        const int r = 8 * tile + lane() % 4 * 2 + i % 2;
+        const int c = first_column_ + column() + lane() / 4 + i / 2 * 8;
+        const int r = half() * half_rows + 8 * tile + lane() % 4 * 2 + i % 2;
         if (r < Format::rows && c < Format::columns) {
           function(std::int64_t{r} * Format::columns + c, state_[tile].values[i], true);
         } else {
@@ -113,7 +79,8 @@ class MmaEngine {
       await();
       read_keys(source, range, begin + chunk, stage ^ 1);
       __pipeline_commit();
-      expand_tokens<Side::key>(keys_.stage(stage), key_features_, source.span, begin, tokens_from(range, begin));
+      Chunk::template expand_tokens<Side::key>(keys_.stage(stage), key_features_, source.span, begin,
+                                               tokens_from(range, begin));
       __syncthreads();
       update(stage);
     }
@@ -142,12 +109,12 @@ class MmaEngine {
         }
         read_queries(source.span, range, last ? begin + chunk : begin, source.head * group + (last ? 0 : g + 1), step ^ 1);
         __pipeline_commit();
-        if (!full && g == 0) {
-          expand_tokens<Side::key>(keys_.stage(stage), key_features_, source.span, begin, tokens);
+        if (!full && feature_tiles == 2 && g == 0) {
+          Chunk::template expand_tokens<Side::key>(keys_.stage(stage), key_features_, source.span, begin, tokens);
         }
-        expand_tokens<Side::query>(queries_.stage(step), query_features_, source.span, begin, tokens);
+        Chunk::template expand_tokens<Side::query>(queries_.stage(step), query_features_, source.span, begin, tokens);
         if constexpr (!full) {
-          if constexpr (!Map::has_closed_form) {
+          if constexpr (feature_tiles == 2) {
             __syncthreads();
           }
           score(stage, step);
@@ -155,10 +122,15 @@ class MmaEngine {
         __syncthreads();
         normalise();
         answer(stage);
+        give_away();
         __syncthreads();
         write(source.span, begin, tokens, source.head * group + g);
       }
       if constexpr (!full) {
+        if constexpr (feature_tiles == 1) {
+          Chunk::template expand_tokens<Side::key>(keys_.stage(stage), key_features_, source.span, begin, tokens);
+          __syncthreads();
+        }
         update(stage);
       }
     }
@@ -167,170 +139,46 @@ class MmaEngine {
   }
 
  private:
-  static constexpr bool full = Config::Mask::reads_future;
-  static constexpr int token_tiles = chunk / 16;
+  using FeatureTile = typename Layout::FeatureTile;
+  using ScoreTile = typename Layout::ScoreTile;
+  using ValueTile = typename Layout::ValueTile;
+  static constexpr bool full = Layout::full;
+  static constexpr int terms = Layout::terms;
+  static constexpr int rows = Layout::rows;
+  static constexpr int halves = Layout::halves;
+  static constexpr int half_rows = Layout::half_rows;
+  static constexpr int warps = Layout::warps;
+  static constexpr int column_warps = Layout::column_warps;
+  static constexpr int feature_tiles = Layout::feature_tiles;
+  static constexpr int token_tiles = Layout::token_tiles;
+  static constexpr int kept_tiles = Layout::kept_tiles;
 
-  static __device__ int thread() { return static_cast<int>(threadIdx.x); }
-  static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  using Chunk::args_;
+  using Chunk::exchange_;
+  using Chunk::factors_;
+  using Chunk::first_column_;
+  using Chunk::key_features_;
+  using Chunk::keys_;
+  using Chunk::normaliser_;
+  using Chunk::queries_;
+  using Chunk::query_features_;
+  using Chunk::scores_;
+  using Chunk::values_;
+  using Chunk::warp_;
 
-  static __device__ int tokens_from(const TokenRange& range, std::int64_t begin) {
-    return static_cast<int>(clamped(range.end - begin, 0, chunk));
-  }
+  using Chunk::await;
+  using Chunk::column;
+  using Chunk::half;
+  using Chunk::lane;
+  using Chunk::normalise;
+  using Chunk::read_keys;
+  using Chunk::read_queries;
+  using Chunk::score;
+  using Chunk::thread;
+  using Chunk::tokens_from;
+  using Chunk::warp;
 
-  /// The last chunk asked for is there, and everyone is done with the one before.
-  static __device__ void await() {
-    __pipeline_wait_prior(0);
-    __syncthreads();
-  }
-
-  __device__ void read_keys(const KeySource<Element>& source, const TokenRange& range, std::int64_t begin, int stage) {
-    const int tokens = tokens_from(range, begin);
-    if (tokens == 0) {
-      return;
-    }
-    const auto& key = source.key;
-    const auto& value = source.value;
-    read_rows<chunk>(keys_.stage(stage), tokens, source.zero_keys - begin, Map::input_dim,
-                     rows_aligned(key.data, key.batch_stride, key.token_stride, key.head_stride), key.data,
-                     [&](int t) { return source.key_row(begin + t); });
-    read_rows<chunk>(values_.stage(stage), tokens, 0, Format::columns - first_column_,
-                     rows_aligned(value.data, value.batch_stride, value.token_stride, value.head_stride), value.data,
-                     [&](int t) { return source.value_row(begin + t) + first_column_; });
-  }
-
-  __device__ void read_queries(const SequenceSpan& span, const TokenRange& range, std::int64_t begin, std::int64_t head,
-                               int step) {
-    const int tokens = tokens_from(range, begin);
-    if (tokens == 0) {
-      return;
-    }
-    const auto& query = args_.query;
-    read_rows<chunk>(queries_.stage(step), tokens, 0, Map::input_dim,
-                     rows_aligned(query.data, query.batch_stride, query.token_stride, query.head_stride), query.data,
-                     [&](int t) { return query.row(span.batch_row, span.first_token + begin + t, head); });
-  }
-
-  /// Features of a tile of tokens; those of tokens that are not there are 0.
-  template <Side side>
-  __device__ void expand_tokens(const InputTile& inputs, const FeatureTile& features, const SequenceSpan& span,
-                                std::int64_t begin, int tokens) {
-    // Keys are the first threads' work, queries the last ones', so that with enough threads both are done at once.
-    const int first = side == Side::key ? thread() : threads - 1 - thread();
-    for (int t = first; t < chunk; t += threads) {
-      float x[InputTile::columns];
-#pragma unroll
-      for (int c = 0; c < InputTile::columns; c += 8) {
-        inputs.load(t, c, x + c);
-      }
-      if (t < tokens) {
-        expand_to<side, rows>(args_.feature_map, x, span.position(begin + t),
-                              [&](int r, const float(&numbers)[8]) { features.store(t, r, numbers); });
-      } else {
-        for (int r = 0; r < rows; r += 8) {
-          features.store(t, r, {});
-        }
-      }
-    }
-  }
-
-  /// P[t][j] = φ(q_t)·φ(k_j) for j <= t, else 0, and the sums of its rows. A warp takes 16 tokens.
-  __device__ void score(int stage, int step) {
-    for (int m = warp(); m < token_tiles; m += warps) {
-      float row_sums[2] = {0, 0};
-      for (int n = 0; n <= m; ++n) {
-        Accumulator sums[2] = {};
-        if constexpr (Map::has_closed_form) {
-          score_products(sums, queries_.stage(step), keys_.stage(stage), m, n);
-        } else {
-          score_products(sums, query_features_, key_features_, m, n);
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-          for (int i = 0; i < 4; i += 2) {
-            const int t = 16 * m + lane() / 4 + i / 2 * 8;
-            const int j = 16 * n + 8 * half + lane() % 4 * 2;
-            float weights[2];
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              float weight = sums[half].values[i + e];
-              if constexpr (Map::has_closed_form) {
-                weight = args_.feature_map.kernel(weight);
-              }
-              weights[e] = j + e <= t ? weight : 0.0F;
-            }
-            const auto rounded = Terms<terms>::of(weights[0], weights[1]);
-#pragma unroll
-            for (int term = 0; term < terms; ++term) {
-              *reinterpret_cast<Pair*>(scores_.at(term, t, j)) = rounded.pairs[term];
-            }
-            // The sum of what the values are weighted with: then rounding moves weight, but adds none.
-            const float2 used = rounded.sum();
-            row_sums[i / 2] += used.x + used.y;
-          }
-        }
-      }
-      using Reduce = cub::WarpReduce<float, 4>;
-      typename Reduce::TempStorage storage;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float total = Reduce(storage).Sum(row_sums[i]);
-        if (lane() % 4 == 0) {
-          score_sums_[16 * m + lane() / 4 + i * 8] = total;
-        }
-      }
-    }
-  }
-
-  /// 16 queries by 16 keys.
-  template <class Tile>
-  __device__ void score_products(Accumulator (&sums)[2], const Tile& query, const Tile& key, int m, int n) {
-#pragma unroll
-    for (int depth = 0; depth < Tile::columns; depth += 16) {
-      LeftFragment left[terms];
-      RightFragment right[2][terms];
-#pragma unroll
-      for (int term = 0; term < terms; ++term) {
-        left[term] = load_left(query.at(term, 16 * m, depth), Tile::stride, lane());
-        RightFragment both[2];
-        load_right_transposed(both, key.at(term, 16 * n, depth), Tile::stride, lane());
-        right[0][term] = both[0];
-        right[1][term] = both[1];
-      }
-      multiply_terms(sums[0], left, right[0]);
-      multiply_terms(sums[1], left, right[1]);
-    }
-  }
-
-  /// factors[t] from φ(q_t)·z and the sums of scores; a few neighbouring lanes share a token.
-  __device__ void normalise() {
-    constexpr int lanes = 4;
-    using Reduce = cub::WarpReduce<float, lanes>;
-    typename Reduce::TempStorage storage;
-    for (int first = 0; first < chunk; first += threads / lanes) {
-      const int t = first + thread() / lanes;
-      const int part = thread() % lanes;
-      float sum = 0;
-      if (Config::Normaliser::uses_denominator && t < chunk) {
-        for (int r = part * 8; r < rows; r += lanes * 8) {
-          float features[8];
-          query_features_.load(t, r, features);
-          const auto z = load_vector<8>(normaliser_ + r);
-#pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            sum += features[e] * z[e];
-          }
-        }
-      }
-      sum = Reduce(storage).Sum(sum);
-      if (part == 0 && t < chunk) {
-        factors_[t] = Config::Normaliser::factor(Config::Normaliser::uses_denominator && !full ? sum + score_sums_[t] : sum);
-      }
-    }
-  }
-
-  /// outputs = φ(q)·S + P·v, not normalised.
+  /// outputs = φ(q)·S + P·v, not normalised: over this half's rows of S, and every other 16 of the chunk's keys.
   __device__ void answer(int stage) {
 #pragma unroll
     for (int m = 0; m < token_tiles; ++m) {
@@ -338,7 +186,7 @@ class MmaEngine {
       outputs_[m][1] = {};
     }
 #pragma unroll
-    for (int tile = 0; tile < rows / 8; tile += 2) {
+    for (int tile = 0; tile < half_rows / 8; tile += 2) {
       RightFragment state[2][terms];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -354,7 +202,8 @@ class MmaEngine {
         LeftFragment left[terms];
 #pragma unroll
         for (int term = 0; term < terms; ++term) {
-          left[term] = load_left(query_features_.at(term, 16 * m, 8 * tile), FeatureTile::stride, lane());
+          left[term] =
+              load_left(query_features_.at(term, 16 * m, half() * half_rows + 8 * tile), FeatureTile::stride, lane());
         }
         multiply_terms(outputs_[m][0], left, state[0]);
         multiply_terms(outputs_[m][1], left, state[1]);
@@ -363,6 +212,10 @@ class MmaEngine {
     if constexpr (!full) {
 #pragma unroll
       for (int n = 0; n < token_tiles; ++n) {
+        // Keys 0-15 concern the most queries, so that the halves take 0 and 3, and 1 and 2.
+        if ((n + n / 2) % halves != half()) {
+          continue;
+        }
         RightFragment value[2][terms];
         load_values(value, stage, n);
 #pragma unroll
@@ -384,17 +237,50 @@ class MmaEngine {
 #pragma unroll
     for (int term = 0; term < terms; ++term) {
       RightFragment both[2];
-      load_right(both, values_.stage(stage).at(term, 16 * n, 16 * warp()), ValueTile::stride, lane());
+      load_right(both, values_.stage(stage).at(term, 16 * n, column()), ValueTile::stride, lane());
       value[0][term] = both[0];
       value[1][term] = both[1];
     }
   }
 
+  /// Place of a tile's numbers of this lane in the exchange between the two warps of the same columns.
+  [[nodiscard]] __device__ float4* exchanged(int m, int n) const {
+    return reinterpret_cast<float4*>(exchange_) + ((warp_ % column_warps * token_tiles + m) * 2 + n) * 32 + lane();
+  }
+
+  /// Hands the other half what it needs for its tokens.
+  __device__ void give_away() {
+#pragma unroll
+    for (int m = 0; m < token_tiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2 && m / kept_tiles != half(); ++n) {
+        const auto& values = outputs_[m][n].values;
+        *exchanged(m, n) = make_float4(values[0], values[1], values[2], values[3]);
+      }
+    }
+  }
+
+  /// Completes, normalises and writes the outputs of this half's tokens.
   __device__ void write(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
     const auto& output = args_.output;
     const bool pairs_aligned = rows_aligned_to_pairs(output);
+    const int first = column() + lane() % 4 * 2;
+    Element* const base = output.row(span.batch_row, span.first_token + begin, head) + first_column_ + first;
 #pragma unroll
     for (int m = 0; m < token_tiles; ++m) {
+      if (m / kept_tiles != half()) {
+        continue;
+      }
+      if constexpr (halves > 1) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const float4 other = *exchanged(m, n);
+          outputs_[m][n].values[0] += other.x;
+          outputs_[m][n].values[1] += other.y;
+          outputs_[m][n].values[2] += other.z;
+          outputs_[m][n].values[3] += other.w;
+        }
+      }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int t = 16 * m + lane() / 4 + i * 8;
@@ -402,18 +288,18 @@ class MmaEngine {
           continue;
         }
         const float factor = factors_[t];
-        Element* const row = output.row(span.batch_row, span.first_token + begin + t, head) + first_column_;
+        Element* const row = base + t * output.token_stride;
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const int column = 16 * warp() + 8 * n + lane() % 4 * 2;
-          const int room = Format::columns - first_column_ - column;
+          // Where whole warps have columns to work on, none is missing.
+          const int room = Format::columns % 16 == 0 ? 2 : Format::columns - first_column_ - first - 8 * n;
           const Vector<Element, 2> pair{{convert<Element>(outputs_[m][n].values[2 * i] * factor),
                                          convert<Element>(outputs_[m][n].values[2 * i + 1] * factor)}};
           if (pairs_aligned && room >= 2) {
-            store_vector(row + column, pair);
+            store_vector(row + 8 * n, pair);
           } else {
             for (int e = 0; e < 2 && e < room; ++e) {
-              row[column + e] = pair[e];
+              row[8 * n + e] = pair[e];
             }
           }
         }
@@ -434,12 +320,11 @@ class MmaEngine {
     for (int k = 0; k < token_tiles; ++k) {
 #pragma unroll
       for (int term = 0; term < terms; ++term) {
-        value[k][term] =
-            load_left_transposed(values_.stage(stage).at(term, 16 * k, 16 * warp()), ValueTile::stride, lane());
+        value[k][term] = load_left_transposed(values_.stage(stage).at(term, 16 * k, column()), ValueTile::stride, lane());
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < rows / 8; tile += 2) {
+    for (int tile = 0; tile < half_rows / 8; tile += 2) {
       Accumulator sums[2] = {};
 #pragma unroll
       for (int k = 0; k < token_tiles; ++k) {
@@ -447,7 +332,7 @@ class MmaEngine {
 #pragma unroll
         for (int term = 0; term < terms; ++term) {
           RightFragment both[2];
-          load_right(both, key_features_.at(term, 16 * k, 8 * tile), FeatureTile::stride, lane());
+          load_right(both, key_features_.at(term, 16 * k, half() * half_rows + 8 * tile), FeatureTile::stride, lane());
           features[0][term] = both[0];
           features[1][term] = both[1];
         }
@@ -460,36 +345,33 @@ class MmaEngine {
         state_[tile + 1].values[i] += sums[1].values[i];
       }
     }
-    for (int r = 2 * thread(); r < rows; r += 2 * threads) {
-      float2 sum = {0, 0};
-      for (int t = 0; t < chunk; ++t) {
-        Terms<terms> pair;
+    // z is the same sum with ones for v; the warps share its rows.
+    for (int row = 16 * warp(); row < rows; row += 16 * warps) {
+      constexpr Pair one_one = 0x3f803f80;
+      const LeftFragment ones{{one_one, one_one, one_one, one_one}};
+      Accumulator sums[2] = {};
 #pragma unroll
-        for (int term = 0; term < terms; ++term) {
-          pair.pairs[term] = *reinterpret_cast<const Pair*>(key_features_.at(term, t, r));
+      for (int k = 0; k < token_tiles; ++k) {
+#pragma unroll
+        for (int term = terms - 1; term >= 0; --term) {
+          RightFragment features[2];
+          load_right(features, key_features_.at(term, 16 * k, row), FeatureTile::stride, lane());
+          multiply_add(sums[0], ones, features[0]);
+          multiply_add(sums[1], ones, features[1]);
         }
-        const float2 features = pair.sum();
-        sum.x += features.x;
-        sum.y += features.y;
       }
-      normaliser_[r] += sum.x;
-      normaliser_[r + 1] += sum.y;
+      if (lane() < 4) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          normaliser_[row + 8 * n + 2 * lane()] += sums[n].values[0];
+          normaliser_[row + 8 * n + 2 * lane() + 1] += sums[n].values[1];
+        }
+      }
     }
   }
 
-  const PrefillArgs<Config>& args_;
-  int first_column_;
   bool first_slice_;
-  InputTile keys_;     // stages of them, like the next two
-  InputTile queries_;
-  ValueTile values_;
-  FeatureTile key_features_;
-  FeatureTile query_features_;
-  ScoreTile scores_;
-  float* normaliser_;   // [rows]
-  float* score_sums_;   // [chunk]
-  float* factors_;      // [chunk]
-  Accumulator state_[rows / 8];           // Sᵀ: this warp's 16 columns, 8 rows each
+  Accumulator state_[half_rows / 8];     // Sᵀ: this warp's 16 columns, 8 rows each
   Accumulator outputs_[token_tiles][2];  // 16 tokens, 2 x 8 columns
 };
 

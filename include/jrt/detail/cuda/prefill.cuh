@@ -37,7 +37,7 @@ struct PrefillCall {
   PrefillArgs<Config> args;
   PrefillLayout layout;
   std::int64_t sequences = 0;
-  std::int64_t heads = 0;                  // key/value heads
+  std::int64_t heads = 0;       // key/value heads
   T* partial_states = nullptr;  // [sequences][most_items()][heads][Format::head_elements]
   std::byte* scratch = nullptr;
 
@@ -47,8 +47,8 @@ struct PrefillCall {
     return layout.most_encoder_segments + layout.most_token_segments;
   }
 
-  /// Whether a sequence goes through partial states. Slices of v must: each needs z, and only one may write it, so that with
-  /// an in-place state one slice could read what another has written.
+  /// Whether a sequence goes through partial states. Slices of v must: each needs z, and only one may write it, so that
+  /// with an in-place state one slice could read what another has written.
   [[nodiscard]] __host__ __device__ static bool through_partials(const PrefillPlan& plan) {
     return plan.split() || Engine::slices > 1;
   }
@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(PrefillEngine<Config>::threads, PrefillEngine<
 
 inline constexpr int scan_threads = 256;
 
-/// One thread for each number of a state: neighbouring threads read neighbouring numbers, and segments are few, so that this
-/// runs at memory speed with its sums in order.
+/// One thread for each number of a state: neighbouring threads read neighbouring numbers, and segments are few, so that
+/// this runs at memory speed with its sums in order.
 template <class Config>
 __global__ void __launch_bounds__(scan_threads) scan_segments(const __grid_constant__ PrefillCall<Config> call) {
   using Call = PrefillCall<Config>;
@@ -181,7 +181,8 @@ __device__ void zero_outputs(const PrefillCall<Config>& call, const PrefillPlan&
     for (std::int64_t i = threadIdx.x; i < (end - first) * row_elements; i += blockDim.x) {
       const std::int64_t token = plan.span.first_token + first + i / row_elements;
       const std::int64_t within = i % row_elements;
-      call.args.output.row(plan.span.batch_row, token, head * group + within / Config::value_dim)[within % Config::value_dim] =
+      call.args.output.row(plan.span.batch_row, token,
+                           head * group + within / Config::value_dim)[within % Config::value_dim] =
           typename Config::Element{};
     }
   };
@@ -189,42 +190,56 @@ __device__ void zero_outputs(const PrefillCall<Config>& call, const PrefillPlan&
   zero(plan.skipped ? plan.span.row_tokens : plan.tokens.end, plan.span.row_tokens);
 }
 
+/// Brings a block's state to where its segment starts; false if there is nothing to do.
 template <class Config>
-__global__ void __launch_bounds__(PrefillEngine<Config>::threads, PrefillEngine<Config>::blocks_per_multiprocessor)
-    read_segments(const __grid_constant__ PrefillCall<Config> call) {
+__device__ bool start_segment(const PrefillCall<Config>& call, const BlockItem& item, PrefillEngine<Config>& engine) {
   using Call = PrefillCall<Config>;
   using T = typename Call::T;
-  using Scalar = typename Call::Format::Scalar;
-  const BlockItem item(blockIdx.x, call.layout.most_token_segments, call.heads, Call::Engine::slices);
   const PrefillPlan plan = call.plan_of(item.sequence);
   if (item.segment == 0 && item.slice == 0) {
     zero_outputs(call, plan, item.head);
   }
   if (plan.skipped || item.segment >= plan.token_segments) {
-    return;
+    return false;
   }
-  auto engine = engine_of(call, prefill_shared_memory, item);
-  const auto tokens = token_source(call.args, plan, item.head);
-  const TokenRange range = segment_of(plan.tokens, plan.token_segments, item.segment, call.layout.chunk);
-  bool writes_final_state = item.segment + 1 == plan.token_segments;
   if (Call::through_partials(plan)) {
     const std::int64_t start = plan.encoder_segments + (Call::full ? plan.token_segments - 1 : item.segment);
     const T* const partial = call.partial_state(item.sequence, start, item.head);
     engine.for_state([&](std::int64_t i, auto& number, bool) { number = partial[i]; });
-    writes_final_state = writes_final_state && !Call::full;  // of the whole, the scan has written it
-  } else {
-    const Scalar* const initial = call.initial_state(item.sequence, item.head);
-    engine.for_state(
-        [&](std::int64_t i, auto& number, bool) { number = initial != nullptr ? convert<T>(initial[i]) : T(0); });
-    engine.accumulate(encoder_source(call.args, plan, item.head), plan.encoder);
-    if constexpr (Call::full) {
-      engine.accumulate(tokens, range);
-    }
+    return true;
   }
+  if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
+    engine.for_state([&](std::int64_t i, auto& number, bool) { number = convert<T>(initial[i]); });
+  } else {
+    engine.for_state([](std::int64_t, auto& number, bool) { number = 0; });
+  }
+  if constexpr (Config::Mask::reads_encoder) {
+    engine.accumulate(encoder_source(call.args, plan, item.head), plan.encoder);
+  }
+  if constexpr (Call::full) {
+    engine.accumulate(token_source(call.args, plan, item.head), plan.tokens);
+  }
+  return true;
+}
+
+template <class Config>
+__global__ void __launch_bounds__(PrefillEngine<Config>::threads, PrefillEngine<Config>::blocks_per_multiprocessor)
+    read_segments(const __grid_constant__ PrefillCall<Config> call) {
+  using Call = PrefillCall<Config>;
+  using Scalar = typename Call::Format::Scalar;
+  const BlockItem item(blockIdx.x, call.layout.most_token_segments, call.heads, Call::Engine::slices);
+  auto engine = engine_of(call, prefill_shared_memory, item);
+  if (!start_segment(call, item, engine)) {
+    return;
+  }
+  const PrefillPlan plan = call.plan_of(item.sequence);
   if constexpr (has_queries<Config>) {
-    engine.outputs(tokens, range);
+    engine.outputs(token_source(call.args, plan, item.head),
+                   segment_of(plan.tokens, plan.token_segments, item.segment, call.layout.chunk));
   }
   Scalar* const state = call.final_state(item.sequence, item.head);
+  // Of a whole that goes through partial states, the scan has written it.
+  const bool writes_final_state = item.segment + 1 == plan.token_segments && !(Call::full && Call::through_partials(plan));
   if (writes_final_state && state != nullptr) {
     engine.for_state([&](std::int64_t i, auto& number, bool written) {
       if (written) {
@@ -256,8 +271,8 @@ class Prefill {
 
   void take(Arena& arena) {
     if (call_.needs_partials()) {
-      call_.partial_states = arena.take<typename Call::T>(call_.sequences * call_.most_items() * call_.heads *
-                                                          Call::Format::head_elements);
+      call_.partial_states =
+          arena.take<typename Call::T>(call_.sequences * call_.most_items() * call_.heads * Call::Format::head_elements);
     }
     call_.scratch = arena.take<std::byte>(larger(sum_blocks(), read_blocks()) * Engine::scratch_bytes);
   }

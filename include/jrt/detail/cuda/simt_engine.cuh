@@ -36,16 +36,15 @@ struct SimtLayout {
   static constexpr std::int64_t value_elements = chunk * columns;
   static constexpr std::int64_t input_elements = round_up(2 * chunk * input_stride, 4);
   static constexpr std::int64_t score_elements = round_up(chunk * score_stride, 4);
-  static constexpr std::int64_t small_elements =
-      value_elements + input_elements + score_elements + rows + chunk;
+  static constexpr std::int64_t small_elements = value_elements + input_elements + score_elements + rows + chunk;
 
   static constexpr std::int64_t shared_limit = 99 * 1024 / static_cast<std::int64_t>(sizeof(T));
   static constexpr bool state_shared = small_elements + state_elements <= shared_limit;
   static constexpr bool features_shared =
       small_elements + (state_shared ? state_elements : 0) + feature_elements <= shared_limit;
 
-  static constexpr std::int64_t shared_elements = small_elements + (state_shared ? state_elements : 0) +
-                                                  (features_shared ? feature_elements : 0);
+  static constexpr std::int64_t shared_elements =
+      small_elements + (state_shared ? state_elements : 0) + (features_shared ? feature_elements : 0);
   static constexpr std::int64_t scratch_elements =
       (state_shared ? 0 : state_elements) + (features_shared ? 0 : feature_elements);
   static_assert(small_elements <= shared_limit,
@@ -91,8 +90,8 @@ class SimtEngine {
     query_features_ = key_features_ + chunk * Layout::feature_stride;
   }
 
-  /// Calls `function(index in the state format, number, written)` for all of this block's numbers of S and z; `written` says
-  /// whether this block is the one to write it out.
+  /// Calls `function(index in the state format, number, written)` for all of this block's numbers of S and z; `written`
+  /// says whether this block is the one to write it out.
   template <class Function>
   __device__ void for_state(const Function& function) {
     for (int i = thread(); i < Layout::state_elements; i += threads) {
@@ -127,8 +126,8 @@ class SimtEngine {
     __syncthreads();
   }
 
-  /// Outputs of a range of tokens of all query heads of the source's head; unless the mask reads all tokens, the state moves
-  /// along.
+  /// Outputs of a range of tokens of all query heads of the source's head; unless the mask reads all tokens, the state
+  /// moves along.
   __device__ void outputs(const KeySource<Element>& source, const TokenRange& range) {
     const std::int64_t group = args_.query.heads / args_.key.heads;
     for (std::int64_t begin = range.begin; begin < range.end; begin += chunk) {

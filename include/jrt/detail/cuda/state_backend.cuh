@@ -34,8 +34,9 @@ struct StateBackend {
     if constexpr (!std::is_same_v<From, To>) {
       // A conversion changes the place of every number, so it cannot be done in place.
       if (check.ok() && memory_of(source.pool).overlaps(memory_of(destination.pool))) {
-        check.take(Status::error(StatusCode::invalid_argument,
-                                 "copy_states: the pools of 'source' and 'destination' overlap, but their formats differ."));
+        check.take(
+            Status::error(StatusCode::invalid_argument,
+                          "copy_states: the pools of 'source' and 'destination' overlap, but their formats differ."));
       }
     }
     return run(check, "copy_states", CopyStates<From, To>{source, destination}, count, source.pool.heads, on);
@@ -101,9 +102,8 @@ struct StateBackend {
       return check.status();
     }
     return with_packed<Format>("load_states", count, destination.pool.heads, on, [&](auto* packed, std::size_t bytes) {
-      const Status status =
-          device_status("load_states", cudaMemcpyAsync(packed, buffer.data() + sizeof(SavedStatesHeader), bytes,
-                                                       cudaMemcpyHostToDevice, on.stream()));
+      const Status status = device_status("load_states", cudaMemcpyAsync(packed, buffer.data() + sizeof(SavedStatesHeader),
+                                                                         bytes, cudaMemcpyHostToDevice, on.stream()));
       return !status.ok() ? status
                           : run_on_states("load_states", ScatterStates<Format>{packed, destination}, count,
                                           destination.pool.heads, on);

@@ -12,8 +12,8 @@
 #include "jrt/state_exchange.hpp"
 #include "jrt/state_operations.hpp"
 
-/// Operations on whole states. Each is a small struct that says what happens to number i of head h of pair b; one kernel runs
-/// them all, a thread a number.
+/// Operations on whole states. Each is a small struct that says what happens to number i of head h of pair b; one kernel
+/// runs them all, a thread a number.
 namespace jrt::detail::cuda {
 
 inline constexpr int state_threads = 256;
@@ -39,8 +39,7 @@ inline constexpr std::int64_t numbers_of = Format::normaliser_offset + Format::r
 /// Address of a head's state; null for a padding row, or for a slot outside the pool, which the host could not see.
 template <class Format>
 __device__ typename Format::Scalar* head_or_null(const StateSlots<Format>& states, std::int64_t b, std::int64_t h) {
-  const std::int64_t slot = states.slot(b);
-  return slot >= 0 && slot < states.pool.slots ? states.pool.head(slot, h) : nullptr;
+  return states.has_slot(b) ? states.pool.head(states.slot(b), h) : nullptr;
 }
 
 template <class Format>
@@ -122,7 +121,8 @@ struct CopyStates {
 
 /// Number (row, column) of dense arrays, column `columns` being z's.
 template <class Scalar>
-__device__ Scalar& dense_number(const DenseStates<Scalar>& head, std::int64_t row, std::int64_t column, std::int64_t columns) {
+__device__ Scalar& dense_number(const DenseStates<Scalar>& head, std::int64_t row, std::int64_t column,
+                                std::int64_t columns) {
   return column < columns ? head.sums[row * head.row_stride + column * head.column_stride] : head.normaliser[row];
 }
 
@@ -152,8 +152,7 @@ struct ImportStates {
   __device__ void operator()(std::int64_t b, std::int64_t h, std::int64_t i) const {
     if (auto* const to = head_or_null(destination, b, h); to != nullptr) {
       const Place<Format> place(i);
-      const SourceRows rows =
-          device_source_rows<DenseMap<typename Format::Features>, typename Format::Features>(place.row);
+      const SourceRows rows = device_source_rows<DenseMap<typename Format::Features>, typename Format::Features>(place.row);
       const auto head = dense_head(source, b, h);
       to[i] = mean_of_pair<typename Format::Scalar>(dense_number(head, rows.first, place.column, Format::columns),
                                                     dense_number(head, rows.second, place.column, Format::columns));

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/cuda/vector.cuh"
+#include "jrt/detail/integer.hpp"
+
+/// A step of decoding as its kernel sees it.
+namespace jrt::detail::cuda {
+
+/// How the threads of a block share a head's state.
+template <class Format, class T>
+struct StepLayout {
+  static constexpr int widest = access_bytes / static_cast<int>(sizeof(typename Format::Scalar));
+
+  /// Columns per thread: as many as one access holds and divide the row.
+  static constexpr int columns = [] {
+    int width = widest;
+    while (Format::columns % width != 0) {
+      width /= 2;
+    }
+    return width;
+  }();
+  static constexpr int lanes = Format::columns / columns;  // threads that share a row
+
+  /// Numbers of the state that a thread keeps in registers.
+  static constexpr int most_numbers = 48 * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
+
+  static constexpr int rows_with(int threads) { return ceil_div(Format::rows, larger(1, threads / lanes)); }
+  static constexpr int threads = [] {
+    int wanted = 128;
+    while (wanted < 512 && (rows_with(wanted) * columns > most_numbers || wanted < lanes)) {
+      wanted *= 2;
+    }
+    return wanted;
+  }();
+  static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; it may be up to 512.");
+  static constexpr int groups = threads / lanes;  // rows worked on at a time
+
+  /// Rows per thread that are in registers together; larger states take several passes.
+  static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));
+  static constexpr int passes = ceil_div(Format::rows, groups* rows);
+};
+
+/// One step in terms that decode_step, staged_step and commit share.
+template <class Config>
+struct StepCall {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  using T = ConfigCompute<Config>;
+  using Layout = StepLayout<Format, T>;
+
+  TensorView<const Element> query{};
+  TensorView<const Element> key{};
+  TensorView<const Element> value{};
+  TensorView<Element> output{};
+  StateSlots<Format> source{};
+  StateSlots<Format> destination{};  // empty: the state is not written
+  StagingView<Config> staging{};     // empty: keys and values come from the views
+  std::int64_t already_staged = 0;
+  const std::int32_t* accepted_tokens = nullptr;  // the number of keys, if it differs between sequences
+  const std::int32_t* first_positions = nullptr;
+  typename Config::FeatureMap map{};
+  std::int64_t sequences = 0;
+  std::int64_t heads = 0;
+  std::int64_t keys = 0;   // tokens whose keys go into the state
+  std::int64_t group = 0;  // query heads that read one state; 0 without queries
+  T* sums = nullptr;       // [sequences * heads][queries][columns + 1], with more than one pass
+
+  [[nodiscard]] __host__ __device__ std::int64_t queries() const { return (keys - already_staged) * group; }
+  [[nodiscard]] __host__ __device__ std::int64_t sum_elements() const {
+    return Layout::passes > 1 ? sequences * heads * queries() * (Format::columns + 1) : 0;
+  }
+};
+
+template <class Config>
+StepCall<Config> step_of(const DecodeArgs<Config>& args) {
+  StepCall<Config> call;
+  call.query = args.query;
+  call.key = args.key;
+  call.value = args.value;
+  call.output = args.output;
+  call.source = args.source;
+  call.destination = args.destination.empty() ? args.source : args.destination;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.query.batch;
+  call.heads = args.key.heads;
+  call.keys = args.key.tokens;
+  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const StagedStepArgs<Config>& args) {
+  StepCall<Config> call;
+  call.query = args.query;
+  call.key = args.key;
+  call.value = args.value;
+  call.output = args.output;
+  call.source = args.state;
+  call.staging = args.staging;
+  call.already_staged = args.already_staged;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.query.batch;
+  call.heads = args.key.heads;
+  call.keys = args.already_staged + args.key.tokens;
+  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const CommitArgs<Config>& args) {
+  StepCall<Config> call;
+  call.source = args.source;
+  call.destination = args.destination.empty() ? args.source : args.destination;
+  call.staging = args.staging;
+  call.accepted_tokens = args.accepted_tokens;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.staging.sequences;
+  call.heads = args.staging.heads;
+  call.keys = args.staging.tokens;
+  return call;
+}
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# On a machine with a GPU: builds the CUDA tests for it, runs them, and runs them again under compute-sanitizer (memory,
+# races, uninitialised reads). `scripts/test_gpu.sh build/cuda` takes another build directory.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=${1:-build/cuda}
+arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+[ "$arch" = 90 ] && arch=90a
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITECTURES="$arch" -DJRT_BUILD_EXAMPLES=OFF \
+  -DJRT_BUILD_BENCH=OFF >/dev/null
+cmake --build "$build" --parallel "$(nproc)" >"$build/build.log" || { cat "$build/build.log"; exit 1; }
+ctest --test-dir "$build" -R '^cuda/' --output-on-failure
+
+sanitize() {
+  echo "== compute-sanitizer $*"
+  compute-sanitizer --tool "$1" --error-exitcode 1 "${@:3}" "$build/tests/cuda_$2_test" >"$build/$1.$2.log" 2>&1 ||
+    { tail -n 40 "$build/$1.$2.log"; exit 1; }
+  grep SUMMARY "$build/$1.$2.log"
+}
+for test in prefill decode laws golden state_exchange state_operations policy_feature_map policy_padding backend fuzz_16bit; do
+  sanitize memcheck "$test"
+done
+for test in decode golden policy_padding races; do
+  sanitize racecheck "$test"
+done
+for test in decode golden policy_padding races; do
+  sanitize initcheck "$test"
+done
+echo "All GPU checks passed."
