@@ -72,12 +72,29 @@ class StepBlock {
       stage();
     }
     for (int pass = 0; pass < Layout::passes; ++pass) {
-      read_state(source, pass);  // first of all: nothing else takes as long
-      for (int r = thread(); pass == 0 && r < Format::rows; r += Layout::threads) {
-        normaliser_[r] = convert<T>(source[Format::normaliser_offset + r]);
+      // Everything that comes from memory is asked for before anything is waited for.
+      if (keys > 0) {
+        fetch_token(0);
       }
+      if (pass == 0) {
+        fetch_normaliser(source);
+      }
+      fetch_state(source, pass);
+      if (pass == 0) {
+        place_normaliser();
+      }
+      if (keys > 0) {
+        place_token(0);
+      }
+      convert_state();
       for (std::int64_t t = 0; t < keys; ++t) {
-        add_token(t, pass);
+        if (t > 0) {
+          place_token(t);
+        }
+        if (t + 1 < keys) {
+          fetch_token(t + 1);
+        }
+        add_token(pass);
         for (std::int64_t g = 0; t >= call_.already_staged && g < call_.group; ++g) {
           answer(t, g, pass);
         }
@@ -93,6 +110,10 @@ class StepBlock {
   }
 
  private:
+  // What a thread fetches of each.
+  static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);
+  static constexpr int input_parts = ceil_div(Map::input_dim + Format::columns, Layout::threads);
+  static constexpr int query_parts = ceil_div(Map::input_dim, Layout::threads);
   static constexpr int owners = Layout::groups * Layout::lanes;  // threads that own part of the state
 
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
@@ -119,11 +140,16 @@ class StepBlock {
     }
   }
 
+  /// Keys and values that earlier calls have staged come from there, new ones from the views.
+  [[nodiscard]] __device__ bool from_staging(std::int64_t t) const {
+    return call_.accepted_tokens != nullptr || t < call_.already_staged;
+  }
   [[nodiscard]] __device__ const Element* key_row(std::int64_t t) const {
-    return call_.staging.data == nullptr ? call_.key.row(b_, t, head_) : call_.staging.row(b_, t, head_);
+    return from_staging(t) ? call_.staging.row(b_, t, head_) : call_.key.row(b_, t - call_.already_staged, head_);
   }
   [[nodiscard]] __device__ const Element* value_row(std::int64_t t) const {
-    return call_.staging.data == nullptr ? call_.value.row(b_, t, head_) : call_.staging.row(b_, t, head_) + Map::input_dim;
+    return from_staging(t) ? call_.staging.row(b_, t, head_) + Map::input_dim
+                           : call_.value.row(b_, t - call_.already_staged, head_);
   }
 
   [[nodiscard]] __device__ int row(int i, int pass) const { return (pass * Layout::rows + i) * Layout::groups + group(); }
@@ -140,22 +166,40 @@ class StepBlock {
     }
   }
 
-  __device__ void read_state(const Scalar* source, int pass) {
-    Vector<Scalar, Layout::columns> numbers[Layout::rows] = {};
+  __device__ void fetch_state(const Scalar* source, int pass) {
     if (rows_aligned(source)) {
-      for_rows(pass, [&](int i, int offset) { numbers[i] = load_vector<Layout::columns>(source + offset); });
+      for_rows(pass, [&](int i, int offset) { raw_[i] = load_vector<Layout::columns>(source + offset); });
     } else {
       for_rows(pass, [&](int i, int offset) {
         for (int c = 0; c < Layout::columns; ++c) {
-          numbers[i][c] = source[offset + c];
+          raw_[i][c] = source[offset + c];
         }
       });
     }
+  }
+
+  __device__ void convert_state() {
 #pragma unroll
     for (int i = 0; i < Layout::rows; ++i) {
 #pragma unroll
       for (int c = 0; c < Layout::columns; ++c) {
-        state_[i][c] = convert<T>(numbers[i][c]);
+        state_[i][c] = convert<T>(raw_[i][c]);
+      }
+    }
+  }
+
+  __device__ void fetch_normaliser(const Scalar* source) {
+#pragma unroll
+    for (int i = 0; i < normaliser_parts; ++i) {
+      const int r = thread() + i * Layout::threads;
+      fetched_normaliser_[i] = r < Format::rows ? source[Format::normaliser_offset + r] : Scalar{};
+    }
+  }
+  __device__ void place_normaliser() {
+#pragma unroll
+    for (int i = 0; i < normaliser_parts; ++i) {
+      if (const int r = thread() + i * Layout::threads; r < Format::rows) {
+        normaliser_[r] = convert<T>(fetched_normaliser_[i]);
       }
     }
   }
@@ -186,26 +230,63 @@ class StepBlock {
     return 1 + t + (call_.first_positions == nullptr ? 0 : call_.first_positions[b_]);
   }
 
-  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. Also brings in the first query of the token.
-  __device__ void add_token(std::int64_t t, int pass) {
-    __syncthreads();
-    for (int i = thread(); i < Map::input_dim + Format::columns; i += Layout::threads) {
-      if (i < Map::input_dim) {
-        shared_.key_input[i] = convert<T>(key_row(t)[i]);
-      } else {
-        shared_.value[i - Map::input_dim] = convert<T>(value_row(t)[i - Map::input_dim]);
+  /// Whether a token has queries in this call.
+  [[nodiscard]] __device__ bool answers(std::int64_t t) const {
+    return t >= call_.already_staged && call_.group > 0;
+  }
+
+  /// A token's key, value and first query on their way to registers.
+  __device__ void fetch_token(std::int64_t t) {
+    const Element* const key = key_row(t);
+    const Element* const value = value_row(t);
+#pragma unroll
+    for (int i = 0; i < input_parts; ++i) {
+      const int c = thread() + i * Layout::threads;
+      if (c < Map::input_dim + Format::columns) {
+        fetched_input_[i] = c < Map::input_dim ? key[c] : value[c - Map::input_dim];
       }
     }
-    const bool answers = t >= call_.already_staged && call_.group > 0;
-    if (answers) {
-      read_query(t, 0);
+    if (answers(t)) {
+      const Element* const query = query_row(t, 0);
+#pragma unroll
+      for (int i = 0; i < query_parts; ++i) {
+        if (const int c = thread() + i * Layout::threads; c < Map::input_dim) {
+          fetched_query_[i] = query[c];
+        }
+      }
+    }
+  }
+
+  /// What was fetched goes to shared memory, and is expanded there.
+  __device__ void place_token(std::int64_t t) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < input_parts; ++i) {
+      const int c = thread() + i * Layout::threads;
+      if (c < Map::input_dim) {
+        shared_.key_input[c] = convert<T>(fetched_input_[i]);
+      } else if (c < Map::input_dim + Format::columns) {
+        shared_.value[c - Map::input_dim] = convert<T>(fetched_input_[i]);
+      }
+    }
+    if (answers(t)) {
+#pragma unroll
+      for (int i = 0; i < query_parts; ++i) {
+        if (const int c = thread() + i * Layout::threads; c < Map::input_dim) {
+          shared_.query_input[c] = convert<T>(fetched_query_[i]);
+        }
+      }
     }
     __syncthreads();
     expand<Side::key>(shared_.key_input, key_features_, position(t), 0);
-    if (answers) {
+    if (answers(t)) {
       expand<Side::query>(shared_.query_input, query_features_, position(t), Layout::threads - 1);
     }
     __syncthreads();
+  }
+
+  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first.
+  __device__ void add_token(int pass) {
     if (pass == 0) {
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
         normaliser_[r] += key_features_[r];
@@ -224,8 +305,12 @@ class StepBlock {
     }
   }
 
+  [[nodiscard]] __device__ const Element* query_row(std::int64_t t, std::int64_t g) const {
+    return call_.query.row(b_, t - call_.already_staged, head_ * call_.group + g);
+  }
+
   __device__ void read_query(std::int64_t t, std::int64_t g) {
-    const Element* const query = call_.query.row(b_, t - call_.already_staged, head_ * call_.group + g);
+    const Element* const query = query_row(t, g);
     for (int i = thread(); i < Map::input_dim; i += Layout::threads) {
       shared_.query_input[i] = convert<T>(query[i]);
     }
@@ -332,13 +417,17 @@ class StepBlock {
   T* normaliser_;      // [rows]
   T* key_features_;    // [rows]
   T* query_features_;  // [rows]
+  Scalar fetched_normaliser_[normaliser_parts] = {};
+  Element fetched_input_[input_parts] = {};
+  Element fetched_query_[query_parts] = {};
+  Vector<Scalar, Layout::columns> raw_[Layout::rows] = {};  // the state as it is stored
   T state_[Layout::rows][Layout::columns];
 };
 
 extern __shared__ __align__(16) std::byte step_shared_memory[];
 
 template <class Config>
-__global__ void __launch_bounds__(StepCall<Config>::Layout::threads)
+__global__ void __launch_bounds__(StepCall<Config>::Layout::threads, StepCall<Config>::Layout::blocks_per_multiprocessor)
     step_states(const __grid_constant__ StepCall<Config> call) {
   StepBlock<Config>(call, step_shared_memory).run();
 }

@@ -39,6 +39,9 @@ struct StepLayout {
   static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; it may be up to 512.");
   static constexpr int groups = threads / lanes;  // rows worked on at a time
 
+  /// Memory-bound: the more loads in flight the better, so that registers are kept few.
+  static constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? larger(1, 768 / threads) : 1;
+
   /// Rows per thread that are in registers together; larger states take several passes.
   static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));
   static constexpr int passes = ceil_div(Format::rows, groups* rows);
