@@ -14,7 +14,7 @@ namespace jrt {
 ///
 /// Requires:   `static std::int64_t segments(tokens, heads_in_batch, workers)`: the segments for a sequence of `tokens`
 ///             tokens, where `heads_in_batch` is sequences x key/value heads and `workers` is what the backend can keep
-///             busy (threads of the executor; multiprocessors of the GPU); at least 1, and not fewer for more tokens. For
+///             busy (threads of the executor; blocks that a GPU holds); at least 1, and not fewer for more tokens. For
 ///             the CUDA backend callable on host and device.
 /// Guarantees: results are the same from run to run. They are bitwise the same in any batch if the result depends on
 ///             `tokens` alone.

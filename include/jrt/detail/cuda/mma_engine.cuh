@@ -291,8 +291,8 @@ class MmaEngine : private MmaChunk<Config> {
         Element* const row = base + t * output.token_stride;
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          // Where whole warps have columns to work on, none is missing.
-          const int room = Format::columns % 16 == 0 ? 2 : Format::columns - first_column_ - first - 8 * n;
+          // Where all slices are full, no column is missing.
+          const int room = Format::columns % Layout::columns == 0 ? 2 : Format::columns - first_column_ - first - 8 * n;
           const Vector<Element, 2> pair{{convert<Element>(outputs_[m][n].values[2 * i] * factor),
                                          convert<Element>(outputs_[m][n].values[2 * i + 1] * factor)}};
           if (pairs_aligned && room >= 2) {

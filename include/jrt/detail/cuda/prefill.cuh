@@ -261,7 +261,9 @@ class Prefill {
     call_.args = args;
     call_.sequences = sequences;
     call_.heads = heads;
-    PrefillLayout layout{sequences * heads, on.multiprocessors(), Engine::chunk};
+    // As many blocks as the multiprocessors hold at a time.
+    const std::int64_t workers = std::int64_t{on.multiprocessors()} * Engine::blocks_per_multiprocessor;
+    PrefillLayout layout{sequences * heads, workers, Engine::chunk};
     const std::int64_t bound = args.sequences.max_tokens > 0 ? args.sequences.max_tokens : INT64_MAX;
     layout.most_token_segments = layout.template segments<Split>(smaller(bound, args.query.tokens));
     const std::int64_t encoder_tokens = Config::Mask::reads_encoder ? smaller(bound, args.key_encoder.tokens) : 0;

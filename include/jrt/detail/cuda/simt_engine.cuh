@@ -63,7 +63,7 @@ class SimtEngine {
   using Format = StateFormatOf<Config>;
 
   static constexpr int threads = 256;
-  static constexpr int blocks_per_multiprocessor = 1;
+  static constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
   static constexpr int chunk = Layout::chunk;
   static constexpr int slices = Layout::slices;
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(Layout::shared_elements) * sizeof(T);
@@ -260,8 +260,9 @@ class SimtEngine {
       }
       T sums[2][4] = {};
       const T* const q = query_features_ + t * Layout::feature_stride;
+      const T* const next = t + 1 < tokens ? q + Layout::feature_stride : q;  // the last row may stand alone
       for (int r = 0; r < Layout::rows; r += 4) {
-        const Vector<T, 4> features[2] = {load_vector<4>(q + r), load_vector<4>(q + Layout::feature_stride + r)};
+        const Vector<T, 4> features[2] = {load_vector<4>(q + r), load_vector<4>(next + r)};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const auto state = load_vector<4>(state_ + (r + k) * Layout::columns + column);
