@@ -148,7 +148,7 @@ class Prefill {
     }
     // The running total lives in the last item: nothing after it needs that item's own sum.
     const std::int64_t first = segments_[b];
-    const std::int64_t last = first + plan.encoder_segments + plan.token_segments - 1;
+    const std::int64_t last = segments_[b + 1] - 1;
     if constexpr (full) {
       const State total{partial_state(last, head)};
       add_initial_state(b, head, total);
