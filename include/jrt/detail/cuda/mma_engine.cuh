@@ -15,14 +15,14 @@ namespace jrt::detail::cuda {
 
 /// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements and up to some hundred features.
 ///
-/// A warp owns 16 columns of v and one of two halves of the rows, and keeps its part of the state transposed, Sᵀ (columns x
-/// rows), in the accumulators of the matrix unit, in float:
+/// A warp owns 16 columns of v and all rows of the state, or one of two halves of them where all would not fit in its
+/// registers. It keeps its part transposed, Sᵀ (columns x rows), in the accumulators of the matrix unit, in float:
 ///
 ///     update   Sᵀ += vᵀ·φ(k)      left: v of the tile, transposed on loading; right: features
 ///     answer   y = φ(q)·S + P·v   right: the accumulators of Sᵀ, rounded to terms, are the fragments of S as they stand
 ///
-/// so that the state never goes through shared memory. An answer is the sum of what the two halves have; each completes it
-/// for half of the tokens. Features, scores P and normalisers are formed together by all warps.
+/// so that the state never goes through shared memory. With halves, an answer is the sum of what the two have; each completes
+/// it for half of the tokens. Features, scores P and normalisers are formed together by all warps.
 template <AttentionConfig Config>
 class MmaEngine : private MmaChunk<Config> {
   using Chunk = MmaChunk<Config>;
