@@ -21,8 +21,8 @@ namespace jrt::detail::cuda {
 ///     update   Sᵀ += vᵀ·φ(k)      left: v of the tile, transposed on loading; right: features
 ///     answer   y = φ(q)·S + P·v   right: the accumulators of Sᵀ, rounded to terms, are the fragments of S as they stand
 ///
-/// so that the state never goes through shared memory. With halves, an answer is the sum of what the two have; each completes
-/// it for half of the tokens. Features, scores P and normalisers are formed together by all warps.
+/// so that the state never goes through shared memory. With halves, an answer is the sum of what the two have; each
+/// completes it for half of the tokens. Features, scores P and normalisers are formed together by all warps.
 template <AttentionConfig Config>
 class MmaEngine : private MmaChunk<Config> {
   using Chunk = MmaChunk<Config>;
