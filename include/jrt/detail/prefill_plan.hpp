@@ -41,12 +41,12 @@ struct PrefillLayout {
   /// Segments of `tokens` tokens: what the policy says, but no more than there are chunks.
   template <class Split>
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t segments(std::int64_t tokens) const {
-    const std::int64_t chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
+    const auto chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
     return clamped(Split::segments(tokens, heads_in_batch, workers), 1, chunks);
   }
 };
 
-/// Plan of sequence `b`. `Args` are the arguments of a prefill.
+/// Plan of sequence `b` of a prefill.
 template <class Config>
 JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const PrefillLayout& layout,
                                                  std::int64_t b) {

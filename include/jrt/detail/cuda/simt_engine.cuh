@@ -38,7 +38,7 @@ struct SimtLayout {
   static constexpr std::int64_t score_elements = round_up(chunk * score_stride, 4);
   static constexpr std::int64_t small_elements = value_elements + input_elements + score_elements + rows + chunk;
 
-  static constexpr std::int64_t shared_limit = 99 * 1024 / static_cast<std::int64_t>(sizeof(T));
+  static constexpr std::int64_t shared_limit = 98 * 1024 / static_cast<std::int64_t>(sizeof(T));  // of 99 KiB
   static constexpr bool state_shared = small_elements + state_elements <= shared_limit;
   static constexpr bool features_shared =
       small_elements + (state_shared ? state_elements : 0) + feature_elements <= shared_limit;
