@@ -144,6 +144,33 @@ TEST_CASE_TEMPLATE("slots: source and destination apart, in any order, padding r
   CHECK(std::memcmp(after.data() + numbers, before.data() + numbers, 5 * numbers * sizeof(float)) == 0);
 }
 
+TEST_CASE_TEMPLATE("a pool at an odd address with odd strides gives the same bits", Config, Causal<float, 16, 64>,
+                   StoredIn<Causal<BFloat16, 16, 64>, BFloat16>) {
+  using Format = StateFormatOf<Config>;
+  using Scalar = typename Config::StateScalar;
+  Step<Config> step(2);
+  auto expected_states = step.states;
+  const auto expected = run_decode<Simple>(step.problem, 0, 2, expected_states, 2);
+  constexpr std::int64_t numbers = 2 * Format::head_elements;
+  constexpr std::int64_t stride = numbers + 3;
+  std::vector<Scalar> pool(3 * stride + 1, poison<Scalar>());
+  for (std::ptrdiff_t b = 0; b < 3; ++b) {
+    std::copy_n(step.states.begin() + b * numbers, numbers, pool.begin() + 1 + b * stride);
+  }
+  Simple::Array<Scalar> memory(pool);
+  PlacedStep<Simple, Config> placed(step.problem, 0, 2);
+  auto args = placed.template args<DecodeArgs<Config>>();
+  args.source = {StatePoolView<Format>{memory.data() + 1, 3, 2, stride}};
+  JRT_REQUIRE_OK(decode_step(args, Simple::execution()));
+  CHECK(placed.output.read() == expected);
+  const auto after = memory.read();
+  for (std::ptrdiff_t b = 0; b < 3; ++b) {
+    const StateNumbers<Config> one(after.begin() + 1 + b * stride, after.begin() + 1 + b * stride + numbers);
+    const StateNumbers<Config> same(expected_states.begin() + b * numbers, expected_states.begin() + (b + 1) * numbers);
+    CHECK(used_numbers<Config>(one) == used_numbers<Config>(same));
+  }
+}
+
 TEST_CASE_TEMPLATE("staged steps: outputs as if committed, commit of k is k steps, state untouched", Backend,
                    JRT_TEST_BACKENDS) {
   using Config = Causal<float, 16, 64>;

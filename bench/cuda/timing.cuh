@@ -15,7 +15,7 @@ namespace jrt::bench {
 void require(cudaError_t error, const char* what);
 void require(const Status& status);
 
-/// Device memory of `count` elements, filled with normally distributed numbers unless `random` is false.
+/// Device memory of `count` elements, filled with normally distributed numbers.
 template <class T>
 class DeviceArray {
  public:

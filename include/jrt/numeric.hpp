@@ -71,6 +71,31 @@ __device__ inline std::uint16_t device_float_to_bfloat16(float value) {
 
 #endif
 
+JRT_DETAIL_HD constexpr float widened_half(std::uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+  if (!__builtin_is_constant_evaluated()) {
+    return device_half_to_float(bits);
+  }
+#endif
+  return half_bits_to_float(bits);
+}
+JRT_DETAIL_HD constexpr std::uint16_t rounded_to_half(float value) {
+#if defined(__CUDA_ARCH__)
+  if (!__builtin_is_constant_evaluated()) {
+    return device_float_to_half(value);
+  }
+#endif
+  return float_to_half_bits(value);
+}
+JRT_DETAIL_HD constexpr std::uint16_t rounded_to_bfloat16(float value) {
+#if defined(__CUDA_ARCH__)
+  if (!__builtin_is_constant_evaluated()) {
+    return device_float_to_bfloat16(value);
+  }
+#endif
+  return float_to_bfloat16_bits(value);
+}
+
 }  // namespace detail
 
 /// IEEE 754 binary16, for storage. Bit-compatible with CUDA's `__half`, Eigen's `half` and ggml's `ggml_fp16_t`, so that
@@ -80,17 +105,8 @@ struct Half {
   std::uint16_t bits = 0;
 
   constexpr Half() = default;
-#if defined(__CUDA_ARCH__)
-  __host__ __device__ explicit Half(float value) : bits(detail::device_float_to_half(value)) {}
-  __host__ __device__ explicit operator float() const {
-    return detail::device_half_to_float(bits);
-  }
-#else
-  JRT_DETAIL_HD constexpr explicit Half(float value) : bits(detail::float_to_half_bits(value)) {}
-  JRT_DETAIL_HD constexpr explicit operator float() const {
-    return detail::half_bits_to_float(bits);
-  }
-#endif
+  JRT_DETAIL_HD constexpr explicit Half(float value) : bits(detail::rounded_to_half(value)) {}
+  JRT_DETAIL_HD constexpr explicit operator float() const { return detail::widened_half(bits); }
   friend constexpr bool operator==(Half, Half) = default;
 };
 
@@ -100,14 +116,8 @@ struct BFloat16 {
   std::uint16_t bits = 0;
 
   constexpr BFloat16() = default;
-#if defined(__CUDA_ARCH__)
-  __host__ __device__ explicit BFloat16(float value) : bits(detail::device_float_to_bfloat16(value)) {}
-#else
-  JRT_DETAIL_HD constexpr explicit BFloat16(float value) : bits(detail::float_to_bfloat16_bits(value)) {}
-#endif
-  JRT_DETAIL_HD constexpr explicit operator float() const {
-    return detail::bfloat16_bits_to_float(bits);
-  }
+  JRT_DETAIL_HD constexpr explicit BFloat16(float value) : bits(detail::rounded_to_bfloat16(value)) {}
+  JRT_DETAIL_HD constexpr explicit operator float() const { return detail::bfloat16_bits_to_float(bits); }
   friend constexpr bool operator==(BFloat16, BFloat16) = default;
 };
 

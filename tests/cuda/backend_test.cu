@@ -107,7 +107,7 @@ TEST_CASE("what the host can see is checked before anything is enqueued") {
   CHECK(untouched == std::vector<float>(untouched.size(), 7.0F));
 }
 
-TEST_CASE("a launch that the device refuses is an error, and not the next call's") {
+TEST_CASE("a call with more blocks than a launch can have is refused, and the next one is not") {
   // More blocks than a launch can have.
   StatePoolView<Format> pool = view_pool<Format>(reinterpret_cast<float*>(16), std::int64_t{1} << 40, 1);
   const Status status = clear_states<Format>({pool}, std::int64_t{1} << 40, Concurrent::execution());
@@ -241,6 +241,11 @@ TEST_CASE("prefill and decoding replay from a graph, with lengths, slots and acc
     const auto expected_steps = output.read();
     const auto expected_states = call.states.read();
     overwrite(call.states, std::vector<float>(state_numbers<C>(5, heads), 7.0F));
+    require_cuda(cudaMemset(call.args.output.data, 0xff, element_count(problem.output_shape()) * sizeof(BFloat16)),
+                 "poison");
+    require_cuda(cudaMemset(step.output.data, 0xff, 3 * 3 * 2 * 64 * sizeof(BFloat16)), "poison");
+    require_cuda(cudaMemset(staging.data, 0xff, staging.bytes()), "poison");
+    require_cuda(cudaDeviceSynchronize(), "synchronize");
     graph.replay();
     CHECK(call.output.read() == expected_output);
     CHECK(output.read() == expected_steps);

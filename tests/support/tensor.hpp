@@ -132,9 +132,9 @@ E poison() {
 
 /// How a tensor lies in memory.
 enum class Layout {
-  bthd,    ///< contiguous (batch, token, head, dim)
-  bhtd,    ///< contiguous (batch, head, token, dim)
-  packed,  ///< heads in the middle of a wider projection, like k in a packed QKV tensor
+  bthd,    ///< contiguous (batch, token, head, dim), at an aligned address
+  bhtd,    ///< contiguous (batch, head, token, dim), likewise
+  packed,  ///< heads in the middle of a wider projection, like k in a packed QKV tensor, at an odd offset
   spaced,  ///< gaps after every row, token and sequence, at an odd offset
 };
 
@@ -181,7 +181,8 @@ class Placed {
 
  private:
   using Array = typename Backend::template Array<E>;
-  static constexpr std::int64_t margin = 9;
+  static constexpr std::int64_t margin = 16;     // keeps the alignment
+  static constexpr std::int64_t odd_margin = 9;  // does not
 
   void place(Layout layout) {
     const auto [batch, tokens, heads, dim] = shape_;
@@ -199,12 +200,14 @@ class Placed {
         strides_.batch_stride = heads * tokens * dim;
         break;
       case Layout::packed:
+        offset_ = odd_margin;
         strides_.head_stride = dim;
         strides_.token_stride = 3 * heads * dim;
         strides_.batch_stride = tokens * 3 * heads * dim;
         offset_ += heads * dim;
         break;
       case Layout::spaced:
+        offset_ = odd_margin;
         strides_.head_stride = dim + 3;
         strides_.token_stride = heads * (dim + 3) + 5;
         strides_.batch_stride = tokens * strides_.token_stride + 7;

@@ -85,7 +85,8 @@ struct Backend<Cuda> : cuda::StateBackend {
     Checker check("prefill");
     check.take(check_prefill_shapes(args));
     const std::int64_t count = sequence_count(args.sequences, args.query.batch);
-    check.implicit_slots("initial_state", args.initial_state, count);
+    check_initial_slots(check, args, count);
+    check_last_position(check, "prefill", args, args.query.tokens);
     check.implicit_slots("final_state", args.final_state, count);
     check_lengths(check, args.sequences);
     check_prefix(check, args);
@@ -96,7 +97,8 @@ struct Backend<Cuda> : cuda::StateBackend {
     Checker check("accumulate");
     check.take(check_accumulate_shapes(args));
     const std::int64_t count = sequence_count(args.sequences, args.key.batch);
-    check.implicit_slots("initial_state", args.initial_state, count);
+    check_initial_slots(check, args, count);
+    check_last_position(check, "accumulate", args, args.key.tokens);
     check.implicit_slots("final_state", args.final_state, count);
     check_lengths(check, args.sequences);
     return check.status();
@@ -126,6 +128,27 @@ struct Backend<Cuda> : cuda::StateBackend {
     check.implicit_slots("destination", args.destination, args.staging.sequences);
     check_first_positions<Config>(check, args.first_positions);
     return check.status();
+  }
+
+  /// Slots of sequences that start empty do not count, and which those are the host cannot see.
+  template <class Args>
+  static void check_initial_slots(Checker& check, const Args& args, std::int64_t count) {
+    if (args.has_initial_state == nullptr) {
+      check.implicit_slots("initial_state", args.initial_state, count);
+    }
+  }
+
+  /// The last position, where it follows from the views alone.
+  template <class Args>
+  static void check_last_position(Checker& check, const char* operation, const Args& args, std::int64_t tokens) {
+    const Sequences& s = args.sequences;
+    if (check.ok() && s.cu_seqlens == nullptr && s.seq_lens == nullptr && s.left_pads == nullptr &&
+        s.first_positions == nullptr && tokens > max_position(args.feature_map)) {
+      check.take(Status::error(StatusCode::invalid_argument,
+                               "%s: sequence 0 reaches position %lld, but the feature map has max_position = %lld.",
+                               operation, static_cast<long long>(tokens),
+                               static_cast<long long>(max_position(args.feature_map))));
+    }
   }
 
   static void check_lengths(Checker& check, const Sequences& sequences) {

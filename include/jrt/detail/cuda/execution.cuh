@@ -7,7 +7,7 @@ namespace jrt {
 
 /// Execution argument: run on the current CUDA device, ordered in `stream`. Tensors, states, workspace and the int32 arrays
 /// are in memory that the device can read; calls return when the work is enqueued, synchronise nothing and can be captured
-/// in a CUDA graph.
+/// in a CUDA graph (but for save_states and load_states, which deal with host memory).
 ///
 /// Make it once and keep it: the constructor asks the runtime for properties of the device. A runtime error there is
 /// reported by the first call that uses the object.
@@ -21,6 +21,9 @@ class Cuda {
     }
     if (error_ == cudaSuccess) {
       error_ = cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
+    if (error_ != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());  // it is reported by the first call, not by the caller's next check
     }
   }
 

@@ -70,9 +70,14 @@ Status with_stream_workspace(const char* name, std::size_t bytes, const Cuda& on
     return device_status(name, on.error());
   }
   void* memory = nullptr;
-  if (bytes != 0 && cudaMallocAsync(&memory, bytes, on.stream()) != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    return Status::error(StatusCode::out_of_memory, "%s: no device memory for %zu bytes.", name, bytes);
+  if (bytes != 0) {
+    const cudaError_t error = cudaMallocAsync(&memory, bytes, on.stream());
+    if (error != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      return error == cudaErrorMemoryAllocation
+                 ? Status::error(StatusCode::out_of_memory, "%s: no device memory for %zu bytes.", name, bytes)
+                 : device_status(name, error);
+    }
   }
   const Status status = operation(Workspace{memory, bytes});
   if (memory == nullptr) {

@@ -12,8 +12,8 @@
 #include "jrt/workspace.hpp"
 
 /// Prefill of a batch. A block works on one segment of one head of one sequence (and, where v is wide, on a slice of its
-/// columns), with an engine that knows how. An unsplit sequence takes one kernel: initial state, encoder sum, then chunk by
-/// chunk outputs and update. A split one takes three:
+/// columns), with an engine that knows how. An unsplit sequence takes one kernel (where v is not sliced): initial state,
+/// encoder sum, then chunk by chunk outputs and update. A split one takes three:
 ///
 ///     sum    every segment's own Σ φ(k)vᵀ: encoder segments first, then token segments (the last of those only if the mask
 ///            reads all tokens);

@@ -48,7 +48,8 @@ struct SimtLayout {
   static constexpr std::int64_t scratch_elements =
       (state_shared ? 0 : state_elements) + (features_shared ? 0 : feature_elements);
   static_assert(small_elements <= shared_limit,
-                "jrt CUDA backend: one chunk of this operator does not fit in shared memory; use a smaller input_dim.");
+                "jrt CUDA backend: one chunk of this operator does not fit in shared memory; use a smaller input_dim or "
+                "feature_dim.");
 };
 
 /// Prefill of one head's tokens by one block on the ordinary arithmetic units, in the compute type: for every type, feature
@@ -232,7 +233,7 @@ class SimtEngine {
   __device__ void normalise(int tokens) {
     constexpr int lanes = threads / chunk;
     using Reduce = cub::WarpReduce<T, lanes>;
-    __shared__ typename Reduce::TempStorage storage[threads / lanes];
+    typename Reduce::TempStorage storage;  // a power of two of lanes needs none
     const int t = thread() / lanes;
     const int lane = thread() % lanes;
     T sum = 0;
@@ -244,7 +245,7 @@ class SimtEngine {
         sum += scores_[t * Layout::score_stride + j];
       }
     }
-    sum = Reduce(storage[t]).Sum(sum);
+    sum = Reduce(storage).Sum(sum);
     if (lane == 0) {
       factors_[t] = Config::Normaliser::factor(sum);
     }

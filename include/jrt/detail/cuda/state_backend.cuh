@@ -121,7 +121,10 @@ struct StateBackend {
   template <class Format>
   static Checker::StateMemory memory_of(const StatePoolView<Format>& pool) {
     const auto begin = reinterpret_cast<std::uintptr_t>(pool.data);
-    return {begin, begin + static_cast<std::uintptr_t>(pool.slots * pool.slot_stride) * sizeof(typename Format::Scalar), 0};
+    const auto scalar = static_cast<std::int64_t>(sizeof(typename Format::Scalar));
+    const std::int64_t bytes =
+        pool.slots > 0 ? (pool.slots - 1) * pool.slot_stride * scalar + Format::slot_bytes(pool.heads) : 0;
+    return {begin, begin + static_cast<std::uintptr_t>(bytes), 0};
   }
 
   template <class Work>

@@ -36,7 +36,9 @@ struct StepLayout {
     }
     return wanted;
   }();
-  static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; it may be up to 512.");
+  static_assert(
+      lanes <= threads,
+      "jrt CUDA backend: value_dim is too large for a decode step; up to 512, or a multiple of 8 up to 2048, will do.");
   static constexpr int groups = threads / lanes;  // rows worked on at a time
 
   /// Memory-bound: the more loads in flight the better, so that registers are kept few.
