@@ -27,10 +27,16 @@ __host__ __device__ float number_at(std::uint64_t index, std::uint64_t tensor) {
   return static_cast<float>(static_cast<std::uint32_t>(bits) >> 8) * 0x1p-23F - 1.0F;
 }
 
+/// Values rise from 0 to 4 over the sequence, so that a segment left out would show in every later output.
+__host__ __device__ float value_at(std::int64_t index, std::int64_t count) {
+  return number_at(static_cast<std::uint64_t>(index), 2) +
+         static_cast<float>(4.0 * static_cast<double>(index) / static_cast<double>(count));
+}
+
 __global__ void fill(BFloat16* values, std::int64_t count, std::uint64_t tensor) {
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t i = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x; i < count; i += stride) {
-    values[i] = BFloat16(number_at(static_cast<std::uint64_t>(i), tensor));
+    values[i] = BFloat16(tensor == 2 ? value_at(i, count) : number_at(static_cast<std::uint64_t>(i), tensor));
   }
 }
 
@@ -83,8 +89,10 @@ TEST_CASE("a million tokens in one call") {
   // The last token of the last head by the formula, in double, over all pairs; and its state's count.
   const std::int64_t head = heads - 1;
   const auto row = [&](std::int64_t t, int dim, int tensor, int c) {
-    return static_cast<double>(
-        static_cast<float>(BFloat16(number_at(static_cast<std::uint64_t>((t * heads + head) * dim + c), tensor))));
+    const std::int64_t index = (t * heads + head) * dim + c;
+    const float number = tensor == 2 ? value_at(index, tokens * heads * 64)
+                                     : number_at(static_cast<std::uint64_t>(index), static_cast<std::uint64_t>(tensor));
+    return static_cast<double>(static_cast<float>(BFloat16(number)));
   };
   std::vector<double> sums(64);
   double weights = 0;
@@ -106,17 +114,13 @@ TEST_CASE("a million tokens in one call") {
                "copy");
   double difference = 0;
   double norm = 0;
-  double largest = 0;
   for (int c = 0; c < 64; ++c) {
     const double expected = sums[static_cast<std::size_t>(c)] / weights;
     difference += std::pow(static_cast<double>(static_cast<float>(last[static_cast<std::size_t>(c)])) - expected, 2);
     norm += expected * expected;
-    largest = std::max(largest, std::abs(expected));
   }
   MESSAGE("relative error of the last output: " << std::sqrt(difference / norm));
-  // A mean over a million random values is near 0: what is left is compared with the size of the values that went in.
-  CHECK(std::sqrt(difference / 64) <= 1e-4);
-  CHECK(largest < 0.01);
+  CHECK(std::sqrt(difference / norm) <= 5e-3);
   const auto numbers = states.read();
   CHECK(numbers[static_cast<std::size_t>(head * Format::head_elements + Format::normaliser_offset + 152)] ==
         static_cast<float>(tokens + prefix));
