@@ -13,8 +13,8 @@ cmake --build "$build" --parallel "$(nproc)" >"$build/build.log" || { cat "$buil
 ctest --test-dir "$build" -R '^cuda/' --output-on-failure
 
 sanitize() {
-  echo "== compute-sanitizer $*"
-  compute-sanitizer --tool "$1" --error-exitcode 1 "${@:3}" "$build/tests/cuda_$2_test" >"$build/$1.$2.log" 2>&1 ||
+  echo "== compute-sanitizer $1 $2"
+  compute-sanitizer --tool "$1" --error-exitcode 1 "$build/tests/cuda_$2_test" >"$build/$1.$2.log" 2>&1 ||
     { tail -n 40 "$build/$1.$2.log"; exit 1; }
   grep SUMMARY "$build/$1.$2.log"
 }

@@ -6,6 +6,7 @@
 
 #include "jrt/attention_config.hpp"
 #include "jrt/detail/backend.hpp"
+#include "jrt/detail/integer.hpp"
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"
 #include "jrt/tensor_view.hpp"
@@ -144,5 +145,21 @@ Status commit(const CommitArgs<Config>& args, const Execution& on) {
   return detail::Backend<Execution>::with_owned_workspace(
       args, on, [&](const Workspace& workspace) { return commit(args, workspace, on); });
 }
+
+namespace detail {
+
+/// Where the new states of a step go.
+template <class Args>
+const auto& destination_of(const Args& args) {
+  return args.destination.empty() ? args.source : args.destination;
+}
+
+/// Query heads that read one state.
+template <class Args>
+std::int64_t query_group(const Args& args) {
+  return args.query.heads / larger<std::int64_t>(args.key.heads, 1);
+}
+
+}  // namespace detail
 
 }  // namespace jrt

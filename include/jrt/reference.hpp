@@ -112,9 +112,7 @@ class Prefill {
 
   void add_initial_state(Sums& sums, const Features& query, std::int64_t b, std::int64_t kv) const {
     using Format = StateFormatOf<Config>;
-    const bool given =
-        !args_.initial_state.empty() && (args_.has_initial_state == nullptr || args_.has_initial_state[b] != 0);
-    if (!given) {
+    if (!jrt::detail::reads_initial_state(args_.initial_state, args_.has_initial_state, b)) {
       return;
     }
     const auto* const state = args_.initial_state.pool.head(args_.initial_state.slot(b), kv);

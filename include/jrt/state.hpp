@@ -85,11 +85,18 @@ struct StateSlots {
 
 namespace detail {
 
+/// Whether sequence b starts from a state; otherwise it starts empty, whatever its slot is.
+template <class Format>
+JRT_DETAIL_HD constexpr bool reads_initial_state(const StateSlots<Format>& initial, const std::uint8_t* has_initial_state,
+                                                 std::int64_t b) {
+  return !initial.empty() && (has_initial_state == nullptr || has_initial_state[b] != 0);
+}
+
 /// Whether sequence b takes no part in a call from `initial` to `final` states. An initial slot counts only if it is read.
 template <class Format>
 JRT_DETAIL_HD constexpr bool sequence_skipped(const StateSlots<Format>& initial, const std::uint8_t* has_initial_state,
                                               const StateSlots<Format>& final, std::int64_t b) {
-  const bool reads = !initial.empty() && (has_initial_state == nullptr || has_initial_state[b] != 0);
+  const bool reads = reads_initial_state(initial, has_initial_state, b);
   return (reads && !initial.has_slot(b)) || (!final.empty() && !final.has_slot(b));
 }
 

@@ -44,6 +44,14 @@ class Arena {
   std::size_t offset_ = 0;
 };
 
+/// Bytes of workspace for what `work.take(arena)` takes.
+template <class Work>
+std::size_t counted_bytes(Work work) {
+  Arena counting;
+  work.take(counting);
+  return counting.bytes_needed();
+}
+
 }  // namespace detail
 
 }  // namespace jrt

@@ -22,6 +22,9 @@ class HostArray {
   std::vector<T> values_;
 };
 
+/// Outputs of a step do not depend on the type that the state is stored in, to the bit.
+inline constexpr bool same_sums_for_all_state_types = true;
+
 /// The calling thread.
 struct Simple {
   template <class T>

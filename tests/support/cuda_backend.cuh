@@ -58,6 +58,9 @@ class DeviceArray {
   std::size_t count_ = 0;
 };
 
+/// How many columns a thread has in one access, and with it the order of sums over rows, depends on the state's type.
+inline constexpr bool same_sums_for_all_state_types = false;
+
 /// The default stream.
 struct Simple {
   template <class T>

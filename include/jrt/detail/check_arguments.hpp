@@ -177,7 +177,7 @@ template <AttentionConfig Config>
 Status check_decode_arrays(const DecodeArgs<Config>& args) {
   Checker check("decode_step");
   const std::int64_t count = args.query.batch;
-  const auto& destination = args.destination.empty() ? args.source : args.destination;
+  const auto& destination = destination_of(args);
   check_slot_arrays(check, "source.slots", args.source, nullptr,
                     args.destination.empty() ? "source.slots" : "destination.slots", destination, count);
   check_positions(
@@ -242,7 +242,7 @@ template <AttentionConfig Config>
 Status check_commit_arrays(const CommitArgs<Config>& args) {
   Checker check("commit");
   const std::int64_t count = args.staging.sequences;
-  const auto& destination = args.destination.empty() ? args.source : args.destination;
+  const auto& destination = destination_of(args);
   const auto skipped = [&](std::int64_t b) { return sequence_skipped(args.source, nullptr, destination, b); };
   check_slot_arrays(check, "source.slots", args.source, nullptr,
                     args.destination.empty() ? "source.slots" : "destination.slots", destination, count);

@@ -125,28 +125,41 @@ struct Taylor2 {
 
   template <class T>
   JRT_DETAIL_HD void expand_query(const T* x, T* features) const {
-    expand(x, features, static_cast<T>(Packing::stores_pairs_twice ? 1 : 2));
+    for (int r = 0; r < feature_dim; ++r) {
+      features[r] = query_feature(x, r);
+    }
   }
 
   template <class T>
   JRT_DETAIL_HD void expand_key(const T* x, T* features) const {
-    expand(x, features, T(1));
+    for (int r = 0; r < feature_dim; ++r) {
+      features[r] = key_feature(x, r);
+    }
+  }
+
+  /// Row r of a query's features by itself: rows are independent.
+  template <class T>
+  JRT_DETAIL_HD static T query_feature(const T* x, int r) {
+    return feature(x, r, T(Packing::stores_pairs_twice ? 1 : 2));
+  }
+  /// Row r of a key's features by itself.
+  template <class T>
+  JRT_DETAIL_HD static T key_feature(const T* x, int r) {
+    return feature(x, r, T(1));
   }
 
  private:
   template <class T>
-  JRT_DETAIL_HD void expand(const T* x, T* features, T pair_weight) const {
-    for (int r = 0; r < feature_dim; ++r) {
-      const TaylorRow row = Packing::template row<HeadDim>(r);
-      if (row.first < 0) {
-        features[r] = T(1);
-      } else if (row.second < 0) {
-        features[r] = x[row.first] * static_cast<T>(linear_scale);
-      } else {
-        const T weight = row.first == row.second ? T(1) : pair_weight;
-        features[r] = x[row.first] * static_cast<T>(product_scale) * weight * x[row.second];
-      }
+  JRT_DETAIL_HD static T feature(const T* x, int r, T pair_weight) {
+    const TaylorRow row = Packing::template row<HeadDim>(r);
+    if (row.first < 0) {
+      return T(1);
     }
+    if (row.second < 0) {
+      return x[row.first] * static_cast<T>(linear_scale);
+    }
+    const T weight = row.first == row.second ? T(1) : pair_weight;
+    return x[row.first] * static_cast<T>(product_scale) * weight * x[row.second];
   }
 };
 

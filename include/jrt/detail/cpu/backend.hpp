@@ -21,7 +21,7 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
 
   template <class Config>
   static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cpu<E>& on) {
-    return sized(prefill_of(args, on));
+    return counted_bytes(prefill_of(args, on));
   }
 
   template <class Config>
@@ -33,7 +33,7 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   template <class Config>
   static std::size_t accumulate_workspace_bytes(const AccumulateArgs<Config>& args, const Cpu<E>& on) {
     const auto encoder = as_encoder(args);
-    return sized(accumulate_of(args, encoder, on));
+    return counted_bytes(accumulate_of(args, encoder, on));
   }
 
   template <class Config>
@@ -153,16 +153,9 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   }
 
   template <class Work>
-  static std::size_t sized(Work work) {
-    Arena counting;
-    work.take(counting);
-    return counting.bytes_needed();
-  }
-
-  template <class Work>
   static Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cpu<E>& on) {
     Checker check(operation);
-    check.workspace(workspace, sized(work));
+    check.workspace(workspace, counted_bytes(work));
     if (check.ok()) {
       Arena arena(workspace);
       work.take(arena);
@@ -182,10 +175,6 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   template <class Config>
   static cpu::StepScratch<Config> step_of(const CommitArgs<Config>& args) {
     return {args.staging.tokens, args.staging.tokens, 0};
-  }
-  template <class Args>
-  static std::int64_t query_group(const Args& args) {
-    return args.query.heads / larger<std::int64_t>(args.key.heads, 1);
   }
 
   template <class Config>

@@ -286,7 +286,7 @@ inline std::int64_t first_position(const std::int32_t* first_positions, std::int
 
 template <AttentionConfig Config>
 void decode_head(const DecodeArgs<Config>& args, const StepTokens<Config>& tokens, std::int64_t b, std::int64_t head) {
-  const auto& destination = args.destination.empty() ? args.source : args.destination;
+  const auto& destination = destination_of(args);
   if (args.source.slot(b) == skip_slot || destination.slot(b) == skip_slot) {
     zero_step_outputs<Config>(args, tokens.group, b, head);
     return;
@@ -326,7 +326,7 @@ void staged_head(const StagedStepArgs<Config>& args, const StepTokens<Config>& t
 
 template <AttentionConfig Config>
 void commit_head(const CommitArgs<Config>& args, StepTokens<Config> tokens, std::int64_t b, std::int64_t head) {
-  const auto& destination = args.destination.empty() ? args.source : args.destination;
+  const auto& destination = destination_of(args);
   if (args.source.slot(b) == skip_slot || destination.slot(b) == skip_slot) {
     return;
   }

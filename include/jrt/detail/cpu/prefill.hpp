@@ -300,9 +300,7 @@ class Prefill {
   [[nodiscard]] std::int64_t query_group() const { return args_.query.heads / larger<std::int64_t>(args_.key.heads, 1); }
 
   void add_initial_state(std::int64_t b, std::int64_t head, const State& state) const {
-    const bool given =
-        !args_.initial_state.empty() && (args_.has_initial_state == nullptr || args_.has_initial_state[b] != 0);
-    if (given) {
+    if (reads_initial_state(args_.initial_state, args_.has_initial_state, b)) {
       state.add_slot(args_.initial_state.pool.head(args_.initial_state.slot(b), head));
     }
   }

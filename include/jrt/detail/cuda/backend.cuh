@@ -19,7 +19,7 @@ struct Backend<Cuda> : cuda::StateBackend {
 
   template <class Config>
   static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cuda& on) {
-    return sized(prefill_of(args, on));
+    return counted_bytes(prefill_of(args, on));
   }
 
   template <class Config>
@@ -30,7 +30,7 @@ struct Backend<Cuda> : cuda::StateBackend {
 
   template <class Config>
   static std::size_t accumulate_workspace_bytes(const AccumulateArgs<Config>& args, const Cuda& on) {
-    return sized(accumulate_of(args, on));
+    return counted_bytes(accumulate_of(args, on));
   }
 
   template <class Config>
@@ -195,16 +195,9 @@ struct Backend<Cuda> : cuda::StateBackend {
   }
 
   template <class Work>
-  static std::size_t sized(Work work) {
-    Arena counting;
-    work.take(counting);
-    return counting.bytes_needed();
-  }
-
-  template <class Work>
   static Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cuda& on) {
     Checker check(operation);
-    check.workspace(workspace, sized(work));
+    check.workspace(workspace, counted_bytes(work));
     if (!check.ok()) {
       return check.status();
     }

@@ -321,7 +321,7 @@ class StepBlock {
   __device__ void expand(const T* x, T* features, std::int64_t position, int one) {
     if constexpr (is_taylor2<Map>) {
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
-        features[r] = taylor_feature<side, Map::input_dim, typename Map::RowPacking>(x, r);
+        features[r] = taylor_feature<side, Map>(x, r);
       }
     } else if (thread() == one) {
       expand_vector<side>(call_.map, x, features, position);

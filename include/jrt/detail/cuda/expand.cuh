@@ -21,20 +21,10 @@ __device__ void expand_vector(const Map& map, const T* x, T* features, std::int6
   }
 }
 
-/// Row `r` of the Taylor map's features, as Taylor2::expand_query and expand_key define them.
-template <Side side, int d, class Packing, class T>
+/// Row `r` of a Taylor map's features.
+template <Side side, class Map, class T>
 __device__ T taylor_feature(const T* x, int r) {
-  using Map = Taylor2<d, Packing>;
-  constexpr T pair_weight = side == Side::query && !Packing::stores_pairs_twice ? T(2) : T(1);
-  const TaylorRow row = Packing::template row<d>(r);
-  if (row.first < 0) {
-    return T(1);
-  }
-  if (row.second < 0) {
-    return x[row.first] * static_cast<T>(Map::linear_scale);
-  }
-  const T weight = row.first == row.second ? T(1) : pair_weight;
-  return x[row.first] * static_cast<T>(Map::product_scale) * weight * x[row.second];
+  return side == Side::query ? Map::query_feature(x, r) : Map::key_feature(x, r);
 }
 
 /// Features of `count` vectors, by all threads of the block: vector i stands at inputs + i·input_stride, its features go to
@@ -52,9 +42,7 @@ __device__ void expand_vectors(const Map& map, const T* inputs, int input_stride
       const int i = index / padded;
       const int r = index - i * padded;
       features[i * feature_stride + r] =
-          r < Map::feature_dim
-              ? taylor_feature<side, Map::input_dim, typename Map::RowPacking>(inputs + i * input_stride, r)
-              : T(0);
+          r < Map::feature_dim ? taylor_feature<side, Map>(inputs + i * input_stride, r) : T(0);
     }
   } else {
     for (int i = thread; i < count; i += threads) {

@@ -12,6 +12,16 @@
 namespace jrt::detail::cuda {
 
 /// Sizes of MmaEngine: what a warp owns, and what a block has in shared memory.
+///
+///     S (rows x columns), in registers          shared memory, in this order
+///              16      16            16         keys       [stages][terms][chunk][d]
+///          +-------+-------+-- … --+-------+    queries    [stages][terms][chunk][d]
+///     half | warp  | warp  |       | warp  |    values     [stages][terms][chunk][columns]
+///     rows |   0   |   1   |       | W − 1 |    features   [feature_tiles][terms][chunk][rows]
+///          +-------+-------+-- … --+-------+    scores P   [terms][chunk][chunk]
+///     half |   W   | W + 1 |       |2W − 1 |    z          [rows], float, like all that follows
+///     rows +-------+-------+-- … --+-------+    score sums [score_parts][chunk], factors [chunk]
+///       (one row of warps if halves = 1)        exchange   [chunk][columns] if halves = 2
 template <class Config>
 struct MmaLayout {
   using T = ConfigCompute<Config>;

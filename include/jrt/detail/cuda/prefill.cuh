@@ -62,8 +62,9 @@ struct PrefillCall {
 
   /// S_0, if this sequence has one; null otherwise.
   [[nodiscard]] __device__ const typename Format::Scalar* initial_state(std::int64_t b, std::int64_t head) const {
-    const bool given = !args.initial_state.empty() && (args.has_initial_state == nullptr || args.has_initial_state[b] != 0);
-    return given ? args.initial_state.pool.head(args.initial_state.slot(b), head) : nullptr;
+    return reads_initial_state(args.initial_state, args.has_initial_state, b)
+               ? args.initial_state.pool.head(args.initial_state.slot(b), head)
+               : nullptr;
   }
   [[nodiscard]] __device__ typename Format::Scalar* final_state(std::int64_t b, std::int64_t head) const {
     return args.final_state.empty() ? nullptr : args.final_state.pool.head(args.final_state.slot(b), head);

@@ -38,7 +38,7 @@ struct StepLayout {
   }();
   static_assert(
       lanes <= threads,
-      "jrt CUDA backend: value_dim is too large for a decode step; up to 512, or a multiple of 8 up to 2048, will do.");
+      "jrt CUDA backend: value_dim is too large for a decode step; up to 512 always works.");
   static constexpr int groups = threads / lanes;  // rows worked on at a time
 
   /// Memory-bound: the more loads in flight the better, so that registers are kept few.
@@ -80,40 +80,38 @@ struct StepCall {
   }
 };
 
-template <class Config>
-StepCall<Config> step_of(const DecodeArgs<Config>& args) {
+/// What a step and a staged step have in common.
+template <class Config, class Args>
+StepCall<Config> step_of_tokens(const Args& args) {
   StepCall<Config> call;
   call.query = args.query;
   call.key = args.key;
   call.value = args.value;
   call.output = args.output;
-  call.source = args.source;
-  call.destination = args.destination.empty() ? args.source : args.destination;
   call.first_positions = args.first_positions;
   call.map = args.feature_map;
   call.sequences = args.query.batch;
   call.heads = args.key.heads;
   call.keys = args.key.tokens;
-  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
+  call.group = query_group(args);
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const DecodeArgs<Config>& args) {
+  auto call = step_of_tokens<Config>(args);
+  call.source = args.source;
+  call.destination = destination_of(args);
   return call;
 }
 
 template <class Config>
 StepCall<Config> step_of(const StagedStepArgs<Config>& args) {
-  StepCall<Config> call;
-  call.query = args.query;
-  call.key = args.key;
-  call.value = args.value;
-  call.output = args.output;
+  auto call = step_of_tokens<Config>(args);
   call.source = args.state;
   call.staging = args.staging;
   call.already_staged = args.already_staged;
-  call.first_positions = args.first_positions;
-  call.map = args.feature_map;
-  call.sequences = args.query.batch;
-  call.heads = args.key.heads;
-  call.keys = args.already_staged + args.key.tokens;
-  call.group = args.query.heads / larger<std::int64_t>(args.key.heads, 1);
+  call.keys += args.already_staged;
   return call;
 }
 
@@ -121,7 +119,7 @@ template <class Config>
 StepCall<Config> step_of(const CommitArgs<Config>& args) {
   StepCall<Config> call;
   call.source = args.source;
-  call.destination = args.destination.empty() ? args.source : args.destination;
+  call.destination = destination_of(args);
   call.staging = args.staging;
   call.accepted_tokens = args.accepted_tokens;
   call.first_positions = args.first_positions;
