@@ -36,9 +36,7 @@ struct StepLayout {
     }
     return wanted;
   }();
-  static_assert(
-      lanes <= threads,
-      "jrt CUDA backend: value_dim is too large for a decode step; up to 512 always works.");
+  static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; up to 512 always works.");
   static constexpr int groups = threads / lanes;  // rows worked on at a time
 
   /// Memory-bound: the more loads in flight the better, so that registers are kept few.
