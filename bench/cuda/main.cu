@@ -3,6 +3,14 @@
 
 #include "cuda/timing.cuh"
 
+namespace {
+
+std::string version_name(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
@@ -15,9 +23,19 @@ int main(int argc, char** argv) {
   }
   cudaDeviceProp properties{};
   jrt::bench::require(cudaGetDeviceProperties(&properties, 0), "properties");
+  int runtime = 0;
+  int driver = 0;
+  jrt::bench::require(cudaRuntimeGetVersion(&runtime), "version");
+  jrt::bench::require(cudaDriverGetVersion(&driver), "version");
   benchmark::AddCustomContext("GPU", properties.name);
+  benchmark::AddCustomContext("multiprocessors", std::to_string(properties.multiProcessorCount));
+  benchmark::AddCustomContext("CUDA", version_name(runtime) + ", driver for " + version_name(driver));
   benchmark::AddCustomContext("copy_GB/s", std::to_string(jrt::bench::copy_bandwidth() * 1e-9));
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
+  if (jrt::bench::any_failed()) {
+    std::fputs("Some benchmarks failed; their rows say why.\n", stderr);
+    return 1;
+  }
   return 0;
 }

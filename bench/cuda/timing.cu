@@ -3,9 +3,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <vector>
-
-#include <algorithm>
 
 namespace jrt::bench {
 
@@ -24,6 +21,8 @@ void require(const Status& status) {
 }
 
 namespace {
+
+bool failed = false;
 
 __device__ std::uint64_t scrambled(std::uint64_t bits) {
   bits *= 0x9e3779b97f4a7c15ull;
@@ -44,17 +43,34 @@ __global__ void fill(T* values, std::int64_t count, std::uint64_t seed) {
   }
 }
 
+float median(std::vector<float>& values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 }  // namespace
 
-template <class T>
-DeviceArray<T>::DeviceArray(std::int64_t count, unsigned seed) {
-  require(cudaMalloc(&data_, static_cast<std::size_t>(std::max<std::int64_t>(count, 1)) * sizeof(T)), "device memory");
-  fill<<<1024, 256>>>(data_, count, seed);
-  require(cudaDeviceSynchronize(), "random data");
+void fail(benchmark::State& state, const std::string& reason) {
+  failed = true;
+  state.SkipWithError(reason.c_str());
 }
-template class DeviceArray<float>;
-template class DeviceArray<Half>;
-template class DeviceArray<BFloat16>;
+
+bool any_failed() {
+  return failed;
+}
+
+template <class T>
+DeviceArray<T> random_array(std::int64_t count, unsigned seed) {
+  DeviceArray<T> array(count);
+  fill<<<1024, 256>>>(array.data(), count, seed);
+  require(cudaGetLastError(), "random data");
+  require(cudaDeviceSynchronize(), "random data");
+  return array;
+}
+template DeviceArray<float> random_array(std::int64_t, unsigned);
+template DeviceArray<Half> random_array(std::int64_t, unsigned);
+template DeviceArray<BFloat16> random_array(std::int64_t, unsigned);
 
 const Cuda& timed_stream() {
   static const Cuda on = [] {
@@ -68,24 +84,57 @@ const Cuda& timed_stream() {
 double copy_bandwidth() {
   static const double bandwidth = [] {
     constexpr std::size_t bytes = std::size_t{2} << 30;
-    DeviceArray<float> from(bytes / sizeof(float));
-    DeviceArray<float> to(bytes / sizeof(float));
+    const auto from = random_array<float>(bytes / sizeof(float), 1);
+    const DeviceArray<float> to(bytes / sizeof(float));
+    const auto copy = [&] {
+      require(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, timed_stream().stream()), "copy");
+    };
     std::vector<float> times;
     for (int i = 0; i < 25; ++i) {
-      times.push_back(milliseconds([&] {
-        require(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, timed_stream().stream()), "copy");
-      }));
+      times.push_back(milliseconds(copy));
     }
-    std::nth_element(times.begin(), times.begin() + 12, times.end());
-    return 2.0 * static_cast<double>(bytes) / (1e-3 * static_cast<double>(times[12]));
+    return 2.0 * static_cast<double>(bytes) / (1e-3 * static_cast<double>(median(times)));
   }();
   return bandwidth;
 }
 
 void flush_cache() {
   constexpr std::size_t bytes = std::size_t{256} << 20;
-  static DeviceArray<float> scratch(bytes / sizeof(float));
+  static const DeviceArray<float> scratch(bytes / sizeof(float));
   require(cudaMemsetAsync(scratch.data(), 0, bytes, timed_stream().stream()), "flush");
+}
+
+void CapturedGraph::begin() {
+  require(cudaStreamBeginCapture(timed_stream().stream(), cudaStreamCaptureModeGlobal), "capture");
+}
+
+void CapturedGraph::end() {
+  cudaGraph_t graph = nullptr;
+  require(cudaStreamEndCapture(timed_stream().stream(), &graph), "capture");
+  require(cudaGraphInstantiate(&executable_, graph, 0), "graph");
+  require(cudaGraphDestroy(graph), "graph");
+}
+
+CapturedGraph::~CapturedGraph() {
+  require(cudaGraphExecDestroy(executable_), "graph");
+}
+
+void CapturedGraph::replay() const {
+  require(cudaGraphLaunch(executable_, timed_stream().stream()), "replay");
+}
+
+void report(benchmark::State& state, const Work& work, std::vector<float> times) {
+  if (times.empty()) {
+    return;
+  }
+  const double seconds = 1e-3 * static_cast<double>(median(times));
+  state.counters["median_us"] = seconds * 1e6;
+  state.counters["GB/s"] = work.bytes / seconds * 1e-9;
+  state.counters["floor"] = work.bytes / copy_bandwidth() / seconds;
+  state.counters["tokens/s"] = work.tokens / seconds;
+  if (work.operations > 0) {
+    state.counters["TFLOP/s"] = work.operations / seconds * 1e-12;
+  }
 }
 
 }  // namespace jrt::bench

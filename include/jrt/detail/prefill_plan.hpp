@@ -37,12 +37,29 @@ struct PrefillLayout {
   // What the backend has room for.
   std::int64_t most_token_segments = INT64_MAX;
   std::int64_t most_encoder_segments = INT64_MAX;
+  // Sequences of fewer are not split: what reads everything twice must be worth it.
+  std::int64_t fewest_segments = 1;
 
   /// Segments of `tokens` tokens: what the policy says, but no more than there are chunks.
   template <class Split>
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t segments(std::int64_t tokens) const {
     const auto chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
     return clamped(Split::segments(tokens, heads_in_batch, workers), 1, chunks);
+  }
+  template <class Split>
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t token_segments(std::int64_t tokens) const {
+    const std::int64_t wanted = smaller(segments<Split>(tokens), most_token_segments);
+    return wanted < fewest_segments ? 1 : wanted;
+  }
+  /// Segments of the encoder region of a sequence with `tokens` tokens: one if those are not split for being few.
+  template <class Split>
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t encoder_segments(std::int64_t encoder_tokens,
+                                                                      std::int64_t tokens) const {
+    if (encoder_tokens <= 0) {
+      return 0;
+    }
+    const bool whole = fewest_segments > 1 && tokens > 0 && token_segments<Split>(tokens) == 1;
+    return whole ? 1 : smaller(segments<Split>(encoder_tokens), most_encoder_segments);
   }
 };
 
@@ -59,11 +76,10 @@ JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args
   }
   const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
   plan.tokens = {smaller(start, plan.span.tokens), plan.span.tokens};
-  plan.token_segments = smaller(layout.segments<typename Config::Split>(plan.tokens.size()), layout.most_token_segments);
+  plan.token_segments = layout.token_segments<typename Config::Split>(plan.tokens.size());
   if constexpr (Config::Mask::reads_encoder) {
     plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};
-    const std::int64_t wanted = layout.segments<typename Config::Split>(plan.encoder.size());
-    plan.encoder_segments = plan.encoder.size() > 0 ? smaller(wanted, layout.most_encoder_segments) : 0;
+    plan.encoder_segments = layout.encoder_segments<typename Config::Split>(plan.encoder.size(), plan.tokens.size());
   }
   return plan;
 }

@@ -61,4 +61,13 @@ struct Unnormalised {
   }
 };
 
+namespace detail {
+
+template <class N>
+inline constexpr bool is_sum_normaliser = false;
+template <int exponent>
+inline constexpr bool is_sum_normaliser<SumNormaliser<exponent>> = true;
+
+}  // namespace detail
+
 }  // namespace jrt

@@ -19,7 +19,7 @@ struct Backend<Cuda> : cuda::StateBackend {
 
   template <class Config>
   static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cuda& on) {
-    return counted_bytes(prefill_of(args, on));
+    return prefill_of(args, on).workspace_bytes();
   }
 
   template <class Config>
@@ -30,7 +30,7 @@ struct Backend<Cuda> : cuda::StateBackend {
 
   template <class Config>
   static std::size_t accumulate_workspace_bytes(const AccumulateArgs<Config>& args, const Cuda& on) {
-    return counted_bytes(accumulate_of(args, on));
+    return accumulate_of(args, on).workspace_bytes();
   }
 
   template <class Config>
@@ -197,10 +197,11 @@ struct Backend<Cuda> : cuda::StateBackend {
   template <class Work>
   static Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cuda& on) {
     Checker check(operation);
-    check.workspace(workspace, counted_bytes(work));
+    check.workspace(workspace, work.workspace_bytes());
     if (!check.ok()) {
       return check.status();
     }
+    static_cast<void>(work.choose());
     Arena arena(workspace);
     work.take(arena);
     return work.run(operation, on);

@@ -5,6 +5,12 @@
 
 namespace jrt {
 
+/// Which kernels a call may use. Results differ in their last bits.
+enum class CudaKernels {
+  automatic,  ///< the fastest there are for operator, device and tensors
+  portable,   ///< those that run on every GPU
+};
+
 /// Execution argument: run on the current CUDA device, ordered in `stream`. Tensors, states, workspace and the int32 arrays
 /// are in memory that the device can read; calls return when the work is enqueued, synchronise nothing and can be captured
 /// in a CUDA graph (but for save_states and load_states, which deal with host memory).
@@ -13,21 +19,31 @@ namespace jrt {
 /// reported by the first call that uses the object.
 class Cuda {
  public:
-  explicit Cuda(cudaStream_t stream = nullptr) : stream_(stream) {
+  explicit Cuda(cudaStream_t stream = nullptr, CudaKernels kernels = CudaKernels::automatic)
+      : stream_(stream), kernels_(kernels) {
     int device = 0;
+    int major = 0;
+    int minor = 0;
     error_ = cudaGetDevice(&device);
-    if (error_ == cudaSuccess) {
-      error_ = cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device);
-    }
-    if (error_ == cudaSuccess) {
-      error_ = cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    }
+    const auto ask = [&](cudaDeviceAttr attribute, int& value) {
+      if (error_ == cudaSuccess) {
+        error_ = cudaDeviceGetAttribute(&value, attribute, device);
+      }
+    };
+    ask(cudaDevAttrMultiProcessorCount, multiprocessors_);
+    ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, shared_bytes_);
+    ask(cudaDevAttrComputeCapabilityMajor, major);
+    ask(cudaDevAttrComputeCapabilityMinor, minor);
+    compute_capability_ = 10 * major + minor;
     if (error_ != cudaSuccess) {
       static_cast<void>(cudaGetLastError());  // it is reported by the first call, not by the caller's next check
     }
   }
 
   [[nodiscard]] cudaStream_t stream() const { return stream_; }
+  [[nodiscard]] CudaKernels kernels() const { return kernels_; }
+  /// Of the device, as 10 * major + minor.
+  [[nodiscard]] int compute_capability() const { return compute_capability_; }
   [[nodiscard]] int multiprocessors() const { return multiprocessors_; }
   /// Shared memory that one block may have.
   [[nodiscard]] int shared_bytes_per_block() const { return shared_bytes_; }
@@ -35,9 +51,11 @@ class Cuda {
 
  private:
   cudaStream_t stream_;
+  CudaKernels kernels_;
   cudaError_t error_ = cudaSuccess;
   int multiprocessors_ = 1;
   int shared_bytes_ = 0;
+  int compute_capability_ = 0;
 };
 
 }  // namespace jrt

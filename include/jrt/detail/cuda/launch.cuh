@@ -23,7 +23,22 @@ struct Grid {
   std::int64_t blocks = 0;
   int threads = 0;
   std::size_t shared_bytes = 0;
+  /// Blocks may start before the kernel before in the stream is over: they call `await_previous_kernel`.
+  bool starts_early = false;
 };
+
+/// In a kernel: the next one, if it starts early, may do so where this one leaves room.
+__device__ inline void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+/// In a kernel that may have started early: until the one before is over and what it has written is visible.
+__device__ inline void await_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
 
 /// Enqueues a kernel, with as much dynamic shared memory as it needs.
 template <class... Parameters>
@@ -55,6 +70,11 @@ Status launch(const char* operation, void (*kernel)(Parameters...), const Grid& 
     config.blockDim = dim3(static_cast<unsigned>(grid.threads));
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = on.stream();
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = grid.starts_early ? 1 : 0;
     error = cudaLaunchKernelEx(&config, kernel, parameters...);
   }
   if (error != cudaSuccess) {

@@ -24,6 +24,11 @@ struct SharedNumbers {
   SharedNumbers() = default;
   __device__ explicit SharedNumbers(const void* pointer)
       : bytes(static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer))) {}
+  static __device__ SharedNumbers at(std::uint32_t address) {
+    SharedNumbers numbers;
+    numbers.bytes = address;
+    return numbers;
+  }
 
   __device__ friend SharedNumbers operator+(SharedNumbers address, int numbers) {
     address.bytes += static_cast<std::uint32_t>(numbers) * sizeof(__nv_bfloat16);

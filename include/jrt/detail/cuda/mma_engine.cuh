@@ -38,6 +38,7 @@ class MmaEngine : private MmaChunk<Config> {
   static constexpr int blocks_per_multiprocessor = Layout::blocks_per_multiprocessor;
   static constexpr int chunk = Layout::chunk;
   static constexpr int slices = Layout::slices;
+  static constexpr bool slices_need_partials = slices > 1;
   static constexpr std::size_t shared_bytes = Layout::shared_bytes;
   static constexpr std::int64_t scratch_bytes = 0;
 

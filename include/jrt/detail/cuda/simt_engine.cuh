@@ -67,6 +67,7 @@ class SimtEngine {
   static constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
   static constexpr int chunk = Layout::chunk;
   static constexpr int slices = Layout::slices;
+  static constexpr bool slices_need_partials = slices > 1;
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(Layout::shared_elements) * sizeof(T);
   static constexpr std::int64_t scratch_bytes = Layout::scratch_elements * static_cast<std::int64_t>(sizeof(T));
 
