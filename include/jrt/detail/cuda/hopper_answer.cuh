@@ -4,12 +4,41 @@
 #include <cstdint>
 
 #include "jrt/detail/cuda/hopper_layout.cuh"
+#include "jrt/detail/cuda/hopper_numbers.cuh"
 #include "jrt/detail/cuda/hopper_product.cuh"
 #include "jrt/detail/cuda/hopper_schedule.cuh"
 #include "jrt/numeric.hpp"
 #include "jrt/tensor_view.hpp"
 
 namespace jrt::detail::cuda {
+
+/// The factors with which a state was published, for types of narrow range (see StateKeeper::publish).
+template <class Config>
+class StateFactors {
+ public:
+  using Numbers = HopperNumbers<typename Config::Element>;
+
+  __device__ explicit StateFactors(int buffer) {
+    if constexpr (Numbers::narrow_range) {
+      constexpr Pair one = Numbers::power_of_two(0);
+      load_pairs(pairs_, SharedNumbers::at(HopperLayout<Config>::state_factors + 16 * buffer));
+      ones_ = pairs_[0] == one && pairs_[1] == one && pairs_[2] == one && pairs_[3] == one;
+    }
+  }
+  /// To features that meet rows which warp `keeper_warp` has published.
+  __device__ void apply(LeftFragment& features, int keeper_warp) const {
+    if (Numbers::narrow_range && !ones_) {
+#pragma unroll
+      for (Pair& pair : features.pairs) {
+        pair = Numbers::product(pair, pairs_[keeper_warp]);
+      }
+    }
+  }
+
+ private:
+  Pair pairs_[4];
+  bool ones_ = true;
+};
 
 /// The four warps of a block that make the outputs, and the one thread among them that asks for all copies. Warp w has
 /// tokens 16w … 16w + 15 of a chunk:
@@ -27,6 +56,7 @@ class Answerer {
   using Packing = typename Layout::Packing;
   using Schedule = HopperSchedule<Config>;
   using Element = typename Config::Element;
+  using Numbers = HopperNumbers<Element>;
 
   __device__ Answerer(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output, int group)
       : maps_(maps),
@@ -119,7 +149,7 @@ class Answerer {
       barrier_wait(Layout::query_full + 8 * query_stage, step / Layout::stages % 2);
       const SharedAddress key = Layout::keys + stage * Layout::input_tile;
       products_begin();
-      multiply_tiles(scores, input_tile(query).word(), input_tile(key).word());
+      multiply_tiles<Element>(scores, input_tile(query).word(), input_tile(key).word());
       products_commit();
     } else {
       barrier_wait(Layout::query_full + 8 * query_stage, step / Layout::stages % 2);
@@ -141,11 +171,17 @@ class Answerer {
         const SharedAddress tile = Layout::values + stage * Layout::value_tile + k * 16 * Layout::value_row;
         const MatrixDescriptor right(tile, Layout::ones_apart ? Layout::ones - tile : 0, 8 * Layout::value_row,
                                      Swizzle::bytes_128);
-        WarpgroupProduct<Layout::width>::add(sums, weights[k], right.word(), k > 0 ? 1 : 0);
+        WarpgroupProduct<Layout::width>::template add<Element>(sums, weights[k], right.word(), k > 0 ? 1 : 0);
       }
       products_commit();
       barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);
     }
+    // Warp w of the keeper has published the rows of steps w, 4 + w and 8 + w.
+    const StateFactors<Config> factors(buffer);
+    factors.apply(first[0], 0);
+    factors.apply(first[1], 0);
+    factors.apply(first[2], 1);
+    factors.apply(first[3], 0);
     products_begin();
     add(sums, state, 0, first[0]);
     add(sums, state, 8, first[1]);
@@ -155,6 +191,10 @@ class Answerer {
     products_wait<0>();
     LeftFragment turned[6];
     turned_features(query, turned);
+#pragma unroll
+    for (int i = 0; i < 6; ++i) {
+      factors.apply(turned[i], i / 2 + 1);
+    }
     products_begin();
     add(sums, state, 1, turned[0]);
     add(sums, state, 5, turned[1]);
@@ -178,7 +218,7 @@ class Answerer {
   static __device__ void add(float (&sums)[Layout::width / 2], SharedAddress state, int step,
                              const LeftFragment& features) {
     const MatrixDescriptor right(state + step * 2 * Layout::state_row_block, Layout::state_row_block, 128, Swizzle::none);
-    WarpgroupProduct<Layout::width>::add(sums, features, right.word(), 1);
+    WarpgroupProduct<Layout::width>::template add<Element>(sums, features, right.word(), 1);
   }
 
   /// All that was in the stage of the step before has been used: asks for what comes there next.
@@ -199,14 +239,12 @@ class Answerer {
     }
   }
 
-  // -- features
-  // ------------------------------------------------------------------------------------------------------------
-
-  // Factors of a query's features; see HopperPacking.
-  static constexpr Pair sixteenth = 0x3d803d80;
-  static constexpr Pair thirtysecond = 0x3d003d00;
-  static constexpr Pair quarter = 0x3e803e80;
-  static constexpr Pair one_zero = 0x00003f80;
+  // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), with what HopperNumbers takes elsewhere.
+  static constexpr int shift = Numbers::answer_shift;
+  static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - shift);
+  static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - shift);
+  static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - shift);
+  static constexpr Pair constant_and_zero = Numbers::power_of_two(-shift) & 0xffffU;
 
   /// Inputs 2(c + turn) and 2(c + turn) + 1 of half L of a row of queries, c = lane % 4; H is in the other 16 bytes. The
   /// swizzle exchanges the halves of rows 4-7 of every 8.
@@ -228,16 +266,16 @@ class Answerer {
       const Pair high = load_pair(other_half(at));
       const Pair low_turned = load_pair(turned_at);
       const Pair high_turned = load_pair(other_half(turned_at));
-      const Pair low_scaled = multiply(low, sixteenth);
-      const Pair high_scaled = multiply(high, sixteenth);
-      features[0].pairs[h] = multiply(multiply(low, thirtysecond), low);
-      features[0].pairs[2 + h] = multiply(multiply(high, thirtysecond), high);
-      features[1].pairs[h] = multiply(low_scaled, high);
-      features[1].pairs[2 + h] = c == 0 ? one_zero : 0;
-      features[2].pairs[h] = multiply(low, quarter);
-      features[2].pairs[2 + h] = multiply(high, quarter);
-      features[3].pairs[h] = multiply(low_scaled, high_turned);
-      features[3].pairs[2 + h] = multiply(c < 2 ? low_scaled : high_scaled, c < 2 ? low_turned : high_turned);
+      const Pair low_scaled = Numbers::product(low, cross_factor);
+      const Pair high_scaled = Numbers::product(high, cross_factor);
+      features[0].pairs[h] = Numbers::product(Numbers::product(low, square_factor), low);
+      features[0].pairs[2 + h] = Numbers::product(Numbers::product(high, square_factor), high);
+      features[1].pairs[h] = Numbers::product(low_scaled, high);
+      features[1].pairs[2 + h] = c == 0 ? constant_and_zero : 0;
+      features[2].pairs[h] = Numbers::product(low, linear_factor);
+      features[2].pairs[2 + h] = Numbers::product(high, linear_factor);
+      features[3].pairs[h] = Numbers::product(low_scaled, high_turned);
+      features[3].pairs[2 + h] = Numbers::product(c < 2 ? low_scaled : high_scaled, c < 2 ? low_turned : high_turned);
     }
   }
 
@@ -253,8 +291,8 @@ class Answerer {
         low[turn] = load_pair(at);
         high[turn] = load_pair(other_half(at));
       }
-      const Pair low_scaled = multiply(low[0], sixteenth);
-      const Pair high_scaled = multiply(high[0], sixteenth);
+      const Pair low_scaled = Numbers::product(low[0], cross_factor);
+      const Pair high_scaled = Numbers::product(high[0], cross_factor);
 #pragma unroll
       for (int turn = 1; turn <= 3; ++turn) {
         // Turned by an odd number, a pair lies across two words.
@@ -262,24 +300,22 @@ class Answerer {
         const Pair high_turned = turn == 2 ? high[1] : __byte_perm(high[turn / 2], high[turn / 2 + 1], 0x5432);
         LeftFragment& same = features[2 * turn - 2];
         LeftFragment& cross = features[2 * turn - 1];
-        same.pairs[h] = multiply(low_scaled, low_turned);
-        same.pairs[2 + h] = multiply(high_scaled, high_turned);
-        cross.pairs[h] = multiply(low_scaled, high_turned);
-        cross.pairs[2 + h] = multiply(high_scaled, low_turned);
+        same.pairs[h] = Numbers::product(low_scaled, low_turned);
+        same.pairs[2 + h] = Numbers::product(high_scaled, high_turned);
+        cross.pairs[h] = Numbers::product(low_scaled, high_turned);
+        cross.pairs[2 + h] = Numbers::product(high_scaled, low_turned);
       }
     }
   }
-
-  // -- weights
-  // -------------------------------------------------------------------------------------------------------------
 
   /// P of this warp's tokens as left operands for 16 keys each. Key j counts for token t if j <= t; the mask is laid over
   /// pairs, so that whatever a masked score is, it counts nothing.
   __device__ void weigh(const float (&scores)[32], LeftFragment (&weights)[4]) const {
     using Map = typename Layout::Map;
-    constexpr auto linear = static_cast<float>(Map::inverse_sqrt_dim);
-    constexpr float quadratic = linear * linear / 2;
-    const auto weight = [](float dot) { return fmaf(dot, fmaf(dot, quadratic, linear), 1.0F); };
+    constexpr float constant = 1.0F / (1 << Numbers::answer_shift);
+    constexpr float linear = static_cast<float>(Map::inverse_sqrt_dim) * constant;
+    constexpr float quadratic = static_cast<float>(Map::inverse_sqrt_dim) * linear / 2;
+    const auto weight = [](float dot) { return fmaf(dot, fmaf(dot, quadratic, linear), constant); };
     const unsigned first = lane() % 4 * 2;
     const Pair diagonal = (first <= lane() / 4 ? 0xffffu : 0u) | (first + 1 <= lane() / 4 ? 0xffff0000u : 0u);
 #pragma unroll
@@ -287,7 +323,7 @@ class Answerer {
       Pair(&pairs)[4] = weights[k].pairs;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        pairs[i] = rounded_pair(weight(scores[8 * k + 2 * i]), weight(scores[8 * k + 2 * i + 1]));
+        pairs[i] = Numbers::rounded(weight(scores[8 * k + 2 * i]), weight(scores[8 * k + 2 * i + 1]));
       }
       // Block (rows 0-7, keys 8-15) is masked on the diagonal, block (rows 8-15, keys 0-7) is not.
       const Pair mask = k < warp_ ? ~0u : (k == warp_ ? diagonal : 0u);
@@ -298,17 +334,17 @@ class Answerer {
     }
   }
 
-  // -- output
-  // --------------------------------------------------------------------------------------------------------------
-
-  /// The normaliser's factor; a reciprocal to the last bit would be lost on an output of bfloat16.
-  static __device__ float factor(float denominator) {
+  /// The normaliser's factor for what HopperNumbers has made of the denominator; a reciprocal to the last bit would be lost
+  /// on an output of bfloat16.
+  static __device__ float factor(float scaled_denominator) {
     using Normaliser = typename Config::Normaliser;
+    constexpr float scale = 1 << Numbers::answer_shift;
+    const float denominator = scaled_denominator * scale;
     if constexpr (is_sum_normaliser<Normaliser>) {
-      const float factor = approximate_reciprocal(denominator + static_cast<float>(Normaliser::epsilon));
+      const float factor = approximate_reciprocal(denominator + static_cast<float>(Normaliser::epsilon)) * scale;
       return denominator == 0 ? 0.0F : factor;
     } else {
-      return Normaliser::factor(denominator);
+      return Normaliser::factor(denominator) * scale;
     }
   }
 
@@ -319,7 +355,7 @@ class Answerer {
     const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
     const float factors[2] = {factor(sums[ones_column]), factor(sums[ones_column + 2])};
     const auto pair = [&](int j, int h) {
-      return rounded_pair(sums[4 * j + 2 * h] * factors[h], sums[4 * j + 2 * h + 1] * factors[h]);
+      return Numbers::rounded(sums[4 * j + 2 * h] * factors[h], sums[4 * j + 2 * h + 1] * factors[h]);
     };
     // Rows of 128 bytes, of which 16 bytes j stand in place j ^ row % 8.
     const SharedAddress to = tile + lane % 16 * Layout::value_row + (((lane / 16) ^ (lane % 8)) * 16);

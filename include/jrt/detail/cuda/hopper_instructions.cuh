@@ -143,6 +143,14 @@ __device__ inline Pair load_pair(SharedAddress from) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(from) : "memory");
   return pair;
 }
+__device__ inline void store_pointer(SharedAddress to, const void* pointer) {
+  asm volatile("st.shared.b64 [%0], %1;" : : "r"(to), "l"(pointer) : "memory");
+}
+__device__ inline void* load_pointer(SharedAddress from) {
+  void* pointer;
+  asm volatile("ld.shared.b64 %0, [%1];" : "=l"(pointer) : "r"(from) : "memory");
+  return pointer;
+}
 /// Four, or two, 8x8 blocks of 16-bit numbers from a warp's fragments; lane l names row l % 8 of block l / 8.
 __device__ inline void store_blocks(SharedAddress row, Pair block0, Pair block1, Pair block2, Pair block3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
@@ -163,17 +171,6 @@ __device__ inline unsigned computed_afresh(unsigned number) {
 
 // -- numbers
 // ---------------------------------------------------------------------------------------------------------------
-
-__device__ inline Pair rounded_pair(float first, float second) {
-  Pair pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
-}
-__device__ inline Pair multiply(Pair a, Pair b) {
-  Pair product;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
 
 __device__ inline float approximate_reciprocal(float number) {
   float reciprocal;

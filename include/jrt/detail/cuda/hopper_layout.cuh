@@ -39,7 +39,7 @@ struct HopperLayout {
   static constexpr int stages = hopper_tuning.stages;
 
   /// Elements whose products the matrix unit takes as they are, the packing's feature map, rows of whole 16 bytes.
-  static constexpr bool supported = std::is_same_v<typename Config::Element, BFloat16> &&
+  static constexpr bool supported = sizeof(typename Config::Element) == 2 &&
                                     std::is_same_v<Map, Taylor2<Packing::input_dim, SymmetricPacking>> &&
                                     std::is_same_v<ConfigCompute<Config>, float> && Config::value_dim % 8 == 0;
 
@@ -86,6 +86,11 @@ struct HopperLayout {
   static constexpr SharedAddress query_free = query_full + 8 * stages;  // [stages]
   static constexpr SharedAddress state_full = query_free + 8 * stages;  // [2]
   static constexpr SharedAddress state_free = state_full + 16;          // [2]
+  // What queries' features are to be multiplied with for a published state, one number, twice, for each warp that
+  // published.
+  static constexpr SharedAddress state_factors = state_free + 16;  // [2][4]
+  // Where the final state goes, kept here because the warps that write it have no registers to spare until then.
+  static constexpr SharedAddress final_state = state_factors + 32;
 };
 
 }  // namespace jrt::detail::cuda

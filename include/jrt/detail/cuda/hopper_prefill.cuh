@@ -66,7 +66,8 @@ __device__ void prepare_shared_memory() {
     __trap();  // every address below is counted from there
   }
   const int thread = static_cast<int>(threadIdx.x);
-  const Pair ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+  constexpr Pair one = HopperNumbers<typename Config::Element>::power_of_two(0);
+  const Pair ones[4] = {one, one, one, one};
   const auto threads = static_cast<int>(blockDim.x);
   if constexpr (Layout::ones_apart) {
     for (int i = thread; i < Layout::ones_tile / 16; i += threads) {
@@ -160,16 +161,13 @@ __device__ void read_start(StateKeeper<Config>& keeper, const HopperCall<Config>
   }
 }
 
-/// The state after the last token of a sequence.
+/// Where the state after a segment's last token goes; null if nowhere.
 template <class Config>
-__device__ void write_end(StateKeeper<Config>& keeper, const HopperCall<Config>& call, const PrefillPlan& plan,
-                          const BlockItem& item, int column) {
+__device__ auto* final_destination(const HopperCall<Config>& call, const PrefillPlan& plan, const BlockItem& item) {
   using Call = HopperCall<Config>;
-  auto* const final_state = call.final_state(item.sequence, item.head);
   // Of a whole that goes through partial states, the scan has written it.
-  if (final_state != nullptr && item.segment + 1 == plan.token_segments && !(Call::full && Call::through_partials(plan))) {
-    keeper.write(final_state, column);
-  }
+  const bool writes = item.segment + 1 == plan.token_segments && !(Call::full && Call::through_partials(plan));
+  return writes ? call.final_state(item.sequence, item.head) : nullptr;
 }
 
 /// `grouped`: whether several query heads share a key head.
@@ -198,6 +196,9 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
     const TokenRun own(token_source(call.args, plan, item.head),
                        segment_of(plan.tokens, plan.token_segments, item.segment, Layout::chunk));
     const Schedule schedule(encoder, own, item.head, item.slice);
+    if (threadIdx.x == 0) {
+      store_pointer(Layout::final_state, final_destination(call, plan, item));
+    }
     prepare_shared_memory<Config>();
     // With the full mask, all tokens are summed before the first is read; of a split sequence, by the kernels before.
     const bool sums_own = Call::full && !through;
@@ -216,7 +217,9 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
       } else {
         keeper.publish_and_accumulate(schedule.own);
       }
-      write_end(keeper, call, plan, item, schedule.column);
+      if (void* const final_state = load_pointer(Layout::final_state); final_state != nullptr) {
+        keeper.write(static_cast<typename Call::Format::Scalar*>(final_state), schedule.column);
+      }
     } else {
       give_registers<hopper_tuning.answer_registers>();
       const Answerer<Config, grouped> answerer(call.maps, schedule, call.args.output, call.group);

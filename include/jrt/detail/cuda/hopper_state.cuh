@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "jrt/detail/cuda/hopper_layout.cuh"
+#include "jrt/detail/cuda/hopper_numbers.cuh"
 #include "jrt/detail/cuda/hopper_product.cuh"
 #include "jrt/detail/cuda/hopper_schedule.cuh"
 #include "jrt/detail/cuda/vector.cuh"
@@ -28,6 +29,7 @@ class StateKeeper {
   using Layout = HopperLayout<Config>;
   using Packing = typename Layout::Packing;
   using Format = StateFormatOf<Config>;
+  using Numbers = HopperNumbers<typename Config::Element>;
 
   __device__ StateKeeper()
       : warp_(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32 % 4, 0)),
@@ -164,7 +166,7 @@ class StateKeeper {
   static constexpr int depth_steps = Layout::chunk / 16;
   static constexpr int all_products = depth_steps * Packing::row_tiles;
   static constexpr int fragments = 2;  // in use by the matrix unit at a time
-  static constexpr Pair one_one = 0x3f803f80;
+  static constexpr Pair one_one = Numbers::power_of_two(0);
 
   static __device__ int lane() {
     return static_cast<int>(threadIdx.x) % 32;
@@ -178,7 +180,9 @@ class StateKeeper {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const TaylorRow row = Packing::row(m, warp_, h, lane() / 4);
-        function(state_[m], h, Packing::format_row(row), Packing::format_scale(row));
+        const int inputs = row.first < 0 ? 0 : (row.second < 0 ? 1 : 2);
+        const auto shifted = static_cast<float>(1 << (inputs * Numbers::key_shift));
+        function(state_[m], h, Packing::format_row(row), Packing::format_scale(row) * shifted);
       }
     }
   }
@@ -191,7 +195,8 @@ class StateKeeper {
   __device__ void take_inputs() {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      inputs_[i] = next_inputs_[i];
+      inputs_[i] = Numbers::key_shift == 0 ? next_inputs_[i]
+                                           : Numbers::product(next_inputs_[i], Numbers::power_of_two(-Numbers::key_shift));
       turned_[i] = __shfl_sync(~0u, inputs_[i], turned_lane_);
     }
   }
@@ -203,22 +208,22 @@ class StateKeeper {
     if constexpr (m == 0) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        f[i] = multiply(inputs_[i], warp_ == 0 ? inputs_[i] : turned_[i]);
+        f[i] = Numbers::product(inputs_[i], warp_ == 0 ? inputs_[i] : turned_[i]);
       }
     } else if constexpr (m == 1) {
-      f[0] = multiply(inputs_[0], turned_[1]);
-      f[2] = multiply(inputs_[2], turned_[3]);
+      f[0] = Numbers::product(inputs_[0], turned_[1]);
+      f[2] = Numbers::product(inputs_[2], turned_[3]);
       if (warp_ == 0) {
         const bool low = lane() / 4 < 4;
-        f[1] = multiply(low ? inputs_[0] : inputs_[1], low ? turned_[0] : turned_[1]);
-        f[3] = multiply(low ? inputs_[2] : inputs_[3], low ? turned_[2] : turned_[3]);
+        f[1] = Numbers::product(low ? inputs_[0] : inputs_[1], low ? turned_[0] : turned_[1]);
+        f[3] = Numbers::product(low ? inputs_[2] : inputs_[3], low ? turned_[2] : turned_[3]);
       } else {
-        f[1] = multiply(inputs_[1], turned_[0]);
-        f[3] = multiply(inputs_[3], turned_[2]);
+        f[1] = Numbers::product(inputs_[1], turned_[0]);
+        f[3] = Numbers::product(inputs_[3], turned_[2]);
       }
     } else if (warp_ == 0) {
-      f[0] = multiply(inputs_[0], inputs_[1]);
-      f[2] = multiply(inputs_[2], inputs_[3]);
+      f[0] = Numbers::product(inputs_[0], inputs_[1]);
+      f[2] = Numbers::product(inputs_[2], inputs_[3]);
       f[1] = f[3] = lane() / 4 == 0 ? one_one : 0;
     } else {
 #pragma unroll
@@ -244,7 +249,7 @@ class StateKeeper {
       const MatrixDescriptor right(tile, Layout::ones_apart ? Layout::ones - tile : 0, 8 * Layout::value_row,
                                    Swizzle::bytes_128);
       products_begin();
-      WarpgroupProduct<Layout::width>::add(state_[m], features, right.word(), 1);
+      WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right.word(), 1);
       products_commit();
       // The next 16 tokens' keys, in time: nothing of this step needs turned halves any more.
       if constexpr (m == 1 && step + 1 < depth_steps) {
@@ -308,10 +313,37 @@ class StateKeeper {
     store_pairs(SharedNumbers::at(at), zeros);
   }
 
-  /// The state, rounded to bfloat16, in shared memory: blocks of 8 rows by 8 columns, contiguous, as the matrix unit reads
-  /// them without a swizzle.
+  /// The state, rounded to the element type, in shared memory: blocks of 8 rows by 8 columns, contiguous, as the matrix
+  /// unit reads them without a swizzle. What would leave the type's range is published with a factor, whose inverse goes to
+  /// the queries.
   __device__ void publish(int buffer) const {
+    if constexpr (!Numbers::narrow_range) {
+      publish(buffer, [](float number) { return number; });
+    } else {
+      float largest = 0;
+      for (const auto& tile : state_) {
+        for (const float number : tile) {
+          largest = fmaxf(largest, fabsf(number));
+        }
+      }
+      const unsigned bits = __reduce_max_sync(~0u, __float_as_uint(largest));
+      const int exponent = static_cast<int>(bits >> 23) - 127;
+      const int excess = clamped(exponent - 14, 0, 15);
+      if (lane() == 0) {
+        store_pair(SharedNumbers::at(Layout::state_factors + 16 * buffer + 4 * warp_), Numbers::power_of_two(excess));
+      }
+      if (excess == 0) {
+        publish(buffer, [](float number) { return number; });
+      } else {
+        const float factor = __int_as_float((127 - excess) << 23);
+        publish(buffer, [factor](float number) { return number * factor; });
+      }
+    }
+  }
+  template <class Scale>
+  __device__ void publish(int buffer, const Scale& scale) const {
     const SharedAddress to = published_row_ + buffer * Layout::state_tile;
+    const auto pair = [&](int m, int i) { return Numbers::rounded(scale(state_[m][i]), scale(state_[m][i + 1])); };
 #pragma unroll
     for (int m = 0; m < Packing::row_tiles; ++m) {
       if (64 * m + 16 * warp_ < Packing::rows) {
@@ -326,9 +358,6 @@ class StateKeeper {
         }
       }
     }
-  }
-  [[nodiscard]] __device__ Pair pair(int m, int i) const {
-    return rounded_pair(state_[m][i], state_[m][i + 1]);
   }
 
   __device__ void announce(int buffer) const {

@@ -5,8 +5,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
-#include "jrt/numeric.hpp"
+#include "jrt/detail/cuda/hopper_numbers.cuh"
 #include "jrt/tensor_view.hpp"
 
 /// Descriptions of tensors for the copy engine (CUDA driver API, "Tensor Map Object Management").
@@ -63,8 +64,8 @@ bool describe(const TensorView<Element>& view, const TensorBox& box, CUtensorMap
   const cuuint32_t sizes[] = {static_cast<cuuint32_t>(box.columns), static_cast<cuuint32_t>(box.tokens), 1, 1};
   const cuuint32_t steps[] = {1, 1, 1, 1};
   auto* const data = const_cast<void*>(static_cast<const void*>(view.data));
-  return encoder(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, data, extents, strides, sizes, steps,
-                 CU_TENSOR_MAP_INTERLEAVE_NONE, box.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+  return encoder(&map, HopperNumbers<std::remove_const_t<Element>>::tensor_map_type, 4, data, extents, strides, sizes,
+                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, box.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
