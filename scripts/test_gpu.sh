@@ -18,7 +18,7 @@ sanitize() {
     { tail -n 40 "$build/$1.$2.log"; exit 1; }
   grep SUMMARY "$build/$1.$2.log"
 }
-for test in prefill decode laws golden state_exchange state_operations policy_feature_map policy_padding backend fuzz_16bit; do
+for test in prefill decode laws golden state_exchange state_operations policy_feature_map policy_padding backend hopper fuzz_16bit; do
   sanitize memcheck "$test"
 done
 for test in decode golden policy_padding races; do

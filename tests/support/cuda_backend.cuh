@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <jrt/cuda.cuh>
 #include <utility>
 #include <vector>
@@ -58,6 +59,12 @@ class DeviceArray {
   std::size_t count_ = 0;
 };
 
+/// Which kernels are tested: all that the backend chooses, or with JRT_TEST_KERNELS=portable those that run everywhere.
+inline CudaKernels tested_kernels() {
+  const char* const name = std::getenv("JRT_TEST_KERNELS");
+  return name != nullptr && std::strcmp(name, "portable") == 0 ? CudaKernels::portable : CudaKernels::automatic;
+}
+
 /// How many columns a thread has in one access, and with it the order of sums over rows, depends on the state's type.
 inline constexpr bool same_sums_for_all_state_types = false;
 
@@ -66,7 +73,7 @@ struct Simple {
   template <class T>
   using Array = DeviceArray<T>;
 
-  static Cuda execution() { return Cuda{}; }
+  static Cuda execution() { return Cuda{nullptr, tested_kernels()}; }
   static std::int64_t workers() { return execution().multiprocessors(); }
 };
 
@@ -81,7 +88,7 @@ struct Concurrent {
       require_cuda(cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking), "stream");
       return created;
     }();
-    return Cuda{stream};
+    return Cuda{stream, tested_kernels()};
   }
   static std::int64_t workers() { return execution().multiprocessors(); }
 };
