@@ -9,6 +9,15 @@ std::string version_name(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
+/// The table that the kernels for Hopper are tuned by.
+std::string tuning_table() {
+  const auto& t = jrt::detail::cuda::hopper_tuning;
+  return "stages " + std::to_string(t.stages) + ", keeper registers " + std::to_string(t.keeper_registers) +
+         ", answer registers " + std::to_string(t.answer_registers) + ", read blocks " + std::to_string(t.read_blocks) +
+         ", sum blocks " + std::to_string(t.sum_blocks) + ", fewest segments " + std::to_string(t.fewest_segments) +
+         ", tokens per worker " + std::to_string(t.tokens_per_worker);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -30,6 +39,7 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("GPU", properties.name);
   benchmark::AddCustomContext("multiprocessors", std::to_string(properties.multiProcessorCount));
   benchmark::AddCustomContext("CUDA", version_name(runtime) + ", driver for " + version_name(driver));
+  benchmark::AddCustomContext("hopper_tuning", tuning_table());
   benchmark::AddCustomContext("copy_GB/s", std::to_string(jrt::bench::copy_bandwidth() * 1e-9));
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

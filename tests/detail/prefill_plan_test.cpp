@@ -67,6 +67,30 @@ TEST_CASE("a plan depends on the sequence alone where the split does, and stays 
   CHECK(limited.encoder_segments == 2);
 }
 
+TEST_CASE("a backend may refuse to split for little: few segments, or few tokens for every worker") {
+  using Config = Prefix<float>;
+  PrefillLayout layout{16, 264, 64};
+  layout.fewest_segments = 3;
+  layout.tokens_per_worker = 16;
+  const auto expect = [&](std::int64_t heads, std::int64_t tokens, std::int64_t segments, std::int64_t encoder_segments) {
+    layout.heads_in_batch = heads;
+    const PrefillPlan plan = plan_of<Config>(tokens, tokens / 2, 0, layout);
+    CHECK(plan.token_segments == segments);
+    CHECK(plan.encoder_segments == encoder_segments);
+  };
+  expect(16, 2048, 8, 4);
+  expect(32, 2048, 4, 2);
+  expect(64, 2048, 1, 1);  // 128 workers: two for each head
+  expect(64, 8192, 4, 4);
+  expect(128, 32768, 1, 1);
+  expect(1, 100, 1, 1);
+  // Keys that are only added up are read once, whether split or not.
+  const PrefillPlan sums = plan_of<Config>(0, 0, 0, layout);
+  CHECK(sums.token_segments == 1);
+  layout.heads_in_batch = 128;
+  CHECK(layout.encoder_segments<Config::Split>(32768, 0) == 2);
+}
+
 TEST_CASE("spans with impossible numbers are pulled into the views, valid ones are left alone") {
   for (const std::int64_t bad : {-5, 0, 3, 8, 1000}) {
     for (const std::int64_t tokens : {0, 8}) {

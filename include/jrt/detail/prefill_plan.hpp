@@ -39,12 +39,16 @@ struct PrefillLayout {
   std::int64_t most_encoder_segments = INT64_MAX;
   // Sequences of fewer are not split: what reads everything twice must be worth it.
   std::int64_t fewest_segments = 1;
+  // Tokens of a sequence for which one more worker is worth its partial states; 0 if any are.
+  std::int64_t tokens_per_worker = 0;
 
   /// Segments of `tokens` tokens: what the policy says, but no more than there are chunks.
   template <class Split>
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t segments(std::int64_t tokens) const {
     const auto chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
-    return clamped(Split::segments(tokens, heads_in_batch, workers), 1, chunks);
+    const std::int64_t worthwhile =
+        tokens_per_worker == 0 ? workers : clamped(tokens / tokens_per_worker, 1, larger<std::int64_t>(workers, 1));
+    return clamped(Split::segments(tokens, heads_in_batch, worthwhile), 1, chunks);
   }
   template <class Split>
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t token_segments(std::int64_t tokens) const {

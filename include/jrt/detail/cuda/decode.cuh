@@ -40,7 +40,7 @@ class StepBlock {
     T key_input[Map::input_dim];
     T query_input[Map::input_dim];
     T value[Format::columns];
-    T partial_sums[Layout::groups][Format::columns];
+    T partial_sums[Layout::partial_sums][Format::columns];
     T partial_denominators[Layout::threads / 32];
     // Features and z follow: as many numbers as there are rows may need more than 48 KiB.
   };
@@ -83,23 +83,24 @@ class StepBlock {
       if (pass == 0) {
         place_normaliser();
       }
-      if (keys > 0) {
-        place_token(0);
-      }
-      convert_state();
       for (std::int64_t t = 0; t < keys; ++t) {
-        if (t > 0) {
-          place_token(t);
+        if (t > 0 || pass > 0) {
+          __syncthreads();  // the token before is done with
         }
+        place_token(t);
         if (t + 1 < keys) {
           fetch_token(t + 1);
         }
         add_token(pass);
+        // Numbers of 16 bits leave registers for this: stores are on their way while outputs are summed up.
+        if (sizeof(Scalar) == 2 && t + 1 == keys && destination != nullptr) {
+          write_state(destination, pass);
+        }
         for (std::int64_t g = 0; t >= call_.already_staged && g < call_.group; ++g) {
           answer(t, g, pass);
         }
       }
-      if (destination != nullptr) {
+      if ((sizeof(Scalar) > 2 || keys == 0) && destination != nullptr) {
         write_state(destination, pass);
       }
     }
@@ -167,25 +168,8 @@ class StepBlock {
   }
 
   __device__ void fetch_state(const Scalar* source, int pass) {
-    if (rows_aligned(source)) {
-      for_rows(pass, [&](int i, int offset) { raw_[i] = load_vector<Layout::columns>(source + offset); });
-    } else {
-      for_rows(pass, [&](int i, int offset) {
-        for (int c = 0; c < Layout::columns; ++c) {
-          raw_[i][c] = source[offset + c];
-        }
-      });
-    }
-  }
-
-  __device__ void convert_state() {
-#pragma unroll
-    for (int i = 0; i < Layout::rows; ++i) {
-#pragma unroll
-      for (int c = 0; c < Layout::columns; ++c) {
-        state_[i][c] = convert<T>(raw_[i][c]);
-      }
-    }
+    const bool aligned = rows_aligned(source);
+    for_rows(pass, [&](int i, int offset) { state_[i].load(source + offset, aligned); });
   }
 
   __device__ void fetch_normaliser(const Scalar* source) {
@@ -204,25 +188,9 @@ class StepBlock {
     }
   }
 
-  __device__ void write_state(Scalar* destination, int pass) {
-    const auto numbers = [&](int i) {
-      Vector<Scalar, Layout::columns> row;
-#pragma unroll
-      for (int c = 0; c < Layout::columns; ++c) {
-        row[c] = convert<Scalar>(state_[i][c]);
-      }
-      return row;
-    };
-    if (rows_aligned(destination)) {
-      for_rows(pass, [&](int i, int offset) { store_vector(destination + offset, numbers(i)); });
-    } else {
-      for_rows(pass, [&](int i, int offset) {
-        const auto row = numbers(i);
-        for (int c = 0; c < Layout::columns; ++c) {
-          destination[offset + c] = row[c];
-        }
-      });
-    }
+  __device__ void write_state(Scalar* destination, int pass) const {
+    const bool aligned = rows_aligned(destination);
+    for_rows(pass, [&](int i, int offset) { state_[i].store(destination + offset, aligned); });
   }
 
   /// Position of token t, counted from 1.
@@ -259,7 +227,6 @@ class StepBlock {
 
   /// What was fetched goes to shared memory, and is expanded there.
   __device__ void place_token(std::int64_t t) {
-    __syncthreads();
 #pragma unroll
     for (int i = 0; i < input_parts; ++i) {
       const int c = thread() + i * Layout::threads;
@@ -285,11 +252,12 @@ class StepBlock {
     __syncthreads();
   }
 
-  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first.
+  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. Sums are rounded to the state's type with every
+  /// token, as they are when tokens come one by one.
   __device__ void add_token(int pass) {
     if (pass == 0) {
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
-        normaliser_[r] += key_features_[r];
+        normaliser_[r] = convert<T>(convert<Scalar>(normaliser_[r] + key_features_[r]));
       }
     }
 #pragma unroll
@@ -297,10 +265,13 @@ class StepBlock {
       const int r = row(i, pass);
       if (r < Format::rows) {
         const T feature = key_features_[r];
+        T numbers[Layout::columns];
+        state_[i].get(numbers);
 #pragma unroll
         for (int c = 0; c < Layout::columns; ++c) {
-          state_[i][c] += feature * shared_.value[column() + c];
+          numbers[c] += feature * shared_.value[column() + c];
         }
+        state_[i].set(numbers);
       }
     }
   }
@@ -343,16 +314,26 @@ class StepBlock {
       const int r = row(i, pass);
       if (r < Format::rows) {
         const T feature = query_features_[r];
+        T numbers[Layout::columns];
+        state_[i].get(numbers);
 #pragma unroll
         for (int c = 0; c < Layout::columns; ++c) {
-          sums[c] += feature * state_[i][c];
+          sums[c] += feature * numbers[c];
         }
       }
     }
-    if (thread() < owners) {
+    // Threads of a warp that have the same columns, as a tree.
+#pragma unroll
+    for (int distance = 16; distance >= Layout::lanes && Layout::sums_in_warps; distance /= 2) {
 #pragma unroll
       for (int c = 0; c < Layout::columns; ++c) {
-        shared_.partial_sums[group()][column() + c] = sums[c];
+        sums[c] += __shfl_xor_sync(~0u, sums[c], distance);
+      }
+    }
+    if (Layout::sums_in_warps ? thread() % 32 < Layout::lanes : thread() < owners) {
+#pragma unroll
+      for (int c = 0; c < Layout::columns; ++c) {
+        shared_.partial_sums[Layout::sums_in_warps ? thread() / 32 : group()][column() + c] = sums[c];
       }
     }
     constexpr bool uses_denominator = Config::Normaliser::uses_denominator;
@@ -390,7 +371,7 @@ class StepBlock {
     }
     for (int c = thread(); c < Format::columns; c += Layout::threads) {
       T sum = 0;
-      for (int i = 0; i < Layout::groups; ++i) {
+      for (int i = 0; i < Layout::partial_sums; ++i) {
         sum += shared_.partial_sums[i][c];
       }
       if (Layout::passes > 1) {
@@ -420,8 +401,7 @@ class StepBlock {
   Scalar fetched_normaliser_[normaliser_parts] = {};
   Element fetched_input_[input_parts] = {};
   Element fetched_query_[query_parts] = {};
-  Vector<Scalar, Layout::columns> raw_[Layout::rows] = {};  // the state as it is stored
-  T state_[Layout::rows][Layout::columns];
+  StoredNumbers<Scalar, Layout::columns> state_[Layout::rows];  // as in memory: the fewer registers, the more blocks
 };
 
 extern __shared__ __align__(16) std::byte step_shared_memory[];

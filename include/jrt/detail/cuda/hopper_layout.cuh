@@ -19,6 +19,7 @@ struct HopperTuning {
   int read_blocks = 2;         // blocks on a multiprocessor: kernel with outputs
   int sum_blocks = 3;          // likewise: kernel that only sums
   int fewest_segments = 3;     // splitting in two reads everything twice to use units that are busy already
+  int tokens_per_worker = 16;  // a block more for every so many tokens of a sequence is worth its partial states
 };
 inline constexpr HopperTuning hopper_tuning{};
 

@@ -279,6 +279,7 @@ class HopperPrefill {
     call_.group = static_cast<int>(args.query.heads / larger<std::int64_t>(heads, 1));
     PrefillLayout layout{sequences * heads, std::int64_t{on.multiprocessors()} * hopper_tuning.read_blocks, Layout::chunk};
     layout.fewest_segments = hopper_tuning.fewest_segments;
+    layout.tokens_per_worker = hopper_tuning.tokens_per_worker;
     call_.layout = layout_of(args, layout);
   }
 

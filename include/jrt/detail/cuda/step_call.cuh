@@ -38,9 +38,15 @@ struct StepLayout {
   }();
   static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; up to 512 always works.");
   static constexpr int groups = threads / lanes;  // rows worked on at a time
+  /// Whether a warp's groups add up among themselves before they go to shared memory. Wider numbers leave no registers for
+  /// it.
+  static constexpr bool sums_in_warps = sizeof(typename Format::Scalar) == 2 && lanes <= 32 && 32 % lanes == 0;
+  static constexpr int partial_sums = sums_in_warps ? threads / 32 : groups;
 
-  /// Memory-bound: the more loads in flight the better, so that registers are kept few.
-  static constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? larger(1, 768 / threads) : 1;
+  /// Memory-bound: the more loads in flight the better, so that registers are kept few. A block with a state of 16-bit
+  /// numbers has half as much to load.
+  static constexpr int resident_threads = sizeof(typename Format::Scalar) == 2 ? 1024 : 768;
+  static constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? larger(1, resident_threads / threads) : 1;
 
   /// Rows per thread that are in registers together; larger states take several passes.
   static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));

@@ -46,6 +46,11 @@ bool describe(const TensorView<Element>& view, const TensorBox& box, CUtensorMap
   }
   const cuuint64_t extents[] = {static_cast<cuuint64_t>(view.dim), static_cast<cuuint64_t>(view.tokens),
                                 static_cast<cuuint64_t>(view.heads), static_cast<cuuint64_t>(view.batch)};
+  for (const cuuint64_t extent : extents) {
+    if (extent > INT32_MAX) {  // coordinates have 32 bits
+      return false;
+    }
+  }
   const std::int64_t strides_in_elements[] = {view.token_stride, view.head_stride, view.batch_stride};
   cuuint64_t strides[3] = {};
   for (int i = 0; i < 3; ++i) {
