@@ -10,8 +10,7 @@ std::string version_name(int version) {
 }
 
 /// The table that the kernels for Hopper are tuned by.
-std::string tuning_table() {
-  const auto& t = jrt::detail::cuda::hopper_tuning;
+std::string tuning(const jrt::detail::cuda::HopperTuning& t) {
   return "stages " + std::to_string(t.stages) + ", keeper registers " + std::to_string(t.keeper_registers) +
          ", answer registers " + std::to_string(t.answer_registers) + ", read blocks " + std::to_string(t.read_blocks) +
          ", sum blocks " + std::to_string(t.sum_blocks) + ", fewest segments " + std::to_string(t.fewest_segments) +
@@ -39,7 +38,9 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("GPU", properties.name);
   benchmark::AddCustomContext("multiprocessors", std::to_string(properties.multiProcessorCount));
   benchmark::AddCustomContext("CUDA", version_name(runtime) + ", driver for " + version_name(driver));
-  benchmark::AddCustomContext("hopper_tuning", tuning_table());
+  using namespace jrt::detail::cuda;
+  benchmark::AddCustomContext("hopper_tuning bfloat16", tuning(hopper_tuning<jrt::BFloat16>));
+  benchmark::AddCustomContext("hopper_tuning half", tuning(hopper_tuning<jrt::Half>));
   benchmark::AddCustomContext("copy_GB/s", std::to_string(jrt::bench::copy_bandwidth() * 1e-9));
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

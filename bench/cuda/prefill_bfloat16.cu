@@ -24,6 +24,8 @@ const bool registered = [] {
                                                {.batch = 1, .tokens = 32768, .layout = Layout::token_major},
                                                {.batch = 16, .tokens = 8192, .layout = Layout::packed_qkv},
                                                {.batch = 16, .tokens = 8192, .layout = Layout::variable_length},
+                                               {.batch = 64, .tokens = 2048},
+                                               {.batch = 64, .tokens = 2048, .layout = Layout::variable_length},
                                                {.batch = 16, .tokens = 8192, .key_heads = 4},
                                                {.batch = 16, .tokens = 8192, .from_state = true}});
   return true;

@@ -39,12 +39,12 @@ struct PrefillCase {
   }
 };
 
-/// Lengths that differ from `tokens` by up to 3054 and are `count * tokens` together; hardly one is a whole number of
+/// Lengths that differ from `tokens` by up to 37 % and are `count * tokens` together; hardly one is a whole number of
 /// chunks.
 inline std::vector<std::int64_t> lengths_around(std::int64_t tokens, std::int64_t count) {
   std::vector<std::int64_t> lengths(static_cast<std::size_t>(count), tokens);
   for (std::int64_t pair = 0; pair < count / 2; ++pair) {
-    const std::int64_t difference = 37 + 431 * (pair % 8);
+    const std::int64_t difference = (37 + 431 * (pair % 8)) * tokens / 8192;
     lengths[static_cast<std::size_t>(2 * pair)] += difference;
     lengths[static_cast<std::size_t>(2 * pair + 1)] -= difference;
   }

@@ -5,10 +5,12 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <jrt/cuda.cuh>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -118,6 +120,8 @@ void report(benchmark::State& state, const Work& work, std::vector<float> times)
 /// Times `run()`, which makes `calls` calls of this work, as often as the benchmark says, with cold caches each time.
 template <class Run>
 void time_calls(benchmark::State& state, const Work& work, const Run& run, std::int64_t calls = 1) {
+  // What ran before has used up some of the power that the board may draw, and heated it: every row starts rested.
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
   for (int i = 0; i < 3; ++i) {
     run();
   }

@@ -14,6 +14,7 @@ import argparse
 import inspect
 import json
 import statistics
+import time
 from contextlib import nullcontext
 
 import torch
@@ -47,6 +48,7 @@ class Clock:
         return begin.elapsed_time(end)
 
     def median(self, call):
+        time.sleep(0.25)  # as cuda_bench does: no row pays for the heat of the one before
         first = [self.one(call) for _ in range(WARM_UPS)][-1]
         runs = int(min(MOST_RUNS, max(FEWEST_RUNS, MILLISECONDS_PER_ROW / first)))
         return statistics.median(self.one(call) for _ in range(runs)), runs

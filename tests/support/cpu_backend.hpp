@@ -6,7 +6,15 @@
 #include <jrt/thread_pool.hpp>
 #include <vector>
 
+#include "support/tensor.hpp"
+
 namespace jrt::test {
+
+/// Whether tensors of this layout are read by the code that reads aligned ones.
+template <class Config>
+bool same_kernels_as_aligned(Layout /*layout*/) {
+  return true;
+}
 
 /// Host memory, filled from and read back as a vector.
 template <class T>

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "support/tensor.hpp"
+
 namespace jrt::test {
 
 inline void require_cuda(cudaError_t error, const char* what) {
@@ -63,6 +65,14 @@ class DeviceArray {
 inline CudaKernels tested_kernels() {
   const char* const name = std::getenv("JRT_TEST_KERNELS");
   return name != nullptr && std::strcmp(name, "portable") == 0 ? CudaKernels::portable : CudaKernels::automatic;
+}
+
+/// Whether tensors of this layout are read by the kernels that read aligned ones.
+template <class Config>
+bool same_kernels_as_aligned(Layout layout) {
+  const bool own_kernels = tested_kernels() == CudaKernels::automatic && Cuda{}.compute_capability() == 90 &&
+                           detail::cuda::HopperLayout<Config>::supported;
+  return !own_kernels || layout == Layout::bthd || layout == Layout::bhtd;
 }
 
 /// How many columns a thread has in one access, and with it the order of sums over rows, depends on the state's type.

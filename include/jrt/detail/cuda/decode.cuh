@@ -24,7 +24,9 @@
 /// give.
 namespace jrt::detail::cuda {
 
-template <class Config>
+/// `one_token`: one key and one query, of which the state's numbers stay in registers as they are stored. With 16 bits that
+/// is half the registers, and so many more loads on their way; any more keys or queries need the sums unrounded.
+template <class Config, bool one_token>
 class StepBlock {
  public:
   using Call = StepCall<Config>;
@@ -83,24 +85,27 @@ class StepBlock {
       if (pass == 0) {
         place_normaliser();
       }
-      for (std::int64_t t = 0; t < keys; ++t) {
-        if (t > 0 || pass > 0) {
-          __syncthreads();  // the token before is done with
+      if (keys > 0) {
+        if (pass > 0) {
+          __syncthreads();  // the pass before is done with its last token
         }
-        place_token(t);
+        place_token(0);
+      }
+      convert_state();
+      for (std::int64_t t = 0; t < keys; ++t) {
+        if (t > 0) {
+          __syncthreads();
+          place_token(t);
+        }
         if (t + 1 < keys) {
           fetch_token(t + 1);
         }
         add_token(pass);
-        // Numbers of 16 bits leave registers for this: stores are on their way while outputs are summed up.
-        if (sizeof(Scalar) == 2 && t + 1 == keys && destination != nullptr) {
-          write_state(destination, pass);
-        }
         for (std::int64_t g = 0; t >= call_.already_staged && g < call_.group; ++g) {
-          answer(t, g, pass);
+          answer(t, g, pass, destination);
         }
       }
-      if ((sizeof(Scalar) > 2 || keys == 0) && destination != nullptr) {
+      if (!one_token && destination != nullptr) {
         write_state(destination, pass);
       }
     }
@@ -169,7 +174,14 @@ class StepBlock {
 
   __device__ void fetch_state(const Scalar* source, int pass) {
     const bool aligned = rows_aligned(source);
-    for_rows(pass, [&](int i, int offset) { state_[i].load(source + offset, aligned); });
+    for_rows(pass, [&](int i, int offset) { stored_[i].load(source + offset, aligned); });
+  }
+
+  __device__ void convert_state() {
+#pragma unroll
+    for (int i = 0; i < Layout::rows && !one_token; ++i) {
+      stored_[i].get(state_[i]);
+    }
   }
 
   __device__ void fetch_normaliser(const Scalar* source) {
@@ -188,9 +200,14 @@ class StepBlock {
     }
   }
 
-  __device__ void write_state(Scalar* destination, int pass) const {
+  __device__ void write_state(Scalar* destination, int pass) {
     const bool aligned = rows_aligned(destination);
-    for_rows(pass, [&](int i, int offset) { state_[i].store(destination + offset, aligned); });
+    for_rows(pass, [&](int i, int offset) {
+      if (!one_token) {
+        stored_[i].set(state_[i]);
+      }
+      stored_[i].store(destination + offset, aligned);
+    });
   }
 
   /// Position of token t, counted from 1.
@@ -252,27 +269,25 @@ class StepBlock {
     __syncthreads();
   }
 
-  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. Sums are rounded to the state's type with every
-  /// token, as they are when tokens come one by one.
+  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. The one token is added by `answer`.
   __device__ void add_token(int pass) {
     if (pass == 0) {
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
-        normaliser_[r] = convert<T>(convert<Scalar>(normaliser_[r] + key_features_[r]));
+        normaliser_[r] += key_features_[r];
       }
     }
 #pragma unroll
-    for (int i = 0; i < Layout::rows; ++i) {
-      const int r = row(i, pass);
-      if (r < Format::rows) {
-        const T feature = key_features_[r];
-        T numbers[Layout::columns];
-        state_[i].get(numbers);
-#pragma unroll
-        for (int c = 0; c < Layout::columns; ++c) {
-          numbers[c] += feature * shared_.value[column() + c];
-        }
-        state_[i].set(numbers);
+    for (int i = 0; i < Layout::rows && !one_token; ++i) {
+      if (const int r = row(i, pass); r < Format::rows) {
+        add_to_row(state_[i], r);
       }
+    }
+  }
+  __device__ void add_to_row(T (&numbers)[Layout::columns], int r) const {
+    const T feature = key_features_[r];
+#pragma unroll
+    for (int c = 0; c < Layout::columns; ++c) {
+      numbers[c] += feature * shared_.value[column() + c];
     }
   }
 
@@ -299,8 +314,9 @@ class StepBlock {
     }
   }
 
-  /// Output of query head g for token t; with several passes, this pass's part of it.
-  __device__ void answer(std::int64_t t, std::int64_t g, int pass) {
+  /// Output of query head g for token t; with several passes, this pass's part of it. With one token, also its sum, and the
+  /// way back to memory.
+  __device__ void answer(std::int64_t t, std::int64_t g, int pass, Scalar* destination) {
     if (g > 0) {
       __syncthreads();
       read_query(t, g);
@@ -311,16 +327,20 @@ class StepBlock {
     T sums[Layout::columns] = {};
 #pragma unroll
     for (int i = 0; i < Layout::rows; ++i) {
-      const int r = row(i, pass);
-      if (r < Format::rows) {
-        const T feature = query_features_[r];
-        T numbers[Layout::columns];
-        state_[i].get(numbers);
-#pragma unroll
-        for (int c = 0; c < Layout::columns; ++c) {
-          sums[c] += feature * numbers[c];
+      if (const int r = row(i, pass); r < Format::rows) {
+        if constexpr (one_token) {
+          T numbers[Layout::columns];
+          stored_[i].get(numbers);
+          add_to_row(numbers, r);
+          add_product(sums, query_features_[r], numbers);
+          stored_[i].set(numbers);
+        } else {
+          add_product(sums, query_features_[r], state_[i]);
         }
       }
+    }
+    if (one_token && destination != nullptr) {
+      write_state(destination, pass);  // on its way while outputs are summed up
     }
     // Threads of a warp that have the same columns, as a tree.
 #pragma unroll
@@ -352,6 +372,13 @@ class StepBlock {
     }
     __syncthreads();
     finish(t, g, pass);
+  }
+
+  static __device__ void add_product(T (&sums)[Layout::columns], T feature, const T (&numbers)[Layout::columns]) {
+#pragma unroll
+    for (int c = 0; c < Layout::columns; ++c) {
+      sums[c] += feature * numbers[c];
+    }
   }
 
   /// Adds up what the threads have for one output.
@@ -401,24 +428,33 @@ class StepBlock {
   Scalar fetched_normaliser_[normaliser_parts] = {};
   Element fetched_input_[input_parts] = {};
   Element fetched_query_[query_parts] = {};
-  StoredNumbers<Scalar, Layout::columns> state_[Layout::rows];  // as in memory: the fewer registers, the more blocks
+  StoredNumbers<Scalar, Layout::columns> stored_[Layout::rows];  // as in memory
+  T state_[Layout::rows][Layout::columns];                       // with one token, not in use
 };
 
 extern __shared__ __align__(16) std::byte step_shared_memory[];
 
-template <class Config>
-__global__ void __launch_bounds__(StepCall<Config>::Layout::threads, StepCall<Config>::Layout::blocks_per_multiprocessor)
+template <class Config, bool one_token>
+inline constexpr int step_blocks = StepCall<Config>::Layout::blocks_per_multiprocessor(one_token);
+
+template <class Config, bool one_token>
+__global__ void __launch_bounds__(StepCall<Config>::Layout::threads, step_blocks<Config, one_token>)
     step_states(const __grid_constant__ StepCall<Config> call) {
-  StepBlock<Config>(call, step_shared_memory).run();
+  StepBlock<Config, one_token>(call, step_shared_memory).run();
 }
 
 template <class Config>
 Status launch_step(const char* operation, StepCall<Config> call, const Workspace& workspace, const Cuda& on) {
+  using Layout = typename StepCall<Config>::Layout;
   Arena arena(workspace);
   call.sums = arena.take<typename StepCall<Config>::T>(call.sum_elements());
-  return launch(operation, step_states<Config>,
-                {call.sequences * call.heads, StepCall<Config>::Layout::threads, StepBlock<Config>::shared_bytes}, on,
-                call);
+  const Grid grid{call.sequences * call.heads, Layout::threads, StepBlock<Config, false>::shared_bytes};
+  if constexpr (Layout::keeps_stored) {
+    if (call.keys == 1 && call.group == 1 && call.already_staged == 0 && call.accepted_tokens == nullptr) {
+      return launch(operation, step_states<Config, true>, grid, on, call);
+    }
+  }
+  return launch(operation, step_states<Config, false>, grid, on, call);
 }
 
 }  // namespace jrt::detail::cuda

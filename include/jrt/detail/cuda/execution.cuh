@@ -32,6 +32,7 @@ class Cuda {
     };
     ask(cudaDevAttrMultiProcessorCount, multiprocessors_);
     ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, shared_bytes_);
+    ask(cudaDevAttrReservedSharedMemoryPerBlock, reserved_shared_bytes_);
     ask(cudaDevAttrComputeCapabilityMajor, major);
     ask(cudaDevAttrComputeCapabilityMinor, minor);
     compute_capability_ = 10 * major + minor;
@@ -47,6 +48,8 @@ class Cuda {
   [[nodiscard]] int multiprocessors() const { return multiprocessors_; }
   /// Shared memory that one block may have.
   [[nodiscard]] int shared_bytes_per_block() const { return shared_bytes_; }
+  /// Shared memory of each block that is the system's.
+  [[nodiscard]] int reserved_shared_bytes() const { return reserved_shared_bytes_; }
   [[nodiscard]] cudaError_t error() const { return error_; }
 
  private:
@@ -55,6 +58,7 @@ class Cuda {
   cudaError_t error_ = cudaSuccess;
   int multiprocessors_ = 1;
   int shared_bytes_ = 0;
+  int reserved_shared_bytes_ = 0;
   int compute_capability_ = 0;
 };
 

@@ -12,35 +12,44 @@
 
 namespace jrt::detail::cuda {
 
-/// The factors with which a state was published, for types of narrow range (see StateKeeper::publish).
+/// What types of narrow range need because parts of a state are published too small, each by a power of two of its own: the
+/// sums of a step are brought to the scale of the smallest part, and features that meet other parts with them.
 template <class Config>
 class StateFactors {
  public:
   using Numbers = HopperNumbers<typename Config::Element>;
 
-  __device__ explicit StateFactors(int buffer) {
+  __device__ explicit StateFactors(int buffer) : buffer_(buffer) {
     if constexpr (Numbers::narrow_range) {
-      constexpr Pair one = Numbers::power_of_two(0);
-      load_pairs(pairs_, SharedNumbers::at(HopperLayout<Config>::state_factors + 16 * buffer));
-      ones_ = pairs_[0] == one && pairs_[1] == one && pairs_[2] == one && pairs_[3] == one;
+      largest_ = larger(larger(excess(0), excess(1)), larger(excess(2), excess(3)));
     }
   }
+  /// Whether there is nothing to do.
+  [[nodiscard]] __device__ bool none() const { return !Numbers::narrow_range || largest_ == 0; }
+  /// To sums that are there already; `restored()` takes it back.
+  [[nodiscard]] __device__ float of_sums() const { return __int_as_float((127 - largest_) << 23); }
+  [[nodiscard]] __device__ float restored() const { return __int_as_float((127 + largest_) << 23); }
   /// To features that meet rows which warp `keeper_warp` has published.
   __device__ void apply(LeftFragment& features, int keeper_warp) const {
-    if (Numbers::narrow_range && !ones_) {
+    if (!none()) {
+      const Pair factor = Numbers::power_of_two(excess(keeper_warp) - largest_);
 #pragma unroll
       for (Pair& pair : features.pairs) {
-        pair = Numbers::product(pair, pairs_[keeper_warp]);
+        pair = Numbers::product(pair, factor);
       }
     }
   }
 
  private:
-  Pair pairs_[4];
-  bool ones_ = true;
+  [[nodiscard]] __device__ int excess(int keeper_warp) const {
+    return static_cast<int>(load_pair(HopperLayout<Config>::state_excess + 16 * buffer_ + 4 * keeper_warp));
+  }
+
+  int buffer_;
+  int largest_ = 0;
 };
 
-/// The four warps of a block that make the outputs, and the one thread among them that asks for all copies. Warp w has
+/// The four warps of a block that make the outputs, and of which the first asks for all copies. Warp w has
 /// tokens 16w … 16w + 15 of a chunk:
 ///
 ///     scores   s = q·kᵀ                          both tiles as the copy engine brought them
@@ -53,7 +62,6 @@ template <class Config, bool grouped>
 class Answerer {
  public:
   using Layout = HopperLayout<Config>;
-  using Packing = typename Layout::Packing;
   using Schedule = HopperSchedule<Config>;
   using Element = typename Config::Element;
   using Numbers = HopperNumbers<Element>;
@@ -178,6 +186,14 @@ class Answerer {
     }
     // Warp w of the keeper has published the rows of steps w, 4 + w and 8 + w.
     const StateFactors<Config> factors(buffer);
+    if (!factors.none()) {
+      products_wait<0>();
+      settled(sums);
+#pragma unroll
+      for (float& sum : sums) {
+        sum *= factors.of_sums();
+      }
+    }
     factors.apply(first[0], 0);
     factors.apply(first[1], 0);
     factors.apply(first[2], 1);
@@ -191,9 +207,10 @@ class Answerer {
     products_wait<0>();
     LeftFragment turned[6];
     turned_features(query, turned);
+    const StateFactors<Config> again(buffer);  // rather than keeping it: there are no registers for that
 #pragma unroll
     for (int i = 0; i < 6; ++i) {
-      factors.apply(turned[i], i / 2 + 1);
+      again.apply(turned[i], i / 2 + 1);
     }
     products_begin();
     add(sums, state, 1, turned[0]);
@@ -207,7 +224,7 @@ class Answerer {
     products_wait<0>();
     settled(sums);
     barrier_arrive(Layout::query_free + 8 * query_stage);
-    write(n, g, sums);
+    write(n, g, sums, StateFactors<Config>(buffer).restored());
   }
 
   static __device__ MatrixDescriptor input_tile(SharedAddress tile) {
@@ -336,9 +353,9 @@ class Answerer {
 
   /// The normaliser's factor for what HopperNumbers has made of the denominator; a reciprocal to the last bit would be lost
   /// on an output of bfloat16.
-  static __device__ float factor(float scaled_denominator) {
+  static __device__ float factor(float scaled_denominator, float restored) {
     using Normaliser = typename Config::Normaliser;
-    constexpr float scale = 1 << Numbers::answer_shift;
+    const float scale = restored * (1 << Numbers::answer_shift);
     const float denominator = scaled_denominator * scale;
     if constexpr (is_sum_normaliser<Normaliser>) {
       const float factor = approximate_reciprocal(denominator + static_cast<float>(Normaliser::epsilon)) * scale;
@@ -350,10 +367,10 @@ class Answerer {
 
   /// Normalises this warp's 16 tokens and hands them to the copy engine; of the last ones, those that are there are stored
   /// by hand, since behind them may be another sequence.
-  __device__ void write(int n, int g, const float (&sums)[Layout::width / 2]) const {
+  __device__ void write(int n, int g, const float (&sums)[Layout::width / 2], float restored) const {
     const unsigned lane = computed_afresh(Answerer::lane());
     const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
-    const float factors[2] = {factor(sums[ones_column]), factor(sums[ones_column + 2])};
+    const float factors[2] = {factor(sums[ones_column], restored), factor(sums[ones_column + 2], restored)};
     const auto pair = [&](int j, int h) {
       return Numbers::rounded(sums[4 * j + 2 * h] * factors[h], sums[4 * j + 2 * h + 1] * factors[h]);
     };

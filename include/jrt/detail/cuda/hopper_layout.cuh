@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -13,7 +14,7 @@ namespace jrt::detail::cuda {
 
 /// What can be tuned in the kernels for sm_90a; docs/hopper-kernel.md has the measurements.
 struct HopperTuning {
-  int stages = 4;              // chunks of keys and values on their way or in use; a power of two
+  int stages = 4;              // chunks of keys and values on their way or in use
   int keeper_registers = 152;  // of a thread that keeps the state
   int answer_registers = 104;  // of a thread that makes outputs
   int read_blocks = 2;         // blocks on a multiprocessor: kernel with outputs
@@ -21,7 +22,11 @@ struct HopperTuning {
   int fewest_segments = 3;     // splitting in two reads everything twice to use units that are busy already
   int tokens_per_worker = 16;  // a block more for every so many tokens of a sequence is worth its partial states
 };
+template <class Element>
 inline constexpr HopperTuning hopper_tuning{};
+/// The largest number of a state must be found before it is published.
+template <>
+inline constexpr HopperTuning hopper_tuning<Half>{.keeper_registers = 160, .answer_registers = 96};
 
 /// Sizes of the kernels for sm_90a, and what is where in shared memory.
 ///
@@ -37,7 +42,7 @@ struct HopperLayout {
   static constexpr int slices = ceil_div(Config::value_dim, most_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 8);  // of v, in a slice
   static constexpr int width = columns + 8;                                         // of the state
-  static constexpr int stages = hopper_tuning.stages;
+  static constexpr int stages = hopper_tuning<typename Config::Element>.stages;
 
   /// Elements whose products the matrix unit takes as they are, the packing's feature map, rows of whole 16 bytes.
   static constexpr bool supported = sizeof(typename Config::Element) == 2 &&
@@ -87,11 +92,10 @@ struct HopperLayout {
   static constexpr SharedAddress query_free = query_full + 8 * stages;  // [stages]
   static constexpr SharedAddress state_full = query_free + 8 * stages;  // [2]
   static constexpr SharedAddress state_free = state_full + 16;          // [2]
-  // What queries' features are to be multiplied with for a published state, one number, twice, for each warp that
-  // published.
-  static constexpr SharedAddress state_factors = state_free + 16;  // [2][4]
+  // How many powers of two each warp of the keeper has published its part of a state too small.
+  static constexpr SharedAddress state_excess = state_free + 16;  // [2][4]
   // Where the final state goes, kept here because the warps that write it have no registers to spare until then.
-  static constexpr SharedAddress final_state = state_factors + 32;
+  static constexpr SharedAddress final_state = state_excess + 32;
 };
 
 }  // namespace jrt::detail::cuda

@@ -41,22 +41,25 @@ struct HopperNumbers<BFloat16> {
   }
 };
 
-/// half ends at 65504, which products of inputs, weights of pairs and above all sums over long sequences exceed. So
+/// half ends at 65504, and below 6e-5 it loses bits. Products of inputs, weights of pairs, and above all sums over long
+/// sequences leave that range. So
 ///
-///     keys count 2^-key_shift, their products its square, and the factors of queries make up for it: inputs to 511 are
-///     safe; queries' features and weights count 2^-answer_shift, which comes back with the normaliser: weights to 2^22 are
-///     safe; a part of the state that is still too large is published with a factor of its own, see StateKeeper::publish.
+///     keys count 2^-key_shift, their products its square, and the factors of queries make up for it;
+///     queries' features and weights count 2^-answer_shift, which comes back with the normaliser;
+///     a part of the state that is still too large is published with a factor (StateKeeper::publish, StateFactors).
 ///
-/// All are powers of two, and far enough from the numbers that matter not to cost them bits.
+/// All are powers of two. Inputs up to 700 and weights up to 5e5 are safe; sums have no limit.
 template <>
 struct HopperNumbers<Half> {
   static constexpr CUtensorMapDataType tensor_map_type = CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   static constexpr bool narrow_range = true;
-  static constexpr int key_shift = 1;
-  static constexpr int answer_shift = 6;
+  static constexpr int key_shift = 2;
+  static constexpr int answer_shift = 3;
 
   JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
-    return static_cast<Pair>((15 + exponent) << 10) * 0x10001U;
+    // From 2^-15 to 2^-24 a number has no exponent of its own; what is smaller is 0.
+    const int bits = exponent >= -14 ? (15 + exponent) << 10 : (exponent >= -24 ? 1 << (24 + exponent) : 0);
+    return static_cast<Pair>(bits) * 0x10001U;
   }
 
   static __device__ Pair rounded(float first, float second) {

@@ -28,9 +28,8 @@ namespace jrt::detail::cuda {
 
 struct HopperPacking {
   static constexpr int input_dim = 16;
-  static constexpr int row_tiles = 3;     // of 64 rows in the accumulators
-  static constexpr int rows = 160;        // that queries read
-  static constexpr int depth_steps = 10;  // of 16 rows
+  static constexpr int row_tiles = 3;  // of 64 rows in the accumulators
+  static constexpr int rows = 160;     // that queries read
 
   JRT_DETAIL_HD static constexpr TaylorRow nothing() { return {-2, -2}; }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "jrt/detail/cuda/hopper_answer.cuh"
@@ -96,16 +97,17 @@ __device__ void prepare_shared_memory() {
 }
 
 template <class Config>
-__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::keeper_threads>, hopper_tuning.sum_blocks)
+__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::keeper_threads>,
+                                  hopper_tuning<typename Config::Element>.sum_blocks)
     sum_on_hopper(const __grid_constant__ HopperCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Call = HopperCall<Config>;
     using Layout = HopperLayout<Config>;
     using Schedule = HopperSchedule<Config>;
-    let_next_kernel_start();
     // The last segments are the longest: those of tokens, where encoder regions are shorter.
     const BlockItem item(gridDim.x - 1 - blockIdx.x, call.most_items(), call.heads, Layout::slices);
     const PrefillPlan plan = call.plan_of(item.sequence);
+    let_next_kernel_start();  // lengths and slots have been read: what follows the last kernel may change them
     const bool encoder = item.segment < plan.encoder_segments;
     const std::int64_t token_segment = item.segment - plan.encoder_segments;
     const std::int64_t wanted = plan.token_segments - (Call::full ? 0 : 1);
@@ -143,14 +145,14 @@ __device__ void read_start(StateKeeper<Config>& keeper, const HopperCall<Config>
                            const BlockItem& item, int column) {
   using Call = HopperCall<Config>;
   using Format = typename Call::Format;
+  await_previous_kernel();  // whether needed here or not: then whoever follows this kernel follows all of them
   if (Call::through_partials(plan)) {
-    await_previous_kernel();
     const std::int64_t start = plan.encoder_segments + (Call::full ? plan.token_segments - 1 : item.segment);
     const float* const partial = call.partial_state(item.sequence, start, item.head);
     keeper.read(partial, partial + Format::normaliser_offset, column);
   } else if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
     if constexpr (HopperLayout<Config>::slices > 1) {
-      if (call.initial_normalisers != nullptr) {
+      if (!call.args.final_state.empty()) {
         keeper.read(initial, call.initial_normalisers + (item.sequence * call.heads + item.head) * Format::rows, column);
         return;
       }
@@ -158,6 +160,22 @@ __device__ void read_start(StateKeeper<Config>& keeper, const HopperCall<Config>
     keeper.read(initial, initial + Format::normaliser_offset, column);
   } else {
     keeper.clear();
+  }
+}
+
+/// The final state of a sequence without tokens: the initial one to the bit.
+template <class Config>
+__device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item) {
+  using Call = HopperCall<Config>;
+  using Scalar = typename Call::Format::Scalar;
+  await_previous_kernel();
+  const Scalar* const initial = call.initial_state(item.sequence, item.head);
+  Scalar* const final_state = call.final_state(item.sequence, item.head);
+  if (final_state == nullptr || initial == final_state || item.slice > 0) {
+    return;
+  }
+  for (std::int64_t i = threadIdx.x; i < Call::Format::normaliser_offset + Call::Format::rows; i += blockDim.x) {
+    final_state[i] = initial == nullptr ? Scalar{} : initial[i];
   }
 }
 
@@ -172,7 +190,8 @@ __device__ auto* final_destination(const HopperCall<Config>& call, const Prefill
 
 /// `grouped`: whether several query heads share a key head.
 template <class Config, bool grouped>
-__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_threads>, hopper_tuning.read_blocks)
+__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_threads>,
+                                  hopper_tuning<typename Config::Element>.read_blocks)
     read_on_hopper(const __grid_constant__ HopperCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Call = HopperCall<Config>;
@@ -196,6 +215,10 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
     const TokenRun own(token_source(call.args, plan, item.head),
                        segment_of(plan.tokens, plan.token_segments, item.segment, Layout::chunk));
     const Schedule schedule(encoder, own, item.head, item.slice);
+    if (!through && schedule.encoder.tokens + schedule.own.tokens == 0) {
+      copy_state(call, item);
+      return;
+    }
     if (threadIdx.x == 0) {
       store_pointer(Layout::final_state, final_destination(call, plan, item));
     }
@@ -203,7 +226,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
     // With the full mask, all tokens are summed before the first is read; of a split sequence, by the kernels before.
     const bool sums_own = Call::full && !through;
     if (threadIdx.x < Layout::keeper_threads) {
-      take_registers<hopper_tuning.keeper_registers>();
+      take_registers<hopper_tuning<typename Config::Element>.keeper_registers>();
       StateKeeper<Config> keeper;
       read_start(keeper, call, plan, item, schedule.column);
       if constexpr (Config::Mask::reads_encoder) {
@@ -221,7 +244,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
         keeper.write(static_cast<typename Call::Format::Scalar*>(final_state), schedule.column);
       }
     } else {
-      give_registers<hopper_tuning.answer_registers>();
+      give_registers<hopper_tuning<typename Config::Element>.answer_registers>();
       const Answerer<Config, grouped> answerer(call.maps, schedule, call.args.output, call.group);
       answerer.start_copies(sums_own);
       __syncwarp();
@@ -258,17 +281,18 @@ class HopperPrefill {
 
   /// Whether there is something to use at all: the type of operator, the device, and kernels compiled for it.
   static bool available(const Cuda& on) {
-    if (on.compute_capability() != 90) {
+    if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
       return false;
     }
-    static const bool compiled = [] {
+    static std::atomic<bool> compiled = false;  // a failure to find out is not remembered
+    if (!compiled) {
       cudaFuncAttributes attributes{};
       if (cudaFuncGetAttributes(&attributes, read_on_hopper<Config, false>) != cudaSuccess) {
         static_cast<void>(cudaGetLastError());
         return false;
       }
-      return attributes.maxThreadsPerBlock >= Layout::read_threads;
-    }();
+      compiled = attributes.maxThreadsPerBlock >= Layout::read_threads;
+    }
     return compiled && tensor_map_encoder() != nullptr;
   }
 
@@ -277,9 +301,11 @@ class HopperPrefill {
     call_.sequences = sequences;
     call_.heads = heads;
     call_.group = static_cast<int>(args.query.heads / larger<std::int64_t>(heads, 1));
-    PrefillLayout layout{sequences * heads, std::int64_t{on.multiprocessors()} * hopper_tuning.read_blocks, Layout::chunk};
-    layout.fewest_segments = hopper_tuning.fewest_segments;
-    layout.tokens_per_worker = hopper_tuning.tokens_per_worker;
+    PrefillLayout layout{sequences * heads,
+                         std::int64_t{on.multiprocessors()} * hopper_tuning<typename Config::Element>.read_blocks,
+                         Layout::chunk};
+    layout.fewest_segments = hopper_tuning<typename Config::Element>.fewest_segments;
+    layout.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
     call_.layout = layout_of(args, layout);
   }
 
@@ -290,6 +316,9 @@ class HopperPrefill {
     const TensorBox outputs{16, Layout::columns, CU_TENSOR_MAP_SWIZZLE_128B};
     const auto& args = call_.args;
     HopperMaps& maps = call_.maps;
+    if (ceil_div<std::int64_t>(args.query.tokens, Layout::chunk) * call_.group > INT32_MAX) {
+      return false;  // steps are counted in 32 bits
+    }
     return describe(args.query, inputs, maps.query) && describe(args.key, inputs, maps.key) &&
            describe(args.value, values, maps.value) && describe(args.key_encoder, inputs, maps.key_encoder) &&
            describe(args.value_encoder, values, maps.value_encoder) && describe(args.output, outputs, maps.output);
@@ -300,7 +329,7 @@ class HopperPrefill {
       call_.partial_states =
           arena.take<float>(call_.sequences * call_.most_items() * call_.heads * Call::Format::head_elements);
     }
-    if (Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty()) {
+    if (Layout::slices > 1) {
       call_.initial_normalisers = arena.take<float>(call_.sequences * call_.heads * Call::Format::rows);
     }
   }
@@ -309,7 +338,7 @@ class HopperPrefill {
     Status status;
     Grid read{call_.sequences * call_.layout.most_token_segments * call_.heads * Layout::slices, Layout::read_threads,
               Layout::read_bytes};
-    if (call_.initial_normalisers != nullptr) {
+    if (Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty()) {
       status = launch(operation, copy_normalisers<Config>, {call_.sequences * call_.heads, 128, 0}, on, call_);
     }
     if (status.ok() && call_.needs_partials()) {

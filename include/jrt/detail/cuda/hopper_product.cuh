@@ -17,7 +17,7 @@
 namespace jrt::detail::cuda {
 
 /// How a tile in shared memory is swizzled: which bits of the address select the 16 bytes of a row.
-enum class Swizzle : std::uint32_t { none = 0, bytes_128 = 1, bytes_64 = 2, bytes_32 = 3 };
+enum class Swizzle : std::uint32_t { none = 0, bytes_128 = 1, bytes_32 = 3 };
 
 /// A tile that the matrix unit reads: 64 bits as two words, so that a constant offset is one 32-bit addition.
 struct MatrixDescriptor {

@@ -10,6 +10,7 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/key_source.hpp"
 #include "jrt/detail/segment.hpp"
+#include "jrt/sequences.hpp"
 
 /// In which order a block goes through its tokens, and the copies that bring them.
 namespace jrt::detail::cuda {

@@ -9,6 +9,7 @@
 #include "jrt/detail/cuda/hopper_schedule.cuh"
 #include "jrt/detail/cuda/vector.cuh"
 #include "jrt/numeric.hpp"
+#include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 
 namespace jrt::detail::cuda {
@@ -314,8 +315,8 @@ class StateKeeper {
   }
 
   /// The state, rounded to the element type, in shared memory: blocks of 8 rows by 8 columns, contiguous, as the matrix
-  /// unit reads them without a swizzle. What would leave the type's range is published with a factor, whose inverse goes to
-  /// the queries.
+  /// unit reads them without a swizzle. What would leave the type's range is published too small by a power of
+  /// two, the excess, which is published with it.
   __device__ void publish(int buffer) const {
     if constexpr (!Numbers::narrow_range) {
       publish(buffer, [](float number) { return number; });
@@ -328,9 +329,9 @@ class StateKeeper {
       }
       const unsigned bits = __reduce_max_sync(~0u, __float_as_uint(largest));
       const int exponent = static_cast<int>(bits >> 23) - 127;
-      const int excess = clamped(exponent - 14, 0, 15);
+      const int excess = clamped(exponent - 14, 0, 100);
       if (lane() == 0) {
-        store_pair(SharedNumbers::at(Layout::state_factors + 16 * buffer + 4 * warp_), Numbers::power_of_two(excess));
+        store_pair(SharedNumbers::at(Layout::state_excess + 16 * buffer + 4 * warp_), static_cast<Pair>(excess));
       }
       if (excess == 0) {
         publish(buffer, [](float number) { return number; });

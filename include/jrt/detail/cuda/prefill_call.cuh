@@ -115,10 +115,10 @@ __global__ void __launch_bounds__(scan_threads) scan_segments(const __grid_const
   const int i = static_cast<int>(blockIdx.x % blocks * scan_threads + threadIdx.x);
   const PrefillPlan plan = call.plan_of(b);
   let_next_kernel_start();
+  await_previous_kernel();
   if (plan.skipped || !Call::through_partials(plan) || i >= numbers) {
     return;
   }
-  await_previous_kernel();
   const auto* const initial = call.initial_state(b, head);
   T running = initial != nullptr ? convert<T>(initial[i]) : T(0);
   const std::int64_t stride = call.heads * Format::head_elements;

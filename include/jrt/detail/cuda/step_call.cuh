@@ -43,14 +43,17 @@ struct StepLayout {
   static constexpr bool sums_in_warps = sizeof(typename Format::Scalar) == 2 && lanes <= 32 && 32 % lanes == 0;
   static constexpr int partial_sums = sums_in_warps ? threads / 32 : groups;
 
-  /// Memory-bound: the more loads in flight the better, so that registers are kept few. A block with a state of 16-bit
-  /// numbers has half as much to load.
-  static constexpr int resident_threads = sizeof(typename Format::Scalar) == 2 ? 1024 : 768;
-  static constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? larger(1, resident_threads / threads) : 1;
+  /// Memory-bound: the more loads in flight the better, so that registers are kept few.
+  static constexpr int blocks_per_multiprocessor(bool one_token) {
+    return sizeof(T) == 4 ? larger(1, (one_token ? 1024 : 768) / threads) : 1;
+  }
 
   /// Rows per thread that are in registers together; larger states take several passes.
   static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));
   static constexpr int passes = ceil_div(Format::rows, groups* rows);
+
+  /// Whether there is a kernel for one token that keeps numbers as they are stored.
+  static constexpr bool keeps_stored = sizeof(typename Format::Scalar) == 2 && passes == 1;
 };
 
 /// One step in terms that decode_step, staged_step and commit share.

@@ -4,6 +4,7 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -22,18 +23,24 @@ struct TensorBox {
 
 /// The driver's encoder, found through the runtime so that programs need not link the driver; null if it has none.
 inline auto tensor_map_encoder() {
-  static const auto encoder = [] {
+  using Encoder = decltype(&cuTensorMapEncodeTiled);
+  static std::atomic<Encoder> known = nullptr;  // a failure to find it is not remembered
+  if (known == nullptr) {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
+#else
+    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+#endif
+    if (error != cudaSuccess) {
       static_cast<void>(cudaGetLastError());
-      function = nullptr;
+    } else if (found == cudaDriverEntryPointSuccess) {
+      known = reinterpret_cast<Encoder>(function);
     }
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  return encoder;
+  }
+  return known.load();
 }
 
 /// Describes a view to the copy engine; false if that cannot read it: rows must be whole multiples of 16 bytes apart and
@@ -47,7 +54,7 @@ bool describe(const TensorView<Element>& view, const TensorBox& box, CUtensorMap
   const cuuint64_t extents[] = {static_cast<cuuint64_t>(view.dim), static_cast<cuuint64_t>(view.tokens),
                                 static_cast<cuuint64_t>(view.heads), static_cast<cuuint64_t>(view.batch)};
   for (const cuuint64_t extent : extents) {
-    if (extent > INT32_MAX) {  // coordinates have 32 bits
+    if (extent > INT32_MAX - 64) {  // coordinates have 32 bits, and a box may reach beyond the end
       return false;
     }
   }
