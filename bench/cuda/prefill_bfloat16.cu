@@ -19,15 +19,17 @@ const bool registered = [] {
   add_prefill<Prefix>("prefix/bfloat16/dv64", table);
   add_prefill<Prefix>("prefix/bfloat16/dv64", replayed);
   // To be compared with 16 contiguous sequences of 8192 tokens.
-  add_prefill<Prefix>("prefix/bfloat16/dv64", {{16, 8191},
-                                               {.batch = 16, .tokens = 8192, .layout = Layout::token_major},
-                                               {.batch = 1, .tokens = 32768, .layout = Layout::token_major},
-                                               {.batch = 16, .tokens = 8192, .layout = Layout::packed_qkv},
-                                               {.batch = 16, .tokens = 8192, .layout = Layout::variable_length},
-                                               {.batch = 64, .tokens = 2048},
-                                               {.batch = 64, .tokens = 2048, .layout = Layout::variable_length},
-                                               {.batch = 16, .tokens = 8192, .key_heads = 4},
-                                               {.batch = 16, .tokens = 8192, .from_state = true}});
+  add_prefill<Prefix>("prefix/bfloat16/dv64",
+                      {{16, 8191},
+                       {.batch = 16, .tokens = 8192, .layout = Layout::token_major},
+                       {.batch = 1, .tokens = 32768, .layout = Layout::token_major},
+                       {.batch = 16, .tokens = 8192, .layout = Layout::packed_qkv},
+                       {.batch = 16, .tokens = 8192, .layout = Layout::variable_length},
+                       {.batch = 16, .tokens = 8192, .layout = Layout::variable_length, .spread = 5},
+                       {.batch = 64, .tokens = 2048},
+                       {.batch = 64, .tokens = 2048, .layout = Layout::variable_length},
+                       {.batch = 16, .tokens = 8192, .key_heads = 4},
+                       {.batch = 16, .tokens = 8192, .from_state = true}});
   return true;
 }();
 

@@ -28,23 +28,32 @@ struct PrefillCase {
   std::int64_t tokens = 0;
   Layout layout = Layout::head_major;
   std::int64_t key_heads = query_heads;
+  int spread = 37;          ///< of variable lengths, percent
   bool from_state = false;  ///< the initial state is the final one of an earlier run over the same tokens
   bool graph = false;       ///< timed is the replay of a captured graph
 
   [[nodiscard]] std::string name() const {
     static constexpr const char* layouts[] = {"", "/token_major", "/packed_qkv", "/variable_length"};
-    return "/B:" + std::to_string(batch) + "/N:" + std::to_string(tokens) + layouts[static_cast<int>(layout)] +
-           (key_heads < query_heads ? "/key_heads:" + std::to_string(key_heads) : "") +
-           (from_state ? "/initial_state" : "") + (graph ? "/graph" : "");
+    std::string name = "/B:" + std::to_string(batch) + "/N:" + std::to_string(tokens);
+    name += layouts[static_cast<int>(layout)];
+    if (layout == Layout::variable_length) {
+      name.append(":").append(std::to_string(spread));
+    }
+    if (key_heads < query_heads) {
+      name.append("/key_heads:").append(std::to_string(key_heads));
+    }
+    name += from_state ? "/initial_state" : "";
+    name += graph ? "/graph" : "";
+    return name;
   }
 };
 
-/// Lengths that differ from `tokens` by up to 37 % and are `count * tokens` together; hardly one is a whole number of
-/// chunks.
-inline std::vector<std::int64_t> lengths_around(std::int64_t tokens, std::int64_t count) {
+/// Lengths that differ from `tokens` by up to `spread` percent and are `count * tokens` together; hardly one is a whole
+/// number of chunks.
+inline std::vector<std::int64_t> lengths_around(std::int64_t tokens, std::int64_t count, int spread) {
   std::vector<std::int64_t> lengths(static_cast<std::size_t>(count), tokens);
   for (std::int64_t pair = 0; pair < count / 2; ++pair) {
-    const std::int64_t difference = (37 + 431 * (pair % 8)) * tokens / 8192;
+    const std::int64_t difference = (37 + 431 * (pair % 8)) * tokens * spread / (8192 * 37);
     lengths[static_cast<std::size_t>(2 * pair)] += difference;
     lengths[static_cast<std::size_t>(2 * pair + 1)] -= difference;
   }
@@ -130,7 +139,7 @@ class PrefillProblem {
     std::vector<std::int32_t> encoder_offsets{0};
     std::vector<std::int32_t> prefixes;
     std::int64_t longest = 0;
-    const auto lengths = packed ? lengths_around(case_.tokens, case_.batch)
+    const auto lengths = packed ? lengths_around(case_.tokens, case_.batch, case_.spread)
                                 : std::vector<std::int64_t>(static_cast<std::size_t>(case_.batch), case_.tokens);
     for (const std::int64_t tokens : lengths) {
       const std::int64_t prefix = Config::Mask::reads_encoder ? tokens / 2 : 0;

@@ -21,7 +21,7 @@
 ///
 /// so that the state is read and written once. A thread owns a few neighbouring columns of every `groups`-th row; the sums
 /// over rows have one order, whatever the number of tokens and the alignment, so that T tokens give bitwise what T steps
-/// give.
+/// give, where the state is stored in the type of the sums.
 namespace jrt::detail::cuda {
 
 /// `one_token`: one key and one query, of which the state's numbers stay in registers as they are stored. With 16 bits that
