@@ -18,15 +18,17 @@ namespace jrt::test {
 namespace {
 
 /// Whether there is anything to test here.
+template <class C>
 bool has_kernels() {
-  bool present = false;
-  if constexpr (detail::cuda::hopper_wanted) {
-    present = detail::cuda::HopperPrefill<Prefix<BFloat16, 16, 64>>::available(Cuda{});
-  }
-  if (!present) {
+  if (!has_own_kernels<C>()) {
     MESSAGE("skipped: no kernels for sm_90a, or no device for them");
+    return false;
   }
-  return present && tested_kernels() == CudaKernels::automatic;
+  if (tested_kernels() != CudaKernels::automatic) {
+    MESSAGE("skipped: JRT_TEST_KERNELS leaves the kernels for sm_90a aside");
+    return false;
+  }
+  return true;
 }
 
 template <class C>
@@ -58,7 +60,7 @@ struct Views {
 
 TEST_CASE_TEMPLATE("used for aligned tensors of 16-bit elements with d = 16", C, Prefix<BFloat16, 16, 64>,
                    Prefix<Half, 16, 112>, Prefix<BFloat16, 16, 128>, Prefix<BFloat16, 16, 24>) {
-  if (!has_kernels()) {
+  if (!has_kernels<C>()) {
     return;
   }
   const Problem<C> problem({.batch = 2, .tokens = 100, .prefix = 50});

@@ -67,11 +67,20 @@ inline CudaKernels tested_kernels() {
   return name != nullptr && std::strcmp(name, "portable") == 0 ? CudaKernels::portable : CudaKernels::automatic;
 }
 
+/// Whether this operator has kernels of its own for the architecture, compiled and with a device for them.
+template <class Config>
+bool has_own_kernels() {
+  if constexpr (detail::cuda::hopper_wanted && detail::cuda::HopperLayout<Config>::supported) {
+    return detail::cuda::HopperPrefill<Config>::available(Cuda{});
+  } else {
+    return false;
+  }
+}
+
 /// Whether tensors of this layout are read by the kernels that read aligned ones.
 template <class Config>
 bool same_kernels_as_aligned(Layout layout) {
-  const bool own_kernels = tested_kernels() == CudaKernels::automatic && Cuda{}.compute_capability() == 90 &&
-                           detail::cuda::HopperLayout<Config>::supported;
+  const bool own_kernels = tested_kernels() == CudaKernels::automatic && has_own_kernels<Config>();
   return !own_kernels || layout == Layout::bthd || layout == Layout::bhtd;
 }
 

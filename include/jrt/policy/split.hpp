@@ -15,7 +15,8 @@ namespace jrt {
 /// Requires:   `static std::int64_t segments(tokens, heads_in_batch, workers)`: the segments for a sequence of `tokens`
 ///             tokens, where `heads_in_batch` is sequences x key/value heads and `workers` is what the backend can keep
 ///             busy (threads of the executor; blocks that a GPU holds); at least 1, and not fewer for more tokens. For
-///             the CUDA backend callable on host and device.
+///             the CUDA backend callable on host and device. A backend may take fewer, by rules that keep the next
+///             line's promise.
 /// Guarantees: results are the same from run to run. They are bitwise the same in any batch if the result depends on
 ///             `tokens` alone.
 /// Cost:       more than one segment costs a second reading of the keys and values, and workspace for one state per

@@ -7,47 +7,11 @@
 #include "jrt/detail/cuda/hopper_numbers.cuh"
 #include "jrt/detail/cuda/hopper_product.cuh"
 #include "jrt/detail/cuda/hopper_schedule.cuh"
+#include "jrt/detail/cuda/hopper_state_factors.cuh"
 #include "jrt/numeric.hpp"
 #include "jrt/tensor_view.hpp"
 
 namespace jrt::detail::cuda {
-
-/// What types of narrow range need because parts of a state are published too small, each by a power of two of its own: the
-/// sums of a step are brought to the scale of the smallest part, and features that meet other parts with them.
-template <class Config>
-class StateFactors {
- public:
-  using Numbers = HopperNumbers<typename Config::Element>;
-
-  __device__ explicit StateFactors(int buffer) : buffer_(buffer) {
-    if constexpr (Numbers::narrow_range) {
-      largest_ = larger(larger(excess(0), excess(1)), larger(excess(2), excess(3)));
-    }
-  }
-  /// Whether there is nothing to do.
-  [[nodiscard]] __device__ bool none() const { return !Numbers::narrow_range || largest_ == 0; }
-  /// To sums that are there already; `restored()` takes it back.
-  [[nodiscard]] __device__ float of_sums() const { return __int_as_float((127 - largest_) << 23); }
-  [[nodiscard]] __device__ float restored() const { return __int_as_float((127 + largest_) << 23); }
-  /// To features that meet rows which warp `keeper_warp` has published.
-  __device__ void apply(LeftFragment& features, int keeper_warp) const {
-    if (!none()) {
-      const Pair factor = Numbers::power_of_two(excess(keeper_warp) - largest_);
-#pragma unroll
-      for (Pair& pair : features.pairs) {
-        pair = Numbers::product(pair, factor);
-      }
-    }
-  }
-
- private:
-  [[nodiscard]] __device__ int excess(int keeper_warp) const {
-    return static_cast<int>(load_pair(HopperLayout<Config>::state_excess + 16 * buffer_ + 4 * keeper_warp));
-  }
-
-  int buffer_;
-  int largest_ = 0;
-};
 
 /// The four warps of a block that make the outputs, and of which the first asks for all copies. Warp w has
 /// tokens 16w … 16w + 15 of a chunk:
@@ -176,10 +140,8 @@ class Answerer {
       products_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const SharedAddress tile = Layout::values + stage * Layout::value_tile + k * 16 * Layout::value_row;
-        const MatrixDescriptor right(tile, Layout::ones_apart ? Layout::ones - tile : 0, 8 * Layout::value_row,
-                                     Swizzle::bytes_128);
-        WarpgroupProduct<Layout::width>::template add<Element>(sums, weights[k], right.word(), k > 0 ? 1 : 0);
+        WarpgroupProduct<Layout::width>::template add<Element>(sums, weights[k], values_and_ones<Layout>(stage, k).word(),
+                                                               k > 0 ? 1 : 0);
       }
       products_commit();
       barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);

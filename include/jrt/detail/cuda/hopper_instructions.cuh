@@ -16,8 +16,7 @@ __device__ inline SharedAddress shared_address(const void* pointer) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
-// -- barriers
-// --------------------------------------------------------------------------------------------------------------
+// -- barriers ------------------------------------------------------------
 
 __device__ inline void barrier_init(SharedAddress barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(barrier), "r"(arrivals));
@@ -71,8 +70,7 @@ __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
-// -- the copy engine
-// -------------------------------------------------------------------------------------------------------
+// -- the copy engine ------------------------------------------------------------
 //
 // Called by whole warps, of which one lane, always the same, speaks to the copy engine: written like this, addresses stay
 // in registers that a warp has in common, as the engine wants them.
@@ -123,8 +121,7 @@ __device__ inline void async_proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 }
 
-// -- registers
-// -------------------------------------------------------------------------------------------------------------
+// -- registers ------------------------------------------------------------
 
 template <int registers>
 __device__ void take_registers() {
@@ -135,8 +132,7 @@ __device__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(registers));
 }
 
-// -- shared memory
-// ---------------------------------------------------------------------------------------------------------
+// -- shared memory ------------------------------------------------------------
 
 __device__ inline Pair load_pair(SharedAddress from) {
   Pair pair;
@@ -162,20 +158,18 @@ __device__ inline void store_blocks(SharedAddress row, Pair block0, Pair block1)
   asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" : : "r"(row), "r"(block0), "r"(block1) : "memory");
 }
 
-/// The same number, of which the compiler knows nothing: what depends on it is computed where it is used, instead of being
-/// kept in registers around a loop.
-__device__ inline unsigned computed_afresh(unsigned number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
-
-// -- numbers
-// ---------------------------------------------------------------------------------------------------------------
+// -- numbers ------------------------------------------------------------
 
 __device__ inline float approximate_reciprocal(float number) {
   float reciprocal;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(number));
   return reciprocal;
+}
+/// The same number, of which the compiler knows nothing: what depends on it is computed where it is used, instead of being
+/// kept in registers around a loop.
+__device__ inline unsigned computed_afresh(unsigned number) {
+  asm volatile("" : "+r"(number));
+  return number;
 }
 /// For numbers that are the same in all lanes: tells the compiler so.
 __device__ inline int common(int number) {

@@ -108,16 +108,16 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::keeper_th
     const BlockItem item(gridDim.x - 1 - blockIdx.x, call.most_items(), call.heads, Layout::slices);
     const PrefillPlan plan = call.plan_of(item.sequence);
     let_next_kernel_start();  // lengths and slots have been read: what follows the last kernel may change them
-    const bool encoder = item.segment < plan.encoder_segments;
-    const std::int64_t token_segment = item.segment - plan.encoder_segments;
-    const std::int64_t wanted = plan.token_segments - (Call::full ? 0 : 1);
-    if (plan.skipped || !Call::through_partials(plan) || (!encoder && token_segment >= wanted)) {
+    if (!Call::sums(plan, item)) {
       return;
     }
-    const TokenRun run = encoder ? TokenRun(encoder_source(call.args, plan, item.head),
-                                            segment_of(plan.encoder, plan.encoder_segments, item.segment, Layout::chunk))
-                                 : TokenRun(token_source(call.args, plan, item.head),
-                                            segment_of(plan.tokens, plan.token_segments, token_segment, Layout::chunk));
+    const bool encoder = item.segment < plan.encoder_segments;
+    const TokenRun run =
+        encoder
+            ? TokenRun(encoder_source(call.args, plan, item.head),
+                       segment_of(plan.encoder, plan.encoder_segments, item.segment, Layout::chunk))
+            : TokenRun(token_source(call.args, plan, item.head),
+                       segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, Layout::chunk));
     const Schedule schedule(encoder ? run : TokenRun{}, encoder ? TokenRun{} : run, item.head, item.slice);
     const bool copies = common(static_cast<int>(threadIdx.x) / 32) == 0;
     prepare_shared_memory<Config>();
@@ -147,8 +147,7 @@ __device__ void read_start(StateKeeper<Config>& keeper, const HopperCall<Config>
   using Format = typename Call::Format;
   await_previous_kernel();  // whether needed here or not: then whoever follows this kernel follows all of them
   if (Call::through_partials(plan)) {
-    const std::int64_t start = plan.encoder_segments + (Call::full ? plan.token_segments - 1 : item.segment);
-    const float* const partial = call.partial_state(item.sequence, start, item.head);
+    const float* const partial = call.starting_state(plan, item);
     keeper.read(partial, partial + Format::normaliser_offset, column);
   } else if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
     if constexpr (HopperLayout<Config>::slices > 1) {
@@ -177,15 +176,6 @@ __device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item
   for (std::int64_t i = threadIdx.x; i < Call::Format::normaliser_offset + Call::Format::rows; i += blockDim.x) {
     final_state[i] = initial == nullptr ? Scalar{} : initial[i];
   }
-}
-
-/// Where the state after a segment's last token goes; null if nowhere.
-template <class Config>
-__device__ auto* final_destination(const HopperCall<Config>& call, const PrefillPlan& plan, const BlockItem& item) {
-  using Call = HopperCall<Config>;
-  // Of a whole that goes through partial states, the scan has written it.
-  const bool writes = item.segment + 1 == plan.token_segments && !(Call::full && Call::through_partials(plan));
-  return writes ? call.final_state(item.sequence, item.head) : nullptr;
 }
 
 /// `grouped`: whether several query heads share a key head.
@@ -220,7 +210,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
       return;
     }
     if (threadIdx.x == 0) {
-      store_pointer(Layout::final_state, final_destination(call, plan, item));
+      store_pointer(Layout::final_state, call.final_destination(plan, item));
     }
     prepare_shared_memory<Config>();
     // With the full mask, all tokens are summed before the first is read; of a split sequence, by the kernels before.
@@ -325,10 +315,7 @@ class HopperPrefill {
   }
 
   void take(Arena& arena) {
-    if (call_.needs_partials()) {
-      call_.partial_states =
-          arena.take<float>(call_.sequences * call_.most_items() * call_.heads * Call::Format::head_elements);
-    }
+    call_.take_partial_states(arena);
     if (Layout::slices > 1) {
       call_.initial_normalisers = arena.take<float>(call_.sequences * call_.heads * Call::Format::rows);
     }

@@ -36,6 +36,14 @@ struct MatrixDescriptor {
   }
 };
 
+/// Values of 16 tokens of a stage, and the ones behind them: with 64 columns of values, those of columns 64-71 are found at
+/// the distance `leading`, in a tile of their own.
+template <class Layout>
+__device__ MatrixDescriptor values_and_ones(int stage, int step) {
+  const SharedAddress tile = Layout::values + stage * Layout::value_tile + step * 16 * Layout::value_row;
+  return {tile, Layout::ones_apart ? Layout::ones - tile : 0, 8 * Layout::value_row, Swizzle::bytes_128};
+}
+
 /// Registers written before are in place for the products that follow.
 __device__ inline void products_begin() {
   asm volatile("wgmma.fence.sync.aligned;" : : : "memory");

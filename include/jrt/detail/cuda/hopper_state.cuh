@@ -33,7 +33,7 @@ class StateKeeper {
   using Numbers = HopperNumbers<typename Config::Element>;
 
   __device__ StateKeeper()
-      : warp_(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32 % 4, 0)),
+      : warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)),
         turned_lane_((lane() + 4 * (warp_ == 0 ? 4 : warp_)) % 32),
         key_row_(Layout::keys + (lane() / 16 * 8 + lane() % 8) * Layout::input_row +
                  ((lane() / 8 % 2 * 16) ^ (lane() / 4 % 2 * 16))),
@@ -119,11 +119,7 @@ class StateKeeper {
       add<0, Packing::row_tiles>();
       refill();
       add<Packing::row_tiles, all_products>();
-      ++chunk_;
-      if (left > Layout::chunk) {
-        await_keys(run, n + 1, left - Layout::chunk);
-      }
-      finish(left);
+      to_next_chunk(run, n, left);
       barrier_arrive(Layout::keys_free + 8 * ((chunk_ - 1) % Layout::stages));
     }
   }
@@ -143,11 +139,7 @@ class StateKeeper {
       add<0, Packing::row_tiles>();
       announce(n % 2);
       add<Packing::row_tiles, all_products>();
-      ++chunk_;
-      if (left > Layout::chunk) {
-        await_keys(run, n + 1, left - Layout::chunk);
-      }
-      finish(left);
+      to_next_chunk(run, n, left);
     }
   }
 
@@ -238,19 +230,15 @@ class StateKeeper {
   template <int first, int end>
   __device__ void add() {
     const int stage = chunk_ % Layout::stages;
-    const SharedAddress values = Layout::values + stage * Layout::value_tile;
     if constexpr (first < end) {
       constexpr int step = first / Packing::row_tiles;
       constexpr int m = first % Packing::row_tiles;
       LeftFragment& features = features_[first % fragments];
       products_wait<fragments - 1>();
       multiply_inputs<m>(features);
-      const SharedAddress tile = values + step * 16 * Layout::value_row;
-      // With columns = 64, columns 64-71 are found at the distance `leading`: the tile of ones.
-      const MatrixDescriptor right(tile, Layout::ones_apart ? Layout::ones - tile : 0, 8 * Layout::value_row,
-                                   Swizzle::bytes_128);
+      const std::uint64_t right = values_and_ones<Layout>(stage, step).word();
       products_begin();
-      WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right.word(), 1);
+      WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right, 1);
       products_commit();
       // The next 16 tokens' keys, in time: nothing of this step needs turned halves any more.
       if constexpr (m == 1 && step + 1 < depth_steps) {
@@ -271,6 +259,15 @@ class StateKeeper {
     }
     ask_for_inputs(stage, 0);
     take_inputs();
+  }
+
+  /// When all products of chunk n are under way: has the keys of the next one ready, if there is one, and finishes.
+  __device__ void to_next_chunk(const TokenRun& run, int n, int left) {
+    ++chunk_;
+    if (left > Layout::chunk) {
+      await_keys(run, n + 1, left - Layout::chunk);
+    }
+    finish(left);
   }
 
   /// Waits for the products of a chunk with which `left` tokens are left, and takes back what tokens that are not there

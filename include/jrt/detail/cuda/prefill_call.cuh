@@ -7,6 +7,7 @@
 #include "jrt/detail/cuda/launch.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/prefill_plan.hpp"
+#include "jrt/workspace.hpp"
 
 /// Prefill of a batch. A block works on one segment of one head of one sequence (and, where v is wide, on a slice of its
 /// columns). An unsplit sequence takes one kernel: initial state, encoder sum, then chunk by chunk outputs and update. A
@@ -20,6 +21,24 @@
 ///
 /// Every sum has a fixed order: no atomics, and the same bits from run to run.
 namespace jrt::detail::cuda {
+
+/// Which segment, head and slice a block is for. Slices and heads vary fastest: in [B,T,H,d] tensors their rows are
+/// neighbours in memory.
+struct BlockItem {
+  std::int64_t sequence = 0;
+  std::int64_t segment = 0;
+  std::int64_t head = 0;
+  int slice = 0;
+
+  __device__ BlockItem(std::int64_t block, std::int64_t segments, std::int64_t heads, int slices) {
+    slice = static_cast<int>(block % slices);
+    block /= slices;
+    head = block % heads;
+    block /= heads;
+    segment = block % segments;
+    sequence = block / segments;
+  }
+};
 
 /// What the kernels of one call share. `EngineT` is what works on a segment; here its `slices` matter, and whether it needs
 /// partial states for them.
@@ -67,6 +86,30 @@ struct PrefillCall {
   }
 
   [[nodiscard]] __device__ PrefillPlan plan_of(std::int64_t b) const { return plan_prefill(args, layout, b); }
+
+  /// Whether a block's item is to be summed: the last token segment's own sum is nobody's starting state.
+  [[nodiscard]] static __device__ bool sums(const PrefillPlan& plan, const BlockItem& item) {
+    return !plan.skipped && through_partials(plan) &&
+           item.segment < plan.encoder_segments + plan.token_segments - (full ? 0 : 1);
+  }
+  /// The state that a token segment starts from, when the scan is over.
+  [[nodiscard]] __device__ T* starting_state(const PrefillPlan& plan, const BlockItem& item) const {
+    const std::int64_t start = plan.encoder_segments + (full ? plan.token_segments - 1 : item.segment);
+    return partial_state(item.sequence, start, item.head);
+  }
+  /// Where the state after a token segment goes; null if nowhere. Of a whole that goes through partial states, the scan has
+  /// written it.
+  [[nodiscard]] __device__ typename Format::Scalar* final_destination(const PrefillPlan& plan,
+                                                                      const BlockItem& item) const {
+    const bool writes = item.segment + 1 == plan.token_segments && !(full && through_partials(plan));
+    return writes ? final_state(item.sequence, item.head) : nullptr;
+  }
+
+  void take_partial_states(Arena& arena) {
+    if (needs_partials()) {
+      partial_states = arena.take<T>(sequences * most_items() * heads * Format::head_elements);
+    }
+  }
 };
 
 /// With the most segments that any sequence of the call may have: room is made before lengths are known.
@@ -80,24 +123,6 @@ PrefillLayout layout_of(const PrefillArgs<Config>& args, PrefillLayout layout) {
   layout.most_token_segments = layout.template token_segments<Split>(tokens);
   return layout;
 }
-
-/// Which segment, head and slice a block is for. Slices and heads vary fastest: in [B,T,H,d] tensors their rows are
-/// neighbours in memory.
-struct BlockItem {
-  std::int64_t sequence = 0;
-  std::int64_t segment = 0;
-  std::int64_t head = 0;
-  int slice = 0;
-
-  __device__ BlockItem(std::int64_t block, std::int64_t segments, std::int64_t heads, int slices) {
-    slice = static_cast<int>(block % slices);
-    block /= slices;
-    head = block % heads;
-    block /= heads;
-    segment = block % segments;
-    sequence = block / segments;
-  }
-};
 
 inline constexpr int scan_threads = 256;
 

@@ -35,21 +35,18 @@ __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngin
   using Call = PortableCall<Config>;
   const BlockItem item(blockIdx.x, call.most_items(), call.heads, Call::Engine::slices);
   const PrefillPlan plan = call.plan_of(item.sequence);
-  const bool encoder = item.segment < plan.encoder_segments;
-  const std::int64_t token_segment = item.segment - plan.encoder_segments;
-  // The last token segment's own sum is nobody's starting state.
-  const std::int64_t wanted = plan.token_segments - (Call::full ? 0 : 1);
-  if (plan.skipped || !Call::through_partials(plan) || (!encoder && token_segment >= wanted)) {
+  if (!Call::sums(plan, item)) {
     return;
   }
   auto engine = engine_of(call, prefill_shared_memory, item);
   engine.for_state([](std::int64_t, auto& number, bool) { number = 0; });
-  if (encoder) {
+  if (item.segment < plan.encoder_segments) {
     engine.accumulate(encoder_source(call.args, plan, item.head),
                       segment_of(plan.encoder, plan.encoder_segments, item.segment, call.layout.chunk));
   } else {
-    engine.accumulate(token_source(call.args, plan, item.head),
-                      segment_of(plan.tokens, plan.token_segments, token_segment, call.layout.chunk));
+    engine.accumulate(
+        token_source(call.args, plan, item.head),
+        segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, call.layout.chunk));
   }
   auto* const partial = call.partial_state(item.sequence, item.segment, item.head);
   engine.for_state([&](std::int64_t i, auto& number, bool written) {
@@ -72,8 +69,7 @@ __device__ bool start_segment(const PortableCall<Config>& call, const BlockItem&
     return false;
   }
   if (Call::through_partials(plan)) {
-    const std::int64_t start = plan.encoder_segments + (Call::full ? plan.token_segments - 1 : item.segment);
-    const T* const partial = call.partial_state(item.sequence, start, item.head);
+    const T* const partial = call.starting_state(plan, item);
     engine.for_state([&](std::int64_t i, auto& number, bool) { number = partial[i]; });
     return true;
   }
@@ -106,10 +102,7 @@ __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngin
     engine.outputs(token_source(call.args, plan, item.head),
                    segment_of(plan.tokens, plan.token_segments, item.segment, call.layout.chunk));
   }
-  Scalar* const state = call.final_state(item.sequence, item.head);
-  // Of a whole that goes through partial states, the scan has written it.
-  const bool writes_final_state = item.segment + 1 == plan.token_segments && !(Call::full && Call::through_partials(plan));
-  if (writes_final_state && state != nullptr) {
+  if (Scalar* const state = call.final_destination(plan, item); state != nullptr) {
     engine.for_state([&](std::int64_t i, auto& number, bool written) {
       if (written) {
         state[i] = convert<Scalar>(number);
@@ -135,10 +128,7 @@ class PortablePrefill {
   }
 
   void take(Arena& arena) {
-    if (call_.needs_partials()) {
-      call_.partial_states =
-          arena.take<typename Call::T>(call_.sequences * call_.most_items() * call_.heads * Call::Format::head_elements);
-    }
+    call_.take_partial_states(arena);
     call_.scratch = arena.take<std::byte>(larger(sum_blocks(), read_blocks()) * Engine::scratch_bytes);
   }
 
