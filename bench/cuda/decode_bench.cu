@@ -101,21 +101,22 @@ class DecodeProblem {
   TensorView<E> view(const DeviceArray<E>& array, std::int64_t dim) const {
     return view_bthd(array.data(), {batch_, tokens_, heads, dim});
   }
-  [[nodiscard]] DecodeArgs<Config> decode_args(std::int64_t step) const {
-    DecodeArgs<Config> args;
+  template <class Args>
+  [[nodiscard]] Args with_tokens() const {
+    Args args;
     args.query = view(query_, d);
     args.key = view(key_, d);
     args.value = view(value_, dv);
     args.output = output();
+    return args;
+  }
+  [[nodiscard]] DecodeArgs<Config> decode_args(std::int64_t step) const {
+    auto args = with_tokens<DecodeArgs<Config>>();
     args.source = {pool(step)};
     return args;
   }
   [[nodiscard]] StagedStepArgs<Config> staged_args(std::int64_t step) const {
-    StagedStepArgs<Config> args;
-    args.query = view(query_, d);
-    args.key = view(key_, d);
-    args.value = view(value_, dv);
-    args.output = output();
+    auto args = with_tokens<StagedStepArgs<Config>>();
     args.state = {pool(step)};
     args.staging = {staging_.data(), batch_, tokens_, heads};
     return args;

@@ -38,6 +38,8 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("GPU", properties.name);
   benchmark::AddCustomContext("multiprocessors", std::to_string(properties.multiProcessorCount));
   benchmark::AddCustomContext("CUDA", version_name(runtime) + ", driver for " + version_name(driver));
+  benchmark::AddCustomContext("kernels",
+                              jrt::bench::timed_kernels() == jrt::CudaKernels::portable ? "portable" : "automatic");
   using namespace jrt::detail::cuda;
   benchmark::AddCustomContext("hopper_tuning bfloat16", tuning(hopper_tuning<jrt::BFloat16>));
   benchmark::AddCustomContext("hopper_tuning half", tuning(hopper_tuning<jrt::Half>));

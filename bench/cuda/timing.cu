@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 namespace jrt::bench {
 
@@ -72,11 +73,16 @@ template DeviceArray<float> random_array(std::int64_t, unsigned);
 template DeviceArray<Half> random_array(std::int64_t, unsigned);
 template DeviceArray<BFloat16> random_array(std::int64_t, unsigned);
 
+CudaKernels timed_kernels() {
+  const char* const name = std::getenv("JRT_BENCH_KERNELS");
+  return name != nullptr && std::strcmp(name, "portable") == 0 ? CudaKernels::portable : CudaKernels::automatic;
+}
+
 const Cuda& timed_stream() {
   static const Cuda on = [] {
     cudaStream_t stream = nullptr;
     require(cudaStreamCreate(&stream), "stream");
-    return Cuda{stream};
+    return Cuda{stream, timed_kernels()};
   }();
   return on;
 }

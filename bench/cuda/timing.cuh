@@ -57,6 +57,9 @@ class DeviceArray {
 template <class T>
 DeviceArray<T> random_array(std::int64_t count, unsigned seed);
 
+/// Which kernels are timed: all that the library chooses, or with JRT_BENCH_KERNELS=portable those that run everywhere.
+CudaKernels timed_kernels();
+
 /// The stream on which everything is timed.
 const Cuda& timed_stream();
 
