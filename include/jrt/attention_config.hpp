@@ -42,10 +42,20 @@ struct BasedLinearAttention : PrefixLinearAttention<ElementT, HeadDim, ValueDim>
   using Mask = CausalMask;
 };
 
+namespace detail {
+
+/// What a mixer keeps; window attention and the convolution specialise this.
+template <class Config>
+struct FormatOf {
+  using type = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
+};
+
+}  // namespace detail
+
 /// The state that an operator keeps. It does not depend on mask, normaliser, padding or split, so that operators which
 /// differ only in those share states.
 template <class Config>
-using StateFormatOf = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
+using StateFormatOf = typename detail::FormatOf<Config>::type;
 
 namespace detail {
 

@@ -15,9 +15,17 @@
 /// Decoding: one or a few new tokens per sequence, in time and memory that do not depend on what came before.
 namespace jrt {
 
-/// Arguments of `decode_step`, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
-template <AttentionConfig Config>
+/// Arguments of `decode_step` for one mixer, as `PrefillArgs`.
+template <class Config>
 struct DecodeArgs {
+  static_assert(detail::always_false<Config>,
+                "jrt: DecodeArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
+                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+};
+
+/// Of prefix linear attention, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
+template <AttentionConfig Config>
+struct DecodeArgs<Config> {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
 
@@ -32,9 +40,9 @@ struct DecodeArgs {
 };
 
 /// Bytes of workspace that `decode_step` needs for these arguments.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 [[nodiscard]] std::size_t decode_workspace_bytes(const DecodeArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::decode_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::decode_workspace_bytes(args, on);
 }
 
 /// For each new token in turn: S += φ(k)vᵀ, z += φ(k), y = φ(q)ᵀS · factor(φ(q)ᵀz). The mask does not matter: every new
@@ -43,31 +51,41 @@ template <AttentionConfig Config, class Execution>
 /// The state is read and written once, whatever T is; with a state of the compute type the result is bitwise that of T
 /// single steps. A sequence whose source or destination slot is `skip_slot` is skipped and its output zeroed. Slots are
 /// shared as for `prefill`. O(T · D · dv) per head. Errors: `invalid_argument`, before anything is written.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::Backend<Execution>::decode_step(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::decode_step(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status decode_step(const DecodeArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::with_owned_workspace(
+  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
       args, on, [&](const Workspace& workspace) { return decode_step(args, workspace, on); });
 }
 
-/// Uncommitted keys and values of a batch in the caller's memory: (sequence, token, head, d + dv), contiguous. This small
-/// buffer is all that speculative decoding has to keep; no state is copied to be rolled back.
+namespace detail {
+
+/// Numbers of one token and head that a mixer stages.
+template <class Config>
+inline constexpr std::int64_t staged_row_elements = 0;
 template <AttentionConfig Config>
+inline constexpr std::int64_t staged_row_elements<Config> = Config::FeatureMap::input_dim + Config::value_dim;
+
+}  // namespace detail
+
+/// Uncommitted tokens of a batch in the caller's memory: (sequence, token, head, row), contiguous. A row of either
+/// attention is the key, then the value; one of the convolution is the one input of a channel. This small buffer is all
+/// that speculative decoding has to keep; no state is copied to be rolled back.
+template <class Config>
 struct StagingView {
   using Element = typename Config::Element;
-  static constexpr std::int64_t row_elements = Config::FeatureMap::input_dim + Config::value_dim;
+  static constexpr std::int64_t row_elements = detail::staged_row_elements<Config>;
 
   Element* data = nullptr;
   std::int64_t sequences = 0;
   std::int64_t tokens = 0;  ///< capacity per sequence
-  std::int64_t heads = 0;   ///< key/value heads
+  std::int64_t heads = 0;   ///< key/value heads, or channels
 
-  /// d numbers of the key, then dv of the value.
   [[nodiscard]] JRT_DETAIL_HD constexpr Element* row(std::int64_t b, std::int64_t t, std::int64_t h) const {
     return data + ((b * tokens + t) * heads + h) * row_elements;
   }
@@ -76,9 +94,17 @@ struct StagingView {
   }
 };
 
-/// Arguments of `staged_step`, with the letters of `DecodeArgs`.
-template <AttentionConfig Config>
+/// Arguments of `staged_step` for one mixer, as `PrefillArgs`.
+template <class Config>
 struct StagedStepArgs {
+  static_assert(detail::always_false<Config>,
+                "jrt: StagedStepArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
+                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+};
+
+/// Of prefix linear attention, with the letters of `DecodeArgs`.
+template <AttentionConfig Config>
+struct StagedStepArgs<Config> {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
 
@@ -94,28 +120,36 @@ struct StagedStepArgs {
 };
 
 /// Bytes of workspace that `staged_step` needs for these arguments.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 [[nodiscard]] std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::staged_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::staged_workspace_bytes(args, on);
 }
 
 /// A step that commits nothing: outputs as from `decode_step` (bitwise) on the committed state plus all staged rows, while
 /// the new keys and values only go to the staging buffer. Afterwards `commit` adds the accepted ones.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::Backend<Execution>::staged_step(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::staged_step(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status staged_step(const StagedStepArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::with_owned_workspace(
+  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
       args, on, [&](const Workspace& workspace) { return staged_step(args, workspace, on); });
 }
 
-/// Arguments of `commit`.
-template <AttentionConfig Config>
+/// Arguments of `commit` for one mixer, as `PrefillArgs`.
+template <class Config>
 struct CommitArgs {
+  static_assert(detail::always_false<Config>,
+                "jrt: CommitArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
+                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+};
+
+/// Of prefix linear attention.
+template <AttentionConfig Config>
+struct CommitArgs<Config> {
   using Format = StateFormatOf<Config>;
 
   StagingView<Config> staging{};                  ///< as the staged steps left it
@@ -127,22 +161,22 @@ struct CommitArgs {
 };
 
 /// Bytes of workspace that `commit` needs for these arguments.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 [[nodiscard]] std::size_t commit_workspace_bytes(const CommitArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::commit_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::commit_workspace_bytes(args, on);
 }
 
 /// Adds the first `accepted_tokens[b]` staged rows of every sequence to its state: bitwise what `decode_step` with those
 /// tokens would have left there. Sequences with `skip_slot` are skipped.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::Backend<Execution>::commit(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::commit(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status commit(const CommitArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::with_owned_workspace(
+  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
       args, on, [&](const Workspace& workspace) { return commit(args, workspace, on); });
 }
 

@@ -15,10 +15,19 @@
 /// Prefill: outputs for a run of tokens, from an initial state to a final one.
 namespace jrt {
 
-/// Arguments of `prefill`. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a multiple of
-/// Hkv; query head h reads key/value head h / (Hq/Hkv)), d = FeatureMap::input_dim, dv = Config::value_dim.
-template <AttentionConfig Config>
+/// Arguments of `prefill` for one mixer: prefix linear attention below, `SlidingWindowAttention` in window_attention.hpp,
+/// `GatedConvolution` in gated_convolution.hpp.
+template <class Config>
 struct PrefillArgs {
+  static_assert(detail::always_false<Config>,
+                "jrt: PrefillArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
+                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+};
+
+/// Arguments of prefix linear attention. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a
+/// multiple of Hkv; query head h reads key/value head h / (Hq/Hkv)), d = FeatureMap::input_dim, dv = Config::value_dim.
+template <AttentionConfig Config>
+struct PrefillArgs<Config> {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
 
@@ -37,12 +46,12 @@ struct PrefillArgs {
 
 /// Bytes of workspace that `prefill` needs for these arguments. Extents, strides, sequence arrays and slots are looked at;
 /// tensors need not exist yet.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 [[nodiscard]] std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::prefill_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::prefill_workspace_bytes(args, on);
 }
 
-/// Linear attention over T tokens of each sequence:
+/// Outputs for T tokens of each sequence, and the states after them. Linear attention:
 ///
 ///     S_i = S_0 + Σ_{j<M} φ(k_enc_j) v_enc_jᵀ + Σ_{j∈m(i)} φ(k_j) v_jᵀ,    z_i likewise without v,
 ///     y_i = φ(q_i)ᵀ S_i · factor(φ(q_i)ᵀ z_i),
@@ -56,15 +65,15 @@ template <AttentionConfig Config, class Execution>
 ///
 /// O((T + M) · D · dv) per head, workspace O(workers + segments) · D · dv. Errors: `invalid_argument`, before anything is
 /// written.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::Backend<Execution>::prefill(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::prefill(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call; for programs whose time this does not matter to.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status prefill(const PrefillArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::with_owned_workspace(
+  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
       args, on, [&](const Workspace& workspace) { return prefill(args, workspace, on); });
 }
 

@@ -27,10 +27,14 @@ struct StateFormat {
   using Scalar = ScalarT;
   using Features = Map;
 
+  static constexpr const char* name = Map::name;  ///< as saved states spell it
+  static constexpr int input_dim = Map::input_dim;
   static constexpr int rows = Map::feature_dim;
   static constexpr int columns = ValueDim;
   static constexpr std::int64_t normaliser_offset = std::int64_t{rows} * columns;
-  static constexpr std::int64_t head_elements = detail::round_up<std::int64_t>(normaliser_offset + rows, 16);
+  static constexpr std::int64_t head_numbers = normaliser_offset + rows;  ///< without the padding
+  static constexpr std::int64_t head_elements = detail::round_up<std::int64_t>(head_numbers, 16);
+  static constexpr std::size_t alignment = alignof(Scalar);  ///< of pools and their slots, in bytes
 
   /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
   static constexpr std::int64_t slot_bytes(std::int64_t heads) {

@@ -108,8 +108,7 @@ static_assert(sizeof(SavedStatesHeader) == 96 && std::is_trivially_copyable_v<Sa
 template <class Format>
 constexpr std::int64_t saved_states_bytes(std::int64_t count, std::int64_t heads) {
   return static_cast<std::int64_t>(sizeof(SavedStatesHeader)) +
-         count * heads * (Format::normaliser_offset + Format::rows) *
-             static_cast<std::int64_t>(sizeof(typename Format::Scalar));
+         count * heads * Format::head_numbers * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
 }
 
 /// Writes `count` states, with a header that says what they are, into a buffer of at least `saved_states_bytes` bytes of

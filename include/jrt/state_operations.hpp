@@ -13,7 +13,31 @@
 /// `invalid_argument`, before anything is written.
 namespace jrt {
 
-/// Sets S and z of the slots to 0: a sequence that has seen nothing.
+namespace detail {
+
+/// Whether states of one format can be copied into the other: the same map, or two packings of one Taylor map.
+template <class A, class B>
+inline constexpr bool convertible_formats = std::is_same_v<A, B>;
+template <class A, class B>
+requires(!std::is_same_v<A, B> &&
+         requires {
+           typename A::Features;
+           typename B::Features;
+         }) inline constexpr bool convertible_formats<A, B> = A::columns == B::columns &&
+                                                              (std::is_same_v<typename A::Features, typename B::Features> ||
+                                                               (is_taylor2<typename A::Features> &&
+                                                                is_taylor2<typename B::Features> &&
+                                                                A::input_dim == B::input_dim));
+
+/// Whether states of a format are sums, so that they merge by addition.
+template <class Format>
+inline constexpr bool is_sum = requires {
+  typename Format::Features;
+};
+
+}  // namespace detail
+
+/// Empties slots: a sequence that has seen nothing.
 template <class Format, class Execution>
 Status clear_states(const StateSlots<Format>& states, std::int64_t count, const Execution& on) {
   return detail::Backend<Execution>::clear_states(states, count, on);
@@ -33,18 +57,10 @@ Status copy_states(const StateSlots<SourceFormat>& source, const StateSlots<Dest
 template <class Format, class Execution>
 Status merge_states(const StateSlots<Format>& source, const StateSlots<Format>& destination, std::int64_t count,
                     const Execution& on) {
+  static_assert(detail::is_sum<Format>,
+                "merge_states: only states of linear attention are sums; caches of a window and inputs of a convolution "
+                "cannot be added up.");
   return detail::Backend<Execution>::merge_states(source, destination, count, on);
 }
-
-namespace detail {
-
-/// Whether states of one format can be copied into the other: the same map, or two packings of one Taylor map.
-template <class A, class B>
-inline constexpr bool convertible_formats = A::columns == B::columns &&
-                                            (std::is_same_v<typename A::Features, typename B::Features> ||
-                                             (is_taylor2<typename A::Features> && is_taylor2<typename B::Features> &&
-                                              A::Features::input_dim == B::Features::input_dim));
-
-}  // namespace detail
 
 }  // namespace jrt

@@ -21,6 +21,11 @@ struct Backend {
                 "jrt::Cpu, or jrt/cuda.cuh (with a CUDA compiler) and jrt::Cuda.");
 };
 
+/// The implementation of prefill and decoding of one mixer. That of linear attention is part of the backend; window
+/// attention and the convolution specialise this.
+template <class Config, class Execution>
+struct MixerBackend : Backend<Execution> {};
+
 /// Runs `operation(workspace)` with a workspace of the heap, for backends that work in host memory.
 template <class Operation>
 Status with_heap_workspace(std::size_t bytes, const Operation& operation) {

@@ -133,11 +133,13 @@ class Checker {
   template <class Format>
   void pool(const char* argument, const StatePoolView<Format>& pool, std::int64_t heads) {
     not_null(argument, pool.data);
-    aligned(argument, pool.data, alignof(typename Format::Scalar));
+    aligned(argument, pool.data, Format::alignment);
     at_least(argument, "slots", pool.slots, 0);
     equal(argument, "heads", pool.heads, heads, "the number of key/value heads");
     if (pool.slots > 1) {
       at_least(argument, "slot_stride", pool.slot_stride, heads * Format::head_elements);
+      constexpr auto granule = static_cast<std::int64_t>(Format::alignment / sizeof(typename Format::Scalar));
+      multiple(argument, "slot_stride", pool.slot_stride, granule, "the elements of the format's alignment");
     }
   }
 

@@ -186,7 +186,7 @@ Status check_decode_arrays(const DecodeArgs<Config>& args) {
   return check.status();
 }
 
-template <AttentionConfig Config>
+template <class Config>
 void check_staging(Checker& check, const StagingView<Config>& staging) {
   check.at_least("staging", "sequences", staging.sequences, 0);
   check.at_least("staging", "tokens", staging.tokens, 0);

@@ -27,8 +27,8 @@ SavedStatesHeader saved_header(std::int64_t count, std::int64_t heads) {
   header.byte_order = SavedStatesHeader::expected_byte_order;
   header.version = SavedStatesHeader::current_version;
   copy_name(header.scalar, element_name<typename Format::Scalar>());
-  copy_name(header.feature_map, Format::Features::name);
-  header.input_dim = Format::Features::input_dim;
+  copy_name(header.feature_map, Format::name);
+  header.input_dim = Format::input_dim;
   header.rows = Format::rows;
   header.columns = Format::columns;
   header.heads = heads;
@@ -91,7 +91,7 @@ Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count,
 
 /// Bytes of one head's numbers in saved bytes.
 template <class Format>
-inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::normaliser_offset + Format::rows) *
+inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::head_numbers) *
                                                 sizeof(typename Format::Scalar);
 
 }  // namespace jrt::detail

@@ -34,7 +34,7 @@ Status run_on_states(const char* operation, const Work& work, std::int64_t count
 }
 
 template <class Format>
-inline constexpr std::int64_t numbers_of = Format::normaliser_offset + Format::rows;
+inline constexpr std::int64_t numbers_of = Format::head_numbers;
 
 /// Address of a head's state; null for a padding row, or for a slot outside the pool, which the host could not see.
 template <class Format>
@@ -110,7 +110,12 @@ struct CopyStates {
   __device__ void operator()(std::int64_t b, std::int64_t h, std::int64_t i) const {
     const auto* const from = head_or_null(source, b, h);
     auto* const to = head_or_null(destination, b, h);
-    if (from != nullptr && to != nullptr) {
+    if (from == nullptr || to == nullptr) {
+      return;
+    }
+    if constexpr (std::is_same_v<From, To>) {
+      to[i] = from[i];
+    } else {
       const Place<To> place(i);
       const SourceRows rows = device_source_rows<typename From::Features, typename To::Features>(place.row);
       to[i] = mean_of_pair<typename To::Scalar>(from[place.template in<From>(rows.first)],

@@ -31,7 +31,7 @@ __device__ void store_vector(T* to, const Vector<T, count>& vector) {
 /// Whether rows that start at `data` and lie `strides` elements apart all start at a multiple of 16 bytes.
 template <class T, class... Strides>
 __host__ __device__ bool rows_aligned(const T* data, Strides... strides) {
-  constexpr std::int64_t each = access_bytes / static_cast<std::int64_t>(sizeof(T));
+  [[maybe_unused]] constexpr std::int64_t each = access_bytes / static_cast<std::int64_t>(sizeof(T));
   return reinterpret_cast<std::uintptr_t>(data) % access_bytes == 0 && ((strides % each == 0) && ...);
 }
 
