@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/backend.hpp"
+#include "jrt/detail/check_window.hpp"
+#include "jrt/detail/cuda/launch.cuh"
+#include "jrt/detail/cuda/window_query.cuh"
+#include "jrt/detail/cuda/window_tiles.cuh"
+
+namespace jrt::detail {
+
+/// Window attention on a CUDA stream: check what the host can see, launch. No operation needs a workspace.
+template <WindowConfig Config>
+struct MixerBackend<Config, Cuda> {
+  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status prefill(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? run("prefill", window_call(args), on) : status;
+  }
+
+  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? run("decode_step", window_call(args), on) : status;
+  }
+
+  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? run("staged_step", window_call(args), on) : status;
+  }
+
+  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? cuda::launch("commit", cuda::commit_window<Config>,
+                                      {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on, args,
+                                      typename Config::Rotary{})
+                       : status;
+  }
+
+  /// Wrong arguments are reported before `operation(workspace)` runs.
+  template <class Args, class Operation>
+  static Status with_owned_workspace(const Args& args, const Cuda& /*on*/, const Operation& operation) {
+    const Status status = check(args);
+    return status.ok() ? operation(Workspace{}) : status;
+  }
+
+ private:
+  static Status check(const PrefillArgs<Config>& args) {
+    Checker check("prefill");
+    check.take(check_shapes(args));
+    const std::int64_t count = sequence_count(args.sequences, args.query.batch);
+    if (args.has_initial_state == nullptr) {
+      check.implicit_slots("initial_state", args.initial_state, count);
+    }
+    check.implicit_slots("final_state", args.final_state, count);
+    return check.status();
+  }
+  static Status check(const DecodeArgs<Config>& args) {
+    Checker check("decode_step");
+    check.take(check_shapes(args));
+    check.implicit_slots("source", args.source, args.query.batch);
+    check.implicit_slots("destination", args.destination, args.query.batch);
+    return check.status();
+  }
+  static Status check(const StagedStepArgs<Config>& args) {
+    Checker check("staged_step");
+    check.take(check_shapes(args));
+    check.implicit_slots("state", args.state, args.query.batch);
+    return check.status();
+  }
+  static Status check(const CommitArgs<Config>& args) {
+    Checker check("commit");
+    check.take(check_shapes(args));
+    check.implicit_slots("source", args.source, args.staging.sequences);
+    check.implicit_slots("destination", args.destination, args.staging.sequences);
+    return check.status();
+  }
+
+  /// Outputs, then the caches or the staging buffer.
+  static Status run(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
+    const bool writes = !call.final.empty() || call.stages();
+    // One token a sequence and one query head a cache: the block that has read a cache writes it.
+    const bool keeps = !call.final.empty() && call.sequences.cu_seqlens == nullptr && call.query.tokens == 1 &&
+                       call.group() == 1 && call.sequences.seq_lens == nullptr && call.sequences.left_pads == nullptr;
+    const Status status = answer(operation, call, keeps, on);
+    if (!status.ok() || !writes || keeps) {
+      return status;
+    }
+    return cuda::launch(operation, cuda::keep_window<Config>, {call.count() * call.key.heads, cuda::keep_threads, 0}, on,
+                        call);
+  }
+
+  static Status answer(const char* operation, const WindowCall<Config>& call, bool keeps, const Cuda& on) {
+    const bool aligned = rows_aligned_everywhere(call);
+    if constexpr (cuda::WindowTileLayout<Config>::supported) {
+      using Layout = cuda::WindowTileLayout<Config>;
+      // A tile of rows is worth its products from a few queries on.
+      if (aligned && call.query.tokens >= 16) {
+        const std::int64_t runs = cuda::row_runs(call, Layout::rows);
+        return cuda::launch(operation, cuda::answer_window_tiles<Config>,
+                            {runs * call.query.heads, Layout::threads, Layout::shared_bytes}, on, call, runs);
+      }
+    }
+    return cuda::launch(operation, cuda::answer_window_queries<Config>,
+                        {cuda::row_runs(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call,
+                        aligned, keeps);
+  }
+
+  /// Whether all rows of keys, values, queries and outputs can be read and written 16 bytes at a time; those of caches can
+  /// if their length can.
+  static bool rows_aligned_everywhere(const WindowCall<Config>& call) {
+    const auto aligned = [](const auto& view) {
+      return cuda::rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);
+    };
+    constexpr int each = cuda::access_bytes / static_cast<int>(sizeof(typename Config::Element));
+    return Config::head_dim % each == 0 && Config::value_dim % each == 0 && aligned(call.query) && aligned(call.key) &&
+           aligned(call.value) && aligned(call.output) && cuda::rows_aligned(call.staging.data);
+  }
+};
+
+}  // namespace jrt::detail
