@@ -57,8 +57,8 @@ class ConvolutionBlock {
   using E = typename Config::Element;
   using Weight = typename Config::Weight;
   using T = ConvolutionCompute<Config>;
-  static constexpr int K = Config::kernel_width;
-  static constexpr std::int64_t carried = K - 1;
+  static constexpr int kernel_width = Config::kernel_width;
+  static constexpr std::int64_t carried = kernel_width - 1;
   /// Channels of a block: a page of inputs.
   static constexpr std::int64_t channels = 4096 / static_cast<std::int64_t>(sizeof(T));
 
@@ -80,13 +80,13 @@ class ConvolutionBlock {
   /// Transposes the weights, so that neighbouring channels' lie together.
   void take_weights(const Weight* weight, const Weight* bias) {
     for (std::int64_t c = 0; c < count_; ++c) {
-      for (int k = 0; k < K; ++k) {
-        weights_[k][c] = convert<T>(weight[(first_ + c) * K + k]);
+      for (int k = 0; k < kernel_width; ++k) {
+        weights_[k][c] = convert<T>(weight[(first_ + c) * kernel_width + k]);
       }
       bias_[c] = bias == nullptr ? T(0) : convert<T>(bias[first_ + c]);
     }
     for (std::int64_t c = count_; c < round_up<std::int64_t>(count_, width); ++c) {  // the rest of the last packet
-      for (int k = 0; k < K; ++k) {
+      for (int k = 0; k < kernel_width; ++k) {
         weights_[k][c] = 0;
       }
       bias_[c] = 0;
@@ -107,8 +107,8 @@ class ConvolutionBlock {
         token(gates, outputs, next);
       } else {
         // Row by row: a conversion whose result is read at once would wait for its own store.
-        T* const widened = recent_[(next_ + carried) % K];
-        next_ = (next_ + 1) % K;
+        T* const widened = recent_[(next_ + carried) % kernel_width];
+        next_ = (next_ + 1) % kernel_width;
         taps_[carried] = widened;
         widen(row, widened);
         if (gates != nullptr) {
@@ -119,7 +119,7 @@ class ConvolutionBlock {
           outputs[c] = convert<E>(outputs_[c]);
         }
       }
-      std::copy(taps_ + 1, taps_ + K, taps_);
+      std::copy(taps_ + 1, taps_ + kernel_width, taps_);
     }
   }
 
@@ -190,9 +190,9 @@ class ConvolutionBlock {
   /// The channels behind the last whole packet, in one that is filled up.
   void rest(const T* gate, T* output, std::int64_t c) const {
     const std::int64_t left = count_ - c;
-    T inputs[K][width] = {};
-    const T* taps[K];
-    for (int k = 0; k < K; ++k) {
+    T inputs[kernel_width][width] = {};
+    const T* taps[kernel_width];
+    for (int k = 0; k < kernel_width; ++k) {
       std::copy_n(taps_[k] + c, left, inputs[k]);
       taps[k] = inputs[k];
     }
@@ -208,9 +208,9 @@ class ConvolutionBlock {
   }
 
   /// Activated sums of the packet at `from` in the taps, which is at `c` in the block.
-  EIGEN_STRONG_INLINE Packet<T> sums(const T* const (&taps)[K], std::int64_t from, std::int64_t c) const {
+  EIGEN_STRONG_INLINE Packet<T> sums(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
     Packet<T> sum = load(bias_ + c);
-    for (int k = 0; k < K; ++k) {
+    for (int k = 0; k < kernel_width; ++k) {
       sum = multiply_add(load(weights_[k] + c), load(taps[k] + from), sum);
     }
     return activated<typename Config::Activation, T>(sum);
@@ -218,12 +218,12 @@ class ConvolutionBlock {
 
   std::int64_t first_;
   std::int64_t count_;
-  int next_ = 0;        // row of recent_ that the oldest input is in, where inputs are widened
-  const T* taps_[K]{};  // inputs from oldest to newest
-  alignas(64) T recent_[K][channels];
+  int next_ = 0;                   // row of recent_ that the oldest input is in, where inputs are widened
+  const T* taps_[kernel_width]{};  // inputs from oldest to newest
+  alignas(64) T recent_[kernel_width][channels];
   alignas(64) T gates_[widens ? channels : 1];
   alignas(64) T outputs_[widens ? channels : 1];
-  alignas(64) T weights_[K][channels];
+  alignas(64) T weights_[kernel_width][channels];
   alignas(64) T bias_[channels];
 };
 

@@ -69,16 +69,16 @@ class ChannelWalk {
   using Weight = typename Config::Weight;
   using T = ConvolutionCompute<Config>;
   using Row = StoredNumbers<E, width>;
-  static constexpr int K = Config::kernel_width;
-  static constexpr int carried = K - 1;
+  static constexpr int kernel_width = Config::kernel_width;
+  static constexpr int carried = kernel_width - 1;
   /// Tokens whose inputs and gates are fetched before the first is used.
-  static constexpr int group = K <= 4 ? 4 : 2;
+  static constexpr int group = kernel_width <= 4 ? 4 : 2;
 
   __device__ ChannelWalk(std::int64_t first, std::int64_t channels)
       : first_(first), count_(static_cast<int>(smaller<std::int64_t>(width, channels - first))) {}
 
   __device__ void load_weights(const Weight* weight, const Weight* bias) {
-    load_transposed(weight + first_ * K, rows_aligned(weight), weights_);
+    load_transposed(weight + first_ * kernel_width, rows_aligned(weight), weights_);
     for (int c = 0; c < width; ++c) {
       bias_[c] = bias != nullptr && c < count_ ? convert<T>(bias[first_ + c]) : T(0);
     }
@@ -279,7 +279,7 @@ class ChannelWalk {
 
   std::int64_t first_;
   int count_;
-  T weights_[K][width];
+  T weights_[kernel_width][width];
   T bias_[width];
   T recent_[carried][width];  // inputs, oldest first
 };
