@@ -4,31 +4,20 @@
 #include <cstdint>
 
 #include "jrt/decode.hpp"
-#include "jrt/detail/check.hpp"
+#include "jrt/detail/check_mixer.hpp"
 #include "jrt/prefill.hpp"
 
-/// What makes the arguments of an operation valid. `*_shapes` looks at extents, strides and pointers only and serves every
-/// backend; `*_arrays` reads the int32 arrays and needs them in host memory.
+/// What makes the arguments of linear attention valid, and views of tokens of either attention; `check_shapes` and
+/// `check_arrays` as in check_mixer.hpp.
 namespace jrt::detail {
 
-/// A state that may be left out; slots without a pool are a mistake, not an omission.
-template <class Format>
-void check_state(Checker& check, const char* argument, const StateSlots<Format>& state, std::int64_t heads) {
-  if (!state.empty() || state.slots != nullptr) {
-    check.pool(argument, state.pool, heads);
-  }
-}
-
-/// Queries, keys, values and outputs of a prefill or a step.
-template <AttentionConfig Config, class Args>
-void check_token_views(Checker& check, const Args& args) {
-  constexpr int d = Config::FeatureMap::input_dim;
-  constexpr int dv = Config::value_dim;
-  check.take(check_map(args.feature_map));
-  check.view("query", args.query, d);
-  check.view("key", args.key, d);
-  check.view("value", args.value, dv);
-  check.view("output", args.output, dv);
+/// Queries, keys, values and outputs of a prefill or a step, of either attention.
+template <class Args>
+void check_token_views(Checker& check, const Args& args, int head_dim, int value_dim) {
+  check.view("query", args.query, head_dim);
+  check.view("key", args.key, head_dim);
+  check.view("value", args.value, value_dim);
+  check.view("output", args.output, value_dim);
   check.same_tokens("key", args.key, "query's", args.query);
   check.same_tokens("value", args.value, "query's", args.query);
   check.same_tokens("output", args.output, "query's", args.query);
@@ -39,11 +28,12 @@ void check_token_views(Checker& check, const Args& args) {
 }
 
 template <AttentionConfig Config>
-Status check_prefill_shapes(const PrefillArgs<Config>& args) {
+Status check_shapes(const PrefillArgs<Config>& args) {
   constexpr int d = Config::FeatureMap::input_dim;
   constexpr int dv = Config::value_dim;
   Checker check("prefill");
-  check_token_views<Config>(check, args);
+  check.take(check_map(args.feature_map));
+  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
   check.sequence_shapes(args.sequences, args.query.batch);
   check.same_tokens("value_encoder", args.value_encoder, "key_encoder's", args.key_encoder);
   if constexpr (Config::Mask::reads_encoder) {
@@ -63,49 +53,18 @@ Status check_prefill_shapes(const PrefillArgs<Config>& args) {
   } else {
     check.equal("key_encoder", "tokens", args.key_encoder.tokens, 0, "what a mask without encoder region reads");
   }
-  check_state(check, "initial_state", args.initial_state, args.key.heads);
-  check_state(check, "final_state", args.final_state, args.key.heads);
-  if (args.has_initial_state != nullptr) {
-    check.not_null("initial_state", args.initial_state.pool.data);
-  }
+  check_prefill_states(check, args, args.key.heads);
   if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
     check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
   }
   return check.status();
 }
 
-/// Slots within their pools, and no state used twice.
-template <class Format>
-void check_slot_arrays(Checker& check, const char* source_name, const StateSlots<Format>& source,
-                       const std::uint8_t* has_source, const char* destination_name, const StateSlots<Format>& destination,
-                       std::int64_t count) {
-  for (std::int64_t b = 0; b < count; ++b) {
-    if (!source.empty() && (has_source == nullptr || has_source[b] != 0)) {
-      check.slot(source_name, source, b);
-    }
-    if (!destination.empty()) {
-      check.slot(destination_name, destination, b);
-    }
-  }
-  if (check.ok() && !destination.empty()) {
-    const auto skipped = [&](std::int64_t b) { return sequence_skipped(source, has_source, destination, b); };
-    check.states_apart(
-        source_name,
-        [&](std::int64_t b) {
-          const bool reads = !skipped(b) && (has_source == nullptr || has_source[b] != 0);
-          return reads ? Checker::memory_of(source, b) : Checker::StateMemory{};
-        },
-        destination_name,
-        [&](std::int64_t b) { return skipped(b) ? Checker::StateMemory{} : Checker::memory_of(destination, b); }, count);
-  }
-}
-
 template <AttentionConfig Config>
-Status check_prefill_arrays(const PrefillArgs<Config>& args) {
+Status check_arrays(const PrefillArgs<Config>& args) {
   Checker check("prefill");
   const std::int64_t count = sequence_count(args.sequences, args.query.batch);
-  check_slot_arrays(check, "initial_state.slots", args.initial_state, args.has_initial_state, "final_state.slots",
-                    args.final_state, count);
+  check_prefill_slots(check, args, count);
   check.sequence_arrays(args.sequences, count, args.query.tokens, args.key_encoder.tokens, Config::Mask::reads_encoder,
                         max_position(args.feature_map), [&](std::int64_t b) {
                           return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
@@ -114,7 +73,7 @@ Status check_prefill_arrays(const PrefillArgs<Config>& args) {
 }
 
 template <AttentionConfig Config>
-Status check_accumulate_shapes(const AccumulateArgs<Config>& args) {
+Status check_shapes(const AccumulateArgs<Config>& args) {
   Checker check("accumulate");
   check.take(check_map(args.feature_map));
   check.view("key", args.key, Config::FeatureMap::input_dim);
@@ -134,11 +93,10 @@ Status check_accumulate_shapes(const AccumulateArgs<Config>& args) {
 }
 
 template <AttentionConfig Config>
-Status check_accumulate_arrays(const AccumulateArgs<Config>& args) {
+Status check_arrays(const AccumulateArgs<Config>& args) {
   Checker check("accumulate");
   const std::int64_t count = sequence_count(args.sequences, args.key.batch);
-  check_slot_arrays(check, "initial_state.slots", args.initial_state, args.has_initial_state, "final_state.slots",
-                    args.final_state, count);
+  check_prefill_slots(check, args, count);
   // Neither the encoder's offsets nor prefixes mean anything here.
   Sequences sequences = args.sequences;
   sequences.cu_encoder_seqlens = nullptr;
@@ -150,11 +108,11 @@ Status check_accumulate_arrays(const AccumulateArgs<Config>& args) {
 }
 
 template <AttentionConfig Config>
-Status check_decode_shapes(const DecodeArgs<Config>& args) {
+Status check_shapes(const DecodeArgs<Config>& args) {
   Checker check("decode_step");
-  check_token_views<Config>(check, args);
-  check.pool("source", args.source.pool, args.key.heads);
-  check_state(check, "destination", args.destination, args.key.heads);
+  check.take(check_map(args.feature_map));
+  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+  check_step_states(check, args, args.key.heads);
   return check.status();
 }
 
@@ -174,52 +132,31 @@ void check_positions(Checker& check, const Map& map, const std::int32_t* first_p
 }
 
 template <AttentionConfig Config>
-Status check_decode_arrays(const DecodeArgs<Config>& args) {
+Status check_arrays(const DecodeArgs<Config>& args) {
   Checker check("decode_step");
   const std::int64_t count = args.query.batch;
   const auto& destination = destination_of(args);
-  check_slot_arrays(check, "source.slots", args.source, nullptr,
-                    args.destination.empty() ? "source.slots" : "destination.slots", destination, count);
+  check_step_slots(check, args, count);
   check_positions(
       check, args.feature_map, args.first_positions, count, [&](std::int64_t) { return args.query.tokens; },
       [&](std::int64_t b) { return sequence_skipped(args.source, nullptr, destination, b); });
   return check.status();
 }
 
-template <class Config>
-void check_staging(Checker& check, const StagingView<Config>& staging) {
-  check.at_least("staging", "sequences", staging.sequences, 0);
-  check.at_least("staging", "tokens", staging.tokens, 0);
-  check.at_least("staging", "heads", staging.heads, 1);
-  if (staging.sequences > 0 && staging.tokens > 0) {
-    check.not_null("staging", staging.data);
-    check.aligned("staging", staging.data, alignof(typename Config::Element));
-  }
-}
-
 template <AttentionConfig Config>
-Status check_staged_shapes(const StagedStepArgs<Config>& args) {
+Status check_shapes(const StagedStepArgs<Config>& args) {
   Checker check("staged_step");
-  check_token_views<Config>(check, args);
-  check.pool("state", args.state.pool, args.key.heads);
-  check_staging(check, args.staging);
-  check.equal("staging", "sequences", args.staging.sequences, args.query.batch, "query's batch");
-  check.equal("staging", "heads", args.staging.heads, args.key.heads, "key's heads");
-  check.at_least("already_staged", "value", args.already_staged, 0);
-  check.at_least("staging", "tokens", args.staging.tokens, args.already_staged);
-  if (check.ok()) {
-    check.at_least("staging", "tokens left", args.staging.tokens - args.already_staged, args.query.tokens);
-  }
+  check.take(check_map(args.feature_map));
+  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+  check_staged(check, args, {args.query.batch, "query's batch", args.query.tokens, args.key.heads, "key's heads"});
   return check.status();
 }
 
 template <AttentionConfig Config>
-Status check_staged_arrays(const StagedStepArgs<Config>& args) {
+Status check_arrays(const StagedStepArgs<Config>& args) {
   Checker check("staged_step");
   const std::int64_t count = args.query.batch;
-  for (std::int64_t b = 0; b < count; ++b) {
-    check.slot("state.slots", args.state, b);
-  }
+  check_staged_slots(check, args, count);
   check_positions(
       check, args.feature_map, args.first_positions, count,
       [&](std::int64_t) { return args.already_staged + args.query.tokens; },
@@ -228,29 +165,20 @@ Status check_staged_arrays(const StagedStepArgs<Config>& args) {
 }
 
 template <AttentionConfig Config>
-Status check_commit_shapes(const CommitArgs<Config>& args) {
+Status check_shapes(const CommitArgs<Config>& args) {
   Checker check("commit");
   check.take(check_map(args.feature_map));
-  check_staging(check, args.staging);
-  check.not_null("accepted_tokens", args.accepted_tokens);
-  check.pool("source", args.source.pool, args.staging.heads);
-  check_state(check, "destination", args.destination, args.staging.heads);
+  check_commit(check, args);
   return check.status();
 }
 
 template <AttentionConfig Config>
-Status check_commit_arrays(const CommitArgs<Config>& args) {
+Status check_arrays(const CommitArgs<Config>& args) {
   Checker check("commit");
   const std::int64_t count = args.staging.sequences;
   const auto& destination = destination_of(args);
   const auto skipped = [&](std::int64_t b) { return sequence_skipped(args.source, nullptr, destination, b); };
-  check_slot_arrays(check, "source.slots", args.source, nullptr,
-                    args.destination.empty() ? "source.slots" : "destination.slots", destination, count);
-  for (std::int64_t b = 0; check.ok() && b < count; ++b) {
-    if (!skipped(b)) {
-      check.entry("accepted_tokens", b, args.accepted_tokens[b], 0, args.staging.tokens, "the staging buffer's tokens");
-    }
-  }
+  check_commit_arrays(check, args);
   check_positions(
       check, args.feature_map, args.first_positions, count,
       [&](std::int64_t b) { return std::int64_t{args.accepted_tokens[b]}; }, skipped);

@@ -98,30 +98,10 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   }
 
  private:
-  template <class Config>
-  static Status check(const PrefillArgs<Config>& args) {
-    const Status status = check_prefill_shapes(args);
-    return status.ok() ? check_prefill_arrays(args) : status;
-  }
-  template <class Config>
-  static Status check(const AccumulateArgs<Config>& args) {
-    const Status status = check_accumulate_shapes(args);
-    return status.ok() ? check_accumulate_arrays(args) : status;
-  }
-  template <class Config>
-  static Status check(const DecodeArgs<Config>& args) {
-    const Status status = check_decode_shapes(args);
-    return status.ok() ? check_decode_arrays(args) : status;
-  }
-  template <class Config>
-  static Status check(const StagedStepArgs<Config>& args) {
-    const Status status = check_staged_shapes(args);
-    return status.ok() ? check_staged_arrays(args) : status;
-  }
-  template <class Config>
-  static Status check(const CommitArgs<Config>& args) {
-    const Status status = check_commit_shapes(args);
-    return status.ok() ? check_commit_arrays(args) : status;
+  template <class Args>
+  static Status check(const Args& args) {
+    const Status status = check_shapes(args);
+    return status.ok() ? check_arrays(args) : status;
   }
 
   template <class Config>
@@ -136,9 +116,6 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   static std::size_t workspace_bytes(const Args& args, const Cpu<E>& on) {
     return step_bytes(step_of(args), workers_of(on));
   }
-
-  /// An executor that claims to have no worker still runs tasks in the caller's thread.
-  static int workers_of(const Cpu<E>& on) { return larger<int>(1, on.executor().concurrency()); }
 
   template <class Config>
   static cpu::Prefill<Config> prefill_of(const PrefillArgs<Config>& args, const Cpu<E>& on) {

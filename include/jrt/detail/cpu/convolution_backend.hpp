@@ -25,7 +25,7 @@ struct MixerBackend<Config, Cpu<E>> {
     if (!status.ok()) {
       return status;
     }
-    const std::int64_t count = sequence_count(args.sequences, args.input.batch);
+    const std::int64_t count = sequences_of(args);
     std::int64_t longest = 0;
     for (std::int64_t b = 0; b < count; ++b) {
       longest = larger(longest, sequence_span(args.sequences, b, args.input.tokens, 0).row_tokens);
@@ -78,26 +78,15 @@ struct MixerBackend<Config, Cpu<E>> {
   }
 
  private:
-  static Status check(const PrefillArgs<Config>& args) {
-    const Status status = check_prefill_shapes(args);
-    return status.ok() ? check_prefill_arrays(args) : status;
-  }
-  static Status check(const DecodeArgs<Config>& args) {
-    const Status status = check_decode_shapes(args);
-    return status.ok() ? check_decode_arrays(args) : status;
-  }
-  static Status check(const StagedStepArgs<Config>& args) {
-    const Status status = check_staged_shapes(args);
-    return status.ok() ? check_staged_arrays(args) : status;
-  }
-  static Status check(const CommitArgs<Config>& args) {
-    const Status status = check_commit_shapes(args);
-    return status.ok() ? check_commit_arrays(args) : status;
+  template <class Args>
+  static Status check(const Args& args) {
+    const Status status = check_shapes(args);
+    return status.ok() ? check_arrays(args) : status;
   }
 
   /// A few tasks for each worker, none so short that the inputs before it and the weights show.
   static std::int64_t tokens_per_task(std::int64_t longest, const Cpu<E>& on) {
-    const auto workers = static_cast<std::int64_t>(larger<int>(1, on.executor().concurrency()));
+    const std::int64_t workers = workers_of(on);
     return workers == 1 ? larger<std::int64_t>(longest, 1) : larger<std::int64_t>(64, ceil_div(longest, 4 * workers));
   }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "jrt/detail/integer.hpp"
 #include "jrt/executor.hpp"
 
 namespace jrt {
@@ -28,5 +29,15 @@ class Cpu<SerialExecutor> {
 };
 
 Cpu()->Cpu<SerialExecutor>;
+
+namespace detail {
+
+/// Threads of the executor. One that claims to have none still runs tasks in the caller's thread.
+template <Executor E>
+int workers_of(const Cpu<E>& on) {
+  return larger<int>(1, on.executor().concurrency());
+}
+
+}  // namespace detail
 
 }  // namespace jrt

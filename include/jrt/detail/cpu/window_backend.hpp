@@ -63,9 +63,6 @@ struct MixerBackend<Config, Cpu<E>> {
   }
   static std::size_t bytes(const CommitArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
 
-  /// An executor that claims to have no worker still runs tasks in the caller's thread.
-  static int workers_of(const Cpu<E>& on) { return larger<int>(1, on.executor().concurrency()); }
-
   template <class Args>
   static Status run(const char* operation, const Args& args, const Workspace& workspace, const Cpu<E>& on) {
     Checker checker(operation);

@@ -83,59 +83,45 @@ struct Backend<Cuda> : cuda::StateBackend {
   template <class Config>
   static Status check(const PrefillArgs<Config>& args) {
     Checker check("prefill");
-    check.take(check_prefill_shapes(args));
+    check.take(check_shapes(args));
     const std::int64_t count = sequence_count(args.sequences, args.query.batch);
-    check_initial_slots(check, args, count);
+    check_implicit_slots(check, args, count);
     check_last_position(check, "prefill", args, args.query.tokens);
-    check.implicit_slots("final_state", args.final_state, count);
-    check_lengths(check, args.sequences);
     check_prefix(check, args);
     return check.status();
   }
   template <class Config>
   static Status check(const AccumulateArgs<Config>& args) {
     Checker check("accumulate");
-    check.take(check_accumulate_shapes(args));
+    check.take(check_shapes(args));
     const std::int64_t count = sequence_count(args.sequences, args.key.batch);
-    check_initial_slots(check, args, count);
+    check_implicit_slots(check, args, count);
     check_last_position(check, "accumulate", args, args.key.tokens);
-    check.implicit_slots("final_state", args.final_state, count);
-    check_lengths(check, args.sequences);
     return check.status();
   }
   template <class Config>
   static Status check(const DecodeArgs<Config>& args) {
     Checker check("decode_step");
-    check.take(check_decode_shapes(args));
-    check.implicit_slots("source", args.source, args.query.batch);
-    check.implicit_slots("destination", args.destination, args.query.batch);
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, args.query.batch);
     check_first_positions<Config>(check, args.first_positions);
     return check.status();
   }
   template <class Config>
   static Status check(const StagedStepArgs<Config>& args) {
     Checker check("staged_step");
-    check.take(check_staged_shapes(args));
-    check.implicit_slots("state", args.state, args.query.batch);
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, args.query.batch);
     check_first_positions<Config>(check, args.first_positions);
     return check.status();
   }
   template <class Config>
   static Status check(const CommitArgs<Config>& args) {
     Checker check("commit");
-    check.take(check_commit_shapes(args));
-    check.implicit_slots("source", args.source, args.staging.sequences);
-    check.implicit_slots("destination", args.destination, args.staging.sequences);
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, args.staging.sequences);
     check_first_positions<Config>(check, args.first_positions);
     return check.status();
-  }
-
-  /// Slots of sequences that start empty do not count, and which those are the host cannot see.
-  template <class Args>
-  static void check_initial_slots(Checker& check, const Args& args, std::int64_t count) {
-    if (args.has_initial_state == nullptr) {
-      check.implicit_slots("initial_state", args.initial_state, count);
-    }
   }
 
   /// The last position, where it follows from the views alone.
@@ -149,10 +135,6 @@ struct Backend<Cuda> : cuda::StateBackend {
                                operation, static_cast<long long>(tokens),
                                static_cast<long long>(max_position(args.feature_map))));
     }
-  }
-
-  static void check_lengths(Checker& check, const Sequences& sequences) {
-    check.at_least("sequences.max_tokens", "value", sequences.max_tokens, 0);
   }
 
   /// M <= T where both are extents of dense views.

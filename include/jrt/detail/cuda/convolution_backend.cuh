@@ -30,7 +30,7 @@ struct MixerBackend<Config, Cuda> {
     call.source = args.initial_state;
     call.has_source = args.has_initial_state;
     call.destination = args.final_state;
-    call.count = sequence_count(args.sequences, args.input.batch);
+    call.count = sequences_of(args);
     return cuda::launch_prefill("prefill", call, on);
   }
 
@@ -80,39 +80,14 @@ struct MixerBackend<Config, Cuda> {
   }
 
  private:
-  static Status check(const PrefillArgs<Config>& args) {
-    Checker check("prefill");
-    check.take(check_prefill_shapes(args));
-    const std::int64_t count = sequence_count(args.sequences, args.input.batch);
-    // Slots of sequences that start empty do not count, and which those are the host cannot see.
-    if (args.has_initial_state == nullptr) {
-      check.implicit_slots("initial_state", args.initial_state, count);
-    }
-    check.implicit_slots("final_state", args.final_state, count);
-    check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
+  /// As far as the host can see.
+  template <class Args>
+  static Status check(const Args& args) {
+    Checker check(operation_name(args));
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, sequences_of(args));
     return check.status();
   }
-  static Status check(const DecodeArgs<Config>& args) {
-    Checker check("decode_step");
-    check.take(check_decode_shapes(args));
-    check.implicit_slots("source", args.source, args.input.batch);
-    check.implicit_slots("destination", args.destination, args.input.batch);
-    return check.status();
-  }
-  static Status check(const StagedStepArgs<Config>& args) {
-    Checker check("staged_step");
-    check.take(check_staged_shapes(args));
-    check.implicit_slots("state", args.state, args.input.batch);
-    return check.status();
-  }
-  static Status check(const CommitArgs<Config>& args) {
-    Checker check("commit");
-    check.take(check_commit_shapes(args));
-    check.implicit_slots("source", args.source, args.staging.sequences);
-    check.implicit_slots("destination", args.destination, args.staging.sequences);
-    return check.status();
-  }
-
   /// What a prefill and a step have in common.
   template <class Args>
   static cuda::ConvolutionCall<Config> call_of_tokens(const Args& args) {
