@@ -99,7 +99,7 @@ JRT_DETAIL_HD constexpr SequenceSpan within_views(SequenceSpan span, std::int64_
   span.encoder_first = clamped(span.encoder_first, 0, encoder_tokens);
   span.encoder_tokens = clamped(span.encoder_tokens, 0, encoder_tokens - span.encoder_first);
   span.prefix = clamped(span.prefix, 0, span.encoder_tokens);
-  span.left_pad = span.left_pad < 0 ? 0 : span.left_pad;
+  span.left_pad = clamped(span.left_pad, 0, span.tokens > span.prefix ? span.tokens : span.prefix);
   return span;
 }
 

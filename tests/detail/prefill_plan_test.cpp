@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <vector>
 
@@ -107,6 +108,7 @@ TEST_CASE("spans with impossible numbers are pulled into the views, valid ones a
       REQUIRE(inside.prefix >= 0);
       REQUIRE(inside.prefix <= inside.encoder_tokens);
       REQUIRE(inside.left_pad >= 0);
+      REQUIRE(inside.left_pad <= std::max(inside.tokens, inside.prefix));
     }
   }
   const detail::SequenceSpan valid{0, 2, 5, 0, 1, 3, 4, 1, 0, 6};

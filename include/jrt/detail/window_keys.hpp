@@ -108,9 +108,7 @@ struct WindowCall {
     return sequence_skipped(initial, has_initial, final, b);
   }
   [[nodiscard]] JRT_DETAIL_HD SequenceSpan span(std::int64_t b) const {
-    SequenceSpan span = within_views(sequence_span(sequences, b, query.tokens, 0), query.tokens, 0);
-    span.left_pad = smaller(span.left_pad, span.tokens);
-    return span;
+    return within_views(sequence_span(sequences, b, query.tokens, 0), query.tokens, 0);
   }
   [[nodiscard]] JRT_DETAIL_HD WindowKeys<Config> keys(const SequenceSpan& span, std::int64_t b, std::int64_t head) const {
     WindowKeys<Config> keys;

@@ -41,6 +41,8 @@ struct Rotation {
 ///
 /// Angles are kept in turns as 64-bit fractions, so that their reduction is exact: the error does not grow with the
 /// position as that of a product of floats does (0.06 at position 1 million).
+///
+/// Make it once and give it to every call: the constructor takes a power for each pair.
 template <int HeadDim>
 class RotaryHalves {
  public:

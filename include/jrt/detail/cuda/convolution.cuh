@@ -6,11 +6,17 @@
 
 #include "jrt/detail/convolution_inputs.hpp"
 #include "jrt/detail/cuda/launch.cuh"
+#include "jrt/detail/cuda/sequence_runs.cuh"
 #include "jrt/detail/cuda/vector.cuh"
 #include "jrt/detail/integer.hpp"
 
 /// The convolution's kernels. Everything is bound by memory: a thread has a few neighbouring channels, as many as one
 /// access holds, and walks tokens with weights and the last inputs in registers.
+///
+///                channels  0 … 7   8 … 15  …          bfloat16: 8 in an access
+///     segment 0  tokens 0 │thread 0│thread 1│          reads the carried inputs, then S tokens
+///                  …    S │        │        │
+///     segment 1         S │thread G│thread G+1         reads the K−1 tokens before its own once more
 namespace jrt::detail::cuda {
 
 /// One call in terms that all operations share.
@@ -36,7 +42,6 @@ struct ConvolutionCall {
   std::int64_t channels = 0;        // of each
   std::int64_t segment_tokens = 1;  // that a thread of a prefill walks
   std::int64_t segments = 0;        // of all sequences
-  std::int64_t row_segments = 1;    // of each sequence of dense views
 };
 
 /// Numbers in one access.
@@ -52,13 +57,6 @@ __device__ T activated(T sum) {
   } else {
     return Config::Activation::apply(sum);
   }
-}
-
-__device__ inline float fused(float a, float b, float c) {
-  return __fmaf_rn(a, b, c);
-}
-__device__ inline double fused(double a, double b, double c) {
-  return __fma_rn(a, b, c);
 }
 
 /// `width` neighbouring channels of one sequence on their way through its tokens. With a width above 1 rows are aligned.
@@ -253,9 +251,9 @@ class ChannelWalk {
         T sum = bias_[c];
 #pragma unroll
         for (int k = 0; k < carried; ++k) {
-          sum = fused(weights_[k][c], recent_[k][c], sum);
+          sum = fma(weights_[k][c], recent_[k][c], sum);
         }
-        sum = fused(weights_[carried][c], newest[c], sum);
+        sum = fma(weights_[carried][c], newest[c], sum);
         result[c] = activated<Config>(sum);
 #pragma unroll
         for (int k = 0; k + 1 < carried; ++k) {
@@ -303,61 +301,28 @@ __device__ inline std::int64_t thread_number() {
   return blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
 }
 
-/// The virtual segment that sequence `b` of packed views begins with. Sequences have at least as many as they need without
-/// anyone having to add up lengths: floor((a + n)/S) − floor(a/S) + 1 >= ceil(n/S).
-template <class Config>
-__device__ std::int64_t first_segment(const ConvolutionCall<Config>& call, std::int64_t b) {
-  return clamped(call.sequences.cu_seqlens[b], 0, call.input.tokens) / call.segment_tokens + b;
-}
-
-struct SegmentPlace {
-  std::int64_t sequence = 0;
-  std::int64_t index = 0;  // within the sequence
-};
-
-template <class Config>
-__device__ SegmentPlace place_of(const ConvolutionCall<Config>& call, std::int64_t segment) {
-  if (call.sequences.cu_seqlens == nullptr) {
-    return {segment / call.row_segments, segment % call.row_segments};
-  }
-  std::int64_t low = 0;  // the last sequence that begins at or before the segment
-  for (std::int64_t high = call.count; high - low > 1;) {
-    const std::int64_t middle = (low + high) / 2;
-    if (first_segment(call, middle) <= segment) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return {low, segment - first_segment(call, low)};
-}
-
 template <class Config>
 __device__ SequenceSpan span_of(const ConvolutionCall<Config>& call, std::int64_t b) {
-  SequenceSpan span = within_views(sequence_span(call.sequences, b, call.input.tokens, 0), call.input.tokens, 0);
-  span.left_pad = smaller(span.left_pad, span.tokens);
-  return span;
+  return within_views(sequence_span(call.sequences, b, call.input.tokens, 0), call.input.tokens, 0);
 }
 
 /// Outputs of a prefill: a thread has one group of channels in one segment.
 template <class Config, int width>
 __global__ void __launch_bounds__(convolution_threads, convolution_blocks<Config>)
     convolve_segments(const ConvolutionCall<Config> call) {
-  let_next_kernel_start();
-  await_previous_kernel();
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t segment = thread_number() / groups;
   if (segment >= call.segments) {
     return;
   }
-  const SegmentPlace place = place_of(call, segment);
-  const std::int64_t b = place.sequence;
+  const RowRun run(call.sequences, call.input.tokens, segment, call.segment_tokens);
+  const std::int64_t b = run.b;
   SequenceSpan span = span_of(call, b);
-  const std::int64_t first = place.index * call.segment_tokens;
-  const std::int64_t end = smaller(first + call.segment_tokens, span.row_tokens);
-  if (first < 0 || first >= end) {
+  if (!run.within(span)) {
     return;
   }
+  const std::int64_t first = run.first_row;
+  const std::int64_t end = smaller(first + call.segment_tokens, span.row_tokens);
   if (sequence_skipped(call.source, call.has_source, call.destination, b)) {
     span.tokens = span.left_pad = 0;
   }
@@ -382,8 +347,6 @@ __global__ void __launch_bounds__(convolution_threads, convolution_blocks<Config
 /// segment of a prefill reads and the last would write.
 template <class Config, int width>
 __global__ void __launch_bounds__(convolution_step_threads) store_inputs(const ConvolutionCall<Config> call) {
-  let_next_kernel_start();
-  await_previous_kernel();
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t b = thread_number() / groups;
   if (b >= call.count || sequence_skipped(call.source, call.has_source, call.destination, b)) {
@@ -407,8 +370,6 @@ __global__ void __launch_bounds__(convolution_step_threads) store_inputs(const C
 /// A step, staged or not: a thread has one group of channels of one sequence.
 template <class Config, int width>
 __global__ void __launch_bounds__(convolution_step_threads) convolve_step(const ConvolutionCall<Config> call) {
-  let_next_kernel_start();
-  await_previous_kernel();
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t b = thread_number() / groups;
   if (b >= call.count) {
@@ -450,7 +411,7 @@ bool takes_vectors(const ConvolutionCall<Config>& call) {
 template <class Config>
 Grid convolution_grid(const ConvolutionCall<Config>& call, std::int64_t items, int threads, bool vectors) {
   const std::int64_t width = vectors ? convolution_width<Config> : 1;
-  return {ceil_div<std::int64_t>(items * ceil_div(call.channels, width), threads), threads, 0, true};
+  return {ceil_div<std::int64_t>(items * ceil_div(call.channels, width), threads), threads, 0};
 }
 
 /// Cuts sequences so that the device is full: long enough that the K−1 inputs before each segment do not show, if there is
@@ -458,16 +419,13 @@ Grid convolution_grid(const ConvolutionCall<Config>& call, std::int64_t items, i
 template <class Config>
 void cut_segments(ConvolutionCall<Config>& call, bool vectors, const Cuda& on) {
   const std::int64_t width = vectors ? convolution_width<Config> : 1;
-  const bool packed = call.sequences.cu_seqlens != nullptr;
-  const std::int64_t tokens = packed ? call.input.tokens : call.count * call.input.tokens;
+  const std::int64_t tokens = call.input.batch * call.input.tokens;
   const std::int64_t wanted_threads = 2048 * static_cast<std::int64_t>(on.multiprocessors());
   call.segment_tokens = 128;
   while (call.segment_tokens > 8 && tokens / call.segment_tokens * ceil_div(call.channels, width) < wanted_threads) {
     call.segment_tokens /= 2;
   }
-  call.row_segments = larger<std::int64_t>(1, ceil_div(call.input.tokens, call.segment_tokens));
-  const std::int64_t dense = call.count * call.row_segments;
-  call.segments = call.input.tokens == 0 ? 0 : packed ? call.input.tokens / call.segment_tokens + call.count : dense;
+  call.segments = row_runs(call.sequences, call.input.batch, call.input.tokens, call.segment_tokens);
 }
 
 template <class Config>

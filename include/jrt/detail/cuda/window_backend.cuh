@@ -37,8 +37,7 @@ struct MixerBackend<Config, Cuda> {
   static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);
     return status.ok() ? cuda::launch("commit", cuda::commit_window<Config>,
-                                      {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on, args,
-                                      typename Config::Rotary{})
+                                      {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on, args)
                        : status;
   }
 
@@ -50,37 +49,14 @@ struct MixerBackend<Config, Cuda> {
   }
 
  private:
-  static Status check(const PrefillArgs<Config>& args) {
-    Checker check("prefill");
+  /// As far as the host can see.
+  template <class Args>
+  static Status check(const Args& args) {
+    Checker check(operation_name(args));
     check.take(check_shapes(args));
-    const std::int64_t count = sequence_count(args.sequences, args.query.batch);
-    if (args.has_initial_state == nullptr) {
-      check.implicit_slots("initial_state", args.initial_state, count);
-    }
-    check.implicit_slots("final_state", args.final_state, count);
+    check_implicit_slots(check, args, sequences_of(args));
     return check.status();
   }
-  static Status check(const DecodeArgs<Config>& args) {
-    Checker check("decode_step");
-    check.take(check_shapes(args));
-    check.implicit_slots("source", args.source, args.query.batch);
-    check.implicit_slots("destination", args.destination, args.query.batch);
-    return check.status();
-  }
-  static Status check(const StagedStepArgs<Config>& args) {
-    Checker check("staged_step");
-    check.take(check_shapes(args));
-    check.implicit_slots("state", args.state, args.query.batch);
-    return check.status();
-  }
-  static Status check(const CommitArgs<Config>& args) {
-    Checker check("commit");
-    check.take(check_shapes(args));
-    check.implicit_slots("source", args.source, args.staging.sequences);
-    check.implicit_slots("destination", args.destination, args.staging.sequences);
-    return check.status();
-  }
-
   /// Outputs, then the caches or the staging buffer.
   static Status run(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
     const bool writes = !call.final.empty() || call.stages();
@@ -101,14 +77,18 @@ struct MixerBackend<Config, Cuda> {
       using Layout = cuda::WindowTileLayout<Config>;
       // A tile of rows is worth its products from a few queries on.
       if (aligned && call.query.tokens >= 16) {
-        const std::int64_t runs = cuda::row_runs(call, Layout::rows);
+        const std::int64_t runs = runs_of(call, Layout::rows);
         return cuda::launch(operation, cuda::answer_window_tiles<Config>,
                             {runs * call.query.heads, Layout::threads, Layout::shared_bytes}, on, call, runs);
       }
     }
     return cuda::launch(operation, cuda::answer_window_queries<Config>,
-                        {cuda::row_runs(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call,
-                        aligned, keeps);
+                        {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call, aligned,
+                        keeps);
+  }
+
+  static std::int64_t runs_of(const WindowCall<Config>& call, std::int64_t run) {
+    return cuda::row_runs(call.sequences, call.query.batch, call.query.tokens, run);
   }
 
   /// Whether all rows of keys, values, queries and outputs can be read and written 16 bytes at a time; those of caches can

@@ -12,6 +12,10 @@
 ///
 /// A warp's lanes form groups; each group takes one key at a time, a lane a few of its numbers. A group keeps its own
 /// largest score, sum and weighted values; at the end groups and warps are brought together.
+///
+///     bfloat16, d = 64: 8 lanes of 8 numbers to a key, 16 groups in a block
+///     keys   i−L … i      0  1  2 … 15 | 16 … 31 | …     the ring's rows in any order, then the call's own
+///     group               0  1  2 … 15 |  0 … 15 | …     four keys of each are on their way at a time
 namespace jrt::detail::cuda {
 
 template <WindowConfig Config>
@@ -252,10 +256,10 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     answer_window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned, bool keeps) {
   __shared__ typename WindowQuery<Config>::Shared shared;
   const std::int64_t query_head = blockIdx.x % call.query.heads;
-  const RowRun run(call, blockIdx.x / call.query.heads, 1);
+  const RowRun run(call.sequences, call.query.tokens, blockIdx.x / call.query.heads, 1);
   const std::int64_t head = query_head / call.group();
   const WindowSequence<Config> sequence(call, run.b, head);
-  if (run.first_row >= sequence.span.row_tokens) {
+  if (!run.within(sequence.span)) {
     return;
   }
   const std::int64_t row = sequence.span.first_token + run.first_row;

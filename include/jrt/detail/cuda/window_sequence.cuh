@@ -3,43 +3,12 @@
 
 #include <cstdint>
 
+#include "jrt/detail/cuda/sequence_runs.cuh"
 #include "jrt/detail/cuda/vector.cuh"
 #include "jrt/detail/window_keys.hpp"
 
 /// What the blocks of all window kernels do first: find their sequence, its keys and its rows of outputs.
 namespace jrt::detail::cuda {
-
-/// Runs of `run` rows that cover all sequences of a call; a few more for packed ones, whose lengths the host cannot see.
-template <class Call>
-std::int64_t row_runs(const Call& call, std::int64_t run) {
-  return call.sequences.cu_seqlens != nullptr ? call.query.tokens / run + call.sequences.count
-                                              : ceil_div(call.query.tokens, run) * call.query.batch;
-}
-
-/// Sequence and first row of a run. With packed sequences, sequence b has the runs from cu_seqlens[b] / run + b on: always
-/// enough, and found without looking at all lengths.
-struct RowRun {
-  std::int64_t b = 0;
-  std::int64_t first_row = 0;
-
-  template <class Call>
-  __device__ RowRun(const Call& call, std::int64_t index, std::int64_t run) {
-    const std::int32_t* const offsets = call.sequences.cu_seqlens;
-    if (offsets == nullptr) {
-      const std::int64_t each = ceil_div(call.query.tokens, run);
-      b = index / each;
-      first_row = index % each * run;
-      return;
-    }
-    const auto first_run = [&](std::int64_t sequence) { return offsets[sequence] / run + sequence; };
-    std::int64_t end = call.sequences.count;
-    while (b + 1 < end) {
-      const std::int64_t middle = (b + end) / 2;
-      (first_run(middle) <= index ? b : end) = middle;
-    }
-    first_row = (index - first_run(b)) * run;
-  }
-};
 
 /// One sequence and key/value head of a call, as a block sees it.
 template <WindowConfig Config>
@@ -100,9 +69,10 @@ __device__ auto turned_number(const Rotary& rotary, const Element* x, std::int64
   }
 }
 
-/// By all threads of a block: a token's key, as the cache holds it, and its value.
-template <WindowConfig Config>
-__device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, const typename Config::Rotary& rotary,
+/// By all threads of a block: a token's key, as the cache holds it, and its value. Tokens of earlier calls are turned
+/// already; without others `rotary` may be NoRotary.
+template <WindowConfig Config, class Rotary>
+__device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, const Rotary& rotary,
                             typename Config::Element* key, typename Config::Element* value, int thread, int threads) {
   using Element = typename Config::Element;
   for (int c = thread; c < Config::head_dim + Config::value_dim; c += threads) {
@@ -118,8 +88,8 @@ __device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, 
 
 /// By all threads of a block: `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind
 /// it. Nobody reads the ring any more.
-template <WindowConfig Config>
-__device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, const typename Config::Rotary& rotary,
+template <WindowConfig Config, class Rotary>
+__device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, const Rotary& rotary,
                             typename Config::Element* cache) {
   using Format = StateFormatOf<Config>;
   const int thread = static_cast<int>(threadIdx.x);
@@ -169,8 +139,7 @@ __global__ void __launch_bounds__(keep_threads) keep_window(const __grid_constan
 
 /// The first staged rows of one head, whose keys are turned already, go into its cache; a block a head.
 template <WindowConfig Config>
-__global__ void __launch_bounds__(keep_threads)
-    commit_window(const __grid_constant__ CommitArgs<Config> args, const __grid_constant__ typename Config::Rotary rotary) {
+__global__ void __launch_bounds__(keep_threads) commit_window(const __grid_constant__ CommitArgs<Config> args) {
   const std::int64_t b = blockIdx.x / args.staging.heads;
   const std::int64_t head = blockIdx.x % args.staging.heads;
   const auto& destination = args.destination.empty() ? args.source : args.destination;
@@ -181,7 +150,7 @@ __global__ void __launch_bounds__(keep_threads)
   WindowKeys<Config> keys;
   keys.set_ring(args.source.pool.head(args.source.slot(b), head));
   keys.set_staging(args.staging, b, head, accepted);
-  write_cache(keys, {-accepted, 0}, rotary, destination.pool.head(destination.slot(b), head));
+  write_cache(keys, {-accepted, 0}, NoRotary{}, destination.pool.head(destination.slot(b), head));
 }
 
 }  // namespace jrt::detail::cuda

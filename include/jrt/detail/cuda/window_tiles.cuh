@@ -14,6 +14,15 @@
 /// their way; of each tile a warp takes the halves that its own window reaches, so that a window of 128 costs 32 queries
 /// 160 keys, not the 384 of square blocks. Scores become weights in registers (online softmax, Milakov and Gimelshein
 /// 2018).
+///
+///     128 queries 0 …, L = 128:   tile 0    tile 1    tile 2    tile 3      # a step of 32 keys that a warp takes:
+///     keys                       −128 …     −64 …       0 …      64 …       the first has the window's edge in it,
+///     warp 0, queries 0 …         #  #      #  #      #                     the last the diagonal
+///     warp 1, queries 32 …           #      #  #      #  #
+///     warp 2, queries 64 …                  #  #      #  #      #
+///     warp 3, queries 96 …                     #      #  #      #  #
+///
+///     shared memory: `stages` times keys [64][d + 8], values [64][dv + 8]; outputs [rows][dv + 8] in the same place
 namespace jrt::detail::cuda {
 
 template <WindowConfig Config>
@@ -410,9 +419,9 @@ template <WindowConfig Config>
 __global__ void __launch_bounds__(WindowTileLayout<Config>::threads, WindowTileLayout<Config>::blocks_per_multiprocessor)
     answer_window_tiles(const __grid_constant__ WindowCall<Config> call, std::int64_t runs) {
   const std::int64_t query_head = blockIdx.x / runs;
-  const RowRun run(call, blockIdx.x % runs, WindowTileLayout<Config>::rows);
+  const RowRun run(call.sequences, call.query.tokens, blockIdx.x % runs, WindowTileLayout<Config>::rows);
   const WindowSequence<Config> sequence(call, run.b, query_head / call.group());
-  if (run.first_row >= sequence.span.row_tokens) {
+  if (!run.within(sequence.span)) {
     return;
   }
   WindowTiles<Config> tiles(call, sequence, query_head, run.first_row,
