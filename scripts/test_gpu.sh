@@ -18,13 +18,17 @@ sanitize() {
     { tail -n 40 "$build/$1.$2.log"; exit 1; }
   grep SUMMARY "$build/$1.$2.log"
 }
-for test in prefill decode laws golden state_exchange state_operations policy_feature_map policy_padding backend hopper fuzz_16bit; do
+for test in prefill decode laws golden state_exchange state_operations policy_feature_map policy_padding backend hopper \
+  fuzz_16bit window_attention golden_window gated_convolution; do
   sanitize memcheck "$test"
 done
-for test in decode golden policy_padding races; do
+# Not prefill: racecheck does not see the order that mbarriers and the copy engine give, and takes the zeroing of a tail in a
+# stage that was in use before for a race with its last readers. The lengths in races_test have a barrier of all threads
+# between the two.
+for test in decode golden policy_padding races window_attention golden_window gated_convolution; do
   sanitize racecheck "$test"
 done
-for test in decode golden policy_padding races; do
+for test in decode golden policy_padding races window_attention golden_window gated_convolution; do
   sanitize initcheck "$test"
 done
 echo "All GPU checks passed."

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Times what prefill competes with: softmax attention as PyTorch ships it, and Based attention in Triton.
+"""Times what prefill competes with: softmax attention as PyTorch ships it, also in a window, and Based attention in Triton.
 
     attention_peers.py [--out peers.json]
 
 FlashAttention-2 and cuDNN attention: scaled_dot_product_attention with the backend pinned, causal, 16 heads of dimension
-64, bfloat16, [B,H,N,64]. Triton: parallel_based and fused_chunk_based of flash-linear-attention, where it is installed;
+64, bfloat16, [B,H,N,64]. Its window kernel: the same, of [B,N,H,64], 128 keys to the left. Triton: parallel_based and fused_chunk_based of flash-linear-attention, where it is installed;
 d = 16, dv = 64, normalised. Median of CUDA events around single calls, caches overwritten before each. A call that is not
 available, or that needs too much memory, becomes a row that says so.
 """
@@ -63,6 +63,12 @@ def softmax_attention(batch, tokens):
     return lambda: scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
+def window_attention(batch, tokens):
+    query, key, value = (tensor.transpose(1, 2).contiguous() for tensor in random_tensors(batch, tokens, (64, 64, 64)))
+    return lambda: torch.ops.aten._flash_attention_forward(
+        query, key, value, None, None, tokens, tokens, 0.0, False, False, window_size_left=128, window_size_right=0)
+
+
 def based_attention(function):
     def make(batch, tokens):
         query, key, value = random_tensors(batch, tokens, (16, 16, 64))
@@ -103,7 +109,7 @@ def main():
     if not torch.cuda.is_available():
         print("skipped: no CUDA device")
         return
-    peers = {"FA2": softmax_attention, "cuDNN": softmax_attention, **based_functions()}
+    peers = {"FA2": softmax_attention, "FA2_window": window_attention, "cuDNN": softmax_attention, **based_functions()}
     clock = Clock()
     rows = []
     for batch, tokens in SHAPES:
