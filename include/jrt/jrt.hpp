@@ -3,6 +3,7 @@
 
 /// Everything that needs no CUDA compiler. tests/headers checks that no public header is missing.
 #include "jrt/attention_config.hpp"
+#include "jrt/checkpoints.hpp"
 #include "jrt/cpu.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/executor.hpp"
@@ -23,6 +24,7 @@
 #include "jrt/prefill.hpp"
 #include "jrt/reference.hpp"
 #include "jrt/sequences.hpp"
+#include "jrt/stack.hpp"
 #include "jrt/state.hpp"
 #include "jrt/state_exchange.hpp"
 #include "jrt/state_operations.hpp"

@@ -83,8 +83,9 @@ Status import_states(const DenseStates<Scalar>& source, const StateSlots<Format>
   return detail::Backend<Execution>::import_states(source, destination, count, on);
 }
 
-/// What stands at the front of saved states. All fields are in the byte order of the machine that saved, which `byte_order`
-/// shows; the numbers follow, slot by slot and head by head, S then z without padding.
+/// What stands at the front of saved states; those of a stack have one for the whole, then one for each layer. All fields
+/// are in the byte order of the machine that saved, which `byte_order` shows; the numbers follow, slot by slot and head by
+/// head, S then z without padding.
 struct SavedStatesHeader {
   static constexpr char expected_magic[8] = {'J', 'R', 'T', 'S', 'T', 'A', 'T', 'E'};
   static constexpr std::uint32_t expected_byte_order = 0x01020304;
@@ -104,10 +105,18 @@ struct SavedStatesHeader {
 };
 static_assert(sizeof(SavedStatesHeader) == 96 && std::is_trivially_copyable_v<SavedStatesHeader>);
 
+namespace detail {
+
+/// Headers before the numbers of saved states.
+template <class Format>
+inline constexpr std::int64_t saved_headers = 1;
+
+}  // namespace detail
+
 /// Bytes that `save_states` writes.
 template <class Format>
 constexpr std::int64_t saved_states_bytes(std::int64_t count, std::int64_t heads) {
-  return static_cast<std::int64_t>(sizeof(SavedStatesHeader)) +
+  return detail::saved_headers<Format> * static_cast<std::int64_t>(sizeof(SavedStatesHeader)) +
          count * heads * Format::head_numbers * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <span>
 
@@ -26,7 +27,11 @@ SavedStatesHeader saved_header(std::int64_t count, std::int64_t heads) {
   std::memcpy(header.magic, SavedStatesHeader::expected_magic, sizeof header.magic);
   header.byte_order = SavedStatesHeader::expected_byte_order;
   header.version = SavedStatesHeader::current_version;
-  copy_name(header.scalar, element_name<typename Format::Scalar>());
+  if constexpr (saved_headers<Format> == 1) {
+    copy_name(header.scalar, element_name<typename Format::Scalar>());
+  } else {
+    copy_name(header.scalar, "mixed");
+  }
   copy_name(header.feature_map, Format::name);
   header.input_dim = Format::input_dim;
   header.rows = Format::rows;
@@ -36,23 +41,37 @@ SavedStatesHeader saved_header(std::int64_t count, std::int64_t heads) {
   return header;
 }
 
-/// Whether `buffer` begins with `count` states of `Format` with `heads` heads.
 template <class Format>
-Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count, std::int64_t heads) {
-  const auto corrupt = [](const char* what, long long found, long long expected) {
-    return Status::error(StatusCode::corrupt_data, "load_states: the saved %s is %lld, but must be %lld.", what, found,
-                         expected);
-  };
-  const auto different = [](const char* what, const char* found, int room, const char* expected) {
-    return Status::error(StatusCode::corrupt_data, "load_states: the saved %s is '%.*s', but must be '%s'.", what, room,
-                         found, expected);
-  };
-  if (buffer.size() < sizeof(SavedStatesHeader)) {
-    return corrupt("header's size in bytes", static_cast<long long>(buffer.size()), sizeof(SavedStatesHeader));
+inline constexpr std::size_t saved_headers_bytes = static_cast<std::size_t>(saved_headers<Format>) *
+                                                   sizeof(SavedStatesHeader);
+
+/// All headers of states of `Format`: `function(index, header)` for each in turn.
+template <class Format, class Function>
+void for_saved_headers(std::int64_t count, std::int64_t heads, const Function& function) {
+  function(0, saved_header<Format>(count, heads));
+  if constexpr (saved_headers < Format >> 1) {
+    Format::for_layers(
+        [&]<class Layer>(int layer) { function(layer + 1, saved_header<typename Layer::Format>(count, Layer::heads)); });
   }
-  SavedStatesHeader found;
-  std::memcpy(&found, buffer.data(), sizeof found);
-  const SavedStatesHeader expected = saved_header<Format>(count, heads);
+}
+
+template <class Format>
+void write_saved_headers(std::span<std::byte> buffer, std::int64_t count, std::int64_t heads) {
+  for_saved_headers<Format>(count, heads, [&](int index, const SavedStatesHeader& header) {
+    std::memcpy(buffer.data() + static_cast<std::size_t>(index) * sizeof header, &header, sizeof header);
+  });
+}
+
+/// Whether a header that was found is the one expected. `part` says whose it is.
+inline Status check_saved_header(const char* part, const SavedStatesHeader& found, const SavedStatesHeader& expected) {
+  const auto corrupt = [&](const char* what, long long is, long long must) {
+    return Status::error(StatusCode::corrupt_data, "load_states: %sthe saved %s is %lld, but must be %lld.", part, what, is,
+                         must);
+  };
+  const auto different = [&](const char* what, const char* is, int room, const char* must) {
+    return Status::error(StatusCode::corrupt_data, "load_states: %sthe saved %s is '%.*s', but must be '%s'.", part, what,
+                         room, is, must);
+  };
   if (std::memcmp(found.magic, expected.magic, sizeof found.magic) != 0) {
     return different("magic", "something else", 14, "JRTSTATE");
   }
@@ -82,11 +101,39 @@ Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count,
       return corrupt(number.what, number.found, number.expected);
     }
   }
-  const std::int64_t bytes = saved_states_bytes<Format>(count, heads);
-  if (static_cast<std::int64_t>(buffer.size()) < bytes) {
-    return corrupt("size in bytes", static_cast<long long>(buffer.size()), bytes);
-  }
   return {};
+}
+
+/// Whether `buffer` begins with `count` states of `Format` with `heads` heads.
+template <class Format>
+Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count, std::int64_t heads) {
+  const auto too_short = [&](const char* what, std::int64_t bytes) {
+    return Status::error(StatusCode::corrupt_data, "load_states: the saved %s is %zu, but must be %lld.", what,
+                         buffer.size(), static_cast<long long>(bytes));
+  };
+  Status status;
+  for_saved_headers<Format>(count, heads, [&](int index, const SavedStatesHeader& expected) {
+    const std::size_t begin = static_cast<std::size_t>(index) * sizeof expected;
+    if (!status.ok()) {
+      return;
+    }
+    if (buffer.size() < begin + sizeof expected) {
+      status = too_short("header's size in bytes", static_cast<std::int64_t>(begin + sizeof expected));
+      return;
+    }
+    SavedStatesHeader found;
+    std::memcpy(&found, buffer.data() + begin, sizeof found);
+    char part[32] = "";
+    if (index > 0) {
+      std::snprintf(part, sizeof part, "layer %d: ", index - 1);
+    }
+    status = check_saved_header(part, found, expected);
+  });
+  const std::int64_t bytes = saved_states_bytes<Format>(count, heads);
+  if (status.ok() && static_cast<std::int64_t>(buffer.size()) < bytes) {
+    status = too_short("size in bytes", bytes);
+  }
+  return status;
 }
 
 /// Bytes of one head's numbers in saved bytes.

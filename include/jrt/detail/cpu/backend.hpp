@@ -94,16 +94,22 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   template <class Args, class Operation>
   static Status with_owned_workspace(const Args& args, const Cpu<E>& on, const Operation& operation) {
     const Status status = check(args);
-    return status.ok() ? with_heap_workspace(workspace_bytes(args, on), operation) : status;
+    return status.ok() ? with_workspace(workspace_bytes(args, on), on, operation) : status;
   }
 
- private:
+  /// Runs `operation(workspace)` with memory of the heap.
+  template <class Operation>
+  static Status with_workspace(std::size_t bytes, const Cpu<E>& /*on*/, const Operation& operation) {
+    return with_heap_workspace(bytes, operation);
+  }
+
   template <class Args>
   static Status check(const Args& args) {
     const Status status = check_shapes(args);
     return status.ok() ? check_arrays(args) : status;
   }
 
+ private:
   template <class Config>
   static std::size_t workspace_bytes(const PrefillArgs<Config>& args, const Cpu<E>& on) {
     return prefill_workspace_bytes(args, on);

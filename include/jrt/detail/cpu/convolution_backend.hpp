@@ -77,13 +77,13 @@ struct MixerBackend<Config, Cpu<E>> {
     return status.ok() ? operation(Workspace{}) : status;
   }
 
- private:
   template <class Args>
   static Status check(const Args& args) {
     const Status status = check_shapes(args);
     return status.ok() ? check_arrays(args) : status;
   }
 
+ private:
   /// A few tasks for each worker, none so short that the inputs before it and the weights show.
   static std::int64_t tokens_per_task(std::int64_t longest, const Cpu<E>& on) {
     const std::int64_t workers = workers_of(on);

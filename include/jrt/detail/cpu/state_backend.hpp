@@ -103,8 +103,7 @@ struct StateBackend {
     check_states(check, "source", source, count, source.pool.heads);
     check_save_buffer<Format>(check, buffer, count, source.pool.heads);
     if (check.ok()) {
-      const SavedStatesHeader header = saved_header<Format>(count, source.pool.heads);
-      std::memcpy(buffer.data(), &header, sizeof header);
+      write_saved_headers<Format>(buffer, count, source.pool.heads);
     }
     return for_heads(check, source.pool.heads, count, on, [&](std::int64_t b, std::int64_t h) {
       std::byte* const to = buffer.data() + saved_offset<Format>(b, h, source.pool.heads);
@@ -171,7 +170,7 @@ struct StateBackend {
 
   template <class Format>
   static std::size_t saved_offset(std::int64_t b, std::int64_t h, std::int64_t heads) {
-    return sizeof(SavedStatesHeader) + static_cast<std::size_t>(b * heads + h) * saved_head_bytes<Format>;
+    return saved_headers_bytes<Format> + static_cast<std::size_t>(b * heads + h) * saved_head_bytes<Format>;
   }
 };
 

@@ -49,13 +49,13 @@ struct MixerBackend<Config, Cpu<E>> {
     return status.ok() ? with_heap_workspace(bytes(args, on), operation) : status;
   }
 
- private:
   template <class Args>
   static Status check(const Args& args) {
     const Status status = check_shapes(args);
     return status.ok() ? check_arrays(args) : status;
   }
 
+ private:
   template <class Args>
   static std::size_t bytes(const Args& args, const Cpu<E>& on) {
     const WindowCall<Config> call = window_call(args);

@@ -76,10 +76,17 @@ struct Backend<Cuda> : cuda::StateBackend {
   template <class Args, class Operation>
   static Status with_owned_workspace(const Args& args, const Cuda& on, const Operation& operation) {
     const Status status = check(args);
-    return status.ok() ? cuda::with_stream_workspace("workspace", workspace_bytes(args, on), on, operation) : status;
+    return status.ok() ? with_workspace(workspace_bytes(args, on), on, operation) : status;
   }
 
- private:
+  /// Runs `operation(workspace)` with memory of the stream.
+  template <class Operation>
+  static Status with_workspace(std::size_t bytes, const Cuda& on, const Operation& operation) {
+    return cuda::with_stream_workspace("workspace", bytes, on, operation);
+  }
+
+  // -- what the host can see of arguments --------------------------------------------------------------------------------
+
   template <class Config>
   static Status check(const PrefillArgs<Config>& args) {
     Checker check("prefill");
@@ -124,6 +131,7 @@ struct Backend<Cuda> : cuda::StateBackend {
     return check.status();
   }
 
+ private:
   /// The last position, where it follows from the views alone.
   template <class Args>
   static void check_last_position(Checker& check, const char* operation, const Args& args, std::int64_t tokens) {

@@ -79,7 +79,6 @@ struct MixerBackend<Config, Cuda> {
     return status.ok() ? operation(Workspace{}) : status;
   }
 
- private:
   /// As far as the host can see.
   template <class Args>
   static Status check(const Args& args) {
@@ -88,6 +87,8 @@ struct MixerBackend<Config, Cuda> {
     check_implicit_slots(check, args, sequences_of(args));
     return check.status();
   }
+
+ private:
   /// What a prefill and a step have in common.
   template <class Args>
   static cuda::ConvolutionCall<Config> call_of_tokens(const Args& args) {

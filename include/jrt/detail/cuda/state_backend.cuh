@@ -80,13 +80,13 @@ struct StateBackend {
       return check.status();
     }
     return with_packed<Format>("save_states", count, source.pool.heads, on, [&](auto* packed, std::size_t bytes) {
-      const SavedStatesHeader header = saved_header<Format>(count, source.pool.heads);
-      std::memcpy(buffer.data(), &header, sizeof header);
+      write_saved_headers<Format>(buffer, count, source.pool.heads);
       const Status status =
           run_on_states("save_states", GatherStates<Format>{source, packed}, count, source.pool.heads, on);
-      return !status.ok() ? status
-                          : device_status("save_states", cudaMemcpyAsync(buffer.data() + sizeof header, packed, bytes,
-                                                                         cudaMemcpyDeviceToHost, on.stream()));
+      return !status.ok()
+                 ? status
+                 : device_status("save_states", cudaMemcpyAsync(buffer.data() + saved_headers_bytes<Format>, packed, bytes,
+                                                                cudaMemcpyDeviceToHost, on.stream()));
     });
   }
 
@@ -102,8 +102,9 @@ struct StateBackend {
       return check.status();
     }
     return with_packed<Format>("load_states", count, destination.pool.heads, on, [&](auto* packed, std::size_t bytes) {
-      const Status status = device_status("load_states", cudaMemcpyAsync(packed, buffer.data() + sizeof(SavedStatesHeader),
-                                                                         bytes, cudaMemcpyHostToDevice, on.stream()));
+      const Status status = device_status(
+          "load_states",
+          cudaMemcpyAsync(packed, buffer.data() + saved_headers_bytes<Format>, bytes, cudaMemcpyHostToDevice, on.stream()));
       return !status.ok() ? status
                           : run_on_states("load_states", ScatterStates<Format>{packed, destination}, count,
                                           destination.pool.heads, on);

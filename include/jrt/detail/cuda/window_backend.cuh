@@ -48,7 +48,6 @@ struct MixerBackend<Config, Cuda> {
     return status.ok() ? operation(Workspace{}) : status;
   }
 
- private:
   /// As far as the host can see.
   template <class Args>
   static Status check(const Args& args) {
@@ -57,6 +56,8 @@ struct MixerBackend<Config, Cuda> {
     check_implicit_slots(check, args, sequences_of(args));
     return check.status();
   }
+
+ private:
   /// Outputs, then the caches or the staging buffer.
   static Status run(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
     const bool writes = !call.final.empty() || call.stages();

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/backend.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
+#include "jrt/state_exchange.hpp"
+
+/// Composition: a list of mixers is one type, and so is the decode state of a sequence in all of them.
+///
+///     using Model = jrt::Stack<jrt::Layer<Convolution, 1024>,   // 1024 channels
+///                              jrt::Layer<Global, 16>,          // 16 key/value heads
+///                              jrt::Layer<Local, 16>>;
+///     jrt::StatePool<Model> pool;                               // or view_pool<Model>(memory of yours, slots, 1)
+///     jrt::StatePool<Model>::allocate(slots, 1, pool);
+///
+/// A stack is the format of its own state, so that `clear_states` (reset), `copy_states` (fork), `save_states` and
+/// `load_states` take its pools as they take those of one mixer. `layer_slots<i>` is layer i's part of them, for that
+/// layer's operations; `prefill`, `decode_step`, `staged_step` and `commit` with a stack's arguments run all layers.
+namespace jrt {
+
+/// A mixer in a stack: its configuration, and its key/value heads or a convolution's channels.
+template <class ConfigT, int Heads>
+struct Layer {
+  static_assert(Heads >= 1, "jrt::Layer: a mixer has at least 1 key/value head or channel.");
+  using Config = ConfigT;
+  using Format = StateFormatOf<Config>;
+  static constexpr int heads = Heads;
+  static constexpr std::int64_t slot_bytes = Format::slot_bytes(Heads);  ///< of one sequence
+};
+
+/// Mixers in the order in which they run. As a format of states it has one head, in which the layers' slots lie one behind
+/// the other, each from a multiple of 64 bytes on.
+template <class... Layers>
+struct Stack {
+  static_assert(sizeof...(Layers) >= 1, "jrt::Stack: a stack has at least one layer.");
+
+  static constexpr int layers = static_cast<int>(sizeof...(Layers));
+  template <int layer>
+  using LayerAt = std::tuple_element_t<static_cast<std::size_t>(layer), std::tuple<Layers...>>;
+  template <int layer>
+  using ConfigAt = typename LayerAt<layer>::Config;
+
+  /// Byte in a slot at which the part of layer `layer` begins; with `layers`, the bytes of a slot.
+  static constexpr std::int64_t layer_offset(int layer) {
+    const std::int64_t bytes[] = {Layers::slot_bytes...};
+    std::int64_t offset = 0;
+    for (int i = 0; i < layer; ++i) {
+      offset += detail::round_up<std::int64_t>(bytes[i], 64);
+    }
+    return offset;
+  }
+
+  /// `function.operator()<Layer>(index)` for each layer in turn.
+  template <class Function>
+  static constexpr void for_layers(const Function& function) {
+    int layer = 0;
+    (function.template operator()<Layers>(layer++), ...);
+  }
+
+  // -- the format ------------------------------------------------------------------------------------------------------
+
+  using Scalar = std::uint64_t;  ///< Only a unit of memory: layers have types of their own.
+  static constexpr const char* name = "stack";
+  static constexpr int input_dim = 0;
+  static constexpr int rows = layers;
+  static constexpr int columns = 1;
+  static constexpr std::size_t alignment = 16;  ///< of pools and their slots, in bytes
+  static constexpr std::int64_t head_numbers = layer_offset(layers) / static_cast<std::int64_t>(sizeof(Scalar));
+  static constexpr std::int64_t head_elements = head_numbers;
+
+  /// Bytes of one slot: the whole decode state of one sequence, constant in the number of tokens.
+  static constexpr std::int64_t slot_bytes(std::int64_t heads = 1) { return layer_offset(layers) * heads; }
+};
+
+namespace detail {
+
+template <class... Layers>
+inline constexpr std::int64_t saved_headers<Stack<Layers...>> = 1 + static_cast<std::int64_t>(sizeof...(Layers));
+
+}  // namespace detail
+
+/// The state format of layer `layer` of a stack.
+template <int layer, class Stack>
+using LayerFormat = typename Stack::template LayerAt<layer>::Format;
+
+/// Layer `layer`'s part of all slots of a stack's pool.
+template <int layer, class... Layers>
+constexpr StatePoolView<LayerFormat<layer, Stack<Layers...>>> layer_pool(const StatePoolView<Stack<Layers...>>& pool) {
+  using Whole = Stack<Layers...>;
+  using Part = typename Whole::template LayerAt<layer>;
+  using Scalar = typename Part::Format::Scalar;
+  if (pool.empty()) {
+    return {};
+  }
+  auto* const bytes = reinterpret_cast<std::byte*>(pool.data) + Whole::layer_offset(layer);
+  return {reinterpret_cast<Scalar*>(bytes), pool.slots, Part::heads,
+          pool.slot_stride * static_cast<std::int64_t>(sizeof(typename Whole::Scalar) / sizeof(Scalar))};
+}
+
+/// The same with the slots that sequences have: arguments for operations of the layer's mixer.
+template <int layer, class... Layers>
+constexpr StateSlots<LayerFormat<layer, Stack<Layers...>>> layer_slots(const StateSlots<Stack<Layers...>>& slots) {
+  return {layer_pool<layer>(slots.pool), slots.slots};
+}
+
+/// Uncommitted tokens of a batch in all layers of a stack, in the caller's memory, aligned to 16 bytes.
+template <class Stack>
+struct StackStaging {
+  static constexpr std::size_t alignment = 16;
+
+  std::byte* data = nullptr;
+  std::int64_t sequences = 0;
+  std::int64_t tokens = 0;  ///< capacity per sequence
+
+  /// Byte at which the part of layer `layer` begins; with `Stack::layers`, the bytes of the whole.
+  [[nodiscard]] constexpr std::size_t layer_offset(int layer) const {
+    std::size_t offset = 0;
+    Stack::for_layers([&]<class Layer>(int i) {
+      if (i < layer) {
+        const StagingView<typename Layer::Config> view{nullptr, sequences, tokens, Layer::heads};
+        offset += detail::round_up(view.bytes(), alignment);
+      }
+    });
+    return offset;
+  }
+  [[nodiscard]] constexpr std::size_t bytes() const { return layer_offset(Stack::layers); }
+
+  /// The staging buffer of one layer.
+  template <int layer>
+  [[nodiscard]] StagingView<typename Stack::template ConfigAt<layer>> view() const {
+    using Element = typename StagingView<typename Stack::template ConfigAt<layer>>::Element;
+    std::byte* const part = data == nullptr ? nullptr : data + layer_offset(layer);
+    return {reinterpret_cast<Element*>(part), sequences, tokens, Stack::template LayerAt<layer>::heads};
+  }
+};
+
+/// Arguments of `prefill` for a stack. What layers share stands here and replaces what their own arguments say of it:
+/// sequences and states. Tensors and run-time policies are the layers' own.
+template <class... Layers>
+struct PrefillArgs<Stack<Layers...>> {
+  using Format = Stack<Layers...>;
+
+  std::tuple<PrefillArgs<typename Layers::Config>...> layers{};  ///< tensors, scales, weights, maps of each
+  Sequences sequences{};                                         ///< prefixes count where there is an encoder
+  StateSlots<Format> initial_state{};                            ///< left out, sequences start empty
+  StateSlots<Format> final_state{};                              ///< left out, states are dropped
+  const std::uint8_t* has_initial_state = nullptr;               ///< (B), 0 where the slot's content is to be ignored
+};
+
+/// Arguments of `decode_step` for a stack.
+template <class... Layers>
+struct DecodeArgs<Stack<Layers...>> {
+  using Format = Stack<Layers...>;
+
+  std::tuple<DecodeArgs<typename Layers::Config>...> layers{};  ///< tensors, scales, weights, maps of each
+  StateSlots<Format> source{};                                  ///< the states read; required
+  StateSlots<Format> destination{};                             ///< where they go; left out, back to `source`
+  const std::int32_t* first_positions = nullptr;                ///< (B) tokens before, for maps that need the position
+};
+
+/// Arguments of `staged_step` for a stack.
+template <class... Layers>
+struct StagedStepArgs<Stack<Layers...>> {
+  using Format = Stack<Layers...>;
+
+  std::tuple<StagedStepArgs<typename Layers::Config>...> layers{};  ///< tensors, scales, weights, maps of each
+  StateSlots<Format> state{};                                       ///< the committed states; only read
+  StackStaging<Format> staging{};                                   ///< receives the T new rows behind the staged ones
+  std::int64_t already_staged = 0;                                  ///< rows of every sequence since the last commit
+  const std::int32_t* first_positions = nullptr;                    ///< (B) committed tokens
+};
+
+/// Arguments of `commit` for a stack: the states of all its mixers take the same tokens.
+template <class... Layers>
+struct CommitArgs<Stack<Layers...>> {
+  using Format = Stack<Layers...>;
+
+  std::tuple<CommitArgs<typename Layers::Config>...> layers{};  ///< maps with run-time data; otherwise nothing
+  StackStaging<Format> staging{};                               ///< as the staged steps left it
+  const std::int32_t* accepted_tokens = nullptr;                ///< (B) rows to take, 0 … staging.tokens
+  StateSlots<Format> source{};                                  ///< the committed states
+  StateSlots<Format> destination{};                             ///< where the new ones go; left out, back to `source`
+  const std::int32_t* first_positions = nullptr;                ///< as in the staged steps
+};
+
+/// All layers' prefills in turn. `before_layer(i)`, a callable that returns a Status, runs before layer i is enqueued:
+/// there an engine computes (or enqueues) that layer's inputs from the outputs of the one before. A failure ends the call,
+/// with the layers behind it not run. All arguments are checked before the first layer. Otherwise as `prefill` of each
+/// mixer; workspace as `prefill_workspace_bytes` says, one for all layers. The other operations likewise.
+template <class... Layers, class BeforeLayer, class Execution>
+Status prefill(const PrefillArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
+               const Execution& on) {
+  return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
+}
+template <class... Layers, class BeforeLayer, class Execution>
+Status decode_step(const DecodeArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
+                   const Execution& on) {
+  return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
+}
+template <class... Layers, class BeforeLayer, class Execution>
+Status staged_step(const StagedStepArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer,
+                   const Workspace& workspace, const Execution& on) {
+  return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
+}
+
+}  // namespace jrt
