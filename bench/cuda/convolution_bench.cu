@@ -3,9 +3,11 @@
 //
 //     convolution/prefill/<element type>/B:<sequences>/N:<tokens>
 //     convolution/decode/<element type>/B:<sequences>
+//     convolution/copy/B:<sequences>
 //
 // with K = 3 and C = 2048 channels; input and gate are halves of one projection. A decode step is one of many in a replayed
-// graph, each on tensors and states of its own, so that they come from memory.
+// graph, each on tensors and states of its own, so that they come from memory. The copy moves as many bytes as a decode
+// step in the same way, by the simplest kernel: what launches in turn allow.
 #include <jrt/gated_convolution.hpp>
 #include <string>
 
@@ -151,6 +153,30 @@ void step(benchmark::State& state, std::int64_t batch) {
   check_and_time(state, problem, true, call, work, steps, [&] { graph.replay(); });
 }
 
+__global__ void copy_vectors(const uint4* from, uint4* to, std::int64_t count) {
+  const std::int64_t i = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
+  if (i < count) {
+    to[i] = from[i];
+  }
+}
+
+void copy(benchmark::State& state, std::int64_t batch) {
+  constexpr std::int64_t steps = 100;
+  const std::int64_t bytes = batch * channels * (3 + 2 * carried) * static_cast<std::int64_t>(sizeof(E));
+  const std::int64_t vectors = bytes / 2 / static_cast<std::int64_t>(sizeof(uint4));
+  const DeviceArray<uint4> from(steps * vectors);
+  const DeviceArray<uint4> to(steps * vectors);
+  from.poison();
+  const CapturedGraph graph([&] {
+    for (std::int64_t i = 0; i < steps; ++i) {
+      copy_vectors<<<static_cast<unsigned>((vectors + 127) / 128), 128, 0, timed_stream().stream()>>>(
+          from.data() + i * vectors, to.data() + i * vectors, vectors);
+    }
+  });
+  time_calls(
+      state, {.bytes = static_cast<double>(bytes), .tokens = static_cast<double>(batch)}, [&] { graph.replay(); }, steps);
+}
+
 const bool registered = [] {
   const auto add = [](const std::string& name, const auto& run) {
     benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(21);
@@ -159,6 +185,7 @@ const bool registered = [] {
   add("convolution/prefill/bfloat16/B:2/N:2048", [](benchmark::State& state) { convolve(state, 2, 2048); });
   for (const std::int64_t batch : {1, 32, 256}) {
     add("convolution/decode/bfloat16/B:" + std::to_string(batch), [batch](benchmark::State& state) { step(state, batch); });
+    add("convolution/copy/B:" + std::to_string(batch), [batch](benchmark::State& state) { copy(state, batch); });
   }
   return true;
 }();

@@ -121,10 +121,11 @@ class ChannelWalk {
     }
   };
 
+  template <int at_a_time = group>
   __device__ void walk(Tokens rows, std::int64_t tokens) {
-    for (; tokens >= group; tokens -= group) {
-      several<group>(rows);
-      rows.advance(group);
+    for (; at_a_time > 1 && tokens >= at_a_time; tokens -= at_a_time) {
+      several<at_a_time>(rows);
+      rows.advance(at_a_time);
     }
     for (; tokens > 0; --tokens) {
       several<1>(rows);
@@ -368,8 +369,10 @@ __global__ void __launch_bounds__(convolution_step_threads) store_inputs(const C
 }
 
 /// A step, staged or not: a thread has one group of channels of one sequence.
-template <class Config, int width>
+template <class Config, int width, int at_a_time>
 __global__ void __launch_bounds__(convolution_step_threads) convolve_step(const ConvolutionCall<Config> call) {
+  await_previous_kernel();
+  let_next_kernel_start();
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t b = thread_number() / groups;
   if (b >= call.count) {
@@ -385,7 +388,7 @@ __global__ void __launch_bounds__(convolution_step_threads) convolve_step(const 
   channels.load_weights(call.weight, call.bias);
   channels.start({is_staged ? call.staging.row(b, 0, 0) : nullptr, call.channels, carried_inputs(call.source, nullptr, b)},
                  call.already_staged, slots_aligned(call.source.pool));
-  channels.walk(
+  channels.template walk<at_a_time>(
       {call.input.row(b, 0, 0), call.input.token_stride, call.gate.data == nullptr ? nullptr : call.gate.row(b, 0, 0),
        call.gate.token_stride, call.output.row(b, 0, 0), call.output.token_stride,
        is_staged ? call.staging.row(b, call.already_staged, 0) : nullptr, call.channels},
@@ -446,12 +449,22 @@ Status launch_prefill(const char* operation, ConvolutionCall<Config> call, const
   return status.ok() && !call.destination.empty() ? launch_stores(operation, call, vectors, on) : status;
 }
 
+template <class Config, int width, int at_a_time>
+Status launch_step(const char* operation, const ConvolutionCall<Config>& call, const Cuda& on) {
+  Grid grid = convolution_grid(call, call.count, convolution_step_threads, width > 1);
+  // A step is shorter than the time between two launches.
+  grid.starts_early = can_start_early<convolve_step<Config, width, at_a_time>>();
+  return launch(operation, convolve_step<Config, width, at_a_time>, grid, on, call);
+}
 template <class Config>
 Status launch_step(const char* operation, const ConvolutionCall<Config>& call, const Cuda& on) {
-  const bool vectors = takes_vectors(call);
-  const Grid grid = convolution_grid(call, call.count, convolution_step_threads, vectors);
-  return launch(operation, vectors ? convolve_step<Config, convolution_width<Config>> : convolve_step<Config, 1>, grid, on,
-                call);
+  constexpr int width = convolution_width<Config>;
+  constexpr int group = ChannelWalk<Config, width>::group;
+  if (!takes_vectors(call)) {
+    return launch_step<Config, 1, group>(operation, call, on);
+  }
+  return call.input.tokens < group ? launch_step<Config, width, 1>(operation, call, on)
+                                   : launch_step<Config, width, group>(operation, call, on);
 }
 
 }  // namespace jrt::detail::cuda

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 
 #include "jrt/detail/cuda/hopper_answer.cuh"
 #include "jrt/detail/cuda/hopper_layout.cuh"
 #include "jrt/detail/cuda/hopper_schedule.cuh"
 #include "jrt/detail/cuda/hopper_state.cuh"
+#include "jrt/detail/cuda/hopper_target.cuh"
 #include "jrt/detail/cuda/launch.cuh"
 #include "jrt/detail/cuda/prefill_call.cuh"
 #include "jrt/detail/cuda/tensor_map.cuh"
@@ -17,31 +17,6 @@
 
 /// Prefill on Hopper GPUs: the kernels of prefill_call.cuh for sm_90a. docs/hopper-kernel.md explains them with pictures.
 namespace jrt::detail::cuda {
-
-/// Whether this is the compilation for sm_90a itself; others get empty kernels, which the host recognises.
-inline constexpr bool compiling_for_hopper =
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    true;
-#else
-    false;
-#endif
-
-/// Whether sm_90 (or sm_90a) is among the architectures that this translation unit is compiled for.
-inline constexpr bool hopper_wanted = [] {
-#if defined(__CUDA_ARCH_LIST__)
-  for (const int architecture : {__CUDA_ARCH_LIST__}) {
-    if (architecture == 900) {
-      return true;
-    }
-  }
-#endif
-  return false;
-}();
-
-/// Bound that tells the host an empty kernel from a real one.
-inline constexpr int empty_kernel_threads = 32;
-template <int threads>
-inline constexpr int hopper_threads = compiling_for_hopper ? threads : empty_kernel_threads;
 
 template <class Config>
 struct HopperEngine : HopperLayout<Config> {
@@ -56,8 +31,6 @@ struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
   float* initial_normalisers = nullptr;
   int group = 1;  // query heads that share a key head
 };
-
-extern __shared__ __align__(1024) std::byte hopper_shared_memory[];
 
 /// Prepares barriers and ones. Thread 0 writes the barriers; all threads take part.
 template <class Config>
@@ -274,16 +247,7 @@ class HopperPrefill {
     if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
       return false;
     }
-    static std::atomic<bool> compiled = false;  // a failure to find out is not remembered
-    if (!compiled) {
-      cudaFuncAttributes attributes{};
-      if (cudaFuncGetAttributes(&attributes, read_on_hopper<Config, false>) != cudaSuccess) {
-        static_cast<void>(cudaGetLastError());
-        return false;
-      }
-      compiled = attributes.maxThreadsPerBlock >= Layout::read_threads;
-    }
-    return compiled && tensor_map_encoder() != nullptr;
+    return kernel_exists<read_on_hopper<Config, false>, Layout::read_threads>() && tensor_map_encoder() != nullptr;
   }
 
   HopperPrefill(const PrefillArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -38,6 +39,23 @@ __device__ inline void await_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" : : : "memory");
 #endif
+}
+
+/// Whether a kernel's code for the current device knows how to wait for the kernel before: code for older architectures has
+/// no instruction for it, and may not start early.
+template <auto kernel>
+bool can_start_early() {
+  constexpr int unknown = -1;
+  static std::atomic<int> version = unknown;  // a failure to find out is not remembered
+  if (version == unknown) {
+    cudaFuncAttributes attributes{};
+    if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      return false;
+    }
+    version = attributes.ptxVersion;
+  }
+  return version >= 90;
 }
 
 /// Enqueues a kernel, with as much dynamic shared memory as it needs.

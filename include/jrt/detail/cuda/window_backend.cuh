@@ -6,8 +6,10 @@
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check_window.hpp"
+#include "jrt/detail/cuda/hopper_window.cuh"
 #include "jrt/detail/cuda/launch.cuh"
 #include "jrt/detail/cuda/window_query.cuh"
+#include "jrt/detail/cuda/window_step.cuh"
 #include "jrt/detail/cuda/window_tiles.cuh"
 
 namespace jrt::detail {
@@ -60,20 +62,28 @@ struct MixerBackend<Config, Cuda> {
  private:
   /// Outputs, then the caches or the staging buffer.
   static Status run(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
-    const bool writes = !call.final.empty() || call.stages();
-    // One token a sequence and one query head a cache: the block that has read a cache writes it.
-    const bool keeps = !call.final.empty() && call.sequences.cu_seqlens == nullptr && call.query.tokens == 1 &&
-                       call.group() == 1 && call.sequences.seq_lens == nullptr && call.sequences.left_pads == nullptr;
-    const Status status = answer(operation, call, keeps, on);
-    if (!status.ok() || !writes || keeps) {
+    const bool aligned = rows_aligned_everywhere(call);
+    if constexpr (cuda::WindowStepLayout<Config>::supported) {
+      if (aligned && cuda::is_window_step(call, on)) {
+        return cuda::launch_window_steps(operation, call, on);
+      }
+    }
+    const Status status = answer(operation, call, aligned, on);
+    if (!status.ok() || (call.final.empty() && !call.stages())) {
       return status;
     }
     return cuda::launch(operation, cuda::keep_window<Config>, {call.count() * call.key.heads, cuda::keep_threads, 0}, on,
                         call);
   }
 
-  static Status answer(const char* operation, const WindowCall<Config>& call, bool keeps, const Cuda& on) {
-    const bool aligned = rows_aligned_everywhere(call);
+  static Status answer(const char* operation, const WindowCall<Config>& call, bool aligned, const Cuda& on) {
+    if constexpr (cuda::hopper_wanted && cuda::HopperWindowLayout<Config>::supported) {
+      cuda::HopperWindowCall<Config> on_hopper;
+      if (aligned && call.query.tokens >= cuda::HopperWindowLayout<Config>::tile &&
+          cuda::HopperWindow<Config>::available(on) && cuda::HopperWindow<Config>::describe_tensors(call, on_hopper)) {
+        return cuda::HopperWindow<Config>::run(operation, on_hopper, on);
+      }
+    }
     if constexpr (cuda::WindowTileLayout<Config>::supported) {
       using Layout = cuda::WindowTileLayout<Config>;
       // A tile of rows is worth its products from a few queries on.
@@ -84,8 +94,7 @@ struct MixerBackend<Config, Cuda> {
       }
     }
     return cuda::launch(operation, cuda::answer_window_queries<Config>,
-                        {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call, aligned,
-                        keeps);
+                        {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call, aligned);
   }
 
   static std::int64_t runs_of(const WindowCall<Config>& call, std::int64_t run) {

@@ -7,8 +7,8 @@
 #include "jrt/detail/cuda/vector.cuh"
 #include "jrt/detail/cuda/window_sequence.cuh"
 
-/// One query by one block, for every type and dimension: decoding, which reads each key once, and prefill where the matrix
-/// unit does not serve.
+/// One query by one block, for every type and dimension: steps of several tokens, and prefill where the matrix unit does
+/// not serve.
 ///
 /// A warp's lanes form groups; each group takes one key at a time, a lane a few of its numbers. A group keeps its own
 /// largest score, sum and weighted values; at the end groups and warps are brought together.
@@ -250,10 +250,10 @@ class WindowQuery {
   T sum_ = 0;
 };
 
-/// A block a row and query head. `keeps`: each block is alone with its cache, and writes it itself.
+/// A block a row and query head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(QueryLayout<Config>::threads)
-    answer_window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned, bool keeps) {
+    answer_window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned) {
   __shared__ typename WindowQuery<Config>::Shared shared;
   const std::int64_t query_head = blockIdx.x % call.query.heads;
   const RowRun run(call.sequences, call.query.tokens, blockIdx.x / call.query.heads, 1);
@@ -272,9 +272,6 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
   }
   WindowQuery<Config>(call, sequence, aligned, shared)
       .run(run.first_row - sequence.span.left_pad, call.query.row(sequence.span.batch_row, row, query_head), output);
-  if (keeps) {
-    write_cache(sequence.keys, {0, sequence.tokens}, call.rotary, call.final.pool.head(call.final.slot(run.b), head));
-  }
 }
 
 }  // namespace jrt::detail::cuda

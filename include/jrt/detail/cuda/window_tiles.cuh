@@ -79,12 +79,6 @@ __device__ float number_of(Pair pair, int which) {
   return convert<float>(number);
 }
 
-__device__ inline float power_of_two(float exponent) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
-  return power;
-}
-
 template <WindowConfig Config>
 class WindowTiles {
  public:

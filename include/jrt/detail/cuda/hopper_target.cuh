@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstddef>
+
+/// Kernels that exist for sm_90a alone, in programs that are compiled for other architectures, too.
+namespace jrt::detail::cuda {
+
+/// Whether this is the compilation for sm_90a itself; others get empty kernels, which the host recognises.
+inline constexpr bool compiling_for_hopper =
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    true;
+#else
+    false;
+#endif
+
+/// Whether sm_90 (or sm_90a) is among the architectures that this translation unit is compiled for.
+inline constexpr bool hopper_wanted = [] {
+#if defined(__CUDA_ARCH_LIST__)
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    if (architecture == 900) {
+      return true;
+    }
+  }
+#endif
+  return false;
+}();
+
+/// Bound that tells the host an empty kernel from a real one.
+inline constexpr int empty_kernel_threads = 32;
+template <int threads>
+inline constexpr int hopper_threads = compiling_for_hopper ? threads : empty_kernel_threads;
+
+/// Whether a kernel of so many threads is there for the current device.
+template <auto kernel, int threads>
+bool kernel_exists() {
+  static std::atomic<bool> known = false;  // a failure to find out is not remembered
+  if (!known) {
+    cudaFuncAttributes attributes{};
+    if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      return false;
+    }
+    known = attributes.maxThreadsPerBlock >= threads;
+  }
+  return known;
+}
+
+extern __shared__ __align__(1024) std::byte hopper_shared_memory[];
+
+}  // namespace jrt::detail::cuda
