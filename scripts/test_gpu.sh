@@ -19,7 +19,7 @@ sanitize() {
   grep SUMMARY "$build/$1.$2.log"
 }
 for test in prefill decode laws golden state_exchange state_operations policy_feature_map policy_padding backend hopper \
-  fuzz_16bit window_attention golden_window gated_convolution; do
+  fuzz_16bit window_attention golden_window fuzz_window fuzz_window_16bit gated_convolution fuzz_convolution; do
   sanitize memcheck "$test"
 done
 # Not prefill: racecheck does not see the order that mbarriers and the copy engine give, and takes the zeroing of a tail in a

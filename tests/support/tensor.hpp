@@ -140,21 +140,47 @@ enum class Layout {
 
 inline constexpr Layout all_layouts[] = {Layout::bthd, Layout::bhtd, Layout::packed, Layout::spaced};
 
+/// The same in numbers: element (b, t, h, c) lies at offset + b · batch_stride + t · token_stride + h · head_stride + c.
+struct Placement {
+  std::int64_t offset = 0;
+  std::int64_t batch_stride = 0;
+  std::int64_t token_stride = 0;
+  std::int64_t head_stride = 0;
+};
+
+inline constexpr std::int64_t aligned_offset = 16;  // in elements, and also kept free behind the last one
+
+inline Placement placement_of(const TensorShape& shape, Layout layout) {
+  const auto [batch, tokens, heads, dim] = shape;
+  constexpr std::int64_t odd_offset = 9;
+  switch (layout) {
+    case Layout::bthd:
+      return {aligned_offset, tokens * heads * dim, heads * dim, dim};
+    case Layout::bhtd:
+      return {aligned_offset, heads * tokens * dim, dim, tokens * dim};
+    case Layout::packed:
+      return {odd_offset + heads * dim, tokens * 3 * heads * dim, 3 * heads * dim, dim};
+    default:
+      const std::int64_t token_stride = heads * (dim + 3) + 5;
+      return {odd_offset, tokens * token_stride + 7, token_stride, dim + 3};
+  }
+}
+
 /// A tensor in a backend's memory, with poison (NaN) wherever there is no element of it.
 template <class Backend, class E>
 class Placed {
  public:
   Placed() = default;
-  Placed(const Tensor<E>& tensor, Layout layout) : shape_(tensor.shape) {
-    place(layout);
-    image_.assign(static_cast<std::size_t>(end_ + margin), poison<E>());
+  Placed(const Tensor<E>& tensor, Layout layout) : Placed(tensor, placement_of(tensor.shape, layout)) {}
+  Placed(const Tensor<E>& tensor, const Placement& placement) : shape_(tensor.shape) {
+    place(placement);
     for_elements([&](std::size_t from, std::size_t to) { image_[to] = tensor.values[from]; });
     array_ = Array(image_);
   }
   /// An output: poison everywhere.
-  Placed(const TensorShape& shape, Layout layout) : shape_(shape) {
-    place(layout);
-    image_.assign(static_cast<std::size_t>(end_ + margin), poison<E>());
+  Placed(const TensorShape& shape, Layout layout) : Placed(shape, placement_of(shape, layout)) {}
+  Placed(const TensorShape& shape, const Placement& placement) : shape_(shape) {
+    place(placement);
     array_ = Array(image_);
   }
 
@@ -181,39 +207,14 @@ class Placed {
 
  private:
   using Array = typename Backend::template Array<E>;
-  static constexpr std::int64_t margin = 16;     // keeps the alignment
-  static constexpr std::int64_t odd_margin = 9;  // does not
 
-  void place(Layout layout) {
+  void place(const Placement& placement) {
     const auto [batch, tokens, heads, dim] = shape_;
-    strides_ = {nullptr, batch, tokens, heads, dim, 0, 0, 0};
-    offset_ = margin;
-    switch (layout) {
-      case Layout::bthd:
-        strides_.head_stride = dim;
-        strides_.token_stride = heads * dim;
-        strides_.batch_stride = tokens * heads * dim;
-        break;
-      case Layout::bhtd:
-        strides_.token_stride = dim;
-        strides_.head_stride = tokens * dim;
-        strides_.batch_stride = heads * tokens * dim;
-        break;
-      case Layout::packed:
-        offset_ = odd_margin;
-        strides_.head_stride = dim;
-        strides_.token_stride = 3 * heads * dim;
-        strides_.batch_stride = tokens * 3 * heads * dim;
-        offset_ += heads * dim;
-        break;
-      case Layout::spaced:
-        offset_ = odd_margin;
-        strides_.head_stride = dim + 3;
-        strides_.token_stride = heads * (dim + 3) + 5;
-        strides_.batch_stride = tokens * strides_.token_stride + 7;
-        break;
-    }
-    end_ = offset_ + batch * strides_.batch_stride + tokens * strides_.token_stride + heads * strides_.head_stride + dim;
+    offset_ = placement.offset;
+    strides_ = {nullptr, batch, tokens, heads, dim, placement.batch_stride, placement.token_stride, placement.head_stride};
+    const std::int64_t end =
+        offset_ + batch * strides_.batch_stride + tokens * strides_.token_stride + heads * strides_.head_stride + dim;
+    image_.assign(static_cast<std::size_t>(end + aligned_offset), poison<E>());
   }
 
   template <class Function>
@@ -234,7 +235,6 @@ class Placed {
   TensorShape shape_;
   TensorView<E> strides_;
   std::int64_t offset_ = 0;
-  std::int64_t end_ = 0;
   std::vector<E> image_;
   Array array_;
 };
