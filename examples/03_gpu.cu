@@ -2,63 +2,17 @@
 // The same calls on the GPU: what 01_quickstart does, with another execution argument and memory that the device can read.
 //   03_gpu [FILE.safetensors | --tokens N [--heads H]]
 // prints both backends' results side by side.
-#include <cuda_runtime_api.h>
-
-#include <chrono>
 #include <cstdio>
 #include <exception>
-#include <jrt/cuda.cuh>
-#include <jrt/decode.hpp>
-#include <jrt/prefill.hpp>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "support/attention_run.hpp"
+#include "support/on_gpu.cuh"
 #include "support/prompt_data.hpp"
 
-namespace {
-
-void check(cudaError_t error) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(cudaGetErrorString(error));
-  }
-}
-
-/// Where the run's tensors are and how it waits for results: all that differs from the CPU.
-struct OnGpu {
-  /// Device memory, filled from and read back as a vector.
-  template <class T>
-  class Array {
-   public:
-    explicit Array(const std::vector<T>& values) : count_(values.size()) {
-      check(cudaMalloc(&data_, count_ * sizeof(T)));
-      check(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    Array(const Array&) = delete;
-    Array& operator=(const Array&) = delete;
-    ~Array() { cudaFree(data_); }
-    T* data() { return static_cast<T*>(data_); }
-    [[nodiscard]] std::vector<T> read() const {
-      std::vector<T> values(count_);
-      check(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-      return values;
-    }
-
-   private:
-    void* data_ = nullptr;
-    std::size_t count_;
-  };
-
-  static jrt::Cuda execution() { return jrt::Cuda{}; }
-  static void wait() { check(cudaDeviceSynchronize()); }
-};
-
-}  // namespace
-
 int main(int argc, char** argv) try {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+  if (!support::has_gpu()) {
     std::printf("skipped: no CUDA device\n");
     return 0;
   }
@@ -68,7 +22,7 @@ int main(int argc, char** argv) try {
     return 2;
   }
   const auto host = support::run_on_host(*data);
-  const auto device = support::run<OnGpu>(*data);
+  const auto device = support::run<support::OnGpu>(*data);
   std::printf("%-24s %14s %14s\n", "", "CPU", "GPU");
   std::printf("%-24s %14.0f %14.0f\n", "prefill, tokens/s", host.prefill_rate, device.prefill_rate);
   std::printf("%-24s %14.0f %14.0f\n", "decode, tokens/s", host.decode_rate, device.decode_rate);
