@@ -76,7 +76,7 @@ TEST_CASE_TEMPLATE("a stack's operations are those of its mixers", E, float, BFl
     CHECK(states.template layer_state<0>(slot) == part(first.second));
     CHECK(states.template layer_state<3>(slot) == part(last.second));
     const auto sums = used_numbers<typename Types::Global>(states.template layer_state<1>(slot));
-    CHECK(relative_error(sums, used_numbers<typename Types::Global>(part(global.states))) <= 4e-6);
+    CHECK(relative_error(sums, used_numbers<typename Types::Global>(part(global.states))) <= 2 * tolerance<E>());
     CHECK(used_bytes<typename Types::Local>(states.template layer_state<2>(slot)) ==
           used_bytes<typename Types::Local>(part(local.caches)));
   }

@@ -93,7 +93,15 @@ class ConvolutionBlock {
     }
   }
 
+  /// Whether packets of outputs may be stored past the caches: rows of T, at multiples of a packet.
+  [[nodiscard]] bool rows_of_packets(const Rows<E>& output) const {
+    constexpr std::size_t bytes = sizeof(Packet<T>);
+    return stores_past_caches && !widens && reinterpret_cast<std::uintptr_t>(output.data + first_) % bytes == 0 &&
+           static_cast<std::size_t>(output.stride) * sizeof(E) % bytes == 0;
+  }
+
   /// The next `tokens` tokens. `gate` may be without data. The K−1 last inputs stay.
+  template <bool past_caches = false>
   void walk(Rows<const E> input, Rows<const E> gate, Rows<E> output, std::int64_t tokens) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const E* const row = input.row(t) + first_;
@@ -104,7 +112,7 @@ class ConvolutionBlock {
                        outputs + ahead * output.stride};
       if constexpr (std::is_same_v<T, E>) {
         taps_[carried] = row;
-        token(gates, outputs, next);
+        token<past_caches>(gates, outputs, next);
       } else {
         // Row by row: a conversion whose result is read at once would wait for its own store.
         T* const widened = recent_[(next_ + carried) % kernel_width];
@@ -114,12 +122,15 @@ class ConvolutionBlock {
         if (gates != nullptr) {
           widen(gates, gates_);
         }
-        token(gates == nullptr ? nullptr : gates_, outputs_, next);
+        token<false>(gates == nullptr ? nullptr : gates_, outputs_, next);
         for (std::int64_t c = 0; c < count_; ++c) {
           outputs[c] = convert<E>(outputs_[c]);
         }
       }
       std::copy(taps_ + 1, taps_ + kernel_width, taps_);
+    }
+    if constexpr (past_caches) {
+      finish_stores();
     }
   }
 
@@ -156,10 +167,13 @@ class ConvolutionBlock {
     const E* gate;
     E* output;
 
+    template <bool past_caches>
     EIGEN_STRONG_INLINE void fetch(std::int64_t c) const {
       __builtin_prefetch(input + c);
       __builtin_prefetch(gate + c);
-      __builtin_prefetch(output + c, 1);
+      if constexpr (!past_caches) {
+        __builtin_prefetch(output + c, 1);
+      }
     }
   };
 
@@ -169,17 +183,25 @@ class ConvolutionBlock {
     }
   }
 
+  template <bool past_caches>
   void token(const T* gate, T* output, const Ahead& next) const {
+    const auto put = [](T* to, const Packet<T>& packet) {
+      if constexpr (past_caches) {
+        store_past_caches(to, packet);
+      } else {
+        store(to, packet);
+      }
+    };
     std::int64_t c = 0;
     if (gate != nullptr) {
       for (; c + width <= count_; c += width) {
-        next.fetch(c);
-        store(output + c, multiply(sums(taps_, c, c), load(gate + c)));
+        next.template fetch<past_caches>(c);
+        put(output + c, multiply(sums(taps_, c, c), load(gate + c)));
       }
     } else {
       for (; c + width <= count_; c += width) {
-        next.fetch(c);
-        store(output + c, sums(taps_, c, c));
+        next.template fetch<past_caches>(c);
+        put(output + c, sums(taps_, c, c));
       }
     }
     if (c < count_) {
@@ -261,7 +283,15 @@ void convolve_rows(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t
     block.take_weights(args.weight, args.bias);
     block.start(prefill_inputs<Config>(args.input, span, carried_inputs(args.initial_state, args.has_initial_state, b)),
                 begin - span.left_pad);
-    block.walk(at(args.input, begin), at(args.gate, begin), at(args.output, begin), stop - begin);
+    // Outputs that no cache would keep until someone reads them.
+    constexpr std::int64_t large = std::int64_t{16} << 20;
+    const TensorView<typename Config::Element>& output = args.output;
+    const std::int64_t bytes = output.batch * output.tokens * output.dim * static_cast<std::int64_t>(sizeof(*output.data));
+    if (bytes >= large && block.rows_of_packets(at(output, begin))) {
+      block.template walk<true>(at(args.input, begin), at(args.gate, begin), at(output, begin), stop - begin);
+    } else {
+      block.walk(at(args.input, begin), at(args.gate, begin), at(output, begin), stop - begin);
+    }
   }
   block.clear(at(args.output, stop), end - stop);
 }

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <Eigen/Core>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 #include <cstddef>
 #include <utility>
 
@@ -28,6 +31,45 @@ template <class T>
 EIGEN_STRONG_INLINE void store(T* to, const Packet<T>& packet) {
   Eigen::internal::pstoreu(to, packet);
 }
+
+/// Whether `store_past_caches` does what it says here; otherwise it is a plain store.
+inline constexpr bool stores_past_caches =
+#if defined(__clang__) || defined(__SSE2__)
+    true;
+#else
+    false;
+#endif
+
+/// Stores what is not read soon without bringing its memory to the caches first. `to` is aligned to the packet's size.
+/// Before another thread reads, the writer calls `finish_stores`.
+template <class T>
+EIGEN_STRONG_INLINE void store_past_caches(T* to, const Packet<T>& packet) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(packet, reinterpret_cast<Packet<T>*>(to));
+#elif defined(__SSE2__)
+  if constexpr (sizeof packet == sizeof(__m128i)) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)packet);
+  }
+#if defined(__AVX__)
+  if constexpr (sizeof packet == sizeof(__m256i)) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)packet);
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof packet == sizeof(__m512i)) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)packet);
+  }
+#endif
+#else
+  store(to, packet);
+#endif
+}
+inline void finish_stores() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 template <class T>
 EIGEN_STRONG_INLINE Packet<T> broadcast(T value) {
   return Eigen::internal::pset1<Packet<T>>(value);
