@@ -18,7 +18,7 @@
 ///     buffer 0   cache 0 ──── queries ──── cache 2 ──── queries …
 ///     buffer 1        cache 1 ──────────── queries ──── cache 3 …
 ///
-///     a buffer: keys, values and count as the cache has them | new key | new value | queries
+///     a buffer: keys and values as the cache has them, the new ones where they will be | queries
 namespace jrt::detail::cuda {
 
 template <WindowConfig Config>
@@ -26,23 +26,21 @@ struct WindowStepLayout {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
   static constexpr int each = access_bytes / static_cast<int>(sizeof(Element));
-  static constexpr std::int64_t new_key = Format::head_elements;
-  static constexpr std::int64_t new_value = new_key + Config::head_dim;
-  static constexpr std::int64_t queries = new_value + Config::value_dim;
+  static constexpr std::int64_t queries = round_up<std::int64_t>(Format::count_offset, each);
 
   static constexpr std::int64_t most_bytes = 216 * 1024;  // of a multiprocessor's shared memory
   JRT_DETAIL_HD static constexpr std::int64_t buffer_bytes(std::int64_t group) {
     return (queries + group * Config::head_dim) * static_cast<std::int64_t>(sizeof(Element));
   }
   static constexpr int blocks = static_cast<int>(clamped(most_bytes / (2 * buffer_bytes(1)), 1, 4));
-  static constexpr int threads = blocks >= 3 ? 256 : 512;
+  static constexpr int threads = blocks >= 3 ? 128 : 512;
   static constexpr bool supported =
       Config::head_dim % each == 0 && Config::value_dim % each == 0 && 2 * buffer_bytes(1) <= 160 * 1024;
 
   using Query = QueryLayout<Config>;  // how lanes share a key
   static constexpr int warps = threads / 32;
   static constexpr int groups = threads / Query::lanes;
-  static constexpr int rounds = smaller(9, ceil_div(Format::rows + 1, groups));  // keys of a group at a time
+  static constexpr int rounds = smaller(9, ceil_div(Format::rows, groups));  // keys of a group at a time
 };
 
 template <WindowConfig Config>
@@ -72,19 +70,24 @@ class WindowSteps {
 
   /// `items`: caches of all sequences.
   __device__ void run(unsigned items) {
+    const unsigned step = gridDim.x;
+    Item current = item_of(blockIdx.x);
+    Item next = blockIdx.x + step < items ? item_of(blockIdx.x + step) : Item{};
     int buffer = 0;
-    bring(blockIdx.x, buffer);
+    bring(current, buffer);
     __pipeline_commit();
-    for (unsigned item = blockIdx.x; item < items; item += gridDim.x) {
-      if (item + gridDim.x < items) {
-        bring(item + gridDim.x, 1 - buffer);
-      }
+    for (unsigned i = blockIdx.x; i < items; i += step) {
+      bring(next, 1 - buffer);
       __pipeline_commit();
+      // Known a round before it is needed: nothing waits for the count that says which rows there are.
+      const Item after = i + 2 * step < items ? item_of(i + 2 * step) : Item{};
       __pipeline_wait_prior(1);
       __syncthreads();
-      answer(item, buffer_at(buffer));
+      answer(current, buffer_at(buffer));
       __syncthreads();
       buffer = 1 - buffer;
+      current = next;
+      next = after;
     }
   }
 
@@ -96,47 +99,86 @@ class WindowSteps {
     return buffers_ + buffer * (Layout::buffer_bytes(group_) / static_cast<std::int64_t>(sizeof(Element)));
   }
 
-  /// One cache, the new key and value, and the queries that read them, on their way.
-  __device__ void bring(unsigned item, int buffer) const {
-    const std::int64_t b = item / heads_;
-    const std::int64_t head = item % heads_;
-    if (!call_.skipped(b)) {
-      Element* const to = buffer_at(buffer);
-      bring_row(to, call_.initial.pool.head(call_.initial.slot(b), head), Format::head_elements);
-      bring_row(to + Layout::new_key, call_.key.row(b, 0, head), Config::head_dim);
-      bring_row(to + Layout::new_value, call_.value.row(b, 0, head), Config::value_dim);
-      for (int q = 0; q < group_; ++q) {
-        bring_row(to + Layout::queries + q * Config::head_dim, call_.query.row(b, 0, head * group_ + q), Config::head_dim);
+  /// One cache, and the sequence that it belongs to.
+  struct Item {
+    int b = -1;  // −1: none
+    int head = 0;
+    const Element* cache = nullptr;  // null: the sequence is skipped
+    std::int64_t cached = 0;
+  };
+  [[nodiscard]] __device__ Item item_of(unsigned index) const {
+    Item item{static_cast<int>(index / heads_), static_cast<int>(index % heads_)};
+    if (!call_.skipped(item.b)) {
+      item.cache = call_.initial.pool.head(call_.initial.slot(item.b), item.head);
+      item.cached = cached_count<Format>(item.cache);
+    }
+    return item;
+  }
+  /// Row of the ring that the new token takes: behind the others, or where the oldest was, which it no longer sees.
+  static __device__ int new_row(std::int64_t cached) {
+    constexpr unsigned rows = Format::rows;
+    return cached >> 32 == 0 ? static_cast<int>(static_cast<unsigned>(cached) % rows)
+                             : static_cast<int>(ring_row(larger<std::int64_t>(cached, 0), Config::left_window));
+  }
+
+  /// One cache, the new key and value in it, and the queries that read them, on their way.
+  __device__ void bring(const Item& item, int buffer) const {
+    if (item.cache == nullptr) {
+      return;
+    }
+    Element* const to = buffer_at(buffer);
+    const auto rows = static_cast<int>(clamped(item.cached, 0, Format::rows));
+    const int row = new_row(item.cached);
+    bring_rows<Config::head_dim>(to, item.cache, rows, row);
+    bring_rows<Config::value_dim>(to + Format::value_offset, item.cache + Format::value_offset, rows, row);
+    bring_row(to + row * Config::head_dim, call_.key.row(item.b, 0, item.head), Config::head_dim);
+    bring_row(to + Format::value_offset + row * Config::value_dim, call_.value.row(item.b, 0, item.head),
+              Config::value_dim);
+    for (int q = 0; q < group_; ++q) {
+      bring_row(to + Layout::queries + q * Config::head_dim, call_.query.row(item.b, 0, item.head * group_ + q),
+                Config::head_dim);
+    }
+  }
+  /// Rows of a ring but one.
+  template <int dim>
+  static __device__ void bring_rows(Element* to, const Element* from, int rows, int but) {
+    const int numbers = rows * dim;
+#pragma unroll 8
+    for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
+      if (static_cast<unsigned>(i - but * dim) >= static_cast<unsigned>(dim)) {
+        __pipeline_memcpy_async(to + i, from + i, access_bytes);
       }
     }
   }
-  static __device__ void bring_row(Element* to, const Element* from, std::int64_t numbers) {
-#pragma unroll 8
+  static __device__ void bring_row(Element* to, const Element* from, int numbers) {
     for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
       __pipeline_memcpy_async(to + i, from + i, access_bytes);
     }
   }
 
-  __device__ void answer(unsigned item, Element* buffer) {
-    const std::int64_t b = item / heads_;
-    const std::int64_t head = item % heads_;
-    if (call_.skipped(b)) {
+  __device__ void answer(const Item& item, Element* buffer) {
+    const auto output = [&](int q) { return call_.output.row(item.b, 0, item.head * group_ + q); };
+    if (item.cache == nullptr) {
       for (int q = 0; q < group_; ++q) {
         for (int c = thread(); c < Config::value_dim; c += Layout::threads) {
-          call_.output.row(b, 0, head * group_ + q)[c] = Element{};
+          output(q)[c] = Element{};
         }
       }
       return;
     }
-    const std::int64_t cached = larger<std::int64_t>(0, cached_count<Format>(static_cast<const Element*>(buffer)));
-    turn_new_key(buffer + Layout::new_key, cached);
+    const std::int64_t cached = larger<std::int64_t>(item.cached, 0);
+    const int row = new_row(item.cached);
+    const auto rows = static_cast<int>(smaller<std::int64_t>(cached + 1, Format::rows));
+    turn_new_key(buffer + row * Config::head_dim, cached);
     for (int q = 0; q < group_; ++q) {
-      answer_query(buffer, cached, buffer + Layout::queries + q * Config::head_dim,
-                   call_.output.row(b, 0, head * group_ + q));
+      answer_query(buffer, rows, buffer + Layout::queries + q * Config::head_dim, cached, output(q));
     }
     if (!call_.final.empty()) {
-      keep(buffer, cached, call_.final.pool.head(call_.final.slot(b), head),
-           call_.initial.pool.head(call_.initial.slot(b), head));
+      Element* const cache = call_.final.pool.head(call_.final.slot(item.b), item.head);
+      keep(buffer, rows, row, cache, cache != item.cache);
+      if (thread() == 0) {
+        cached_count<Format>(cache) = cached + 1;
+      }
     }
   }
 
@@ -154,34 +196,25 @@ class WindowSteps {
     }
   }
 
-  __device__ void answer_query(const Element* buffer, std::int64_t cached, const Element* query, Element* output) {
-    const int rows = static_cast<int>(smaller<std::int64_t>(cached, Format::rows));
-    // Of a full ring the oldest row, which the new token will replace, is no longer seen.
-    const int hidden = cached < Format::rows ? -1 : static_cast<int>(ring_row(cached, Config::left_window));
+  __device__ void answer_query(const Element* buffer, int rows, const Element* query, std::int64_t position,
+                               Element* output) {
     T numbers[parts][vector];
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
-#pragma unroll
-      for (int c = 0; c < vector; ++c) {
-        const int number = column(part) + c;
-        numbers[part][c] = number < Config::head_dim
-                               ? turned_number(call_.rotary, query, cached, number) * static_cast<T>(call_.scale)
-                               : T(0);
-      }
+      read_query(numbers[part], query, position, column(part));
     }
     T values[parts][vector] = {};
     T largest = lowest_score();
     T sum = 0;
-    for (int first = group(); first - group() <= rows; first += Layout::rounds * Layout::groups) {
+    for (int first = group(); first - group() < rows; first += Layout::rounds * Layout::groups) {
       T scores[Layout::rounds];
       T most = largest;
 #pragma unroll
       for (int r = 0; r < Layout::rounds; ++r) {
         const int n = first + r * Layout::groups;
-        const bool visible = n <= rows && n != hidden;
-        const Element* const key = n < rows ? buffer + n * Config::head_dim : buffer + Layout::new_key;
-        const T score = dot(numbers, key);
-        scores[r] = visible ? score : lowest_score();
+        // All lanes take part; what stands behind the rows is read, within the ring, and left out.
+        const T score = dot(numbers, buffer + smaller(n, Format::rows - 1) * Config::head_dim);
+        scores[r] = n < rows ? score : lowest_score();
         most = most < scores[r] ? scores[r] : most;
       }
       // For a warp as a whole: what is left to bring together is then one row of values each.
@@ -197,18 +230,34 @@ class WindowSteps {
 #pragma unroll
       for (int r = 0; r < Layout::rounds; ++r) {
         const int n = first + r * Layout::groups;
-        if (n <= rows && n != hidden) {
+        if (n < rows) {
           const T weight = exponential(scores[r] - most);
           sum += weight;
-          const Element* const value =
-              n < rows ? buffer + Format::value_offset + n * Config::value_dim : buffer + Layout::new_value;
-          add_weighted(values, weight, value);
+          add_weighted(values, weight, buffer + Format::value_offset + n * Config::value_dim);
         }
       }
     }
     finish(values, largest, sum, output);
   }
 
+  __device__ void read_query(T (&numbers)[vector], const Element* query, std::int64_t position, int first) const {
+    if constexpr (Config::Rotary::rotates) {
+#pragma unroll
+      for (int c = 0; c < vector; ++c) {
+        numbers[c] = first + c < Config::head_dim ? turned_number(call_.rotary, query, position, first + c) : T(0);
+      }
+    } else {
+      Numbers stored;
+      if (first < Config::head_dim) {
+        stored.load(query + first, true);
+      }
+      stored.get(numbers);
+    }
+#pragma unroll
+    for (int c = 0; c < vector; ++c) {
+      numbers[c] *= static_cast<T>(call_.scale);
+    }
+  }
   /// Of a query and a key, the same in all lanes of a group.
   static __device__ T dot(const T (&query)[parts][vector], const Element* key) {
     T dot = 0;
@@ -307,31 +356,18 @@ class WindowSteps {
     }
   }
 
-  /// The cache with the new token, into `cache`, from the copy of `source`.
-  __device__ void keep(const Element* buffer, std::int64_t cached, Element* cache, const Element* source) const {
-    const std::int64_t row = ring_row(cached, Config::left_window);
-    Element* const key = cache + row * Config::head_dim;
-    Element* const value = cache + Format::value_offset + row * Config::value_dim;
-    if (cache != source) {
-      for (int i = thread() * Layout::each; i < Format::count_offset; i += Layout::threads * Layout::each) {
-        const bool replaced = in_row(cache + i, key, Config::head_dim) || in_row(cache + i, value, Config::value_dim);
-        if (!replaced) {
-          store_vector(cache + i, load_vector<Layout::each>(buffer + i));
-        }
-      }
-    }
-    for (int i = thread() * Layout::each; i < Config::head_dim; i += Layout::threads * Layout::each) {
-      store_vector(key + i, load_vector<Layout::each>(buffer + Layout::new_key + i));
-    }
-    for (int i = thread() * Layout::each; i < Config::value_dim; i += Layout::threads * Layout::each) {
-      store_vector(value + i, load_vector<Layout::each>(buffer + Layout::new_value + i));
-    }
-    if (thread() == 0) {
-      cached_count<Format>(cache) = cached + 1;
-    }
+  /// Into `cache`, from the copy: the new token, or all if the cache is another.
+  __device__ void keep(const Element* buffer, int rows, int row, Element* cache, bool all) const {
+    const int first = all ? 0 : row;
+    const int count = all ? rows : 1;
+    store_rows(cache + first * Config::head_dim, buffer + first * Config::head_dim, count * Config::head_dim);
+    store_rows(cache + Format::value_offset + first * Config::value_dim,
+               buffer + Format::value_offset + first * Config::value_dim, count * Config::value_dim);
   }
-  static __device__ bool in_row(const Element* place, const Element* row, int numbers) {
-    return place >= row && place < row + numbers;
+  static __device__ void store_rows(Element* to, const Element* from, int numbers) {
+    for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
+      store_vector(to + i, load_vector<Layout::each>(from + i));
+    }
   }
 
   static __device__ T exponential(T x) {
@@ -371,7 +407,7 @@ bool is_window_step(const WindowCall<Config>& call, const Cuda& on) {
   const Sequences& sequences = call.sequences;
   return Layout::supported && call.query.tokens == 1 && !call.initial.empty() && call.has_initial == nullptr &&
          !call.stages() && sequences.cu_seqlens == nullptr && sequences.seq_lens == nullptr &&
-         sequences.left_pads == nullptr && call.count() * call.key.heads <= INT32_MAX &&
+         sequences.left_pads == nullptr && call.count() * call.key.heads <= INT32_MAX / 4 &&
          2 * Layout::buffer_bytes(call.group()) <= on.shared_bytes_per_block() - 8 * 1024;
 }
 
