@@ -50,12 +50,23 @@ struct FormatOf {
   using type = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
 };
 
+/// A configuration that is part of another mixer says itself where its state lies in the whole's.
+template <class Config>
+struct KeptFormat : FormatOf<Config> {};
+template <class Config>
+requires requires {
+  typename Config::PartFormat;
+}
+struct KeptFormat<Config> {
+  using type = typename Config::PartFormat;
+};
+
 }  // namespace detail
 
 /// The state that an operator keeps. It does not depend on mask, normaliser, padding or split, so that operators which
 /// differ only in those share states.
 template <class Config>
-using StateFormatOf = typename detail::FormatOf<Config>::type;
+using StateFormatOf = typename detail::KeptFormat<Config>::type;
 
 namespace detail {
 

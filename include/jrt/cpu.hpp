@@ -5,6 +5,7 @@
 #include "jrt/detail/cpu/convolution_backend.hpp"
 #include "jrt/detail/cpu/execution.hpp"
 #include "jrt/detail/cpu/window_backend.hpp"
+#include "jrt/detail/cpu/windowed_backend.hpp"
 #include "jrt/detail/stack_backend.hpp"
 
 /// The CPU backend. Including this header brings in Eigen/Core (for its SIMD packets); nothing else of the library does.

@@ -33,4 +33,5 @@
 #include "jrt/thread_pool.hpp"
 #include "jrt/version.hpp"
 #include "jrt/window_attention.hpp"
+#include "jrt/windowed_linear_attention.hpp"
 #include "jrt/workspace.hpp"

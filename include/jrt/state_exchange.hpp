@@ -94,7 +94,7 @@ struct SavedStatesHeader {
   char magic[8];
   std::uint32_t byte_order;
   std::uint32_t version;
-  char scalar[16];       // element_name
+  char scalar[16];       // element_name; two short ones for a mixer of two
   char feature_map[32];  // FeatureMap::name, cut to fit
   std::uint32_t input_dim;
   std::uint32_t rows;

@@ -95,7 +95,8 @@ struct WindowFormat {
       value_offset + detail::round_up<std::int64_t>(std::int64_t{rows} * ValueDim, 16);
   static constexpr std::int64_t head_numbers =
       count_offset + static_cast<std::int64_t>(sizeof(std::int64_t) / sizeof(Scalar));
-  static constexpr std::int64_t head_elements = detail::round_up<std::int64_t>(head_numbers, 16);
+  static constexpr std::int64_t ring_elements = detail::round_up<std::int64_t>(head_numbers, 16);
+  static constexpr std::int64_t head_elements = ring_elements;
   static constexpr std::size_t alignment = 16;  ///< of pools and their slots, in bytes
 
   /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.

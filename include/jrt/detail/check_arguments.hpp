@@ -27,11 +27,11 @@ void check_token_views(Checker& check, const Args& args, int head_dim, int value
   check.rows_apart("output", args.output);
 }
 
-template <AttentionConfig Config>
-Status check_shapes(const PrefillArgs<Config>& args) {
+/// Tensors, sequences and states of a prefill whose linear attention is `Config`'s.
+template <AttentionConfig Config, class Args>
+void check_prefill_views(Checker& check, const Args& args) {
   constexpr int d = Config::FeatureMap::input_dim;
   constexpr int dv = Config::value_dim;
-  Checker check("prefill");
   check.take(check_map(args.feature_map));
   check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
   check.sequence_shapes(args.sequences, args.query.batch);
@@ -54,22 +54,44 @@ Status check_shapes(const PrefillArgs<Config>& args) {
     check.equal("key_encoder", "tokens", args.key_encoder.tokens, 0, "what a mask without encoder region reads");
   }
   check_prefill_states(check, args, args.key.heads);
+}
+
+template <AttentionConfig Config>
+Status check_shapes(const PrefillArgs<Config>& args) {
+  Checker check("prefill");
+  check_prefill_views<Config>(check, args);
   if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
     check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
   }
   return check.status();
 }
 
-template <AttentionConfig Config>
-Status check_arrays(const PrefillArgs<Config>& args) {
-  Checker check("prefill");
-  const std::int64_t count = sequence_count(args.sequences, args.query.batch);
+/// Slots and arrays of sequences of a prefill whose linear attention is `Config`'s.
+template <AttentionConfig Config, class Args>
+void check_prefill_arrays(Checker& check, const Args& args, const Sequences& sequences) {
+  const std::int64_t count = sequence_count(sequences, args.query.batch);
   check_prefill_slots(check, args, count);
-  check.sequence_arrays(args.sequences, count, args.query.tokens, args.key_encoder.tokens, Config::Mask::reads_encoder,
+  check.sequence_arrays(sequences, count, args.query.tokens, args.key_encoder.tokens, Config::Mask::reads_encoder,
                         max_position(args.feature_map), [&](std::int64_t b) {
                           return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
                         });
+}
+
+template <AttentionConfig Config>
+Status check_arrays(const PrefillArgs<Config>& args) {
+  Checker check("prefill");
+  check_prefill_arrays<Config>(check, args, args.sequences);
   return check.status();
+}
+
+/// M <= T where both are extents of dense views: what shows of prefixes without a look into the arrays.
+template <class Args>
+void check_dense_prefix(Checker& check, const Args& args) {
+  const Sequences& s = args.sequences;
+  if (check.ok() && s.cu_seqlens == nullptr && s.cu_encoder_seqlens == nullptr && s.seq_lens == nullptr &&
+      s.prefix_lens == nullptr && sequence_count(s, args.query.batch) > 0) {
+    check.entry("prefix (key_encoder.tokens)", 0, args.key_encoder.tokens, 0, args.query.tokens, "the sequence's tokens");
+  }
 }
 
 template <AttentionConfig Config>

@@ -77,7 +77,7 @@ class CheckpointedPrefill {
         bytes = larger(bytes, prefill_workspace_bytes(piece(p), on));
       }
     }
-    if constexpr (has_encoder) {
+    if constexpr (accumulates) {
       bytes = reads_encoder_ahead() ? larger(bytes, accumulate_workspace_bytes(ahead(), on)) : bytes;
     }
     return bytes;
@@ -87,7 +87,7 @@ class CheckpointedPrefill {
     Checker checker("prefill_with_checkpoints");
     checker.take(check());
     checker.workspace(workspace, checker.ok() ? workspace_bytes(on) : 0);
-    if constexpr (has_encoder) {
+    if constexpr (accumulates) {
       if (checker.ok() && reads_encoder_ahead()) {
         checker.take(accumulate(ahead(), workspace, on));
       }
@@ -103,6 +103,8 @@ class CheckpointedPrefill {
 
  private:
   static constexpr bool has_encoder = requires(const Args& args) { args.key_encoder; };
+  /// Whether an encoder region can be read before the first piece. Otherwise it must lie within that.
+  static constexpr bool accumulates = AttentionConfig<Config>;
 
   static constexpr bool needs_position() {
     if constexpr (requires { typename Config::FeatureMap; }) {
@@ -185,7 +187,7 @@ class CheckpointedPrefill {
 
   /// Whether the encoder region reaches behind the first piece, whose own prefill then cannot read it.
   [[nodiscard]] bool reads_encoder_ahead() const {
-    if constexpr (has_encoder) {
+    if constexpr (accumulates) {
       return Config::Mask::reads_encoder && full_pieces() > 0 && args_.key_encoder.tokens > every_;
     } else {
       return false;
@@ -205,7 +207,7 @@ class CheckpointedPrefill {
     return args;
   }
   [[nodiscard]] Status check_ahead() const {
-    if constexpr (has_encoder) {
+    if constexpr (accumulates) {
       return Mixer::check(ahead());
     } else {
       return {};

@@ -27,6 +27,16 @@ struct KeySource {
   }
 };
 
+/// Whether an operator's keys are those that leave a window; windowed_parts.hpp has their source.
+template <class Config>
+inline constexpr bool takes_leaving_keys = [] {
+  if constexpr (requires { Config::takes_leaving_keys; }) {
+    return Config::takes_leaving_keys;
+  } else {
+    return false;
+  }
+}();
+
 /// Keys and values of the sequence's own tokens, or of its encoder region.
 template <class Config>
 JRT_DETAIL_HD KeySource<typename Config::Element> token_source(const PrefillArgs<Config>& args, const PrefillPlan& plan,

@@ -22,6 +22,7 @@ struct PrefillPlan {
   std::int64_t encoder_segments = 0;
   std::int64_t token_segments = 1;
   bool skipped = false;
+  std::int64_t sequence = 0;
 
   [[nodiscard]] JRT_DETAIL_HD constexpr bool split() const { return encoder_segments > 1 || token_segments > 1; }
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t items() const {
@@ -71,15 +72,28 @@ struct PrefillLayout {
 template <class Config>
 JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const PrefillLayout& layout,
                                                  std::int64_t b) {
+  // The linear part of a mixer may answer a part of the tokens, with views of those alone.
+  constexpr bool is_part = requires {
+    args.participants;
+  };
   PrefillPlan plan;
-  plan.span = within_views(sequence_span(args.sequences, b, args.query.tokens, args.key_encoder.tokens), args.query.tokens,
-                           args.key_encoder.tokens);
-  plan.skipped = sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
+  plan.sequence = b;
+  const std::int64_t extent = is_part ? args.key.tokens : args.query.tokens;
+  plan.span =
+      within_views(sequence_span(args.sequences, b, extent, args.key_encoder.tokens), extent, args.key_encoder.tokens);
+  if constexpr (is_part) {
+    plan.skipped = args.participants.skipped(b);
+  } else {
+    plan.skipped = sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
+  }
   if (plan.skipped) {
     return plan;
   }
   const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
   plan.tokens = {smaller(start, plan.span.tokens), plan.span.tokens};
+  if constexpr (is_part) {
+    plan.tokens = Config::part_of(plan.tokens);
+  }
   plan.token_segments = layout.token_segments<typename Config::Split>(plan.tokens.size());
   if constexpr (Config::Mask::reads_encoder) {
     plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};

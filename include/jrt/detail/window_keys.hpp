@@ -81,6 +81,27 @@ struct WindowKeys {
   }
 };
 
+/// Whether a window's softmax goes on from a sum of other weights.
+template <class Config>
+inline constexpr bool continues_sums = requires {
+  Config::epsilon;
+};
+
+/// What there was before the window: nothing.
+template <WindowConfig Config>
+struct SumsBefore {};
+/// Outputs that are normalised sums, in the place where the window's go, and their denominators. The weights were those of
+/// a softmax whose largest score is 0; ε is added to them.
+template <WindowConfig Config>
+requires(continues_sums<Config>) struct SumsBefore<Config> {
+  TensorView<typename Config::Denominator> denominators{};
+
+  [[nodiscard]] JRT_DETAIL_HD ComputeType<typename Config::Element> denominator(std::int64_t row, std::int64_t token,
+                                                                                std::int64_t head) const {
+    return static_cast<ComputeType<typename Config::Element>>(*denominators.row(row, token, head));
+  }
+};
+
 /// Everything that the window operations need of the arguments of prefill, decode_step and staged_step, so that one
 /// implementation serves the three.
 template <WindowConfig Config>
@@ -100,6 +121,7 @@ struct WindowCall {
   std::int64_t already_staged = 0;
   double scale = 1;
   typename Config::Rotary rotary{};
+  SumsBefore<Config> before{};
 
   [[nodiscard]] JRT_DETAIL_HD std::int64_t count() const { return sequence_count(sequences, query.batch); }
   [[nodiscard]] JRT_DETAIL_HD std::int64_t group() const { return query.heads / larger<std::int64_t>(key.heads, 1); }
@@ -136,17 +158,18 @@ WindowCall<Config> window_call(const PrefillArgs<Config>& args) {
           {},
           0,
           args.scale,
-          args.rotary};
+          args.rotary,
+          {}};
 }
 template <class Config>
 WindowCall<Config> window_call(const DecodeArgs<Config>& args) {
-  return {args.query,           args.key, args.value, args.output, {},         args.source,
-          destination_of(args), nullptr,  {},         0,           args.scale, args.rotary};
+  return {args.query, args.key, args.value, args.output, {},          args.source, destination_of(args),
+          nullptr,    {},       0,          args.scale,  args.rotary, {}};
 }
 template <class Config>
 WindowCall<Config> window_call(const StagedStepArgs<Config>& args) {
-  return {args.query, args.key, args.value,   args.output,         {},         args.state,
-          {},         nullptr,  args.staging, args.already_staged, args.scale, args.rotary};
+  return {args.query, args.key,     args.value,          args.output, {},          args.state, {},
+          nullptr,    args.staging, args.already_staged, args.scale,  args.rotary, {}};
 }
 
 }  // namespace jrt::detail

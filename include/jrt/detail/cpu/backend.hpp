@@ -109,6 +109,43 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
     return status.ok() ? check_arrays(args) : status;
   }
 
+ protected:
+  template <class Work>
+  static Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cpu<E>& on) {
+    Checker check(operation);
+    check.workspace(workspace, counted_bytes(work));
+    if (check.ok()) {
+      Arena arena(workspace);
+      work.take(arena);
+      work.run(on.executor());
+    }
+    return check.status();
+  }
+
+  template <class Config>
+  static std::size_t step_bytes(cpu::StepScratch<Config> scratch, int workers) {
+    Arena counting;
+    scratch.take(counting, workers);
+    return counting.bytes_needed();
+  }
+
+  /// Runs `head(tokens, b, h)` for every sequence and key/value head, if the workspace allows it.
+  template <class Config, class Head>
+  static Status run_heads(const char* operation, cpu::StepScratch<Config> scratch, std::int64_t sequences,
+                          std::int64_t heads, const Workspace& workspace, const Cpu<E>& on, const Head& head) {
+    const int workers = workers_of(on);
+    Checker check(operation);
+    check.workspace(workspace, step_bytes(scratch, workers));
+    if (check.ok()) {
+      Arena arena(workspace);
+      scratch.take(arena, workers);
+      on.executor().run(sequences * heads, [&](std::int64_t task, int worker) {
+        head(scratch.tokens_of(worker), task / heads, task % heads);
+      });
+    }
+    return check.status();
+  }
+
  private:
   template <class Config>
   static std::size_t workspace_bytes(const PrefillArgs<Config>& args, const Cpu<E>& on) {
@@ -135,18 +172,6 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
     return {encoder, sequence_count(args.sequences, args.key.batch), args.key.heads, workers_of(on)};
   }
 
-  template <class Work>
-  static Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cpu<E>& on) {
-    Checker check(operation);
-    check.workspace(workspace, counted_bytes(work));
-    if (check.ok()) {
-      Arena arena(workspace);
-      work.take(arena);
-      work.run(on.executor());
-    }
-    return check.status();
-  }
-
   template <class Config>
   static cpu::StepScratch<Config> step_of(const DecodeArgs<Config>& args) {
     return {args.query.tokens, 0, query_group(args)};
@@ -158,30 +183,6 @@ struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   template <class Config>
   static cpu::StepScratch<Config> step_of(const CommitArgs<Config>& args) {
     return {args.staging.tokens, args.staging.tokens, 0};
-  }
-
-  template <class Config>
-  static std::size_t step_bytes(cpu::StepScratch<Config> scratch, int workers) {
-    Arena counting;
-    scratch.take(counting, workers);
-    return counting.bytes_needed();
-  }
-
-  /// Runs `head(tokens, b, h)` for every sequence and key/value head, if the workspace allows it.
-  template <class Config, class Head>
-  static Status run_heads(const char* operation, cpu::StepScratch<Config> scratch, std::int64_t sequences,
-                          std::int64_t heads, const Workspace& workspace, const Cpu<E>& on, const Head& head) {
-    const int workers = workers_of(on);
-    Checker check(operation);
-    check.workspace(workspace, step_bytes(scratch, workers));
-    if (check.ok()) {
-      Arena arena(workspace);
-      scratch.take(arena, workers);
-      on.executor().run(sequences * heads, [&](std::int64_t task, int worker) {
-        head(scratch.tokens_of(worker), task / heads, task % heads);
-      });
-    }
-    return check.status();
   }
 };
 

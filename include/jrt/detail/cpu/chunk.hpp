@@ -9,6 +9,7 @@
 #include "jrt/detail/cpu/expand.hpp"
 #include "jrt/detail/cpu/tile.hpp"
 #include "jrt/detail/cpu/working_state.hpp"
+#include "jrt/detail/denominators.hpp"
 #include "jrt/detail/key_source.hpp"
 #include "jrt/detail/segment.hpp"
 #include "jrt/sequences.hpp"
@@ -38,12 +39,14 @@ struct KeyChunk {
   static constexpr int score_depth = Map::has_closed_form ? Map::input_dim : Map::feature_dim;
 
   using Expansion = RowExpansion<Map, T>;
+  static constexpr bool some_missing = takes_leaving_keys<Config>;
 
   T* inputs = nullptr;      // [chunk_tokens][Expansion::input_stride]
   T* features = nullptr;    // [chunk_tokens][feature_stride], padding 0
   T* values = nullptr;      // [chunk_tokens][State::stride], padding 0
   T* transposed = nullptr;  // [score_depth][score_stride]
   int tokens = 0;
+  int missing = 0;  // the first of these, which have no key; only where keys come from a window
 
   void take(Arena& arena) {
     inputs = arena.take<T>(std::int64_t{chunk_tokens} * Expansion::input_stride);
@@ -58,10 +61,20 @@ struct KeyChunk {
     std::memset(transposed, 0, sizeof(T) * score_depth * score_stride);
   }
 
+  [[nodiscard]] int first_key() const { return some_missing ? missing : 0; }
+
   /// Reads tokens [range.begin, range.end) of the source; `for_queries` also prepares the scores.
-  void read(const KeySource<typename Config::Element>& source, const TokenRange& range, const Map& map, bool for_queries) {
+  template <class Source>
+  void read(const Source& source, const TokenRange& range, const Map& map, bool for_queries) {
     tokens = static_cast<int>(range.size());
-    for (int t = 0; t < tokens; ++t) {
+    missing = 0;
+    if constexpr (requires { source.missing_in(range); }) {
+      missing = source.missing_in(range);
+      std::memset(inputs, 0, sizeof(T) * static_cast<std::size_t>(missing) * Expansion::input_stride);
+      std::memset(values, 0, sizeof(T) * static_cast<std::size_t>(missing) * State::stride);
+      std::memset(features, 0, sizeof(T) * static_cast<std::size_t>(missing) * feature_stride);
+    }
+    for (int t = first_key(); t < tokens; ++t) {
       const std::int64_t token = range.begin + t;
       T* const input = inputs + std::ptrdiff_t{t} * Expansion::input_stride;
       if (token < source.zero_keys) {
@@ -71,7 +84,7 @@ struct KeyChunk {
       }
       convert_row(source.value_row(token), values + std::ptrdiff_t{t} * State::stride, State::columns);
     }
-    for (int t = 0; t < tokens; ++t) {
+    for (int t = first_key(); t < tokens; ++t) {
       T* const feature = features + std::ptrdiff_t{t} * feature_stride;
       Expansion::expand_key(map, inputs + std::ptrdiff_t{t} * Expansion::input_stride, feature,
                             source.span.position(range.begin + t));
@@ -88,11 +101,16 @@ struct KeyChunk {
   }
 
   /// S += Σ φ(k)vᵀ, z += Σ φ(k). Meanwhile the tokens of `next` are asked for, a few with every tile.
-  void add_to(const State& state, const KeySource<typename Config::Element>& source, const TokenRange& next) const {
+  template <class Source>
+  void add_to(const State& state, const Source& source, const TokenRange& next) const {
     constexpr int tiles = ceil_div(State::rows, tile_rows);
     constexpr int tokens_per_tile = ceil_div(chunk_tokens, tiles);
+    std::int64_t begin = next.begin;
+    if constexpr (requires { source.from_views; }) {
+      begin = larger(begin, source.from_views);
+    }
     const auto rows_of = [&](const auto& view) {
-      return RowPrefetch(view, source.row, source.first + next.begin, source.first + next.end, source.head);
+      return RowPrefetch(view, source.row, source.first + begin, source.first + next.end, source.head);
     };
     detail::cpu::add_product(state.sums(), State::stride, State::rows, State::stride, Left<T>{features, 1, feature_stride},
                              Right<T>{values, State::stride}, tokens, {rows_of(source.key), rows_of(source.value)},
@@ -119,11 +137,12 @@ struct QueryBlock {
 
   using Expansion = typename Chunk::Expansion;
 
-  T* inputs = nullptr;    // [chunk_tokens][Expansion::input_stride]
-  T* features = nullptr;  // [tile_rows][feature_stride], padding 0
-  T* scores = nullptr;    // [tile_rows][score_stride]
-  T* outputs = nullptr;   // [tile_rows][State::stride], not normalised
-  T* factors = nullptr;   // [tile_rows] normaliser of each
+  T* inputs = nullptr;        // [chunk_tokens][Expansion::input_stride]
+  T* features = nullptr;      // [tile_rows][feature_stride], padding 0
+  T* scores = nullptr;        // [tile_rows][score_stride]
+  T* outputs = nullptr;       // [tile_rows][State::stride], not normalised
+  T* factors = nullptr;       // [tile_rows] normaliser of each
+  T* denominators = nullptr;  // [tile_rows], where somebody wants them
 
   void take(Arena& arena) {
     inputs = arena.take<T>(std::int64_t{chunk_tokens} * Expansion::input_stride);
@@ -131,6 +150,9 @@ struct QueryBlock {
     scores = arena.take<T>(std::int64_t{tile_rows} * Chunk::score_stride);
     outputs = arena.take<T>(std::int64_t{tile_rows} * State::stride);
     factors = arena.take<T>(tile_rows);
+    if constexpr (keeps_denominators<Config>) {
+      denominators = arena.take<T>(tile_rows);
+    }
   }
 
   void clear() const { std::memset(features, 0, sizeof(T) * tile_rows * Chunk::feature_stride); }
@@ -156,7 +178,11 @@ struct QueryBlock {
                     Left<T>{scores, Chunk::score_stride, 1},
                     Right<T>{chunk != nullptr ? chunk->values : state.sums(), State::stride}, visible);
     for (int r = 0; r < rows; ++r) {
-      factors[r] = Config::Normaliser::factor(denominator(r, state, visible));
+      const T sum = denominator(r, state, visible);
+      factors[r] = Config::Normaliser::factor(sum);
+      if constexpr (keeps_denominators<Config>) {
+        denominators[r] = sum;
+      }
     }
   }
 
@@ -186,7 +212,7 @@ struct QueryBlock {
         if constexpr (Map::has_closed_form) {
           weight = map.kernel(weight);
         }
-        row[j] = j <= seen ? weight : T(0);
+        row[j] = j <= seen && j >= chunk.first_key() ? weight : T(0);
       }
     }
   }

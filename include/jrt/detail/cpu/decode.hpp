@@ -10,6 +10,7 @@
 #include "jrt/detail/cpu/expand.hpp"
 #include "jrt/detail/cpu/tile.hpp"
 #include "jrt/detail/cpu/working_state.hpp"
+#include "jrt/detail/denominators.hpp"
 
 /// Decoding on the CPU. One pass over a head's state, a few rows at a time:
 ///
@@ -38,6 +39,7 @@ struct StepTokens {
   std::int64_t keys = 0;        // tokens whose keys go into the state
   std::int64_t silent = 0;      // the first of these, which have no query in this call
   std::int64_t group = 0;       // query heads
+  std::int64_t missing = 0;     // the first of `keys`, which are none: their features and values are 0
   T* inputs = nullptr;          // [keys + queries][Expansion::input_stride]
   T* key_features = nullptr;    // [keys][feature_stride], padding 0
   T* values = nullptr;          // [keys][State::stride], padding 0
@@ -45,6 +47,7 @@ struct StepTokens {
   T* outputs = nullptr;         // [keys - silent][group][State::stride]
   T* normaliser = nullptr;      // [feature_stride]
   T* rows = nullptr;            // [decode_rows][State::stride]
+  T* denominators = nullptr;    // [keys - silent][group], where somebody wants them
 
   void take(Arena& arena) {
     inputs = arena.take<T>((keys + queries()) * Expansion::input_stride);
@@ -54,6 +57,9 @@ struct StepTokens {
     outputs = arena.take<T>(queries() * State::stride);
     normaliser = arena.take<T>(feature_stride);
     rows = arena.take<T>(decode_rows * State::stride);
+    if constexpr (keeps_denominators<Config>) {
+      denominators = arena.take<T>(queries());
+    }
   }
 
   [[nodiscard]] std::int64_t queries() const { return (keys - silent) * group; }
@@ -79,7 +85,7 @@ struct StepTokens {
 
   /// Features of all keys and queries read; `first_position` is that of key 0.
   void expand(const Map& map, std::int64_t first_position) const {
-    for (std::int64_t t = 0; t < keys; ++t) {
+    for (std::int64_t t = missing; t < keys; ++t) {
       Expansion::expand_key(map, inputs + t * Expansion::input_stride, key_features + t * feature_stride,
                             first_position + t);
     }
@@ -198,6 +204,9 @@ class HeadStep {
         T denominator = 0;
         if constexpr (Config::Normaliser::uses_denominator) {
           denominator = dot(tokens_.query_features + query * Tokens::feature_stride, z, Tokens::feature_stride);
+        }
+        if constexpr (keeps_denominators<Config>) {
+          tokens_.denominators[query] = denominator;
         }
         const T factor = Config::Normaliser::factor(denominator);
         T* const output = tokens_.outputs + query * State::stride;

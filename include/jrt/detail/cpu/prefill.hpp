@@ -116,9 +116,7 @@ class Prefill {
     return plan_prefill(args_, {sequences_ * heads_, workers_, chunk_tokens}, b);
   }
 
-  [[nodiscard]] KeySource<Element> tokens_of(const Plan& plan, std::int64_t head) const {
-    return token_source(args_, plan, head);
-  }
+  [[nodiscard]] auto tokens_of(const Plan& plan, std::int64_t head) const { return token_source(args_, plan, head); }
   [[nodiscard]] KeySource<Element> encoder_of(const Plan& plan, std::int64_t head) const {
     return encoder_source(args_, plan, head);
   }
@@ -226,7 +224,7 @@ class Prefill {
                   Chunk& chunk) const {
     for (std::int64_t begin = range.begin; begin < range.end; begin += chunk_tokens) {
       for (std::int64_t h = heads.begin; h < heads.end; ++h) {
-        const KeySource<Element> source = source_of(h);
+        const auto source = source_of(h);
         chunk.read(source, chunk_from(range, begin), args_.feature_map, false);
         chunk.add_to(state_of(h), source, chunk_from(range, begin + chunk_tokens));
       }
@@ -242,7 +240,7 @@ class Prefill {
       const TokenRange tokens = chunk_from(range, begin);
       const TokenRange next = chunk_from(range, begin + chunk_tokens);
       for (std::int64_t h = heads.begin; h < heads.end; ++h) {
-        const KeySource<Element> source = source_of(h);
+        const auto source = source_of(h);
         const State state = state_of(h);
         if constexpr (!full) {
           scratch.chunk.read(source, tokens, args_.feature_map, true);
@@ -278,12 +276,18 @@ class Prefill {
       scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token));
       for (int r = 0; r < rows; ++r) {
         scratch.queries.write(r, output(token + r));
+        if constexpr (keeps_denominators<Config>) {
+          denominators_of(args_).put(span.batch_row, span.first_token + token + r, head, scratch.queries.denominators[r]);
+        }
       }
     }
   }
 
   /// Outputs of positions that are no tokens: left pads, what lies behind seq_lens, and all of a skipped sequence.
   void zero_outputs(const Plan& plan, const HeadRange& heads) const {
+    if constexpr (keeps_denominators<Config>) {
+      return;  // the window does it, when it has what it goes on from
+    }
     const std::int64_t group = query_group();
     const auto zero = [&](std::int64_t first, std::int64_t end) {
       for (std::int64_t token = first; token < end; ++token) {

@@ -48,16 +48,16 @@ EIGEN_STRONG_INLINE void store_past_caches(T* to, const Packet<T>& packet) {
   __builtin_nontemporal_store(packet, reinterpret_cast<Packet<T>*>(to));
 #elif defined(__SSE2__)
   if constexpr (sizeof packet == sizeof(__m128i)) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)packet);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(packet));
   }
 #if defined(__AVX__)
   if constexpr (sizeof packet == sizeof(__m256i)) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)packet);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(packet));
   }
 #endif
 #if defined(__AVX512F__)
   if constexpr (sizeof packet == sizeof(__m512i)) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)packet);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(packet));
   }
 #endif
 #else

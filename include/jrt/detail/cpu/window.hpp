@@ -17,9 +17,9 @@ void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, typenam
                  const Write& write) {
   using Format = StateFormatOf<Config>;
   if (keys.ring == nullptr) {
-    std::fill_n(cache, Format::head_elements, typename Config::Element{});
+    std::fill_n(cache, Format::ring_elements, typename Config::Element{});
   } else if (keys.ring != cache) {
-    std::copy_n(keys.ring, Format::head_elements, cache);
+    std::copy_n(keys.ring, Format::ring_elements, cache);
   }
   for (std::int64_t token = larger(tokens.begin, tokens.end - Format::rows); token < tokens.end; ++token) {
     const std::int64_t row = ring_row(keys.position(token), Config::left_window);
@@ -106,6 +106,10 @@ class Window {
       for (int r = 0; r < rows; ++r) {
         block.set_query(r, call_.query.row(span.batch_row, offset + token + r, head), keys.position(token + r),
                         static_cast<T>(call_.scale), call_.rotary);
+        if constexpr (continues_sums<Config>) {
+          block.set_before(r, call_.output.row(span.batch_row, offset + token + r, head),
+                           call_.before.denominator(span.batch_row, offset + token + r, head));
+        }
       }
       block.compute(token, rows, keys.lowest());
       for (int r = 0; r < rows; ++r) {

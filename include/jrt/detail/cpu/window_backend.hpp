@@ -35,9 +35,7 @@ struct MixerBackend<Config, Cpu<E>> {
   static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
     const Status status = check(args);
     if (status.ok()) {
-      const std::int64_t heads = args.staging.heads;
-      on.executor().run(args.staging.sequences * heads,
-                        [&](std::int64_t task, int /*worker*/) { cpu::commit_window(args, task / heads, task % heads); });
+      run_commit(args, on);
     }
     return status;
   }
@@ -55,11 +53,27 @@ struct MixerBackend<Config, Cpu<E>> {
     return status.ok() ? check_arrays(args) : status;
   }
 
+  // -- what a mixer that a window is part of calls; arguments are checked ------------------------------------------------
+
+  static std::size_t call_bytes(const WindowCall<Config>& call, const Cpu<E>& on) {
+    return counted_bytes(cpu::Window<Config>(call, workers_of(on)));
+  }
+  static void run_call(const WindowCall<Config>& call, const Workspace& workspace, const Cpu<E>& on) {
+    cpu::Window<Config> window(call, workers_of(on));
+    Arena arena(workspace);
+    window.take(arena);
+    window.run(on.executor());
+  }
+  static void run_commit(const CommitArgs<Config>& args, const Cpu<E>& on) {
+    const std::int64_t heads = args.staging.heads;
+    on.executor().run(args.staging.sequences * heads,
+                      [&](std::int64_t task, int /*worker*/) { cpu::commit_window(args, task / heads, task % heads); });
+  }
+
  private:
   template <class Args>
   static std::size_t bytes(const Args& args, const Cpu<E>& on) {
-    const WindowCall<Config> call = window_call(args);
-    return counted_bytes(cpu::Window<Config>(call, workers_of(on)));
+    return call_bytes(window_call(args), on);
   }
   static std::size_t bytes(const CommitArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
 
@@ -69,11 +83,7 @@ struct MixerBackend<Config, Cpu<E>> {
     checker.take(check(args));
     checker.workspace(workspace, checker.ok() ? bytes(args, on) : 0);
     if (checker.ok()) {
-      const WindowCall<Config> call = window_call(args);
-      cpu::Window<Config> window(call, workers_of(on));
-      Arena arena(workspace);
-      window.take(arena);
-      window.run(on.executor());
+      run_call(window_call(args), workspace, on);
     }
     return checker.status();
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -67,6 +68,9 @@ class WindowBlock {
     queries_ = arena.take<T>(tile_rows * head_dim);
     outputs_ = arena.take<T>(tile_rows * value_stride);
     row_ = arena.take<T>(head_dim);
+    if constexpr (continues_sums<Config>) {
+      denominators_ = arena.take<T>(tile_rows);
+    }
   }
 
   /// Forgets all panels: what follows is another sequence or head.
@@ -91,6 +95,18 @@ class WindowBlock {
     }
   }
 
+  /// What query `row` of the next `compute` has seen before the window: a normalised sum and its denominator.
+  void set_before(int row, const Element* output, T denominator) {
+    T* const to = outputs_ + std::ptrdiff_t{row} * value_stride;
+    if (denominator == 0) {
+      std::fill(to, to + value_stride, T(0));
+    } else {
+      convert_row(output, to, value_dim);
+      std::fill(to + value_dim, to + value_stride, T(0));
+    }
+    denominators_[row] = denominator;
+  }
+
   /// Outputs of `rows` queries from token `first` on, of which the loaded keys hold all that they see.
   void compute(std::int64_t first, int rows, std::int64_t lowest) {
     const KeyRange range = keys_in_window(first, rows, left, lowest);
@@ -104,9 +120,20 @@ class WindowBlock {
     T inverse[tile_rows];
     for (int r = 0; r < rows; ++r) {
       const KeyRange seen = keys_in_window(first + r, 1, left, lowest);
-      inverse[r] = softmax(scores_ + r * score_stride, seen.begin - base, seen.end - base, columns);
+      T* const scores = scores_ + r * score_stride;
+      if constexpr (continues_sums<Config>) {
+        T factor = 0;
+        inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns, denominators_[r], factor);
+        for (int c = 0; c < value_stride; ++c) {
+          outputs_[std::ptrdiff_t{r} * value_stride + c] *= factor;
+        }
+      } else {
+        inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns);
+      }
     }
-    std::fill(outputs_, outputs_ + std::ptrdiff_t{rows} * value_stride, T(0));
+    if constexpr (!continues_sums<Config>) {
+      std::fill(outputs_, outputs_ + std::ptrdiff_t{rows} * value_stride, T(0));
+    }
     for_panels(range, [&](std::int64_t begin, std::int64_t end) {
       const RowPrefetch none[2] = {};
       add_product(outputs_, value_stride, rows, value_stride, Left<T>{scores_ + (begin - base), score_stride, 1},
@@ -170,27 +197,44 @@ class WindowBlock {
 
   /// Scores [begin, end) of a row become e^(score − largest), all others 0; returns 1 over their sum.
   static T softmax(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns) {
+    const T largest = largest_of(scores, begin, end, columns);
+    return T(1) / to_weights(scores, begin, end, columns, largest);
+  }
+  /// The same where weights of sum `before` come first, as those of scores up to 0. `factor` is what their normalised
+  /// values are to be multiplied with.
+  static T softmax(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns, T before, T& factor) {
+    const T largest = larger(T(0), largest_of(scores, begin, end, columns));
+    const T scale = std::exp(-largest);
+    factor = before * scale;
+    return T(1) / (factor + static_cast<T>(Config::epsilon) * scale + to_weights(scores, begin, end, columns, largest));
+  }
+
+  static T largest_of(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns) {
     std::fill(scores, scores + begin, -std::numeric_limits<T>::infinity());
     std::fill(scores + end, scores + columns, -std::numeric_limits<T>::infinity());
     Packet<T> most = cpu::load(scores);
     for (std::int64_t c = lanes<T>; c < columns; c += lanes<T>) {
       most = Eigen::internal::pmax(most, cpu::load(scores + c));
     }
-    const Packet<T> largest = broadcast(Eigen::internal::predux_max(most));
+    return Eigen::internal::predux_max(most);
+  }
+  static T to_weights(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns, T largest) {
+    const Packet<T> shift = broadcast(largest);
     for (std::int64_t c = 0; c < columns; c += lanes<T>) {
-      store(scores + c, exponential(Eigen::internal::psub(cpu::load(scores + c), largest)));
+      store(scores + c, exponential(Eigen::internal::psub(cpu::load(scores + c), shift)));
     }
     std::fill(scores, scores + begin, T(0));
     std::fill(scores + end, scores + columns, T(0));
-    return T(1) / cpu::sum(scores, columns);
+    return cpu::sum(scores, columns);
   }
 
-  T* keys_ = nullptr;     // [panels][head_dim][panel_keys]
-  T* values_ = nullptr;   // [panels][panel_keys][value_stride]
-  T* scores_ = nullptr;   // [tile_rows][score_stride]
-  T* queries_ = nullptr;  // [tile_rows][head_dim]
-  T* outputs_ = nullptr;  // [tile_rows][value_stride]
-  T* row_ = nullptr;      // [head_dim]
+  T* keys_ = nullptr;          // [panels][head_dim][panel_keys]
+  T* values_ = nullptr;        // [panels][panel_keys][value_stride]
+  T* scores_ = nullptr;        // [tile_rows][score_stride]
+  T* queries_ = nullptr;       // [tile_rows][head_dim]
+  T* outputs_ = nullptr;       // [tile_rows][value_stride]
+  T* row_ = nullptr;           // [head_dim]
+  T* denominators_ = nullptr;  // [tile_rows], with sums that go on
   std::int64_t loaded_ = 0;
 };
 

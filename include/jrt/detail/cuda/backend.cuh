@@ -94,7 +94,7 @@ struct Backend<Cuda> : cuda::StateBackend {
     const std::int64_t count = sequence_count(args.sequences, args.query.batch);
     check_implicit_slots(check, args, count);
     check_last_position(check, "prefill", args, args.query.tokens);
-    check_prefix(check, args);
+    check_dense_prefix(check, args);
     return check.status();
   }
   template <class Config>
@@ -142,16 +142,6 @@ struct Backend<Cuda> : cuda::StateBackend {
                                "%s: sequence 0 reaches position %lld, but the feature map has max_position = %lld.",
                                operation, static_cast<long long>(tokens),
                                static_cast<long long>(max_position(args.feature_map))));
-    }
-  }
-
-  /// M <= T where both are extents of dense views.
-  template <class Config>
-  static void check_prefix(Checker& check, const PrefillArgs<Config>& args) {
-    const Sequences& s = args.sequences;
-    if (check.ok() && s.cu_seqlens == nullptr && s.cu_encoder_seqlens == nullptr && s.seq_lens == nullptr &&
-        s.prefix_lens == nullptr && sequence_count(s, args.query.batch) > 0) {
-      check.entry("prefix (key_encoder.tokens)", 0, args.key_encoder.tokens, 0, args.query.tokens, "the sequence's tokens");
     }
   }
 

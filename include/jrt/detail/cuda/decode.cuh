@@ -24,6 +24,25 @@
 /// give, where the state is stored in the type of the sums.
 namespace jrt::detail::cuda {
 
+/// The keys of a step that leave a window, of a block's head.
+template <class Config>
+struct StepLeaving {
+  __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
+  }
+};
+template <class Config>
+requires(takes_leaving_keys<Config>) struct StepLeaving<Config> {
+  WindowKeys<typename Config::Ring> source;
+  std::int64_t missing = 0;  // the first tokens, at which none leaves
+
+  /// With `keys` tokens, all of them staged if they are to be committed.
+  __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
+    source = call.leaving.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
+    missing = LeavingStep<Config>::missing(source);
+  }
+  [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return LeavingStep<Config>::leaving(source, t); }
+};
+
 /// `one_token`: one key and one query, of which the state's numbers stay in registers as they are stored. With 16 bits that
 /// is half the registers, and so many more loads on their way; any more keys or queries need the sums unrounded.
 template <class Config, bool one_token>
@@ -70,6 +89,7 @@ class StepBlock {
         call_.destination.empty() ? nullptr : call_.destination.pool.head(call_.destination.slot(b_), head_);
     const std::int64_t keys =
         call_.accepted_tokens == nullptr ? call_.keys : clamped(call_.accepted_tokens[b_], 0, call_.keys);
+    leaving_.find(call_, b_, head_, keys);
     if (call_.staging.data != nullptr && call_.accepted_tokens == nullptr) {
       stage();
     }
@@ -150,10 +170,23 @@ class StepBlock {
   [[nodiscard]] __device__ bool from_staging(std::int64_t t) const {
     return call_.accepted_tokens != nullptr || t < call_.already_staged;
   }
+  [[nodiscard]] __device__ bool has_key([[maybe_unused]] std::int64_t t) const {
+    if constexpr (takes_leaving_keys<Config>) {
+      return t >= leaving_.missing;
+    } else {
+      return true;
+    }
+  }
   [[nodiscard]] __device__ const Element* key_row(std::int64_t t) const {
+    if constexpr (takes_leaving_keys<Config>) {
+      return has_key(t) ? leaving_.source.key(leaving_.token(t)) : nullptr;
+    }
     return from_staging(t) ? call_.staging.row(b_, t, head_) : call_.key.row(b_, t - call_.already_staged, head_);
   }
   [[nodiscard]] __device__ const Element* value_row(std::int64_t t) const {
+    if constexpr (takes_leaving_keys<Config>) {
+      return has_key(t) ? leaving_.source.value(leaving_.token(t)) : nullptr;
+    }
     return from_staging(t) ? call_.staging.row(b_, t, head_) + Map::input_dim
                            : call_.value.row(b_, t - call_.already_staged, head_);
   }
@@ -228,7 +261,11 @@ class StepBlock {
     for (int i = 0; i < input_parts; ++i) {
       const int c = thread() + i * Layout::threads;
       if (c < Map::input_dim + Format::columns) {
-        fetched_input_[i] = c < Map::input_dim ? key[c] : value[c - Map::input_dim];
+        if (has_key(t)) {
+          fetched_input_[i] = c < Map::input_dim ? key[c] : value[c - Map::input_dim];
+        } else {
+          fetched_input_[i] = Element{};
+        }
       }
     }
     if (answers(t)) {
@@ -262,7 +299,13 @@ class StepBlock {
       }
     }
     __syncthreads();
-    expand<Side::key>(shared_.key_input, key_features_, position(t), 0);
+    if (has_key(t)) {
+      expand<Side::key>(shared_.key_input, key_features_, position(t), 0);
+    } else {
+      for (int r = thread(); r < Format::rows; r += Layout::threads) {
+        key_features_[r] = T(0);
+      }
+    }
     if (answers(t)) {
       expand<Side::query>(shared_.query_input, query_features_, position(t), Layout::threads - 1);
     }
@@ -389,6 +432,9 @@ class StepBlock {
         denominator += shared_.partial_denominators[w];
       }
     }
+    if (keeps_denominators<Config> && pass == 0 && thread() == 0) {
+      denominators_of(call_.leaving).put(b_, t - call_.already_staged, head_ * call_.group + g, denominator);
+    }
     const std::int64_t query = (t - call_.already_staged) * call_.group + g;
     T* const sums = Layout::passes == 1
                         ? nullptr
@@ -422,6 +468,7 @@ class StepBlock {
   Shared& shared_;
   std::int64_t b_;
   std::int64_t head_;
+  [[no_unique_address]] StepLeaving<Config> leaving_;
   T* normaliser_;      // [rows]
   T* key_features_;    // [rows]
   T* query_features_;  // [rows]

@@ -8,6 +8,7 @@
 #include "jrt/detail/cuda/hopper_product.cuh"
 #include "jrt/detail/cuda/hopper_schedule.cuh"
 #include "jrt/detail/cuda/hopper_state_factors.cuh"
+#include "jrt/detail/denominators.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/tensor_view.hpp"
 
@@ -22,7 +23,7 @@ namespace jrt::detail::cuda {
 ///     output   y · factor(den)                   through shared memory, 16 rows at a time
 ///
 /// A step is one chunk for one query head; with grouped heads, all steps of a chunk read the same published state.
-template <class Config, bool grouped>
+template <class Config, bool grouped, class Denominators = NoDenominators>
 class Answerer {
  public:
   using Layout = HopperLayout<Config>;
@@ -30,11 +31,13 @@ class Answerer {
   using Element = typename Config::Element;
   using Numbers = HopperNumbers<Element>;
 
-  __device__ Answerer(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output, int group)
+  __device__ Answerer(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output, int group,
+                      const Denominators& denominators = {})
       : maps_(maps),
         schedule_(schedule),
         output_(output),
         group_(group),
+        denominators_(denominators),
         warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)) {}
 
   /// The first copies, and those of chunks that are only summed, in whose time there is nothing to answer.
@@ -327,11 +330,28 @@ class Answerer {
     }
   }
 
+  /// The denominators of this lane's two rows; all four lanes of a row have them.
+  __device__ void keep_denominators(int n, int g, float first, float second) const {
+    const int t = n * Layout::chunk + static_cast<int>(row());
+    constexpr float scale = 1 << Numbers::answer_shift;
+    const auto keep = [&](int token, float denominator) {
+      if (lane() % 4 == 0 && schedule_.column == 0 && token < schedule_.own.tokens) {
+        denominators_.put(schedule_.own.row, schedule_.own.first + token, schedule_.key_head * group() + g,
+                          denominator * scale);
+      }
+    };
+    keep(t, first);
+    keep(t + 8, second);
+  }
+
   /// Normalises this warp's 16 tokens and hands them to the copy engine; of the last ones, those that are there are stored
   /// by hand, since behind them may be another sequence.
   __device__ void write(int n, int g, const float (&sums)[Layout::width / 2], float restored) const {
     const unsigned lane = computed_afresh(Answerer::lane());
     const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
+    if constexpr (keeps_denominators<Config>) {
+      keep_denominators(n, g, sums[ones_column] * restored, sums[ones_column + 2] * restored);
+    }
     const float factors[2] = {factor(sums[ones_column], restored), factor(sums[ones_column + 2], restored)};
     const auto pair = [&](int j, int h) {
       return Numbers::rounded(sums[4 * j + 2 * h] * factors[h], sums[4 * j + 2 * h + 1] * factors[h]);
@@ -374,6 +394,7 @@ class Answerer {
   const Schedule& schedule_;
   const TensorView<Element>& output_;
   int group_;
+  [[no_unique_address]] Denominators denominators_;
   int warp_;
 };
 

@@ -208,7 +208,9 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
       }
     } else {
       give_registers<hopper_tuning<typename Config::Element>.answer_registers>();
-      const Answerer<Config, grouped> answerer(call.maps, schedule, call.args.output, call.group);
+      const auto denominators = denominators_of(call.args);
+      const Answerer<Config, grouped, decltype(denominators)> answerer(call.maps, schedule, call.args.output, call.group,
+                                                                       denominators);
       answerer.start_copies(sums_own);
       __syncwarp();
       if constexpr (has_queries<Config>) {

@@ -71,11 +71,11 @@ struct HopperWindowLayout {
   static constexpr SharedAddress end = ring + stages * stage_bytes;
   static constexpr std::size_t shared_bytes = end - base;
 
-  /// Rows of whole 16 numbers, no rotation (keys come as they are), and a ring that holds what the workers read with room
-  /// for what is on its way.
+  /// Rows of whole 16 numbers, no rotation (keys come as they are), sums that start here, and a ring that holds what the
+  /// workers read with room for what is on its way.
   static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
-                                    value_dim <= 128 && !Config::Rotary::rotates && stages >= window_tiles + workers &&
-                                    query_free + 8 * workers * query_buffers <= queries;
+                                    value_dim <= 128 && !Config::Rotary::rotates && !continues_sums<Config> &&
+                                    stages >= window_tiles + workers && query_free + 8 * workers * query_buffers <= queries;
 };
 
 template <WindowConfig Config>

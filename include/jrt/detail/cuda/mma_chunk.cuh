@@ -8,6 +8,7 @@
 
 #include "jrt/detail/cuda/mma_layout.cuh"
 #include "jrt/detail/cuda/mma_tiles.cuh"
+#include "jrt/detail/denominators.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/key_source.hpp"
 #include "jrt/prefill.hpp"
@@ -205,7 +206,7 @@ class MmaChunk {
 
   /// factors[t] from φ(q_t)·z and the sums of scores. z is the one column of a right operand, in two terms; a warp takes 16
   /// tokens.
-  __device__ void normalise() {
+  __device__ void normalise(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
     for (int m = warp(); m < token_tiles; m += warps) {
       Accumulator sums{};
       if constexpr (Config::Normaliser::uses_denominator) {
@@ -238,6 +239,9 @@ class MmaChunk {
             }
           }
           factors_[t] = Config::Normaliser::factor(denominator);
+          if (keeps_denominators<Config> && t < tokens && first_column_ == 0) {
+            denominators_of(args_).put(span.batch_row, span.first_token + begin + t, head, denominator);
+          }
         }
       }
     }

@@ -121,7 +121,7 @@ class MmaEngine : private MmaChunk<Config> {
           score(stage, step);
         }
         __syncthreads();
-        normalise();
+        normalise(source.span, begin, tokens, source.head * group + g);
         answer(stage);
         give_away();
         __syncthreads();

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "jrt/detail/cuda/launch.cuh"
+#include "jrt/detail/denominators.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/prefill_plan.hpp"
 #include "jrt/workspace.hpp"
@@ -53,10 +54,12 @@ struct PrefillCall {
   PrefillLayout layout;
   std::int64_t sequences = 0;
   std::int64_t heads = 0;       // key/value heads
-  T* partial_states = nullptr;  // [sequences][most_items()][heads][Format::head_elements]
+  T* partial_states = nullptr;  // [sequences][most_items()][heads][partial_elements]
   std::byte* scratch = nullptr;
 
   static constexpr bool full = Config::Mask::reads_future;
+  /// Of one partial state; heads of a pool may lie further apart.
+  static constexpr std::int64_t partial_elements = round_up<std::int64_t>(Format::head_numbers, 16);
 
   [[nodiscard]] __host__ __device__ std::int64_t most_items() const {
     return layout.most_encoder_segments + layout.most_token_segments;
@@ -72,7 +75,7 @@ struct PrefillCall {
   }
 
   [[nodiscard]] __device__ T* partial_state(std::int64_t b, std::int64_t item, std::int64_t head) const {
-    return partial_states + ((b * most_items() + item) * heads + head) * Format::head_elements;
+    return partial_states + ((b * most_items() + item) * heads + head) * partial_elements;
   }
 
   /// S_0, if this sequence has one; null otherwise.
@@ -107,7 +110,7 @@ struct PrefillCall {
 
   void take_partial_states(Arena& arena) {
     if (needs_partials()) {
-      partial_states = arena.take<T>(sequences * most_items() * heads * Format::head_elements);
+      partial_states = arena.take<T>(sequences * most_items() * heads * partial_elements);
     }
   }
 };
@@ -146,7 +149,7 @@ __global__ void __launch_bounds__(scan_threads) scan_segments(const __grid_const
   }
   const auto* const initial = call.initial_state(b, head);
   T running = initial != nullptr ? convert<T>(initial[i]) : T(0);
-  const std::int64_t stride = call.heads * Format::head_elements;
+  const std::int64_t stride = call.heads * Call::partial_elements;
   T* const partial = call.partial_state(b, 0, head) + i;
   const auto encoder = static_cast<int>(plan.encoder_segments);
   const auto items = static_cast<int>(plan.encoder_segments + plan.token_segments);
@@ -185,6 +188,9 @@ Grid scan_grid(const Call& call, bool starts_early) {
 template <class Call>
 __device__ void zero_outputs(const Call& call, const PrefillPlan& plan, std::int64_t head) {
   using Config = typename Call::Config;
+  if constexpr (keeps_denominators<Config>) {
+    return;  // the window does it, when it has what it goes on from
+  }
   const std::int64_t group = call.args.query.heads / call.heads;
   const auto zero = [&](std::int64_t first, std::int64_t end) {
     const std::int64_t row_elements = group * Config::value_dim;

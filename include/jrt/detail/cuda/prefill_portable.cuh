@@ -15,8 +15,10 @@
 /// Prefill on every GPU from sm_80 on: the kernels of prefill_call.cuh with an engine that knows how to work on a segment.
 namespace jrt::detail::cuda {
 
+/// Keys that leave a window come row by row from two places, which only SimtEngine can read.
 template <class Config>
-using PortableEngine = std::conditional_t<MmaEngine<Config>::supported, MmaEngine<Config>, SimtEngine<Config>>;
+using PortableEngine =
+    std::conditional_t<MmaEngine<Config>::supported && !takes_leaving_keys<Config>, MmaEngine<Config>, SimtEngine<Config>>;
 
 template <class Config>
 using PortableCall = PrefillCall<Config, PortableEngine<Config>>;

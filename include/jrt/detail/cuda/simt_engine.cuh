@@ -8,6 +8,7 @@
 #include "jrt/attention_config.hpp"
 #include "jrt/detail/cuda/expand.cuh"
 #include "jrt/detail/cuda/vector.cuh"
+#include "jrt/detail/denominators.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/key_source.hpp"
 #include "jrt/prefill.hpp"
@@ -115,13 +116,15 @@ class SimtEngine {
   }
 
   /// S += Σ φ(k)vᵀ, z += Σ φ(k) over a range of tokens.
-  __device__ void accumulate(const KeySource<Element>& source, const TokenRange& range) {
+  template <class Source>
+  __device__ void accumulate(const Source& source, const TokenRange& range) {
     for (std::int64_t begin = range.begin; begin < range.end; begin += chunk) {
       const int tokens = tokens_from(range, begin);
       __syncthreads();
-      read_keys(source, begin, tokens);
+      const int missing = missing_from(source, begin, tokens);
+      read_keys(source, begin, tokens, missing);
       __syncthreads();
-      expand_keys(source, begin, tokens);
+      expand_keys(source, begin, tokens, missing);
       __syncthreads();
       update(tokens);
     }
@@ -130,30 +133,32 @@ class SimtEngine {
 
   /// Outputs of a range of tokens of all query heads of the source's head; unless the mask reads all tokens, the state
   /// moves along.
-  __device__ void outputs(const KeySource<Element>& source, const TokenRange& range) {
+  template <class Source>
+  __device__ void outputs(const Source& source, const TokenRange& range) {
     const std::int64_t group = args_.query.heads / args_.key.heads;
     for (std::int64_t begin = range.begin; begin < range.end; begin += chunk) {
       const int tokens = tokens_from(range, begin);
+      const int missing = missing_from(source, begin, tokens);
       for (std::int64_t g = 0; g < group; ++g) {
         const std::int64_t head = source.head * group + g;
         __syncthreads();
         if (!full && g == 0) {
-          read_keys(source, begin, tokens);
+          read_keys(source, begin, tokens, missing);
         }
         read_queries(source.span, begin, tokens, head);
         __syncthreads();
         if (!full && g == 0) {
-          expand_keys(source, begin, tokens);
+          expand_keys(source, begin, tokens, missing);
         }
         expand_vectors<Side::query>(args_.feature_map, query_inputs_, Layout::input_stride, query_features_,
                                     Layout::feature_stride, Layout::rows, tokens,
                                     [&](int t) { return source.span.position(begin + t); });
         __syncthreads();
         if constexpr (!full) {
-          score(tokens);
+          score(tokens, missing);
           __syncthreads();
         }
-        normalise(tokens);
+        normalise(source.span, begin, tokens, head);
         __syncthreads();
         answer(source.span, begin, tokens, head);
       }
@@ -175,16 +180,29 @@ class SimtEngine {
     return static_cast<int>(smaller<std::int64_t>(chunk, range.end - begin));
   }
 
-  __device__ void read_keys(const KeySource<Element>& source, std::int64_t begin, int tokens) {
+  /// The first tokens of a chunk that have no key; only where keys come from a window. Their inputs, features, values and
+  /// scores are 0.
+  template <class Source>
+  static __device__ int missing_from(const Source& source, std::int64_t begin, int tokens) {
+    if constexpr (requires { source.missing_in(TokenRange{}); }) {
+      return source.missing_in({begin, begin + tokens});
+    } else {
+      return 0;
+    }
+  }
+
+  template <class Source>
+  __device__ void read_keys(const Source& source, std::int64_t begin, int tokens, int missing) {
     for (int i = thread(); i < tokens * Map::input_dim; i += threads) {
       const int t = i / Map::input_dim;
       const int c = i % Map::input_dim;
       key_inputs_[t * Layout::input_stride + c] =
-          begin + t < source.zero_keys ? T(0) : convert<T>(source.key_row(begin + t)[c]);
+          t < missing || begin + t < source.zero_keys ? T(0) : convert<T>(source.key_row(begin + t)[c]);
     }
     for (int i = thread(); i < tokens * Layout::columns; i += threads) {
       const int column = first_column_ + i % Layout::columns;
-      values_[i] = column < Format::columns ? convert<T>(source.value_row(begin + i / Layout::columns)[column]) : T(0);
+      const int t = i / Layout::columns;
+      values_[i] = column < Format::columns && t >= missing ? convert<T>(source.value_row(begin + t)[column]) : T(0);
     }
   }
 
@@ -197,18 +215,23 @@ class SimtEngine {
     }
   }
 
-  __device__ void expand_keys(const KeySource<Element>& source, std::int64_t begin, int tokens) {
-    expand_vectors<Side::key>(args_.feature_map, key_inputs_, Layout::input_stride, key_features_, Layout::feature_stride,
-                              Layout::rows, tokens, [&](int t) { return source.span.position(begin + t); });
+  template <class Source>
+  __device__ void expand_keys(const Source& source, std::int64_t begin, int tokens, int missing) {
+    for (int i = thread(); i < missing * Layout::rows; i += threads) {
+      key_features_[i / Layout::rows * Layout::feature_stride + i % Layout::rows] = T(0);
+    }
+    expand_vectors<Side::key>(args_.feature_map, key_inputs_ + missing * Layout::input_stride, Layout::input_stride,
+                              key_features_ + missing * Layout::feature_stride, Layout::feature_stride, Layout::rows,
+                              tokens - missing, [&](int t) { return source.span.position(begin + missing + t); });
   }
 
   /// scores[t][j] = φ(q_t)·φ(k_j) for j <= t, else 0.
-  __device__ void score(int tokens) {
+  __device__ void score(int tokens, int missing) {
     for (int i = thread(); i < chunk * chunk; i += threads) {
       const int t = i / chunk;
       const int j = i % chunk;
       T sum = 0;
-      if (t < tokens && j <= t) {
+      if (t < tokens && j <= t && j >= missing) {
         if constexpr (Map::has_closed_form) {
           const T* const q = query_inputs_ + t * Layout::input_stride;
           const T* const k = key_inputs_ + j * Layout::input_stride;
@@ -231,7 +254,7 @@ class SimtEngine {
   }
 
   /// factors[t] from φ(q_t)·z and the scores; a few neighbouring lanes share a token.
-  __device__ void normalise(int tokens) {
+  __device__ void normalise(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
     constexpr int lanes = threads / chunk;
     using Reduce = cub::WarpReduce<T, lanes>;
     typename Reduce::TempStorage storage;  // a power of two of lanes needs none
@@ -249,6 +272,9 @@ class SimtEngine {
     sum = Reduce(storage).Sum(sum);
     if (lane == 0) {
       factors_[t] = Config::Normaliser::factor(sum);
+      if (keeps_denominators<Config> && t < tokens && first_slice_) {
+        denominators_of(args_).put(span.batch_row, span.first_token + begin + t, head, sum);
+      }
     }
   }
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "jrt/decode.hpp"
 #include "jrt/detail/cuda/vector.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/windowed_parts.hpp"
 
 /// A step of decoding as its kernel sees it.
 namespace jrt::detail::cuda {
@@ -56,6 +58,12 @@ struct StepLayout {
   static constexpr bool keeps_stored = sizeof(typename Format::Scalar) == 2 && passes == 1;
 };
 
+/// Where keys come from that leave a window, if they do.
+struct NoLeavingStep {};
+template <class Config>
+using LeavingStepOf = typename std::conditional_t<takes_leaving_keys<Config>, std::type_identity<LeavingStep<Config>>,
+                                                  std::type_identity<NoLeavingStep>>::type;
+
 /// One step in terms that decode_step, staged_step and commit share.
 template <class Config>
 struct StepCall {
@@ -80,6 +88,7 @@ struct StepCall {
   std::int64_t keys = 0;   // tokens whose keys go into the state
   std::int64_t group = 0;  // query heads that read one state; 0 without queries
   T* sums = nullptr;       // [sequences * heads][queries][columns + 1], with more than one pass
+  LeavingStepOf<Config> leaving{};
 
   [[nodiscard]] __host__ __device__ std::int64_t queries() const { return (keys - already_staged) * group; }
   [[nodiscard]] __host__ __device__ std::int64_t sum_elements() const {
@@ -134,6 +143,27 @@ StepCall<Config> step_of(const CommitArgs<Config>& args) {
   call.sequences = args.staging.sequences;
   call.heads = args.staging.heads;
   call.keys = args.staging.tokens;
+  return call;
+}
+
+/// The linear part of a mixer's step. Its staging buffer is the window's.
+template <class Config>
+StepCall<Config> step_of(const OlderStep<Config>& step) {
+  StepCall<Config> call;
+  call.query = step.query;
+  call.key = step.key;
+  call.value = step.value;
+  call.output = step.output;
+  call.source = step.source;
+  call.destination = step.destination;
+  call.already_staged = step.already_staged;
+  call.accepted_tokens = step.accepted_tokens;
+  call.map = step.feature_map;
+  call.sequences = step.sequences;
+  call.heads = step.heads;
+  call.keys = step.keys;
+  call.group = step.group;
+  call.leaving = step.leaving;
   return call;
 }
 

@@ -59,6 +59,11 @@ struct MixerBackend<Config, Cuda> {
     return check.status();
   }
 
+  /// What a mixer that a window is part of calls; arguments are checked.
+  static Status run_call(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
+    return run(operation, call, on);
+  }
+
  private:
   /// Outputs, then the caches or the staging buffer.
   static Status run(const char* operation, const WindowCall<Config>& call, const Cuda& on) {

@@ -61,15 +61,16 @@ class WindowQuery {
                          Shared& shared)
       : call_(call), sequence_(sequence), aligned_(aligned), shared_(shared) {}
 
-  /// The output of one query that is a token, into `output`.
-  __device__ void run(std::int64_t token, const Element* query, Element* output) {
+  /// The output of one query that is a token, into `output`. With sums that go on, it holds what has been seen before, and
+  /// `before` is the denominator of that.
+  __device__ void run(std::int64_t token, const Element* query, Element* output, T before) {
     read_query(query, sequence_.keys.position(token));
     const KeyRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
     constexpr int step = Layout::groups * keys_in_flight;
     for (std::int64_t first = range.begin; first < range.end; first += step) {
       take_keys(first, range.end);
     }
-    finish(output);
+    finish(output, before);
   }
 
  private:
@@ -201,7 +202,7 @@ class WindowQuery {
   }
 
   /// Brings groups and warps together.
-  __device__ void finish(Element* output) {
+  __device__ void finish(Element* output, [[maybe_unused]] T before) {
     if (threadIdx.x % Layout::lanes == 0) {
       shared_.largest[group()] = largest_;
       shared_.sums[group()] = sum_;
@@ -216,13 +217,18 @@ class WindowQuery {
       }
     }
     __syncthreads();
-    T most = lowest_score();
+    T most = continues_sums<Config> ? T(0) : lowest_score();
     for (int g = 0; g < Layout::groups; ++g) {
       most = most < shared_.largest[g] ? shared_.largest[g] : most;
     }
     for (int c = static_cast<int>(threadIdx.x); c < Config::value_dim; c += Layout::threads) {
       T total = 0;
       T value = 0;
+      if constexpr (continues_sums<Config>) {
+        const T factor = exponential(-most);
+        total = (before + static_cast<T>(Config::epsilon)) * factor;
+        value = before == 0 ? T(0) : before * factor * convert<T>(output[c]);
+      }
       for (int g = 0; g < Layout::groups; ++g) {
         const T factor = exponential(shared_.largest[g] - most);
         total += factor * shared_.sums[g];
@@ -270,8 +276,13 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     }
     return;
   }
+  typename QueryLayout<Config>::T before = 0;
+  if constexpr (continues_sums<Config>) {
+    before = call.before.denominator(sequence.span.batch_row, row, query_head);
+  }
   WindowQuery<Config>(call, sequence, aligned, shared)
-      .run(run.first_row - sequence.span.left_pad, call.query.row(sequence.span.batch_row, row, query_head), output);
+      .run(run.first_row - sequence.span.left_pad, call.query.row(sequence.span.batch_row, row, query_head), output,
+           before);
 }
 
 }  // namespace jrt::detail::cuda

@@ -102,7 +102,7 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& toke
   const int threads = static_cast<int>(blockDim.x);
   if (keys.ring != cache) {
     constexpr int each = access_bytes / static_cast<int>(sizeof(typename Config::Element));
-    for (std::int64_t i = std::int64_t{thread} * each; i < Format::head_elements; i += std::int64_t{threads} * each) {
+    for (std::int64_t i = std::int64_t{thread} * each; i < Format::ring_elements; i += std::int64_t{threads} * each) {
       Vector<typename Config::Element, each> numbers{};
       if (keys.ring != nullptr) {
         numbers = load_vector<each>(keys.ring + i);

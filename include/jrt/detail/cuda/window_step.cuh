@@ -34,8 +34,9 @@ struct WindowStepLayout {
   }
   static constexpr int blocks = static_cast<int>(clamped(most_bytes / (2 * buffer_bytes(1)), 1, 4));
   static constexpr int threads = blocks >= 3 ? 128 : 512;
-  static constexpr bool supported =
-      Config::head_dim % each == 0 && Config::value_dim % each == 0 && 2 * buffer_bytes(1) <= 160 * 1024;
+  /// Rows of whole accesses, two copies in a block; sums that start here.
+  static constexpr bool supported = !continues_sums<Config> && Config::head_dim % each == 0 &&
+                                    Config::value_dim % each == 0 && 2 * buffer_bytes(1) <= 160 * 1024;
 
   using Query = QueryLayout<Config>;  // how lanes share a key
   static constexpr int warps = threads / 32;

@@ -92,8 +92,8 @@ class WindowTiles {
       : call_(call), sequence_(sequence), query_head_(query_head), first_row_(first_row), shared_(shared) {
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
-      largest_[m][0] = -INFINITY;
-      largest_[m][1] = -INFINITY;
+      largest_[m][0] = continues_sums<Config> ? 0 : -INFINITY;
+      largest_[m][1] = continues_sums<Config> ? 0 : -INFINITY;
     }
   }
 
@@ -108,6 +108,9 @@ class WindowTiles {
       fetch(begin, i, tiles, range);
     }
     read_queries();
+    if constexpr (continues_sums<Config>) {
+      read_before();
+    }
     for (int i = 0; i < tiles; ++i) {
       fetch(begin, i + Layout::stages - 1, tiles, range);
       __pipeline_wait_prior(Layout::stages - 1);
@@ -216,6 +219,34 @@ class WindowTiles {
           queries_[m][k / 2][i + k % 2 * 2] = exists ? *reinterpret_cast<const Pair*>(query + k * 8) ^ signs : 0;
         }
         turn_query(m, i, sequence_.keys.position(row - span.left_pad));
+      }
+    }
+  }
+
+  /// Sums go on from what the outputs hold. Of the four lanes of a row, one has what is no key's.
+  __device__ void read_before() {
+    const SequenceSpan& span = sequence_.span;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t row = first_row_ + warp_first() + m * 16 + i * 8 + lane() / 4;
+        if (!sequence_.has_token(row)) {
+          continue;
+        }
+        const float before = call_.before.denominator(span.batch_row, span.first_token + row, query_head_);
+        sums_[m][i] = lane() % 4 == 0 ? before + static_cast<float>(Config::epsilon) : 0;
+        if (before == 0) {
+          continue;
+        }
+        const Element* const output =
+            call_.output.row(span.batch_row, span.first_token + row, query_head_) + lane() % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < Config::value_dim / 8; ++n) {
+          const Pair pair = *reinterpret_cast<const Pair*>(output + n * 8);
+          outputs_[m][n].values[2 * i] = number_of<Element>(pair, 0) * before;
+          outputs_[m][n].values[2 * i + 1] = number_of<Element>(pair, 1) * before;
+        }
       }
     }
   }
