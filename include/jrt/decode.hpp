@@ -20,7 +20,8 @@ template <class Config>
 struct DecodeArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: DecodeArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
 };
 
 /// Of prefix linear attention, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
@@ -99,7 +100,8 @@ template <class Config>
 struct StagedStepArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: StagedStepArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
 };
 
 /// Of prefix linear attention, with the letters of `DecodeArgs`.
@@ -144,7 +146,8 @@ template <class Config>
 struct CommitArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: CommitArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
 };
 
 /// Of prefix linear attention.

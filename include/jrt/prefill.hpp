@@ -16,12 +16,13 @@
 namespace jrt {
 
 /// Arguments of `prefill` for one mixer: prefix linear attention below, `SlidingWindowAttention` in window_attention.hpp,
-/// `GatedConvolution` in gated_convolution.hpp.
+/// `GatedConvolution` in gated_convolution.hpp, `WindowedLinearAttention` in windowed_linear_attention.hpp.
 template <class Config>
 struct PrefillArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: PrefillArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp) or a ConvolutionConfig (include jrt/gated_convolution.hpp).");
+                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
 };
 
 /// Arguments of prefix linear attention. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a

@@ -37,8 +37,6 @@ template <class Config>
 struct CheckedWindowedLinear {
   using Linear = typename Config::Linear;
   using Window = typename Config::Window;
-  static_assert(AttentionConfig<Linear>, "jrt config: Linear must be an AttentionConfig, such as PrefixLinearAttention.");
-  static_assert(WindowConfig<Window>, "jrt config: Window must be a WindowConfig, such as WindowBeside<Linear, L>.");
   static_assert(std::is_same_v<typename Linear::Element, typename Window::Element>,
                 "jrt config: Linear and Window must have the same Element; WindowBeside<Linear, L> takes it from Linear.");
   static_assert(
@@ -97,7 +95,8 @@ concept WindowedLinearConfig = requires {
   typename Config::Linear;
   typename Config::Window;
 }
-&&detail::CheckedWindowedLinear<Config>::ok;
+&&AttentionConfig<typename Config::Linear>&& WindowConfig<typename Config::Window>&&
+    detail::CheckedWindowedLinear<Config>::ok;
 
 /// What one head keeps: the linear state of the tokens that have left the window (and of the encoder region), as
 /// `StateFormat` has it, then the ring of the last L+1 keys and values, as `WindowFormat` has it.

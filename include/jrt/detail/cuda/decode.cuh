@@ -24,25 +24,6 @@
 /// give, where the state is stored in the type of the sums.
 namespace jrt::detail::cuda {
 
-/// The keys of a step that leave a window, of a block's head.
-template <class Config>
-struct StepLeaving {
-  __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
-  }
-};
-template <class Config>
-requires(takes_leaving_keys<Config>) struct StepLeaving<Config> {
-  WindowKeys<typename Config::Ring> source;
-  std::int64_t missing = 0;  // the first tokens, at which none leaves
-
-  /// With `keys` tokens, all of them staged if they are to be committed.
-  __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
-    source = call.leaving.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
-    missing = LeavingStep<Config>::missing(source);
-  }
-  [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return LeavingStep<Config>::leaving(source, t); }
-};
-
 /// `one_token`: one key and one query, of which the state's numbers stay in registers as they are stored. With 16 bits that
 /// is half the registers, and so many more loads on their way; any more keys or queries need the sums unrounded.
 template <class Config, bool one_token>

@@ -167,4 +167,23 @@ StepCall<Config> step_of(const OlderStep<Config>& step) {
   return call;
 }
 
+/// The keys of a step that leave a window, of a block's head.
+template <class Config>
+struct StepLeaving {
+  __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
+  }
+};
+template <class Config>
+requires(takes_leaving_keys<Config>) struct StepLeaving<Config> {
+  WindowKeys<typename Config::Ring> source;
+  std::int64_t missing = 0;  // the first tokens, at which none leaves
+
+  /// With `keys` tokens, all of them staged if they are to be committed.
+  __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
+    source = call.leaving.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
+    missing = LeavingStep<Config>::missing(source);
+  }
+  [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return LeavingStep<Config>::leaving(source, t); }
+};
+
 }  // namespace jrt::detail::cuda

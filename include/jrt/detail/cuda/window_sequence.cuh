@@ -116,6 +116,7 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& toke
     write_token(keys, token, rotary, cache + row * Config::head_dim, cache + Format::value_offset + row * Config::value_dim,
                 thread, threads);
   }
+  __syncthreads();  // all threads have read the count, where cache and ring are one
   if (thread == 0) {
     cached_count<Format>(cache) = keys.position(tokens.end);
   }

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+// expect: Linear and Window must have the same Element
+#include <jrt/jrt.hpp>
+
+using Linear = jrt::PrefixLinearAttention<float, 16, 16>;
+jrt::PrefillArgs<jrt::WindowedLinearAttention<Linear, jrt::SlidingWindowAttention<jrt::Half, 16, 128>>> args;
