@@ -30,6 +30,8 @@ struct HopperPacking {
   static constexpr int input_dim = 16;
   static constexpr int row_tiles = 3;  // of 64 rows in the accumulators
   static constexpr int rows = 160;     // that queries read
+  // Of the same map's state. (Through the map: nvcc 13.0 loses the argument of a packing's `rows` in some programs.)
+  static constexpr int format_rows = Taylor2<input_dim, SymmetricPacking>::feature_dim;
 
   JRT_DETAIL_HD static constexpr TaylorRow nothing() { return {-2, -2}; }
 
@@ -58,7 +60,7 @@ struct HopperPacking {
       return -1;
     }
     if (row.first < 0) {
-      return SymmetricPacking::rows<input_dim> - 1;
+      return format_rows - 1;
     }
     if (row.second < 0) {
       return row.first;
@@ -80,7 +82,7 @@ namespace packing_check {
 
 /// Every row of the format is in exactly one place, and holds there what the format says.
 constexpr bool complete() {
-  bool seen[SymmetricPacking::rows<16>] = {};
+  bool seen[HopperPacking::format_rows] = {};
   for (int i = 0; i < 64 * HopperPacking::row_tiles; ++i) {
     const TaylorRow row = HopperPacking::row(i / 64, i / 16 % 4, i / 8 % 2, i % 8);
     const int r = HopperPacking::format_row(row);
