@@ -163,6 +163,29 @@ TEST_CASE_TEMPLATE("what checkpoints cannot serve is refused before anything is 
   refused(wrong, good,
           "layer 0: prefill_with_checkpoints: argument 'sequences.seq_lens' is given, but must be null: all sequences of "
           "the dense batch have the length of the views.");
+  // A slot for each, and all or none of a padding row's.
+  if (Backend::host_reads_arrays) {
+    refused(
+        args, {8, states.at({2, 3, 4, 1})},
+        "layer 0: prefill_with_checkpoints: arguments 'checkpoints.states, then final_state[3]' and 'checkpoints.states, "
+        "then final_state[5]' share the state of slot 1, but a state that a sequence writes must not be used by another.");
+    refused(args, {8, states.at({2, 3, 4, 10})},
+            "layer 0: prefill_with_checkpoints: argument 'checkpoints.states.slots[3]' is 10, but must be from -1 to 9 (-1 "
+            "skips; the pool's last slot).");
+    refused(args, {8, states.at({2, 3, 4, skip_slot})},
+            "layer 0: prefill_with_checkpoints: argument 'checkpoints.states.slots[3]' is -1, but "
+            "'checkpoints.states.slots[1]' of the same sequence is 3; a row of padding has -1 in all of them.");
+  }
+  auto implicit = args;
+  implicit.final_state = states.all();
+  CHECK(prefill_with_checkpoints(implicit, {8, states.all()}, Backend::execution()).code() == StatusCode::invalid_argument);
+  Checkpoints<Whole> narrow{8, states.all()};
+  narrow.states.pool.slot_stride = Whole::head_elements - 8;
+  refused(
+      args, narrow,
+      ("prefill_with_checkpoints: argument 'checkpoints.states' has slot_stride = " +
+       std::to_string(Whole::head_elements - 8) + ", but must be at least " + std::to_string(Whole::head_elements) + ".")
+          .c_str());
   wrong = args;
   std::get<2>(wrong.layers).key.heads = 1;
   refused(wrong, good, "layer 2: prefill: argument 'value' has heads = 2, but key's is 1.");
@@ -172,6 +195,32 @@ TEST_CASE_TEMPLATE("what checkpoints cannot serve is refused before anything is 
   }
   // Without a whole piece there is nothing to write, and no pool is needed.
   JRT_REQUIRE_OK(prefill_with_checkpoints(args, Checkpoints<Whole>{21, {}}, Backend::execution()));
+}
+
+TEST_CASE_TEMPLATE("checkpoints every 0 tokens, and never", Backend, JRT_TEST_BACKENDS) {
+  using Config = Composed<float>::Global;
+  const Problem<Config> problem({.batch = 1, .tokens = 10, .prefix = 4, .heads = 1, .query_heads = 1});
+  Placed<Backend, float> query(problem.query, Layout::bthd);
+  Placed<Backend, float> key(problem.key, Layout::bthd);
+  Placed<Backend, float> value(problem.value, Layout::bthd);
+  Placed<Backend, float> key_encoder(problem.key_encoder, Layout::bthd);
+  Placed<Backend, float> value_encoder(problem.value_encoder, Layout::bthd);
+  Placed<Backend, float> output(problem.output_shape(), Layout::bthd);
+  PrefillArgs<Config> args;
+  args.query = query.view();
+  args.key = key.view();
+  args.value = value.view();
+  args.key_encoder = key_encoder.view();
+  args.value_encoder = value_encoder.view();
+  args.output = output.view();
+  for (const std::int64_t every : {std::int64_t{0}, std::int64_t{-3}}) {
+    CHECK(checkpoints_workspace_bytes(args, Checkpoints<Config>{every, {}}, Backend::execution()) ==
+          prefill_workspace_bytes(args, Backend::execution()));
+    CHECK(prefill_with_checkpoints(args, Checkpoints<Config>{every, {}}, Backend::execution()).code() ==
+          StatusCode::invalid_argument);
+  }
+  JRT_REQUIRE_OK(prefill_with_checkpoints(args, Checkpoints<Config>{INT64_MAX, {}}, Backend::execution()));
+  CHECK(output.read() == run_prefill<Backend>(problem, {}, {.layout = Layout::bthd}).output);
 }
 
 }  // namespace

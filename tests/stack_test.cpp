@@ -248,6 +248,9 @@ TEST_CASE_TEMPLATE("wrong arguments are named with their layer, before anything 
   std::get<3>(wrong.layers).weight = nullptr;
   refused(wrong, {}, "layer 3: prefill: argument 'weight' is null.");
   wrong = args;
+  std::get<3>(wrong.layers).output.tokens = 3;
+  refused(wrong, {}, "layer 3: prefill: argument 'output' has tokens = 3, but layer 0's is 4.");
+  wrong = args;
   std::get<1>(wrong.layers).value.tokens = 3;
   refused(wrong, {}, "layer 1: prefill: argument 'value' has tokens = 3, but query's is 4.");
   wrong = args;

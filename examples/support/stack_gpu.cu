@@ -2,9 +2,9 @@
 #include "support/on_gpu.cuh"
 #include "support/stack_run.hpp"
 
-support::StackResult support::run_stack_on_gpu(const StackInput& input) {
+std::optional<support::StackResult> support::run_stack_on_gpu(const StackInput& input) {
   if (!has_gpu()) {
-    throw std::runtime_error("there is no CUDA device");
+    return std::nullopt;
   }
   return run_stack<OnGpu>(input);
 }

@@ -34,12 +34,13 @@ template <class Config, class Execution>
 }
 
 /// `prefill` that leaves checkpoints: it runs in pieces of `every` tokens, each from the state of the one before; an
-/// encoder region that reaches behind the first piece is accumulated before. Results are those of prefill in pieces.
+/// encoder region that reaches behind the first piece is accumulated before (that of WindowedLinearAttention must lie
+/// within the first piece). Results are those of prefill in pieces.
 ///
 /// For dense batches of sequences of one length without left pads (engines that pack sequences divide them themselves, and
 /// get checkpoints by choosing final slots). A checkpoint needs a slot of its own, other than those of `final_state`; the
 /// states of `initial_state` may not be among them. A row of padding has `skip_slot` in all of them. Not for feature maps
-/// that need the position. Errors: `invalid_argument`, before anything is written.
+/// that need the position, nor masks that read the future. Errors: `invalid_argument`, before anything is written.
 template <class Config, class Execution>
 Status prefill_with_checkpoints(const PrefillArgs<Config>& args, const Checkpoints<Config>& checkpoints,
                                 const Workspace& workspace, const Execution& on) {

@@ -85,7 +85,8 @@ Status import_states(const DenseStates<Scalar>& source, const StateSlots<Format>
 
 /// What stands at the front of saved states; those of a stack have one for the whole, then one for each layer. All fields
 /// are in the byte order of the machine that saved, which `byte_order` shows; the numbers follow, slot by slot and head by
-/// head, S then z without padding.
+/// head: of linear attention S, then z, without padding; of mixers that keep several things, and of stacks, the bytes as
+/// they are in the slot, gaps included (clear a pool once, and equal states give equal bytes).
 struct SavedStatesHeader {
   static constexpr char expected_magic[8] = {'J', 'R', 'T', 'S', 'T', 'A', 'T', 'E'};
   static constexpr std::uint32_t expected_byte_order = 0x01020304;

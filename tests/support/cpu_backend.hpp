@@ -35,6 +35,7 @@ inline constexpr bool same_sums_for_all_state_types = true;
 
 /// The calling thread.
 struct Simple {
+  static constexpr bool host_reads_arrays = true;
   template <class T>
   using Array = HostArray<T>;
 
@@ -44,6 +45,7 @@ struct Simple {
 
 /// Three threads: a number that divides neither heads nor segments evenly.
 struct Concurrent {
+  static constexpr bool host_reads_arrays = true;
   template <class T>
   using Array = HostArray<T>;
 

@@ -89,6 +89,7 @@ inline constexpr bool same_sums_for_all_state_types = false;
 
 /// The default stream.
 struct Simple {
+  static constexpr bool host_reads_arrays = false;
   template <class T>
   using Array = DeviceArray<T>;
 
@@ -98,6 +99,7 @@ struct Simple {
 
 /// A stream that does not wait for the default one.
 struct Concurrent {
+  static constexpr bool host_reads_arrays = false;
   template <class T>
   using Array = DeviceArray<T>;
 

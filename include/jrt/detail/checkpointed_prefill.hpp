@@ -45,22 +45,40 @@ class CheckpointedPrefill {
   using Mixer = MixerBackend<Config, Execution>;
 
   CheckpointedPrefill(const Args& args, const Checkpoints<Config>& checkpoints)
-      : args_(args), states_(checkpoints.states), every_(checkpoints.every) {}
+      : args_(args),
+        states_(checkpoints.states),
+        asked_(checkpoints.every),
+        every_(clamped(asked_, 1, larger<std::int64_t>(1, tokens()))),
+        full_pieces_(asked_ < 1 ? 0 : tokens() / asked_) {}
 
   [[nodiscard]] Status check() const {
     Checker check("prefill_with_checkpoints");
-    check.at_least("checkpoints.every", "value", every_, 1);
+    check.at_least("checkpoints.every", "value", asked_, 1);
     const Sequences& sequences = args_.sequences;
     dense(check, "sequences.cu_seqlens", sequences.cu_seqlens);
     dense(check, "sequences.cu_encoder_seqlens", sequences.cu_encoder_seqlens);
     dense(check, "sequences.seq_lens", sequences.seq_lens);
     dense(check, "sequences.left_pads", sequences.left_pads);
-    if (check.ok() && full_pieces() > 0) {
-      check.not_null("checkpoints.states", states_.pool.data);
+    check_encoder(check);
+    const bool leaves_any = full_pieces() > 0 && batch() > 0;
+    // Without final states, a row of padding is known by its checkpoints.
+    const bool first_alone = !leaves_any || !args_.final_state.empty();
+    if (check.ok() && first_alone) {
+      check.take(Mixer::check(args_));
+    }
+    if (check.ok() && leaves_any) {
+      check.pool("checkpoints.states", states_.pool, heads());
       check.implicit_slots("checkpoints.states", states_, full_pieces() * batch());
     }
-    check.take(Mixer::check(args_));
-    if (reads_encoder_ahead()) {
+    if (check.ok() && !first_alone) {
+      Args whole = args_;
+      whole.final_state = checkpoint(0);
+      check.take(Mixer::check(whole));
+    }
+    if (check.ok() && leaves_any) {
+      check_slots(check);
+    }
+    if (check.ok() && reads_encoder_ahead()) {
       check.take(check_ahead());
     }
     for (std::int64_t p = 0; check.ok() && p < pieces(); ++p) {
@@ -127,6 +145,69 @@ class CheckpointedPrefill {
     }
   }
 
+  static constexpr bool reads_future() {
+    if constexpr (requires { Config::Mask::reads_future; }) {
+      return Config::Mask::reads_future;
+    } else {
+      return false;
+    }
+  }
+  static_assert(!reads_future(),
+                "prefill_with_checkpoints: with this Mask queries read all tokens, and a piece does not have them; use "
+                "CausalMask or PrefixMask.");
+
+  /// An encoder region that cannot be read beforehand lies within the first piece.
+  void check_encoder(Checker& check) const {
+    if constexpr (has_encoder && !accumulates) {
+      if (check.ok() && full_pieces() > 0 && args_.key_encoder.tokens > every_) {
+        check.take(Status::error(StatusCode::invalid_argument,
+                                 "prefill_with_checkpoints: argument 'key_encoder' has tokens = %lld, but this mixer reads "
+                                 "them with the first piece, and 'checkpoints.every' is %lld.",
+                                 static_cast<long long>(args_.key_encoder.tokens), static_cast<long long>(every_)));
+      }
+    }
+  }
+
+  /// Checkpoints and final states have slots of their own, which no other sequence reads; as far as the host can see.
+  void check_slots(Checker& check) const {
+    const bool seen =
+        Backend<Execution>::host_reads_arrays ||
+        (states_.slots == nullptr && args_.final_state.slots == nullptr && args_.initial_state.slots == nullptr);
+    if (!seen) {
+      return;
+    }
+    const std::int64_t count = full_pieces() * batch();
+    for (std::int64_t i = 0; check.ok() && i < count; ++i) {
+      check.slot("checkpoints.states.slots", states_, i);
+      const std::int64_t first = i % batch();
+      if (check.ok() && (states_.slot(i) == skip_slot) != (states_.slot(first) == skip_slot)) {
+        check.take(
+            Status::error(StatusCode::invalid_argument,
+                          "prefill_with_checkpoints: argument 'checkpoints.states.slots[%lld]' is %lld, but "
+                          "'checkpoints.states.slots[%lld]' of the same sequence is %lld; a row of padding has -1 in "
+                          "all of them.",
+                          static_cast<long long>(i), static_cast<long long>(states_.slot(i)), static_cast<long long>(first),
+                          static_cast<long long>(states_.slot(first))));
+      }
+    }
+    if (!check.ok()) {
+      return;
+    }
+    check.states_apart(
+        "initial_state.slots",
+        [&](std::int64_t i) {
+          const std::int64_t b = i - count;
+          const bool reads = b >= 0 && Backend<Execution>::host_reads_arrays &&
+                             reads_initial_state(args_.initial_state, args_.has_initial_state, b);
+          return reads ? Checker::memory_of(args_.initial_state, b) : Checker::StateMemory{};
+        },
+        "checkpoints.states, then final_state",
+        [&](std::int64_t i) {
+          return i < count ? Checker::memory_of(states_, i) : Checker::memory_of(args_.final_state, i - count);
+        },
+        count + batch());
+  }
+
   [[nodiscard]] std::int64_t tokens() const {
     if constexpr (requires { args_.input; }) {
       return args_.input.tokens;
@@ -135,7 +216,16 @@ class CheckpointedPrefill {
     }
   }
   [[nodiscard]] std::int64_t batch() const { return args_.output.batch; }
-  [[nodiscard]] std::int64_t full_pieces() const { return tokens() / every_; }
+  /// Of a pool: key/value heads, or channels.
+  [[nodiscard]] std::int64_t heads() const {
+    if constexpr (requires { args_.input; }) {
+      return args_.input.dim;
+    } else {
+      return args_.key.heads;
+    }
+  }
+  /// Pieces that end in a checkpoint.
+  [[nodiscard]] std::int64_t full_pieces() const { return full_pieces_; }
   /// At least one, so that a call without tokens copies the state.
   [[nodiscard]] std::int64_t pieces() const { return larger<std::int64_t>(1, ceil_div(tokens(), every_)); }
 
@@ -216,7 +306,9 @@ class CheckpointedPrefill {
 
   Args args_;
   StateSlots<Format> states_;
-  std::int64_t every_;
+  std::int64_t asked_;
+  std::int64_t every_;  // the same, from 1 to T
+  std::int64_t full_pieces_;
 };
 
 /// Of a stack: every layer's, in turn.
@@ -229,7 +321,13 @@ class CheckpointedPrefill<Stack<Layers...>, Execution> {
       : args_(args), checkpoints_(checkpoints) {}
 
   [[nodiscard]] Status check() const {
-    return for_layers<Whole::layers>([&](auto layer) { return of_layer<decltype(layer)::value>().check(); });
+    Checker check("prefill_with_checkpoints");
+    check.take(MixerBackend<Whole, Execution>::check_whole(args_));
+    if (!checkpoints_.states.empty()) {
+      check.pool("checkpoints.states", checkpoints_.states.pool, 1);
+    }
+    check.take(for_layers<Whole::layers>([&](auto layer) { return of_layer<decltype(layer)::value>().check(); }));
+    return check.status();
   }
 
   [[nodiscard]] std::size_t workspace_bytes(const Execution& on) const {

@@ -133,6 +133,15 @@ struct MixerBackend<Stack<Layers...>, Execution> {
   template <class Args>
   static Status check(const Args& args) {
     Checker check(operation_name(args));
+    check.take(check_whole(args));
+    check.take(check_layers(args));
+    return check.status();
+  }
+
+  /// The pools of whole states, and that all layers have the same tokens.
+  template <class Args>
+  static Status check_whole(const Args& args) {
+    Checker check(operation_name(args));
     if constexpr (requires { args.final_state; }) {
       check_prefill_states(check, args, 1);
     } else if constexpr (requires { args.state; }) {
@@ -140,7 +149,16 @@ struct MixerBackend<Stack<Layers...>, Execution> {
     } else {
       check_step_states(check, args, 1);
     }
-    check.take(check_layers(args));
+    if constexpr (requires { std::get<0>(args.layers).output; }) {
+      const auto& first = std::get<0>(args.layers).output;
+      check.take(for_layers<Whole::layers>([&](auto layer) {
+        Checker of_layer(operation_name(args));
+        const auto& output = std::get<static_cast<std::size_t>(decltype(layer)::value)>(args.layers).output;
+        of_layer.equal("output", "batch", output.batch, first.batch, "layer 0's");
+        of_layer.equal("output", "tokens", output.tokens, first.tokens, "layer 0's");
+        return of_layer.status();
+      }));
+    }
     return check.status();
   }
 

@@ -17,6 +17,8 @@ namespace jrt::detail {
 /// states are in the base.
 template <Executor E>
 struct Backend<Cpu<E>> : cpu::StateBackend<E> {
+  static constexpr bool host_reads_arrays = true;  ///< slots, lengths and the like
+
   // -- prefill and accumulate --------------------------------------------------------------------------------------------
 
   template <class Config>

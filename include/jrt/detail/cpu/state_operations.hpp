@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "jrt/detail/taylor_rows.hpp"
 #include "jrt/numeric.hpp"
@@ -11,9 +11,11 @@
 
 namespace jrt::detail::cpu {
 
+// Parts of a state may have other types than its format's Scalar, so that whole ones are moved as bytes.
+
 template <class Format>
 void clear_head(typename Format::Scalar* state) {
-  std::fill(state, state + Format::head_elements, typename Format::Scalar{});
+  std::memset(static_cast<void*>(state), 0, static_cast<std::size_t>(Format::slot_bytes(1)));
 }
 
 template <class Format>
@@ -36,7 +38,7 @@ void copy_row(const From* source, To* destination, std::int64_t width, std::int6
 template <class SourceFormat, class DestinationFormat>
 void copy_head(const typename SourceFormat::Scalar* source, typename DestinationFormat::Scalar* destination) {
   if constexpr (std::is_same_v<SourceFormat, DestinationFormat>) {
-    std::copy(source, source + SourceFormat::head_elements, destination);
+    std::memmove(static_cast<void*>(destination), source, static_cast<std::size_t>(SourceFormat::slot_bytes(1)));
   } else {
     for (std::int64_t row = 0; row < DestinationFormat::rows; ++row) {
       const SourceRows rows = source_rows<typename SourceFormat::Features, typename DestinationFormat::Features>(row);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "jrt/detail/cpu/window_block.hpp"
 #include "jrt/executor.hpp"
@@ -16,10 +17,11 @@ template <WindowConfig Config, class Write>
 void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, typename Config::Element* cache,
                  const Write& write) {
   using Format = StateFormatOf<Config>;
+  constexpr std::size_t bytes = static_cast<std::size_t>(Format::ring_elements) * sizeof(typename Config::Element);
   if (keys.ring == nullptr) {
-    std::fill_n(cache, Format::ring_elements, typename Config::Element{});
+    std::memset(static_cast<void*>(cache), 0, bytes);
   } else if (keys.ring != cache) {
-    std::copy_n(keys.ring, Format::ring_elements, cache);
+    std::memcpy(static_cast<void*>(cache), keys.ring, bytes);  // the count has another type
   }
   for (std::int64_t token = larger(tokens.begin, tokens.end - Format::rows); token < tokens.end; ++token) {
     const std::int64_t row = ring_row(keys.position(token), Config::left_window);

@@ -15,6 +15,8 @@ namespace jrt::detail {
 /// Every operation on a CUDA stream: check what the host can see, slice the workspace, launch.
 template <>
 struct Backend<Cuda> : cuda::StateBackend {
+  static constexpr bool host_reads_arrays = false;
+
   // -- prefill and accumulate --------------------------------------------------------------------------------------------
 
   template <class Config>

@@ -453,7 +453,7 @@ template <class Config, int width, int at_a_time>
 Status launch_step(const char* operation, const ConvolutionCall<Config>& call, const Cuda& on) {
   Grid grid = convolution_grid(call, call.count, convolution_step_threads, width > 1);
   // A step is shorter than the time between two launches.
-  grid.starts_early = can_start_early<convolve_step<Config, width, at_a_time>>();
+  grid.starts_early = can_start_early<convolve_step<Config, width, at_a_time>>(on);
   return launch(operation, convolve_step<Config, width, at_a_time>, grid, on, call);
 }
 template <class Config>

@@ -44,9 +44,12 @@ __device__ inline void await_previous_kernel() {
 /// Whether a kernel's code for the current device knows how to wait for the kernel before: code for older architectures has
 /// no instruction for it, and may not start early.
 template <auto kernel>
-bool can_start_early() {
+bool can_start_early(const Cuda& on) {
+  if (on.compute_capability() < 90) {
+    return false;
+  }
   constexpr int unknown = -1;
-  static std::atomic<int> version = unknown;  // a failure to find out is not remembered
+  static std::atomic<int> version = unknown;  // on all such devices the same; a failure to find out is not remembered
   if (version == unknown) {
     cudaFuncAttributes attributes{};
     if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {

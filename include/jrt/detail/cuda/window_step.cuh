@@ -28,15 +28,23 @@ struct WindowStepLayout {
   static constexpr int each = access_bytes / static_cast<int>(sizeof(Element));
   static constexpr std::int64_t queries = round_up<std::int64_t>(Format::count_offset, each);
 
-  static constexpr std::int64_t most_bytes = 216 * 1024;  // of a multiprocessor's shared memory
+  static constexpr std::int64_t most_bytes = 220 * 1024;  // of a multiprocessor's shared memory
   JRT_DETAIL_HD static constexpr std::int64_t buffer_bytes(std::int64_t group) {
     return (queries + group * Config::head_dim) * static_cast<std::int64_t>(sizeof(Element));
   }
-  static constexpr int blocks = static_cast<int>(clamped(most_bytes / (2 * buffer_bytes(1)), 1, 4));
+  /// What warps bring together: a largest score, a sum and values each.
+  JRT_DETAIL_HD static constexpr std::int64_t sum_bytes(int of_threads) {
+    return of_threads / 32 * (Config::value_dim + 2) * static_cast<std::int64_t>(sizeof(ComputeType<Element>));
+  }
+  static constexpr int blocks = static_cast<int>(clamped(most_bytes / (2 * buffer_bytes(1) + sum_bytes(128)), 1, 4));
   static constexpr int threads = blocks >= 3 ? 128 : 512;
+  /// Two buffers, then what warps bring together.
+  JRT_DETAIL_HD static constexpr std::int64_t shared_bytes(std::int64_t group) {
+    return 2 * buffer_bytes(group) + sum_bytes(threads);
+  }
   /// Rows of whole accesses, two copies in a block; sums that start here.
   static constexpr bool supported = !continues_sums<Config> && Config::head_dim % each == 0 &&
-                                    Config::value_dim % each == 0 && 2 * buffer_bytes(1) <= 160 * 1024;
+                                    Config::value_dim % each == 0 && shared_bytes(1) <= 160 * 1024;
 
   using Query = QueryLayout<Config>;  // how lanes share a key
   static constexpr int warps = threads / 32;
@@ -395,10 +403,13 @@ extern __shared__ __align__(16) std::byte window_step_buffers[];
 template <WindowConfig Config>
 __global__ void __launch_bounds__(WindowStepLayout<Config>::threads, WindowStepLayout<Config>::blocks)
     answer_window_steps(const __grid_constant__ WindowCall<Config> call, unsigned items) {
-  __shared__ typename WindowSteps<Config>::Shared shared;
   await_previous_kernel();
   let_next_kernel_start();
-  WindowSteps<Config>(call, reinterpret_cast<typename Config::Element*>(window_step_buffers), shared).run(items);
+  using Steps = WindowSteps<Config>;
+  auto* const sums = window_step_buffers + 2 * WindowStepLayout<Config>::buffer_bytes(call.group());
+  Steps(call, reinterpret_cast<typename Config::Element*>(window_step_buffers),
+        *reinterpret_cast<typename Steps::Shared*>(sums))
+      .run(items);
 }
 
 /// Whether a call is one new token for each of some caches, whose rings fit in shared memory. Rows must be aligned.
@@ -409,7 +420,7 @@ bool is_window_step(const WindowCall<Config>& call, const Cuda& on) {
   return Layout::supported && call.query.tokens == 1 && !call.initial.empty() && call.has_initial == nullptr &&
          !call.stages() && sequences.cu_seqlens == nullptr && sequences.seq_lens == nullptr &&
          sequences.left_pads == nullptr && call.count() * call.key.heads <= INT32_MAX / 4 &&
-         2 * Layout::buffer_bytes(call.group()) <= on.shared_bytes_per_block() - 8 * 1024;
+         Layout::shared_bytes(call.group()) <= on.shared_bytes_per_block();
 }
 
 template <WindowConfig Config>
@@ -417,8 +428,8 @@ Status launch_window_steps(const char* operation, const WindowCall<Config>& call
   using Layout = WindowStepLayout<Config>;
   const std::int64_t items = call.count() * call.key.heads;
   const std::int64_t resident = std::int64_t{Layout::blocks} * on.multiprocessors();
-  Grid grid{smaller(items, resident), Layout::threads, static_cast<std::size_t>(2 * Layout::buffer_bytes(call.group()))};
-  grid.starts_early = can_start_early<answer_window_steps<Config>>();
+  Grid grid{smaller(items, resident), Layout::threads, static_cast<std::size_t>(Layout::shared_bytes(call.group()))};
+  grid.starts_early = can_start_early<answer_window_steps<Config>>(on);
   return launch(operation, answer_window_steps<Config>, grid, on, call, static_cast<unsigned>(items));
 }
 
