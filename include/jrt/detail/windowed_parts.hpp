@@ -113,10 +113,10 @@ struct LeavingKeys : KeySource<typename Config::Element> {
   std::int64_t first_key = 0;
   std::int64_t from_views = 0;
 
-  JRT_DETAIL_HD LeavingKeys(const PrefillArgs<Config>& args, const PrefillPlan& plan, std::int64_t head)
-      : Source{args.key, args.value, plan.span.batch_row, plan.span.first_token - Config::delay, head, 0, plan.span} {
+  JRT_DETAIL_HD LeavingKeys(const PrefillArgs<Config>& args, const PrefillPlan& plan, std::int64_t key_head)
+      : Source{args.key, args.value, plan.span.batch_row, plan.span.first_token - Config::delay, key_head, 0, plan.span} {
     if (reads_initial_state(args.rings, args.has_rings, plan.sequence)) {
-      ring = args.rings.pool.head(args.rings.slot(plan.sequence), head);
+      ring = args.rings.pool.head(args.rings.slot(plan.sequence), key_head);
       cached = larger<std::int64_t>(0, cached_count<StateFormatOf<Ring>>(ring));
     }
     from_views = plan.span.left_pad + Config::delay;
