@@ -99,7 +99,9 @@ StackResult run_stack(const StackInput& input) {
       return view;
     };
     const auto packed = jrt::view_bthd(x.data(), {1, tokens, 2, model_width}).slice_tokens(first, count);
-    auto& [short_args, global_args, local_args] = args.layers;
+    auto& short_args = std::get<0>(args.layers);
+    auto& global_args = std::get<1>(args.layers);
+    auto& local_args = std::get<2>(args.layers);
     short_args.input = packed.slice_heads(0, 1);
     short_args.gate = packed.slice_heads(1, 1);
     short_args.output = jrt::view_bthd(convolved.data(), {1, tokens, 1, model_width}).slice_tokens(first, count);

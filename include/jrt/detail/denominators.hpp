@@ -19,6 +19,9 @@ struct KeptDenominators {
   }
 };
 
+template <class T>
+KeptDenominators(TensorView<T>) -> KeptDenominators<T>;
+
 /// Nobody wants them.
 struct NoDenominators {
   template <class T>
