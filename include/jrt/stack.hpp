@@ -30,9 +30,9 @@ namespace jrt {
 template <class ConfigT, int Heads>
 struct Layer {
   static_assert(Heads >= 1, "jrt::Layer: a mixer has at least 1 key/value head or channel.");
-  using Config = ConfigT;
-  using Format = StateFormatOf<Config>;
-  static constexpr int heads = Heads;
+  using Config = ConfigT;                                                ///< the mixer's configuration
+  using Format = StateFormatOf<Config>;                                  ///< of its state
+  static constexpr int heads = Heads;                                    ///< key/value heads, or channels
   static constexpr std::int64_t slot_bytes = Format::slot_bytes(Heads);  ///< of one sequence
 };
 
@@ -42,9 +42,11 @@ template <class... Layers>
 struct Stack {
   static_assert(sizeof...(Layers) >= 1, "jrt::Stack: a stack has at least one layer.");
 
-  static constexpr int layers = static_cast<int>(sizeof...(Layers));
+  static constexpr int layers = static_cast<int>(sizeof...(Layers));  ///< how many
+  /// Layer `layer`, counted from 0.
   template <int layer>
   using LayerAt = std::tuple_element_t<static_cast<std::size_t>(layer), std::tuple<Layers...>>;
+  /// Configuration of the mixer of layer `layer`.
   template <int layer>
   using ConfigAt = typename LayerAt<layer>::Config;
 
@@ -114,11 +116,11 @@ constexpr StateSlots<LayerFormat<layer, Stack<Layers...>>> layer_slots(const Sta
 /// Uncommitted tokens of a batch in all layers of a stack, in the caller's memory, aligned to 16 bytes.
 template <class Stack>
 struct StackStaging {
-  static constexpr std::size_t alignment = 16;
+  static constexpr std::size_t alignment = 16;  ///< of `data`, in bytes
 
-  std::byte* data = nullptr;
-  std::int64_t sequences = 0;
-  std::int64_t tokens = 0;  ///< capacity per sequence
+  std::byte* data = nullptr;   ///< `bytes()` bytes
+  std::int64_t sequences = 0;  ///< B
+  std::int64_t tokens = 0;     ///< capacity per sequence
 
   /// Byte at which the part of layer `layer` begins; with `Stack::layers`, the bytes of the whole.
   [[nodiscard]] constexpr std::size_t layer_offset(int layer) const {
@@ -131,6 +133,7 @@ struct StackStaging {
     });
     return offset;
   }
+  /// Of memory that the buffer needs, for these sequences and tokens.
   [[nodiscard]] constexpr std::size_t bytes() const { return layer_offset(Stack::layers); }
 
   /// The staging buffer of one layer.
@@ -194,17 +197,19 @@ struct CommitArgs<Stack<Layers...>> {
 /// All layers' prefills in turn. `before_layer(i)`, a callable that returns a Status, runs before layer i is enqueued:
 /// there an engine computes (or enqueues) that layer's inputs from the outputs of the one before. A failure ends the call,
 /// with the layers behind it not run. All arguments are checked before the first layer. Otherwise as `prefill` of each
-/// mixer; workspace as `prefill_workspace_bytes` says, one for all layers. The other operations likewise.
+/// mixer; workspace as `prefill_workspace_bytes` says, one for all layers.
 template <class... Layers, class BeforeLayer, class Execution>
 Status prefill(const PrefillArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
                const Execution& on) {
   return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
 }
+/// All layers' decode steps in turn, as `prefill`; workspace as `decode_workspace_bytes` says.
 template <class... Layers, class BeforeLayer, class Execution>
 Status decode_step(const DecodeArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
                    const Execution& on) {
   return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
 }
+/// All layers' staged steps in turn, as `prefill`; workspace as `staged_workspace_bytes` says. One `commit` follows.
 template <class... Layers, class BeforeLayer, class Execution>
 Status staged_step(const StagedStepArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer,
                    const Workspace& workspace, const Execution& on) {
