@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/mapped_file.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+namespace support {
+
+namespace {
+
+[[noreturn]] void fail(const std::string& path, const char* what) {
+  throw std::runtime_error(path + ": " + what + " (" + std::generic_category().message(errno) + ")");
+}
+
+struct Descriptor {
+  int number;
+  explicit Descriptor(const std::string& path)
+      // Not blocking: a named pipe would wait for its writer.
+      : number(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    if (number < 0) {
+      fail(path, "cannot be opened");
+    }
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() { ::close(number); }
+};
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) {
+  const Descriptor file(path);
+  struct stat status {};
+  if (::fstat(file.number, &status) != 0) {
+    fail(path, "cannot be examined");
+  }
+  if (!S_ISREG(status.st_mode)) {
+    throw std::runtime_error(path + ": is not a file");
+  }
+  // An empty mapping is an error to the system, an empty file is none.
+  if (status.st_size > 0) {
+    const auto size = static_cast<std::size_t>(status.st_size);
+    void* const begin = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.number, 0);
+    if (begin == MAP_FAILED) {
+      fail(path, "cannot be mapped into memory");
+    }
+    begin_ = begin;
+    size_ = size;
+  }
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : begin_(std::exchange(other.begin_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(begin_, other.begin_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (begin_ != nullptr) {
+    ::munmap(begin_, size_);
+  }
+}
+
+}  // namespace support
