@@ -26,7 +26,7 @@ sanitizer_runtime() {
 }
 
 # What examples need, and what tests need beyond that. Build tools count by command, so that others than Debian's will do.
-examples_packages=(libeigen3-dev nlohmann-json3-dev)
+examples_packages=(libeigen3-dev nlohmann-json3-dev libpcre2-dev)
 tests_packages=(doctest-dev libbenchmark-dev)
 command -v g++ >/dev/null || examples_packages+=(g++)
 command -v cmake >/dev/null || examples_packages+=(cmake)

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <jrt/numeric.hpp>
+#include <jrt/status.hpp>
+#include <jrt/workspace.hpp>
+#include <stdexcept>
+
+#include "jrt_lm/model_config.hpp"
+
+namespace jrt_lm {
+
+/// The library's errors as exceptions, which is how this program reports its own.
+inline void require(const jrt::Status& status) {
+  if (!status) {
+    throw std::runtime_error(status.c_str());
+  }
+}
+
+/// What is between the layers' weights and states, for some number of rows (tokens).
+template <class Device, class Element>
+struct Activations {
+  using Sum = jrt::ComputeType<Element>;
+  template <class T>
+  using Array = typename Device::template Array<T>;
+
+  Array<Sum> residual{};       ///< (rows, width)
+  Array<Element> normed{};     ///< (rows, width)
+  Array<Element> projected{};  ///< (rows, the widest projection)
+  Array<Element> mixed{};      ///< (rows, channels or values of all heads)
+  Array<Element> encoder{};    ///< (encoder rows, keys and values of all heads)
+  Array<std::byte> scratch{};  ///< workspace of the library
+
+  /// Makes room; what was there is lost if there was less.
+  void reserve(Device& device, const ModelConfig& config, std::int64_t rows, std::int64_t encoder_rows) {
+    const std::int64_t values = config.heads * config.shape.head_dim;
+    const std::int64_t linear = config.heads * (2 * config.shape.feature_dim + config.shape.head_dim);
+    const std::int64_t window = (config.heads + 2 * config.window_kv_heads) * config.shape.head_dim;
+    grow(device, residual, rows * config.width);
+    grow(device, normed, rows * config.width);
+    grow(device, projected, rows * std::max({2 * config.channels, linear, window, 2 * config.hidden}));
+    grow(device, mixed, rows * std::max(config.channels, values));
+    grow(device, encoder, encoder_rows * (values + config.heads * config.shape.feature_dim));
+  }
+
+  jrt::Workspace workspace(Device& device, std::size_t bytes) {
+    grow(device, scratch, static_cast<std::int64_t>(bytes));
+    return {scratch.data(), static_cast<std::size_t>(scratch.size())};
+  }
+
+ private:
+  template <class T>
+  static void grow(Device& device, Array<T>& array, std::int64_t count) {
+    if (array.size() < count) {
+      array = {};  // first, so that the two need not fit at once
+      array = Array<T>(device, count);
+    }
+  }
+};
+
+/// Logits of some rows, and the likeliest token of each.
+template <class Device, class Element>
+struct LogitRows {
+  std::int64_t rows = 0;
+  typename Device::template Array<jrt::ComputeType<Element>> values{};  ///< (rows, vocabulary rows)
+  typename Device::template Array<std::int32_t> likeliest{};            ///< (rows)
+
+  void reserve(Device& device, std::int64_t wanted, const ModelConfig& config) {
+    if (likeliest.size() < wanted) {
+      values = {};
+      values = {device, wanted * config.vocabulary_rows};
+      likeliest = {device, wanted};
+    }
+  }
+};
+
+}  // namespace jrt_lm

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "jrt_lm/checkpoint.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "support/mapped_file.hpp"
+#include "support/strict_json.hpp"
+
+namespace jrt_lm {
+
+namespace {
+
+using support::in_quotes;
+
+/// A name that cannot lead out of the folder.
+bool is_plain_file_name(const std::string& name) {
+  const bool has_separator =
+      std::any_of(name.begin(), name.end(), [](char c) { return c == '/' || c == '\\' || c == '\0'; });
+  return !name.empty() && !has_separator && name != "." && name.find("..") == std::string::npos;
+}
+
+/// File name of each tensor's shard.
+std::map<std::string, std::string> read_weight_map(const std::string& path) {
+  const support::MappedFile file(path);
+  const auto index = support::parse_strict_json(path + ": the index", file.text());
+  const auto weight_map = index.is_object() ? index.find("weight_map") : index.end();
+  if (weight_map == index.end() || !weight_map->is_object()) {
+    throw std::runtime_error(path + ": has no object weight_map");
+  }
+  std::map<std::string, std::string> shards;
+  for (const auto& [tensor, shard] : weight_map->items()) {
+    if (!shard.is_string() || !is_plain_file_name(shard.get_ref<const std::string&>())) {
+      throw std::runtime_error(path + ": tensor " + in_quotes(tensor) + " lies in " + support::brief(shard) +
+                               ", which is not the name of a file in the same folder");
+    }
+    shards.emplace(tensor, shard.get<std::string>());
+  }
+  return shards;
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(const std::string& folder) {
+  const std::string single = folder + "/model.safetensors";
+  const std::string index = single + ".index.json";
+  if (std::filesystem::exists(single)) {
+    source_ = single;
+    add_shard(single);
+  } else if (std::filesystem::exists(index)) {
+    source_ = index;
+    read_index(folder);
+  } else {
+    throw std::runtime_error(folder + ": has neither model.safetensors nor model.safetensors.index.json");
+  }
+}
+
+void Checkpoint::read_index(const std::string& folder) {
+  const std::string inside = folder + "/";
+  const auto weight_map = read_weight_map(source_);
+  std::map<std::string, std::size_t> shards;
+  for (const auto& [tensor, file] : weight_map) {
+    const auto [shard, is_new] = shards.emplace(file, shards_.size());
+    if (is_new) {
+      add_shard(inside + file);
+    }
+    if (const auto& promised = shards_[shard->second]; !promised.contains(tensor)) {
+      throw std::runtime_error(promised.path() + ": has no tensor " + in_quotes(tensor) + ", but " + source_ +
+                               " says that it has");
+    }
+  }
+  for (const auto& [tensor, shard] : shard_of_) {
+    if (!weight_map.contains(tensor)) {
+      throw std::runtime_error(shards_[shard].path() + ": has the tensor " + in_quotes(tensor) + ", which " + source_ +
+                               " does not list");
+    }
+  }
+}
+
+void Checkpoint::add_shard(const std::string& path) {
+  const support::SafeTensors& shard = shards_.emplace_back(path);
+  for (const std::string& name : shard.names()) {
+    const auto [place, is_new] = shard_of_.emplace(name, shards_.size() - 1);
+    if (!is_new) {
+      throw std::runtime_error(path + ": has the tensor " + in_quotes(name) + ", but so has " +
+                               shards_[place->second].path());
+    }
+  }
+}
+
+const support::SafeTensors& Checkpoint::shard_of(const std::string& name) const {
+  const auto found = shard_of_.find(name);
+  if (found == shard_of_.end()) {
+    throw std::runtime_error(source_ + ": has no tensor " + in_quotes(name));
+  }
+  return shards_[found->second];
+}
+
+const support::StoredTensor& Checkpoint::tensor(const std::string& name) const {
+  return shard_of(name).tensor(name);
+}
+
+const support::StoredTensor& Checkpoint::tensor(const std::string& name, std::span<const std::int64_t> shape) const {
+  const support::StoredTensor& tensor = shard_of(name).tensor(name);
+  if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
+    throw std::runtime_error(tensor.origin + " has the shape " + support::shape_text(tensor.shape) + ", but must have " +
+                             support::shape_text(shape));
+  }
+  return tensor;
+}
+
+std::vector<std::string> Checkpoint::names() const {
+  std::vector<std::string> names;
+  names.reserve(shard_of_.size());
+  for (const auto& [name, shard] : shard_of_) {
+    names.push_back(name);
+  }
+  return names;
+}
+
+const std::string& Checkpoint::where(const std::string& name) const {
+  return shard_of(name).path();
+}
+
+}  // namespace jrt_lm

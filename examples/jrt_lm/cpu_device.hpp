@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <jrt/cpu.hpp>
+#include <jrt/policy/rotary.hpp>
+#include <jrt/thread_pool.hpp>
+#include <memory>
+#include <new>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "jrt_lm/language_model.hpp"
+#include "jrt_lm/model_weights.hpp"
+
+namespace jrt_lm {
+
+/// The CPU: host memory, Eigen's matrix products divided over threads, and the small functions between mixers and products.
+/// Calls are over when they return.
+class CpuDevice {
+ public:
+  using Graph = std::function<void()>;
+
+  explicit CpuDevice(const ModelOptions& options) : threads_(options.threads), execution_(threads_) {}
+
+  /// Memory of the device's, 64-byte aligned, zero.
+  template <class T>
+  class Array {
+   public:
+    Array() = default;
+    Array(CpuDevice& device, std::int64_t count) : device_(&device), count_(count) {
+      data_.reset(static_cast<T*>(::operator new(bytes(), alignment)));
+      std::memset(static_cast<void*>(data_.get()), 0, bytes());
+      device_->allocated_bytes_ += static_cast<std::int64_t>(bytes());
+    }
+    Array(Array&& other) noexcept { swap(other); }
+    Array& operator=(Array&& other) noexcept {
+      Array moved(std::move(other));
+      swap(moved);
+      return *this;
+    }
+    ~Array() {
+      if (device_ != nullptr) {
+        device_->allocated_bytes_ -= static_cast<std::int64_t>(bytes());
+      }
+    }
+
+    [[nodiscard]] T* data() const { return data_.get(); }
+    [[nodiscard]] std::int64_t size() const { return count_; }
+    void upload(std::span<const T> values) { std::copy(values.begin(), values.end(), data_.get()); }
+    [[nodiscard]] std::vector<T> download(std::int64_t count) const { return {data_.get(), data_.get() + count}; }
+
+   private:
+    static constexpr std::align_val_t alignment{64};
+    struct Free {
+      void operator()(T* memory) const { ::operator delete(memory, alignment); }
+    };
+    [[nodiscard]] std::size_t bytes() const { return static_cast<std::size_t>(count_) * sizeof(T); }
+    void swap(Array& other) noexcept {
+      std::swap(device_, other.device_);
+      std::swap(count_, other.count_);
+      std::swap(data_, other.data_);
+    }
+
+    CpuDevice* device_ = nullptr;
+    std::int64_t count_ = 0;
+    std::unique_ptr<T, Free> data_{};
+  };
+
+  [[nodiscard]] const jrt::Cpu<jrt::ThreadPool>& execution() const { return execution_; }
+  [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
+  [[nodiscard]] std::string name() const { return "CPU, " + std::to_string(threads_.concurrency()) + " threads"; }
+  void synchronize() const {}
+  static Graph capture(Graph function) { return function; }
+  static void launch(const Graph& graph) { graph(); }
+
+  /// y = x Wᵀ + b for `rows` rows that are `x_columns` and `y_columns` apart.
+  template <class E, class Out>
+  void multiply(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
+                std::int64_t y_columns) {
+    product<false>(by, x, x_columns, rows, y, y_columns);
+  }
+  /// y += x Wᵀ + b
+  template <class E, class Out>
+  void multiply_add(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
+                    std::int64_t y_columns) {
+    product<true>(by, x, x_columns, rows, y, y_columns);
+  }
+
+  /// out_t = table row of token t
+  template <class E, class Sum>
+  void embed(const std::int32_t* tokens, std::int64_t rows, const E* table, std::int64_t width, Sum* out) {
+    each_row(rows, [=](std::int64_t t) {
+      const E* const from = table + tokens[t] * width;
+      std::transform(from, from + width, out + t * width, [](E value) { return jrt::convert<Sum>(value); });
+    });
+  }
+
+  /// out_t = x_r weight / sqrt(mean of x_r² + epsilon), r = list[t], or t without a list
+  template <class E, class Sum>
+  void rms_norm(const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width, const Sum* weight,
+                double epsilon, E* out) {
+    each_row(rows, [=](std::int64_t t) {
+      const Sum* const from = x + (list == nullptr ? t : list[t]) * width;
+      const Row<const Sum> row(from, width);
+      const Sum factor = 1 / std::sqrt(row.squaredNorm() / static_cast<Sum>(width) + static_cast<Sum>(epsilon));
+      Row<E>(out + t * width, width) = (row.array() * Row<const Sum>(weight, width).array() * factor).template cast<E>();
+    });
+  }
+
+  /// Of rows [y, gate] of twice `hidden` numbers: y ← silu(gate) y
+  template <class E>
+  void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
+    each_row(rows, [=](std::int64_t t) {
+      Row<E> y(x + t * 2 * hidden, hidden);
+      const Row<E> gate(x + (t * 2 + 1) * hidden, hidden);
+      y.array() *= gate.array() / (1 + (-gate.array()).exp());
+    });
+  }
+
+  /// Turns `heads` heads of each row by the row's position.
+  template <class E, int d>
+  void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
+              std::int64_t columns, std::int64_t heads) {
+    constexpr int half = d / 2;
+    each_row(rows, [=, &rotary](std::int64_t t) {
+      for (int i = 0; i < half; ++i) {
+        const auto turn = rotary.template rotation<E>(positions[t], i);
+        for (std::int64_t h = 0; h < heads; ++h) {
+          E* const head = x + t * columns + h * d;
+          const E low = head[i];
+          const E high = head[i + half];
+          head[i] = low * turn.cosine - high * turn.sine;
+          head[i + half] = low * turn.sine + high * turn.cosine;
+        }
+      }
+    });
+  }
+
+  /// The first `count` numbers of `rows` rows become 0.
+  template <class E>
+  static void zero_columns(E* x, std::int64_t columns, std::int64_t count, std::int64_t rows) {
+    for (std::int64_t t = 0; t < rows; ++t) {
+      std::fill_n(x + t * columns, count, E{});
+    }
+  }
+
+  /// Place of the largest of the first `count` numbers of each row, the first of several.
+  template <class Sum>
+  void argmax(const Sum* x, std::int64_t rows, std::int64_t columns, std::int64_t count, std::int32_t* out) {
+    each_row(rows, [=](std::int64_t t) {
+      const Sum* const row = x + t * columns;
+      out[t] = static_cast<std::int32_t>(std::max_element(row, row + count) - row);
+    });
+  }
+
+  /// The likeliest tokens become the next step's, one position on.
+  static void advance(const std::int32_t* likeliest, std::int32_t* tokens, std::int32_t* positions, std::int32_t* history,
+                      std::int64_t rows) {
+    for (std::int64_t t = 0; t < rows; ++t) {
+      tokens[t] = history[t] = likeliest[t];
+      ++positions[t];
+    }
+  }
+
+ private:
+  template <class T>
+  using Row =
+      Eigen::Map<std::conditional_t<std::is_const_v<T>, const Eigen::Matrix<std::remove_const_t<T>, 1, Eigen::Dynamic>,
+                                    Eigen::Matrix<T, 1, Eigen::Dynamic>>>;
+  template <class T>
+  using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  template <class T>
+  using Rows = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
+  template <class T>
+  using ConstRows = Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>;
+
+  /// `function(t)` for every row, a few at a time.
+  template <class Function>
+  void each_row(std::int64_t rows, const Function& function) {
+    constexpr std::int64_t together = 16;
+    threads_.run((rows + together - 1) / together, [&](std::int64_t task, int /*worker*/) {
+      for (std::int64_t t = task * together; t < std::min(rows, (task + 1) * together); ++t) {
+        function(t);
+      }
+    });
+  }
+
+  /// Divided by rows where there are many, otherwise by outputs, so that a step of one token is shared too.
+  template <bool add, class E, class Out>
+  void product(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
+               std::int64_t y_columns) {
+    static_assert(std::is_same_v<E, Out>, "CpuDevice: products are formed in float or double, as their inputs are.");
+    const std::int64_t workers = threads_.concurrency();
+    const bool by_rows = rows >= 32 * workers;
+    const std::int64_t extent = by_rows ? rows : by.out;
+    const std::int64_t each = by_rows ? 256 : std::max<std::int64_t>(64, (by.out / workers + 63) / 64 * 64);
+    threads_.run((extent + each - 1) / each, [&](std::int64_t task, int /*worker*/) {
+      const std::int64_t first = task * each;
+      const std::int64_t count = std::min(each, extent - first);
+      const std::int64_t row = by_rows ? first : 0;
+      const std::int64_t column = by_rows ? 0 : first;
+      const std::int64_t block_rows = by_rows ? count : rows;
+      const std::int64_t block_columns = by_rows ? by.out : count;
+      const ConstRows<E> in(x + row * x_columns, block_rows, by.in, Eigen::OuterStride<>(x_columns));
+      const ConstRows<E> weight(by.weight.data() + column * by.in, block_columns, by.in, Eigen::OuterStride<>(by.in));
+      Rows<Out> out(y + row * y_columns + column, block_rows, block_columns, Eigen::OuterStride<>(y_columns));
+      if constexpr (add) {
+        out.noalias() += in * weight.transpose();
+      } else {
+        out.noalias() = in * weight.transpose();
+      }
+      if (by.bias.size() != 0) {
+        out.rowwise() += Row<const Out>(by.bias.data() + column, block_columns);
+      }
+    });
+  }
+
+  jrt::ThreadPool threads_;
+  jrt::Cpu<jrt::ThreadPool> execution_;
+  std::int64_t allocated_bytes_ = 0;
+};
+
+}  // namespace jrt_lm

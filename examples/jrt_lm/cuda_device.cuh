@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <jrt/cuda.cuh>
+#include <jrt/policy/rotary.hpp>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "jrt_lm/cublas_product.hpp"
+#include "jrt_lm/cuda_kernels.cuh"
+#include "jrt_lm/language_model.hpp"
+#include "jrt_lm/model_weights.hpp"
+
+namespace jrt_lm {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
+  }
+}
+
+/// A GPU: device memory, matrix products of cuBLASLt, and the kernels between them, all on one stream of its own.
+class CudaDevice {
+ public:
+  explicit CudaDevice(const ModelOptions& /*options*/)
+      : stream_(new_stream()), execution_(stream_.get()), scratch_(*this, 64 << 20), product_(scratch_.data(), 64 << 20) {
+    check_cuda(execution_.error(), "device");
+  }
+
+  /// Memory of the device's, zero.
+  template <class T>
+  class Array {
+   public:
+    Array() = default;
+    Array(CudaDevice& device, std::int64_t count) : device_(&device), count_(count) {
+      if (count > 0) {
+        check_cuda(cudaMalloc(&data_, bytes()), "memory");
+        device_->allocated_bytes_ += static_cast<std::int64_t>(bytes());
+        check_cuda(cudaMemsetAsync(data_, 0, bytes(), device_->stream_.get()), "clearing memory");
+      }
+    }
+    Array(Array&& other) noexcept { swap(other); }
+    Array& operator=(Array&& other) noexcept {
+      Array moved(std::move(other));
+      swap(moved);
+      return *this;
+    }
+    ~Array() {
+      if (data_ != nullptr) {
+        device_->allocated_bytes_ -= static_cast<std::int64_t>(bytes());
+        cudaFree(data_);  // waits for the work that uses it
+      }
+    }
+
+    [[nodiscard]] T* data() const { return static_cast<T*>(data_); }
+    [[nodiscard]] std::int64_t size() const { return count_; }
+    void upload(std::span<const T> values) {
+      check_cuda(cudaMemcpyAsync(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice, device_->stream_.get()),
+                 "transfer to the device");
+      device_->synchronize();  // values may go
+    }
+    [[nodiscard]] std::vector<T> download(std::int64_t count) const {
+      std::vector<T> values(static_cast<std::size_t>(count));
+      check_cuda(
+          cudaMemcpyAsync(values.data(), data_, values.size() * sizeof(T), cudaMemcpyDeviceToHost, device_->stream_.get()),
+          "transfer from the device");
+      device_->synchronize();
+      return values;
+    }
+
+   private:
+    [[nodiscard]] std::size_t bytes() const { return static_cast<std::size_t>(count_) * sizeof(T); }
+    void swap(Array& other) noexcept {
+      std::swap(device_, other.device_);
+      std::swap(count_, other.count_);
+      std::swap(data_, other.data_);
+    }
+
+    CudaDevice* device_ = nullptr;
+    std::int64_t count_ = 0;
+    void* data_ = nullptr;
+  };
+
+ private:
+  template <auto destroy>
+  struct Destroy {
+    template <class Handle>
+    void operator()(Handle handle) const {
+      destroy(handle);
+    }
+  };
+  using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, Destroy<cudaStreamDestroy>>;
+
+ public:
+  /// Work that can be launched again and again.
+  using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, Destroy<cudaGraphExecDestroy>>;
+
+  [[nodiscard]] const jrt::Cuda& execution() const { return execution_; }
+  [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
+  [[nodiscard]] static std::string name() {
+    int device = 0;
+    cudaDeviceProp properties{};
+    check_cuda(cudaGetDevice(&device), "device");
+    check_cuda(cudaGetDeviceProperties(&properties, device), "properties of the device");
+    return properties.name;
+  }
+  void synchronize() const { check_cuda(cudaStreamSynchronize(stream_.get()), "work on the device"); }
+
+  /// What `function` enqueues, without running it.
+  template <class Function>
+  Graph capture(const Function& function) {
+    check_cuda(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal), "capture");
+    cudaGraph_t captured = nullptr;
+    try {
+      function();
+    } catch (...) {
+      cudaStreamEndCapture(stream_.get(), &captured);
+      cudaGraphDestroy(captured);
+      throw;
+    }
+    check_cuda(cudaStreamEndCapture(stream_.get(), &captured), "end of capture");
+    cudaGraphExec_t graph = nullptr;
+    const cudaError_t error = cudaGraphInstantiate(&graph, captured, 0);
+    cudaGraphDestroy(captured);
+    check_cuda(error, "graph");
+    return Graph(graph);
+  }
+  void launch(const Graph& graph) { check_cuda(cudaGraphLaunch(graph.get(), stream_.get()), "graph launch"); }
+
+  // -- the same functions as of CpuDevice ------------------------------------------------------------------------------
+
+  template <class E, class Out>
+  void multiply(const Projection<CudaDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
+                std::int64_t y_columns) {
+    product(by, x, x_columns, rows, y, y_columns, false);
+  }
+  template <class E, class Out>
+  void multiply_add(const Projection<CudaDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
+                    std::int64_t y_columns) {
+    product(by, x, x_columns, rows, y, y_columns, true);
+  }
+
+  template <class E, class Sum>
+  void embed(const std::int32_t* tokens, std::int64_t rows, const E* table, std::int64_t width, Sum* out) {
+    embed_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(tokens, table, width, out);
+    check_launch();
+  }
+
+  template <class E, class Sum>
+  void rms_norm(const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width, const Sum* weight,
+                double epsilon, E* out) {
+    check_packets<Sum>("width", width);
+    rms_norm_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(x, list, width, weight, static_cast<Sum>(epsilon),
+                                                                     out);
+    check_launch();
+  }
+
+  template <class E>
+  void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
+    check_packets<E>("hidden width", hidden);
+    constexpr int threads = 256;
+    const std::int64_t packets = hidden / Packet<E>::size;
+    swiglu_kernel<<<blocks((rows * packets + threads - 1) / threads), threads, 0, stream_.get()>>>(
+        x, rows * packets, static_cast<int>(packets));
+    check_launch();
+  }
+
+  template <class E, int d>
+  void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
+              std::int64_t columns, std::int64_t heads) {
+    rotate_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(rotary, positions, x, columns, static_cast<int>(heads));
+    check_launch();
+  }
+
+  template <class E>
+  void zero_columns(E* x, std::int64_t columns, std::int64_t count, std::int64_t rows) {
+    const auto bytes = [](std::int64_t numbers) { return static_cast<std::size_t>(numbers) * sizeof(E); };
+    check_cuda(cudaMemset2DAsync(x, bytes(columns), 0, bytes(count), static_cast<std::size_t>(rows), stream_.get()),
+               "zeros");
+  }
+
+  template <class Sum>
+  void argmax(const Sum* x, std::int64_t rows, std::int64_t columns, std::int64_t count, std::int32_t* out) {
+    argmax_kernel<<<blocks(rows), argmax_threads, 0, stream_.get()>>>(x, columns, static_cast<int>(count), out);
+    check_launch();
+  }
+
+  void advance(const std::int32_t* likeliest, std::int32_t* tokens, std::int32_t* positions, std::int32_t* history,
+               std::int64_t rows) {
+    constexpr int threads = 128;
+    advance_kernel<<<blocks((rows + threads - 1) / threads), threads, 0, stream_.get()>>>(likeliest, tokens, positions,
+                                                                                          history, static_cast<int>(rows));
+    check_launch();
+  }
+
+ private:
+  static Stream new_stream() {
+    cudaStream_t stream = nullptr;
+    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    return Stream(stream);
+  }
+  static unsigned blocks(std::int64_t count) { return static_cast<unsigned>(count); }
+  static void check_launch() { check_cuda(cudaGetLastError(), "launch"); }
+
+  template <class T>
+  static void check_packets(const char* what, std::int64_t count) {
+    if (count % Packet<T>::size != 0) {
+      throw std::runtime_error(std::string("the ") + what + " is " + std::to_string(count) +
+                               ", but must be a multiple of " + std::to_string(Packet<T>::size) + " on a GPU");
+    }
+  }
+
+  template <class T>
+  static constexpr cudaDataType_t data_type() {
+    if constexpr (std::is_same_v<T, double>) {
+      return CUDA_R_64F;
+    } else if constexpr (std::is_same_v<T, float>) {
+      return CUDA_R_32F;
+    } else {
+      return std::is_same_v<T, jrt::Half> ? CUDA_R_16F : CUDA_R_16BF;
+    }
+  }
+
+  template <class E, class Out>
+  void product(const Projection<CudaDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
+               std::int64_t y_columns, bool adds) {
+    ProductShape shape;
+    shape.rows = rows;
+    shape.in = by.in;
+    shape.out = by.out;
+    shape.x_columns = x_columns;
+    shape.y_columns = y_columns;
+    shape.input = data_type<E>();
+    shape.output = data_type<Out>();
+    shape.has_bias = by.bias.size() != 0;
+    shape.adds = adds;
+    product_.run(shape, x, by.weight.data(), by.bias.data(), y, stream_.get());
+  }
+
+  Stream stream_;
+  jrt::Cuda execution_;
+  std::int64_t allocated_bytes_ = 0;
+  Array<std::byte> scratch_;
+  CublasProduct product_;
+};
+
+}  // namespace jrt_lm

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "jrt_lm/generation.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <jrt/repeated_prompt.hpp>
+#include <jrt/short_prompt.hpp>
+#include <jrt/state.hpp>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "jrt_lm/activations.hpp"
+
+namespace jrt_lm {
+
+namespace {
+
+constexpr std::array<std::pair<const char*, ShortPromptStrategy>, 4> strategies{
+    {{"shorten", ShortPromptStrategy::shorten},
+     {"left-pad", ShortPromptStrategy::left_pad},
+     {"read-twice", ShortPromptStrategy::read_twice},
+     {"iterative", ShortPromptStrategy::iterative}}};
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// One request on its way.
+struct Sequence {
+  std::vector<std::int32_t> read{};       ///< all tokens of the prompt, as they are read
+  std::vector<jrt::TokenRange> pieces{};  ///< of `read`, to be prefilled one after the other
+  std::int64_t prefix = 0;                ///< of the first piece
+  std::int64_t zero_keys = 0;             ///< likewise
+  std::vector<std::int32_t> generated{};
+  bool done = false;
+};
+
+Sequence sequence_of(const Request& request, const GenerationOptions& options) {
+  Sequence sequence;
+  const jrt::RepeatedPrompt repeated{request.context, request.query, options.separator, options.reads};
+  sequence.read.resize(options.reads < 1 ? 0 : static_cast<std::size_t>(jrt::repeated_prompt_tokens(repeated)));
+  require(jrt::write_repeated_prompt(repeated, sequence.read));
+  if (options.reads == 1) {
+    sequence.pieces = {{0, std::ssize(sequence.read)}};  // context and query are read at once
+  } else {
+    for (std::int64_t i = 0; i < jrt::repeated_prompt_pieces(repeated); ++i) {
+      sequence.pieces.push_back(jrt::repeated_prompt_piece(repeated, i));
+    }
+  }
+  jrt::TokenRange& first = sequence.pieces.front();
+  const std::int64_t missing = options.encoder_tokens - first.count;
+  sequence.prefix = std::min(options.encoder_tokens, first.count);
+  const bool pads =
+      options.short_prompt == ShortPromptStrategy::left_pad || options.short_prompt == ShortPromptStrategy::read_twice;
+  if (missing > 0 && pads) {
+    if (options.reads != 1) {
+      throw std::invalid_argument("the context is shown " + std::to_string(options.reads) +
+                                  " times, but short prompts can be padded only if it is shown once");
+    }
+    std::vector<std::int32_t> padded(static_cast<std::size_t>(options.encoder_tokens));
+    if (options.short_prompt == ShortPromptStrategy::left_pad) {
+      require(jrt::pad_left(sequence.read, options.pad_token, padded));
+      sequence.zero_keys = missing;
+    } else {
+      require(jrt::pad_by_reading_twice(sequence.read, padded));
+    }
+    sequence.read = std::move(padded);
+    first.count = sequence.prefix = options.encoder_tokens;
+  }
+  return sequence;
+}
+
+class Run {
+ public:
+  Run(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options, const Progress& progress)
+      : model_(model), options_(options), progress_(progress), encoding_{options.encoder_tokens} {
+    if (requests.empty() || std::ssize(requests) > model.slots()) {
+      throw std::invalid_argument("there are " + std::to_string(requests.size()) + " prompts, but must be from 1 to " +
+                                  std::to_string(model.slots()) + " (the model's slots)");
+    }
+    if (options.new_tokens < 0 || options.encoder_tokens < 0) {
+      throw std::invalid_argument("new tokens and encoder tokens are " + std::to_string(options.new_tokens) + " and " +
+                                  std::to_string(options.encoder_tokens) + ", but must be at least 0");
+    }
+    for (const Request& request : requests) {
+      samplers_.emplace_back(options.sampling, sequences_.size());
+      sequences_.push_back(sequence_of(request, options));
+      result_.prompt_tokens += std::ssize(sequences_.back().read);
+    }
+  }
+
+  Generation run() {
+    const double start = seconds();
+    read_prompts();
+    model_.synchronize();
+    const double prefilled = seconds();
+    while (!finished()) {
+      next_tokens();
+    }
+    model_.synchronize();
+    result_.prefill_seconds = prefilled - start;
+    result_.decode_seconds = seconds() - prefilled;
+    for (Sequence& sequence : sequences_) {
+      result_.tokens.push_back(std::move(sequence.generated));
+    }
+    return std::move(result_);
+  }
+
+ private:
+  /// In place of a sequence: its row of logits is of no interest.
+  [[nodiscard]] std::size_t nobody() const { return sequences_.size(); }
+
+  [[nodiscard]] bool finished() const {
+    return std::all_of(sequences_.begin(), sequences_.end(), [](const Sequence& sequence) { return sequence.done; });
+  }
+
+  /// Piece after piece; the sequences that have one are read together.
+  void read_prompts() {
+    for (std::size_t piece = 0;; ++piece) {
+      std::vector<Prompt> prompts;
+      std::vector<std::size_t> who;
+      for (std::size_t i = 0; i < sequences_.size(); ++i) {
+        const Sequence& sequence = sequences_[i];
+        if (piece < sequence.pieces.size()) {
+          const jrt::TokenRange range = sequence.pieces[piece];
+          Prompt prompt{std::span(sequence.read)
+                            .subspan(static_cast<std::size_t>(range.first), static_cast<std::size_t>(range.count))};
+          prompt.slot = static_cast<std::int32_t>(i);
+          prompt.continues = piece > 0;
+          prompt.prefix = piece == 0 ? sequence.prefix : 0;
+          prompt.zero_keys = piece == 0 ? sequence.zero_keys : 0;
+          prompts.push_back(prompt);
+          who.push_back(i);
+        }
+      }
+      if (prompts.empty()) {
+        return;
+      }
+      model_.prefill(prompts, LogitsOf::last_tokens, progress_);
+      for (std::size_t& i : who) {
+        if (sequences_[i].pieces.size() != piece + 1) {
+          i = nobody();  // there is more to read
+        }
+      }
+      take_tokens(who);
+    }
+  }
+
+  /// One more token for each sequence that is not done, or several if nothing has to be decided in between.
+  void next_tokens() {
+    std::vector<std::size_t> again;
+    std::vector<std::size_t> onward(sequences_.size(), nobody());
+    bool any = false;
+    for (std::size_t i = 0; i < sequences_.size(); ++i) {
+      if (!sequences_[i].done) {
+        if (encodes_again(sequences_[i])) {
+          again.push_back(i);
+        } else {
+          onward[i] = i;
+          any = true;
+        }
+      }
+    }
+    if (!again.empty()) {
+      encode_again(again);
+    }
+    if (any) {
+      step(onward, again.empty());
+    }
+  }
+
+  [[nodiscard]] bool encodes_again(const Sequence& sequence) const {
+    return options_.short_prompt == ShortPromptStrategy::iterative && sequence.pieces.size() == 1 &&
+           encoding_.encodes_again(std::ssize(sequence.read) + std::ssize(sequence.generated));
+  }
+
+  void encode_again(const std::vector<std::size_t>& who) {
+    std::vector<std::vector<std::int32_t>> whole;
+    std::vector<Prompt> prompts;
+    whole.reserve(who.size());
+    for (const std::size_t i : who) {
+      whole.push_back(sequences_[i].read);
+      whole.back().insert(whole.back().end(), sequences_[i].generated.begin(), sequences_[i].generated.end());
+      Prompt prompt{whole.back()};
+      prompt.slot = static_cast<std::int32_t>(i);
+      prompt.prefix = encoding_.prefix(std::ssize(whole.back()));
+      prompts.push_back(prompt);
+    }
+    model_.prefill(prompts, LogitsOf::last_tokens, {});
+    take_tokens(who);
+  }
+
+  /// `rows[i]` is i, or nobody for a row of padding: the batch keeps its size, so that the model prepares one.
+  void step(const std::vector<std::size_t>& rows, bool all_step) {
+    std::vector<std::int32_t> tokens;
+    std::vector<std::int32_t> slots;
+    std::int64_t steps = options_.new_tokens;
+    for (const std::size_t i : rows) {
+      const bool padding = i == nobody();
+      tokens.push_back(padding ? 0 : sequences_[i].generated.back());
+      slots.push_back(padding ? jrt::skip_slot : static_cast<std::int32_t>(i));
+      if (!padding) {
+        steps = std::min(steps, options_.new_tokens - std::ssize(sequences_[i].generated));
+      }
+    }
+    if (all_step && options_.sampling.greedy() && !options_.stop_token && steps > 1) {
+      const auto several = model_.greedy_steps(tokens, slots, steps);
+      result_.decode_steps += steps;
+      for (std::int64_t s = 0; s < steps; ++s) {
+        for (std::size_t row = 0; row < rows.size(); ++row) {
+          if (rows[row] != nobody()) {
+            append(sequences_[rows[row]], several[static_cast<std::size_t>(s) * rows.size() + row]);
+          }
+        }
+      }
+      return;
+    }
+    model_.step(tokens, slots);
+    ++result_.decode_steps;
+    take_tokens(rows);
+  }
+
+  /// The next token of sequence `who[row]` for each row of logits.
+  void take_tokens(const std::vector<std::size_t>& who) {
+    if (options_.new_tokens == 0) {
+      for (Sequence& sequence : sequences_) {
+        sequence.done = true;
+      }
+      return;
+    }
+    const bool greedy = options_.sampling.greedy();
+    const std::vector<std::int32_t> likeliest = greedy ? model_.likeliest() : std::vector<std::int32_t>{};
+    const std::vector<double> logits = greedy ? std::vector<double>{} : model_.logits();
+    const auto columns = static_cast<std::size_t>(model_.config().vocabulary_rows);
+    for (std::size_t row = 0; row < who.size(); ++row) {
+      if (who[row] != nobody()) {
+        const auto row_logits = [&] {
+          return std::span(logits).subspan(row * columns, static_cast<std::size_t>(model_.config().vocabulary));
+        };
+        append(sequences_[who[row]], greedy ? likeliest[row] : samplers_[who[row]].draw(row_logits()));
+      }
+    }
+  }
+
+  void append(Sequence& sequence, std::int32_t token) const {
+    sequence.generated.push_back(token);
+    sequence.done = std::ssize(sequence.generated) >= options_.new_tokens || token == options_.stop_token;
+  }
+
+  LanguageModel& model_;
+  const GenerationOptions& options_;
+  const Progress& progress_;
+  jrt::IterativeEncoding encoding_;
+  std::vector<Sequence> sequences_;
+  std::vector<Sampler> samplers_;
+  Generation result_;
+};
+
+}  // namespace
+
+const char* name_of(ShortPromptStrategy strategy) {
+  for (const auto& [name, value] : strategies) {
+    if (value == strategy) {
+      return name;
+    }
+  }
+  return "";
+}
+
+std::optional<ShortPromptStrategy> short_prompt_strategy(const std::string& name) {
+  for (const auto& [known, value] : strategies) {
+    if (known == name) {
+      return value;
+    }
+  }
+  return std::nullopt;
+}
+
+Generation generate(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options,
+                    const Progress& progress) {
+  return Run(model, requests, options, progress).run();
+}
+
+}  // namespace jrt_lm

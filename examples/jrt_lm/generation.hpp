@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "jrt_lm/language_model.hpp"
+#include "jrt_lm/sampler.hpp"
+
+namespace jrt_lm {
+
+/// What is done with a prompt of fewer tokens than the encoder region that the model was trained with
+/// (jrt/short_prompt.hpp).
+enum class ShortPromptStrategy {
+  shorten,     ///< the encoder region is the prompt: left padding whose positions are dropped. Costs nothing
+  left_pad,    ///< the authors' left padding: padded positions are read, and linear attention sees their keys as 0
+  read_twice,  ///< padding with the prompt itself
+  iterative,   ///< the encoder region grows with the answer, and the sequence is read anew for each token until it is full
+};
+
+const char* name_of(ShortPromptStrategy strategy);
+/// Nothing if the name is none of "shorten", "left-pad", "read-twice", "iterative".
+std::optional<ShortPromptStrategy> short_prompt_strategy(const std::string& name);
+
+/// A request: context and query as jrt::RepeatedPrompt has them. Plain prompts are a context that is shown once.
+struct Request {
+  std::vector<std::int32_t> context;
+  std::vector<std::int32_t> query{};
+};
+
+struct GenerationOptions {
+  std::int64_t new_tokens = 16;
+  std::int64_t encoder_tokens = 0;  ///< M; longer than a prompt, `short_prompt` applies
+  ShortPromptStrategy short_prompt = ShortPromptStrategy::shorten;
+  std::int32_t pad_token = 220;  ///< of left_pad: the authors' (a space of GPT-2's vocabulary)
+  std::int64_t reads = 1;        ///< how often a context is shown
+  std::vector<std::int32_t> separator{};
+  SamplingOptions sampling{};
+  std::optional<std::int32_t> stop_token{};  ///< a sequence ends with it
+};
+
+/// What came out, and how long it took.
+struct Generation {
+  std::vector<std::vector<std::int32_t>> tokens;  ///< of each request
+  std::int64_t prompt_tokens = 0;                 ///< read, of all requests: repetitions and padding included
+  std::int64_t decode_steps = 0;                  ///< of the whole batch
+  double prefill_seconds = 0;                     ///< until there are logits of the first new tokens
+  double decode_seconds = 0;                      ///< of all that follows
+};
+
+/// Reads the requests into slots 0, 1, … and generates tokens for each. Each piece of a repeated prompt is a prefill that
+/// continues the one before; an encoder region is part of the first. `progress` as in LanguageModel::prefill.
+Generation generate(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options,
+                    const Progress& progress);
+
+}  // namespace jrt_lm

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "jrt_lm/language_model.hpp"
+
+namespace jrt_lm {
+
+/// One compiled combination of device, type and kernel shape. The build writes a file for each and a list of them all
+/// (CMakeLists.txt), so that each is compiled by itself.
+struct Instance {
+  DeviceKind device;
+  NumberType type;
+  KernelShape shape;
+  std::unique_ptr<LanguageModel> (*make)(const ModelConfig&, const WeightSource&, const ModelOptions&);
+};
+
+/// All that this program was compiled for.
+std::vector<Instance> instances();
+
+}  // namespace jrt_lm

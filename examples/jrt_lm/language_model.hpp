@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "jrt_lm/model_config.hpp"
+#include "jrt_lm/weights.hpp"
+
+namespace jrt_lm {
+
+/// Tokens that a sequence goes on with, and where its state is.
+struct Prompt {
+  std::span<const std::int32_t> tokens{};
+  std::int32_t slot = 0;
+  std::int64_t prefix = 0;     ///< M: so many of these tokens are the encoder region; 0 where `continues`
+  std::int64_t zero_keys = 0;  ///< leading tokens whose keys linear attention sees as 0: the authors' left padding
+  bool continues = false;      ///< from the slot's state; otherwise the sequence starts here
+};
+
+enum class LogitsOf {
+  last_tokens,  ///< a row for each sequence
+  all_tokens,   ///< a row for each token, sequence after sequence
+};
+
+/// Is told after each layer which part of a prefill is done. Having one makes the host wait for every layer.
+using Progress = std::function<void(double done)>;
+
+/// A JRT-RNN or Based model on some device: weights, and the states of `slots` sequences. A slot of constant size is all
+/// that a sequence is; what is in it need not be cleared before a prompt that does not continue.
+///
+/// Errors are std::invalid_argument (tokens outside the vocabulary, slots outside the pool, …; nothing was changed then) or
+/// std::runtime_error (the device's).
+class LanguageModel {
+ public:
+  LanguageModel() = default;
+  LanguageModel(const LanguageModel&) = delete;
+  LanguageModel& operator=(const LanguageModel&) = delete;
+  virtual ~LanguageModel() = default;
+
+  [[nodiscard]] virtual const ModelConfig& config() const = 0;
+  [[nodiscard]] virtual std::int64_t slots() const = 0;
+  /// What a sequence keeps, constant in its length.
+  [[nodiscard]] virtual std::int64_t state_bytes() const = 0;
+  /// All memory that the model holds on its device at present: weights, states, activations, workspace.
+  [[nodiscard]] virtual std::int64_t device_bytes() const = 0;
+  [[nodiscard]] virtual std::string device_name() const = 0;
+
+  /// Reads prompts. Sequences may have any lengths; no two may have one slot. Afterwards there are logits.
+  virtual void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) = 0;
+  /// One token for each slot (jrt::skip_slot: a row of padding). Afterwards there are logits, a row for each.
+  virtual void step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots) = 0;
+  /// `steps` steps, each fed with the likeliest tokens after the one before, without a word to the host in between. Returns
+  /// (steps, rows) tokens: the likeliest after each step.
+  virtual std::vector<std::int32_t> greedy_steps(std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots,
+                                                 std::int64_t steps) = 0;
+
+  /// Of the last call: (rows, vocabulary rows).
+  [[nodiscard]] virtual std::vector<double> logits() = 0;
+  /// The likeliest token of each row of logits; the first of several.
+  [[nodiscard]] virtual std::vector<std::int32_t> likeliest() = 0;
+
+  /// Tokens that the sequence in a slot has read.
+  [[nodiscard]] virtual std::int64_t tokens_read(std::int32_t slot) const = 0;
+  /// One sequence becomes two.
+  virtual void fork(std::int32_t from, std::int32_t to) = 0;
+  /// The state of a sequence as bytes, for `load` into any slot of a model of the same configuration and type, on any
+  /// device.
+  [[nodiscard]] virtual std::vector<std::byte> save(std::int32_t slot) = 0;
+  virtual void load(std::span<const std::byte> bytes, std::int32_t slot) = 0;
+
+  /// Waits until all work is done; for clocks.
+  virtual void synchronize() = 0;
+};
+
+enum class DeviceKind { cpu, cuda };
+enum class NumberType { float64, float32, float16, bfloat16 };
+
+const char* name_of(DeviceKind device);
+const char* name_of(NumberType type);
+
+struct ModelOptions {
+  DeviceKind device = DeviceKind::cpu;
+  NumberType type = NumberType::float32;
+  std::int64_t slots = 1;
+  int threads = 1;  ///< of the CPU
+  std::int64_t tokens_per_group =
+      256 * 1024;  ///< prompts are read in groups of at most so many tokens, which bounds memory
+};
+
+/// Makes a model for one of the combinations of device, type and kernel shape that this program was compiled for; others
+/// are a std::runtime_error that lists those.
+std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, const WeightSource& weights,
+                                          const ModelOptions& options);
+
+}  // namespace jrt_lm

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// A JRT-RNN or Based language model on the library's kernels: reads a checkpoint in the authors' layout and generates
+// tokens, on the CPU or a GPU. `jrt_lm --help` says how; docs/jrt-rnn.md explains it.
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "jrt_lm/generation.hpp"
+#include "jrt_lm/measurement.hpp"
+#include "jrt_lm/options.hpp"
+#include "jrt_lm/progress_line.hpp"
+#if defined(JRT_LM_TOKENIZER)
+#include "jrt_lm/tokenizer.hpp"
+#endif
+
+namespace {
+
+using namespace jrt_lm;
+
+#if !defined(JRT_LM_TOKENIZER)
+/// In place of the real one, where PCRE2 was not found when this was built.
+struct Tokenizer {
+  Tokenizer(const std::string& /*vocab*/, const std::string& /*merges*/) {
+    throw std::invalid_argument("--vocab needs PCRE2 (libpcre2-dev), which was not found when this program was built");
+  }
+  static std::vector<std::int32_t> encode(const std::string& /*text*/) { return {}; }
+  static std::string decode(const std::vector<std::int32_t>& /*tokens*/) { return {}; }
+};
+#endif
+
+/// Checkpoint or random weights, and the model made of them; the checkpoint is closed afterwards.
+std::unique_ptr<LanguageModel> open_model(const Options& options) {
+  if (options.model_folder.empty() == options.random_weights.empty()) {
+    throw std::invalid_argument(options.model_folder.empty()
+                                    ? "neither a model's folder nor --random-weights is given (--help explains)"
+                                    : "both a folder, '" + options.model_folder + "', and --random-weights " +
+                                          options.random_weights + " are given");
+  }
+  if (!options.random_weights.empty()) {
+    return make_model(ModelConfig::published(options.random_weights), RandomWeights(), options.model);
+  }
+  ModelConfig config = ModelConfig::from_file(options.model_folder + "/config.json");
+  const Checkpoint checkpoint(options.model_folder);
+  config.adapt_to(checkpoint.names());
+  return make_model(config, CheckpointWeights(checkpoint), options.model);
+}
+
+std::vector<Request> requests_of(const Options& options, const std::optional<Tokenizer>& tokenizer) {
+  const auto encoded = [&](const std::string& text, const char* option) {
+    if (!tokenizer) {
+      throw std::invalid_argument(std::string(option) + " needs --vocab and --merges");
+    }
+    auto tokens = tokenizer->encode(text);
+    if (tokens.empty()) {
+      throw std::invalid_argument(std::string(option) + " has 0 tokens, but a prompt needs at least 1");
+    }
+    return tokens;
+  };
+  std::vector<Request> requests;
+  for (const auto& prompt : options.prompts) {
+    requests.push_back({prompt, options.query});
+  }
+  for (const std::string& text : options.texts) {
+    requests.push_back({encoded(text, "--text"), options.query});
+  }
+  if (requests.empty()) {
+    throw std::invalid_argument("there is no prompt: give --tokens, --tokens-file, --text or --measure");
+  }
+  if (!options.query_text.empty()) {
+    for (Request& request : requests) {
+      request.query = encoded(options.query_text, "--query-text");
+    }
+  }
+  return requests;
+}
+
+nlohmann::ordered_json about(LanguageModel& model, const Options& options) {
+  nlohmann::ordered_json json;
+  json["model"] = options.random_weights.empty() ? options.model_folder : options.random_weights;
+  json["parameters"] = parameter_count(model.config());
+  json["device"] = model.device_name();
+  json["type"] = name_of(options.model.type);
+  return json;
+}
+
+double per_second(std::int64_t count, double seconds) {
+  return seconds > 0 ? static_cast<double>(count) / seconds : 0;
+}
+
+void generate_and_print(Options options) {
+  std::optional<Tokenizer> tokenizer;
+  if (options.vocab.empty() != options.merges.empty()) {
+    throw std::invalid_argument("--vocab and --merges belong together, but one of them is missing");
+  }
+  if (!options.vocab.empty()) {
+    tokenizer.emplace(options.vocab, options.merges);
+  }
+  const std::vector<Request> requests = requests_of(options, tokenizer);
+  options.model.slots = std::ssize(requests);
+  const auto model = open_model(options);
+  if (!options.encoder_tokens_given) {
+    options.generation.encoder_tokens = model->config().encoder_tokens;
+  }
+  if (options.half_prefix) {
+    throw std::invalid_argument("--prefix half is for --measure; prompts of one's own need a number");
+  }
+  ProgressLine progress(options.quiet);
+  const Generation result = generate(*model, requests, options.generation, progress.of(requests, options.generation));
+  progress.end();
+  if (!options.json) {
+    for (const auto& tokens : result.tokens) {
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        std::cout << (i == 0 ? "" : " ") << tokens[i];
+      }
+      std::cout << "\n";
+      if (tokenizer) {
+        std::cout << tokenizer->decode(tokens) << "\n";
+      }
+    }
+    return;
+  }
+  nlohmann::ordered_json json = about(*model, options);
+  json["tokens"] = result.tokens;
+  if (tokenizer) {
+    for (const auto& tokens : result.tokens) {
+      json["text"].push_back(tokenizer->decode(tokens));
+    }
+  }
+  json["prompt_tokens"] = result.prompt_tokens;
+  json["prefill_ms"] = result.prefill_seconds * 1e3;
+  json["prefill_tokens_per_s"] = per_second(result.prompt_tokens, result.prefill_seconds);
+  json["decode_steps"] = result.decode_steps;
+  json["decode_ms_per_token"] =
+      result.decode_steps == 0 ? 0 : result.decode_seconds * 1e3 / static_cast<double>(result.decode_steps);
+  json["decode_tokens_per_s"] = per_second(result.decode_steps * std::ssize(requests), result.decode_seconds);
+  json["state_bytes_per_sequence"] = model->state_bytes();
+  json["device_bytes"] = model->device_bytes();
+  // Bytes that are no UTF-8, as a token may end within a character, are replaced.
+  std::cout << json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << "\n";
+}
+
+void measure_and_print(Options options) {
+  options.model.slots = options.batch;
+  const auto model = open_model(options);
+  if (!options.encoder_tokens_given) {
+    options.generation.encoder_tokens = model->config().encoder_tokens;
+  }
+  nlohmann::ordered_json json = about(*model, options);
+  json["measurements"] = nlohmann::ordered_json::array();
+  for (const std::int64_t tokens : options.measure) {
+    MeasurementOptions what;
+    what.tokens = tokens;
+    what.batch = options.batch;
+    what.repeats = options.repeats;
+    what.generation = options.generation;
+    if (options.half_prefix) {
+      what.generation.encoder_tokens = tokens / 2;
+    }
+    const Measurement m = measure(*model, what);
+    if (!options.json) {
+      std::printf(
+          "%lld prompts of %lld tokens, %lld of them the prefix, read %lld times: prefill %.2f ms, %.0f tokens/s; decode "
+          "step %.4f ms, "
+          "%.0f tokens/s\n",
+          static_cast<long long>(options.batch), static_cast<long long>(tokens), static_cast<long long>(m.prefix),
+          static_cast<long long>(options.generation.reads), m.prefill_ms, m.prefill_tokens_per_s, m.decode_ms_per_token,
+          m.decode_tokens_per_s);
+      std::fflush(stdout);
+      continue;
+    }
+    nlohmann::ordered_json row;
+    row["batch"] = options.batch;
+    row["tokens"] = tokens;
+    row["prefix"] = m.prefix;
+    row["reads"] = options.generation.reads;
+    row["prefill_ms"] = m.prefill_ms;
+    row["prefill_tokens_per_s"] = m.prefill_tokens_per_s;
+    row["decode_ms_per_token"] = m.decode_ms_per_token;
+    row["decode_tokens_per_s"] = m.decode_tokens_per_s;
+    row["state_bytes_per_sequence"] = model->state_bytes();
+    row["device_bytes"] = model->device_bytes();
+    json["measurements"].push_back(row);
+  }
+  if (options.json) {
+    std::cout << json.dump(1) << "\n";
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const Options options = parse_options(argc, argv);
+  if (options.help) {
+    std::cout << usage;
+    return 0;
+  }
+  if (options.measure.empty()) {
+    generate_and_print(options);
+  } else {
+    measure_and_print(options);
+  }
+  return 0;
+} catch (const std::exception& error) {
+  std::cerr << "jrt_lm: " << error.what() << "\n";
+  return 1;
+}

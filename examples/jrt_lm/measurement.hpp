@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt_lm/generation.hpp"
+#include "jrt_lm/language_model.hpp"
+
+namespace jrt_lm {
+
+struct MeasurementOptions {
+  std::int64_t tokens = 0;  ///< of each prompt
+  std::int64_t batch = 1;   ///< prompts
+  std::int64_t repeats = 5;
+  GenerationOptions generation{};
+};
+
+struct Measurement {
+  std::int64_t prefix = 0;  ///< encoder tokens of each prompt
+  double prefill_ms = 0;
+  double prefill_tokens_per_s = 0;  ///< tokens of the prompts, however often they were read
+  double decode_ms_per_token = 0;   ///< a step of the whole batch
+  double decode_tokens_per_s = 0;
+};
+
+/// Generates after random prompts, `repeats` times after one that does not count; medians.
+Measurement measure(LanguageModel& model, const MeasurementOptions& options);
+
+}  // namespace jrt_lm

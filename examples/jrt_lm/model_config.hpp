@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace jrt_lm {
+
+/// The three mixers of JRT-RNN and Based.
+enum class MixerKind {
+  convolution,  ///< BaseConv: projection, gated short convolution, projection
+  linear,       ///< prefix linear attention, or without an encoder region Based's linear attention
+  window,       ///< sliding-window attention with rotary embedding
+};
+
+/// What kernels are compiled for; everything else of a model is known at run time only.
+struct KernelShape {
+  int feature_dim = 16;   ///< d of linear attention
+  int head_dim = 64;      ///< dv of linear attention, d of the window
+  int left_window = 128;  ///< L: keys to the left of a query
+  int kernel_width = 3;   ///< K of the convolution
+
+  friend bool operator==(const KernelShape&, const KernelShape&) = default;
+};
+
+/// "d = 16, head dimension 64, window 128, convolution 3"
+std::string description(const KernelShape& shape);
+
+/// A hybrid model in the authors' configuration: RMSNorm and a mixer, RMSNorm and a SwiGLU MLP, both added to the residual
+/// stream, `layers.size()` times; tied embeddings; no position embeddings but the windows' rotation.
+struct ModelConfig {
+  std::string source{};  ///< for messages: the file, or a name
+  std::int64_t vocabulary = 0;
+  std::int64_t vocabulary_rows = 0;  ///< of the embedding table: the vocabulary, padded
+  std::int64_t width = 0;
+  std::int64_t hidden = 0;    ///< of the MLP
+  std::int64_t channels = 0;  ///< of the convolution
+  std::int64_t heads = 0;
+  std::int64_t window_kv_heads = 0;
+  KernelShape shape{};
+  std::int64_t encoder_tokens = 0;  ///< M, the encoder region that the model was trained with; 0: plainly causal
+  bool has_encoder = false;         ///< whether linear attention has keys and values of its own for an encoder region
+  double norm_epsilon = 1e-5;
+  double window_scale = 0;   ///< of the scores
+  bool rotates = true;       ///< whether windows turn queries and keys
+  double rotary_base = 1e4;  ///< of the rotary embedding
+  bool convolution_projection_bias = false;
+  bool convolution_bias = false;
+  bool linear_output_bias = false;
+  bool window_input_bias = false;
+  bool window_output_bias = false;
+  bool mlp_input_bias = false;
+  bool mlp_output_bias = false;
+  std::vector<MixerKind> layers{};
+
+  /// Reads the authors' `config.json`. Errors are std::runtime_error: one line naming the file, the key and both values.
+  static ModelConfig from_file(const std::string& path);
+  /// The same from text; `source` stands in messages.
+  static ModelConfig from_json(const std::string& text, const std::string& source);
+  /// Biases that the configuration does not speak of exist if their tensors do.
+  void adapt_to(const std::vector<std::string>& tensor_names);
+  /// The published layouts "360m" and "1.3b".
+  static ModelConfig published(const std::string& name);
+};
+
+/// A tensor of a checkpoint, under the authors' name.
+struct TensorSpec {
+  std::string name;
+  std::vector<std::int64_t> shape;
+};
+
+/// All tensors that a model needs.
+std::vector<TensorSpec> tensors_of(const ModelConfig& config);
+
+/// How many numbers a model has.
+std::int64_t parameter_count(const ModelConfig& config);
+
+}  // namespace jrt_lm

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <jrt/decode.hpp>
+#include <jrt/gated_convolution.hpp>
+#include <jrt/policy/rotary.hpp>
+#include <jrt/prefill.hpp>
+#include <jrt/window_attention.hpp>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "jrt_lm/activations.hpp"
+#include "jrt_lm/language_model.hpp"
+#include "jrt_lm/layer_states.hpp"
+#include "jrt_lm/model_weights.hpp"
+#include "jrt_lm/prefill_plan.hpp"
+
+namespace jrt_lm {
+
+/// The model, for any device. `Device` (cpu_device.hpp, cuda_device.cuh) has memory, matrix products and the small
+/// functions between them; the mixers are the library's, on `device.execution()`.
+///
+/// A token's way: its row of the embedding table becomes the residual stream x, in float (double for double); each layer
+/// adds mixer(norm(x)) and mlp(norm(x)) to it; norm(x) times the embedding table is the logits.
+template <class Device, class Mixers>
+class Transformer final : public LanguageModel {
+ public:
+  Transformer(const ModelConfig& config, const WeightSource& source, const ModelOptions& options)
+      : config_(config),
+        tokens_per_group_(options.tokens_per_group),
+        device_(options),
+        weights_(device_, config_, source),
+        states_(device_, config_, options.slots),
+        rotary_(config.rotary_base),
+        tokens_read_(static_cast<std::size_t>(options.slots)) {}
+
+  [[nodiscard]] const ModelConfig& config() const override { return config_; }
+  [[nodiscard]] std::int64_t slots() const override { return states_.slots(); }
+  [[nodiscard]] std::int64_t state_bytes() const override { return states_.slot_bytes(); }
+  [[nodiscard]] std::int64_t device_bytes() const override { return device_.allocated_bytes(); }
+  [[nodiscard]] std::string device_name() const override { return device_.name(); }
+  [[nodiscard]] std::int64_t tokens_read(std::int32_t slot) const override { return tokens_read_.at(checked(slot)); }
+  void synchronize() override { device_.synchronize(); }
+
+  void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) override {
+    check_prompts(config_, slots(), prompts);
+    std::int64_t all_rows = 0;
+    std::int64_t all_tokens = 0;
+    for (const Prompt& prompt : prompts) {
+      all_rows += rows == LogitsOf::last_tokens ? 1 : std::ssize(prompt.tokens);
+      all_tokens += std::ssize(prompt.tokens);
+    }
+    prefill_logits_.reserve(device_, all_rows, config_);
+    logits_ = &prefill_logits_;
+    logits_->rows = 0;
+    std::int64_t tokens_done = 0;
+    while (!prompts.empty()) {
+      const PrefillPlan plan(prompts, rows, tokens_per_group_, tokens_read_);
+      const auto group_progress = [&](std::int64_t layers_done) {
+        if (progress) {
+          device_.synchronize();
+          const double part = static_cast<double>(layers_done) / static_cast<double>(config_.layers.size());
+          progress((static_cast<double>(tokens_done) + part * static_cast<double>(plan.rows())) /
+                   static_cast<double>(all_tokens));
+        }
+      };
+      prefill_group(plan, group_progress);
+      tokens_done += plan.rows();
+      for (const Prompt& prompt : prompts.first(plan.prompts())) {
+        auto& read = tokens_read_[static_cast<std::size_t>(prompt.slot)];
+        read = (prompt.continues ? read : 0) + std::ssize(prompt.tokens);
+      }
+      prompts = prompts.subspan(plan.prompts());
+    }
+  }
+
+  void step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots) override {
+    StepBatch& batch = enqueue_step(tokens, of_slots);
+    device_.launch(batch.graph);
+    count_steps(of_slots, 1);
+  }
+
+  std::vector<std::int32_t> greedy_steps(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots,
+                                         std::int64_t steps) override {
+    StepBatch& batch = enqueue_step(tokens, of_slots);
+    const std::int64_t rows = std::ssize(of_slots);
+    Array<std::int32_t> history(device_, steps * rows);
+    for (std::int64_t i = 0; i < steps; ++i) {
+      device_.launch(batch.graph);
+      device_.advance(batch.logits.likeliest.data(), batch.tokens.data(), batch.positions.data(), history.data() + i * rows,
+                      rows);
+    }
+    count_steps(of_slots, steps);
+    return history.download(steps * rows);
+  }
+
+  [[nodiscard]] std::vector<double> logits() override {
+    require_logits();
+    const std::vector<Sum> values = logits_->values.download(logits_->rows * config_.vocabulary_rows);
+    return {values.begin(), values.end()};
+  }
+
+  [[nodiscard]] std::vector<std::int32_t> likeliest() override {
+    require_logits();
+    return logits_->likeliest.download(logits_->rows);
+  }
+
+  void fork(std::int32_t from, std::int32_t to) override {
+    tokens_read_[checked(to)] = tokens_read_[checked(from)];
+    states_.copy(device_, from, to);
+  }
+
+  [[nodiscard]] std::vector<std::byte> save(std::int32_t slot) override {
+    return states_.save(device_, slot, tokens_read_[checked(slot)]);
+  }
+
+  void load(std::span<const std::byte> bytes, std::int32_t slot) override {
+    static_cast<void>(checked(slot));
+    tokens_read_[checked(slot)] = states_.load(device_, bytes, slot);
+  }
+
+ private:
+  using Element = typename Mixers::Element;
+  using Sum = jrt::ComputeType<Element>;
+  template <class T>
+  using Array = typename Device::template Array<T>;
+  using Layer = typename ModelWeights<Device, Element>::Layer;
+  using Logits = LogitRows<Device, Element>;
+
+  /// Steps of a number of sequences: their tokens, and the whole step in a form that the device can repeat.
+  struct StepBatch {
+    Array<std::int32_t> tokens{};
+    Array<std::int32_t> positions{};
+    Array<std::int32_t> slots{};
+    Activations<Device, Element> activations{};
+    Logits logits{};
+    typename Device::Graph graph{};
+  };
+
+  /// Where the rows of a pass are and what they belong to. Rows are tokens: of prompts, one after the other, or one of each
+  /// sequence.
+  struct Pass {
+    std::int64_t rows = 0;
+    const std::int32_t* tokens = nullptr;
+    const std::int32_t* positions = nullptr;
+    const std::int32_t* slots = nullptr;
+    const std::uint8_t* continues = nullptr;  ///< of prompts
+    jrt::Sequences sequences{};               ///< of prompts
+    const PrefillPlan* plan = nullptr;        ///< of prompts; null for a step
+
+    /// Numbers [first, first + heads * dim) of rows that have `columns`.
+    template <class T>
+    [[nodiscard]] jrt::TensorView<T> part(T* data, std::int64_t columns, std::int64_t first, std::int64_t heads,
+                                          std::int64_t dim) const {
+      const bool step = plan == nullptr;
+      return {data + first, step ? rows : 1, step ? 1 : rows, heads, dim, step ? columns : rows * columns, columns, dim};
+    }
+  };
+
+  [[nodiscard]] std::size_t checked(std::int32_t slot) const {
+    check_slot(slots(), slot);
+    return static_cast<std::size_t>(slot);
+  }
+
+  void require_logits() const {
+    if (logits_ == nullptr) {
+      throw std::invalid_argument("there are no logits before the first prefill or step");
+    }
+  }
+
+  void prefill_group(const PrefillPlan& plan, const std::function<void(std::int64_t)>& progress) {
+    Array<std::int32_t> numbers(device_, plan.numbers());
+    Array<std::uint8_t> continues(device_, plan.prompts());
+    numbers.upload(plan.data());
+    continues.upload(plan.continues());
+    Pass pass;
+    pass.rows = plan.rows();
+    pass.tokens = numbers.data() + plan.tokens_at();
+    pass.positions = numbers.data() + plan.positions_at();
+    pass.slots = numbers.data() + plan.slots_at();
+    pass.continues = continues.data();
+    pass.sequences.count = plan.prompts();
+    pass.sequences.cu_seqlens = numbers.data() + plan.offsets_at();
+    pass.sequences.cu_encoder_seqlens = numbers.data() + plan.encoder_offsets_at();
+    pass.sequences.max_tokens = plan.longest();
+    pass.plan = &plan;
+    prefill_activations_.reserve(device_, config_, plan.rows(), plan.encoder_rows());
+    run_layers(pass, prefill_activations_, progress);
+    finish(prefill_activations_, numbers.data() + plan.logit_rows_at(), plan.logit_rows(), prefill_logits_);
+    device_.synchronize();  // the arrays above are about to go
+  }
+
+  /// Everything of a step but its start: tokens, slots and positions are where its graph finds them.
+  StepBatch& enqueue_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots) {
+    check_step(config_, slots(), tokens, of_slots);
+    const std::int64_t rows = std::ssize(of_slots);
+    auto& batch = steps_[rows];
+    if (batch == nullptr) {
+      batch = std::make_unique<StepBatch>();
+      prepare(*batch, rows);
+    }
+    std::vector<std::int32_t> positions;
+    for (const std::int32_t slot : of_slots) {
+      positions.push_back(slot == jrt::skip_slot ? 0 : static_cast<std::int32_t>(tokens_read_[checked(slot)]));
+    }
+    batch->tokens.upload(tokens);
+    batch->slots.upload(of_slots);
+    batch->positions.upload(positions);
+    logits_ = &batch->logits;
+    return *batch;
+  }
+
+  void prepare(StepBatch& batch, std::int64_t rows) {
+    batch.tokens = Array<std::int32_t>(device_, rows);
+    batch.positions = Array<std::int32_t>(device_, rows);
+    batch.slots = Array<std::int32_t>(device_, rows);
+    batch.activations.reserve(device_, config_, rows, 0);
+    batch.logits.reserve(device_, rows, config_);
+    batch.tokens.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows)));
+    batch.positions.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows)));
+    batch.slots.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows), jrt::skip_slot));
+    const auto run = [this, &batch, rows] {
+      Pass pass;
+      pass.rows = rows;
+      pass.tokens = batch.tokens.data();
+      pass.positions = batch.positions.data();
+      pass.slots = batch.slots.data();
+      run_layers(pass, batch.activations, [](std::int64_t) {});
+      batch.logits.rows = 0;
+      finish(batch.activations, nullptr, rows, batch.logits);
+    };
+    run();  // rows of padding: it changes no state, but all memory is there afterwards, and all kernels are loaded
+    batch.graph = device_.capture(run);
+  }
+
+  void count_steps(std::span<const std::int32_t> of_slots, std::int64_t steps) {
+    for (const std::int32_t slot : of_slots) {
+      if (slot != jrt::skip_slot) {
+        tokens_read_[checked(slot)] += steps;
+      }
+    }
+  }
+
+  template <class AfterLayer>
+  void run_layers(const Pass& pass, Activations<Device, Element>& a, const AfterLayer& after_layer) {
+    device_.embed(pass.tokens, pass.rows, weights_.embedding.weight.data(), config_.width, a.residual.data());
+    for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
+      const Layer& layer = weights_.layers[i];
+      normalise(layer.mixer_norm, pass.rows, a);
+      switch (config_.layers[i]) {
+        case MixerKind::convolution:
+          convolve(i, pass, a);
+          break;
+        case MixerKind::linear:
+          attend_linearly(i, pass, a);
+          break;
+        case MixerKind::window:
+          attend_in_window(i, pass, a);
+          break;
+      }
+      normalise(layer.mlp_norm, pass.rows, a);
+      const std::int64_t hidden = config_.hidden;
+      device_.multiply(layer.mlp_input, a.normed.data(), config_.width, pass.rows, a.projected.data(), 2 * hidden);
+      device_.swiglu(a.projected.data(), pass.rows, hidden);
+      device_.multiply_add(layer.mlp_output, a.projected.data(), 2 * hidden, pass.rows, a.residual.data(), config_.width);
+      after_layer(static_cast<std::int64_t>(i) + 1);
+    }
+  }
+
+  void normalise(const Array<Sum>& weight, std::int64_t rows, Activations<Device, Element>& a) {
+    device_.rms_norm(a.residual.data(), nullptr, rows, config_.width, weight.data(), config_.norm_epsilon, a.normed.data());
+  }
+
+  /// Logits of some rows of the residual stream (all if there is no list), behind those that are there.
+  void finish(Activations<Device, Element>& a, const std::int32_t* rows, std::int64_t count, Logits& logits) {
+    Element* const normed = a.normed.data();
+    Sum* const values = logits.values.data() + logits.rows * config_.vocabulary_rows;
+    device_.rms_norm(a.residual.data(), rows, count, config_.width, weights_.final_norm.data(), config_.norm_epsilon,
+                     normed);
+    device_.multiply(weights_.embedding, normed, config_.width, count, values, config_.vocabulary_rows);
+    device_.argmax(values, count, config_.vocabulary_rows, config_.vocabulary, logits.likeliest.data() + logits.rows);
+    logits.rows += count;
+  }
+
+  /// Runs one mixer, as `fill(args)` says what its tensors are, on the states of layer `i`.
+  template <class Config, class Fill>
+  void run_mixer(std::size_t i, const Pass& pass, Activations<Device, Element>& a, const Fill& fill) {
+    const auto& on = device_.execution();
+    const auto states = states_.template slots_of<Config>(i, pass.slots);
+    if (pass.plan == nullptr) {
+      jrt::DecodeArgs<Config> args;
+      fill(args);
+      args.source = states;
+      require(jrt::decode_step(args, a.workspace(device_, jrt::decode_workspace_bytes(args, on)), on));
+    } else {
+      jrt::PrefillArgs<Config> args;
+      fill(args);
+      args.sequences = pass.sequences;
+      args.initial_state = states;
+      args.final_state = states;
+      args.has_initial_state = pass.continues;
+      require(jrt::prefill(args, a.workspace(device_, jrt::prefill_workspace_bytes(args, on)), on));
+    }
+  }
+
+  void convolve(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
+    const Layer& layer = weights_.layers[i];
+    const std::int64_t channels = config_.channels;
+    Element* const projected = a.projected.data();
+    device_.multiply(layer.input, a.normed.data(), config_.width, pass.rows, projected, 2 * channels);
+    run_mixer<typename Mixers::Convolution>(i, pass, a, [&](auto& args) {
+      args.input = pass.part(projected, 2 * channels, 0, 1, channels);
+      args.gate = pass.part(projected, 2 * channels, channels, 1, channels);
+      args.output = pass.part(a.mixed.data(), channels, 0, 1, channels);
+      args.weight = layer.convolution_weight.data();
+      args.bias = config_.convolution_bias ? layer.convolution_bias.data() : nullptr;
+    });
+    device_.multiply_add(layer.output, a.mixed.data(), channels, pass.rows, a.residual.data(), config_.width);
+  }
+
+  void attend_linearly(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
+    const Layer& layer = weights_.layers[i];
+    const std::int64_t heads = config_.heads;
+    constexpr std::int64_t d = Mixers::feature_dim;
+    constexpr std::int64_t dv = Mixers::head_dim;
+    const std::int64_t columns = layer.input.out;           // queries, keys, values of all heads
+    const std::int64_t encoder_columns = heads * (d + dv);  // keys, values
+    Element* const projected = a.projected.data();
+    Element* const encoder = a.encoder.data();
+    device_.multiply(layer.input, a.normed.data(), config_.width, pass.rows, projected, columns);
+    if (pass.plan != nullptr) {
+      for (const RowRange& rows : pass.plan->encoder_ranges()) {
+        device_.multiply(layer.encoder_input, a.normed.data() + rows.first * config_.width, config_.width, rows.count,
+                         encoder + rows.to * encoder_columns, encoder_columns);
+      }
+      for (const RowRange& rows : pass.plan->zero_keys()) {
+        device_.zero_columns(projected + rows.first * columns + heads * d, columns, heads * d, rows.count);
+      }
+      for (const RowRange& rows : pass.plan->zero_encoder_keys()) {
+        device_.zero_columns(encoder + rows.first * encoder_columns, encoder_columns, heads * d, rows.count);
+      }
+    }
+    run_mixer<typename Mixers::Linear>(i, pass, a, [&](auto& args) {
+      args.query = pass.part(projected, columns, 0, heads, d);
+      args.key = pass.part(projected, columns, heads * d, heads, d);
+      args.value = pass.part(projected, columns, 2 * heads * d, heads, dv);
+      args.output = pass.part(a.mixed.data(), heads * dv, 0, heads, dv);
+      if constexpr (requires { args.key_encoder; }) {
+        const std::int64_t rows = pass.plan->encoder_rows();
+        args.key_encoder = {encoder, 1, rows, heads, d, rows * encoder_columns, encoder_columns, d};
+        args.value_encoder = {encoder + heads * d, 1, rows, heads, dv, rows * encoder_columns, encoder_columns, dv};
+      }
+    });
+    device_.multiply_add(layer.output, a.mixed.data(), heads * dv, pass.rows, a.residual.data(), config_.width);
+  }
+
+  void attend_in_window(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
+    const Layer& layer = weights_.layers[i];
+    const std::int64_t heads = config_.heads;
+    const std::int64_t kv_heads = config_.window_kv_heads;
+    constexpr std::int64_t d = Mixers::head_dim;
+    const std::int64_t columns = layer.input.out;  // queries, keys, values of all heads
+    Element* const projected = a.projected.data();
+    device_.multiply(layer.input, a.normed.data(), config_.width, pass.rows, projected, columns);
+    if (config_.rotates) {  // here and not in the window's Rotary policy: once, for any kernel
+      device_.rotate(rotary_, pass.positions, pass.rows, projected, columns, heads + kv_heads);
+    }
+    run_mixer<typename Mixers::Window>(i, pass, a, [&](auto& args) {
+      args.query = pass.part(projected, columns, 0, heads, d);
+      args.key = pass.part(projected, columns, heads * d, kv_heads, d);
+      args.value = pass.part(projected, columns, (heads + kv_heads) * d, kv_heads, d);
+      args.output = pass.part(a.mixed.data(), heads * d, 0, heads, d);
+      args.scale = config_.window_scale;
+    });
+    device_.multiply_add(layer.output, a.mixed.data(), heads * d, pass.rows, a.residual.data(), config_.width);
+  }
+
+  ModelConfig config_;
+  std::int64_t tokens_per_group_;
+  Device device_;
+  ModelWeights<Device, Element> weights_;
+  LayerStates<Device, Mixers> states_;
+  jrt::RotaryHalves<Mixers::head_dim> rotary_;
+  std::vector<std::int64_t> tokens_read_;
+  Activations<Device, Element> prefill_activations_;
+  Logits prefill_logits_;
+  std::map<std::int64_t, std::unique_ptr<StepBatch>> steps_;
+  Logits* logits_ = nullptr;
+};
+
+}  // namespace jrt_lm

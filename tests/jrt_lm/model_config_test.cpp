@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "jrt_lm/model_config.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+
+#include "jrt_lm/model_problem.hpp"
+
+namespace jrt_lm::test {
+namespace {
+
+using nlohmann::json;
+
+json tiny() {
+  return json::parse(
+      R"({"vocab_size": 97, "n_embd": 64, "n_layer": 6, "n_head": 4, "n_inner": 128, "pad_vocab_size_multiple": 8,
+    "mixer": {"_target_": "based.models.mixers.convolution.BaseConv", "use_bias": true, "expand_proj": 4, "kernel_sizes": [3]},
+    "alt_mixer": {"_target_": "a.PrefixLinearAttention", "feature_dim": 16, "num_heads": 4, "enc_length": 16},
+    "alt_mixer_2": {"_target_": "a.SlidingAttention", "window_size": 8, "num_heads": 4, "rotary_emb_dim": 16},
+    "alt_mixer_layers": [1, 4], "alt_mixer_2_layers": [2, 5]})");
+}
+
+ModelConfig read(const json& config) {
+  return ModelConfig::from_json(config.dump(), "c.json");
+}
+
+/// The message for a configuration with one change, made with a JSON pointer.
+std::string error_of(const std::string& pointer, const json& value) {
+  json config = tiny();
+  config[json::json_pointer(pointer)] = value;
+  try {
+    static_cast<void>(read(config));
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_CASE("the authors' configuration") {
+  const ModelConfig config = ModelConfig::from_file(data_folder() + "/jrt_tiny/config.json");
+  CHECK(config.vocabulary == 97);
+  CHECK(config.vocabulary_rows == 104);
+  CHECK(config.width == 64);
+  CHECK(config.hidden == 256);
+  CHECK(config.channels == 128);
+  CHECK(config.heads == 4);
+  CHECK(config.shape == KernelShape{16, 16, 4, 3});
+  CHECK(config.encoder_tokens == 16);
+  CHECK(config.window_scale == 0.25);
+  CHECK(config.rotates);
+  using enum MixerKind;
+  CHECK(config.layers == std::vector{convolution, linear, window, convolution, linear, window});
+  CHECK(tensors_of(config).size() == 2 + 2 * (4 + 5) + 2 * (4 + 6) + 2 * (4 + 2));
+}
+
+TEST_CASE("any layout, causal models, and what may be left out") {
+  json config = tiny();
+  config["alt_mixer"]["_target_"] = "based.models.mixers.linear_attention.LinearAttention";
+  config["alt_mixer_layers"] = {5, 0, 3};
+  config["alt_mixer_2_layers"] = json::array();
+  config["alt_mixer_2"]["rotary_emb_dim"] = 0;
+  config.erase("n_inner");
+  config.erase("pad_vocab_size_multiple");
+  const ModelConfig read_config = read(config);
+  using enum MixerKind;
+  CHECK(read_config.layers == std::vector{linear, convolution, convolution, linear, convolution, linear});
+  CHECK_FALSE(read_config.has_encoder);
+  CHECK(read_config.encoder_tokens == 0);
+  CHECK_FALSE(read_config.rotates);
+  CHECK(read_config.hidden == 256);
+  CHECK(read_config.vocabulary_rows == 97);
+}
+
+TEST_CASE("the published layouts") {
+  const ModelConfig small = ModelConfig::published("360m");
+  CHECK(std::count(small.layers.begin(), small.layers.end(), MixerKind::linear) == 5);
+  CHECK(std::count(small.layers.begin(), small.layers.end(), MixerKind::window) == 5);
+  CHECK(small.layers[21] == MixerKind::linear);
+  CHECK(small.layers[22] == MixerKind::window);
+  CHECK(small.layers.size() == 26);
+  CHECK(parameter_count(small) > 330'000'000);
+  CHECK(parameter_count(small) < 400'000'000);
+  const ModelConfig large = ModelConfig::published("1.3b");
+  CHECK(std::count(large.layers.begin(), large.layers.end(), MixerKind::linear) == 7);
+  CHECK(large.layers[33] == MixerKind::linear);
+  CHECK(large.layers[34] == MixerKind::window);
+  CHECK(large.layers.size() == 36);
+  CHECK(large.shape.head_dim == 112);
+  CHECK(parameter_count(large) > 1'200'000'000);
+  CHECK(parameter_count(large) < 1'500'000'000);
+  CHECK_THROWS_WITH_AS(ModelConfig::published("7b"), "the model '7b' is not known, but 360m and 1.3b are",
+                       std::runtime_error);
+}
+
+TEST_CASE("errors name file, key and both values") {
+  CHECK(error_of("/mixer/_target_", "a.Mamba") ==
+        "c.json: 'mixer._target_' is 'a.Mamba', but known mixers are BaseConv, PrefixLinearAttention, LinearAttention and "
+        "SlidingAttention");
+  CHECK(error_of("/n_layer", 0) == "c.json: 'n_layer' is 0, but must be an integer from 1 to 16777216");
+  CHECK(error_of("/n_embd", 1LL << 40) == "c.json: 'n_embd' is 1099511627776, but must be an integer from 1 to 16777216");
+  CHECK(error_of("/n_embd", "64") == "c.json: 'n_embd' is \"64\", but must be an integer from 1 to 16777216");
+  CHECK(error_of("/n_embd", nullptr) == "c.json: 'n_embd' is missing");
+  CHECK(error_of("/n_head", 5) == "c.json: 'n_head' is 5, which does not divide n_embd, 64");
+  CHECK(error_of("/alt_mixer_layers", {1, 6}) ==
+        "c.json: 'alt_mixer_layers' has the entry 6, but layers are numbered from 0 to 5");
+  CHECK(error_of("/alt_mixer_2_layers", {1, 2}) ==
+        "c.json: 'alt_mixer_2_layers' has the entry 1, a layer that was given a mixer before");
+  CHECK(error_of("/alt_mixer_layers", 3) == "c.json: 'alt_mixer_layers' is number, but must be a list of layers");
+  CHECK(error_of("/mixer", 3) == "c.json: 'mixer' is number, but must be an object");
+  CHECK(error_of("/mixer/kernel_sizes", {3, 5}) ==
+        "c.json: 'mixer.kernel_sizes' is [3,5], but must be a list of one width from 2 to 8");
+  CHECK(error_of("/mixer/use_bias", 1) == "c.json: 'mixer.use_bias' is 1, but must be true or false");
+  CHECK(error_of("/alt_mixer_2/num_heads_kv", 3) ==
+        "c.json: 'alt_mixer_2.num_heads_kv' is 3, which does not divide num_heads, 4");
+  CHECK(error_of("/alt_mixer_2/rotary_emb_dim", 8) ==
+        "c.json: 'alt_mixer_2.rotary_emb_dim' is 8, but must be 0 or the head dimension, 16");
+  CHECK(error_of("/alt_mixer_2/causal", false) == "c.json: 'alt_mixer_2.causal' is false, but only true is supported");
+  CHECK(error_of("/alt_mixer_2/softmax_scale", -1) ==
+        "c.json: 'alt_mixer_2.softmax_scale' is -1, but must be a positive number");
+  CHECK(error_of("/alt_mixer/feature_map", {{"_target_", "a.Hedgehog"}}) ==
+        "c.json: 'alt_mixer.feature_map._target_' is not TaylorExp, the only feature map that is supported");
+  CHECK(error_of("/activation_function", "gelu") ==
+        "c.json: 'activation_function' is \"gelu\", but only \"swiglu\" is supported");
+  CHECK(error_of("/tie_word_embeddings", false) == "c.json: 'tie_word_embeddings' is false, but only true is supported");
+  CHECK_THROWS_WITH_AS(ModelConfig::from_json("{", "c.json"),
+                       doctest::Contains("c.json: the configuration is not JSON at byte 2"), std::runtime_error);
+  CHECK_THROWS_WITH_AS(ModelConfig::from_json("[]", "c.json"), "c.json: '' is array, but must be an object",
+                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(ModelConfig::from_file("/nowhere/config.json"), "/nowhere/config.json: cannot be opened",
+                       std::runtime_error);
+}
+
+}  // namespace
+}  // namespace jrt_lm::test

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole models against the authors' own outputs and against formulas in double, on the CPU and (compiled once more) on a
+// GPU.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <jrt/state.hpp>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "jrt_lm/model_problem.hpp"
+#include "jrt_lm/reference_model.hpp"
+#include "support/safetensors.hpp"
+
+namespace jrt_lm::test {
+namespace {
+
+/// The authors' tiny model and what it gave them.
+struct Golden {
+  Checkpoint checkpoint{data_folder() + "/jrt_tiny"};
+  ModelConfig config = ModelConfig::from_file(data_folder() + "/jrt_tiny/config.json");
+  support::SafeTensors file{data_folder() + "/jrt_tiny_logits.safetensors"};
+  std::vector<Tokens> prompts;
+  std::vector<Tokens> greedy;  // without the prompt
+
+  Golden() {
+    const auto ids = file.tensor("input_ids").as<std::int64_t>();
+    const auto all = file.tensor("greedy").as<std::int64_t>();
+    const auto sequences = file.tensor("input_ids").shape.at(0);
+    const auto prompt = file.tensor("input_ids").shape.at(1);
+    const auto total = file.tensor("greedy").shape.at(1);
+    for (std::int64_t b = 0; b < sequences; ++b) {
+      prompts.emplace_back(ids.begin() + b * prompt, ids.begin() + (b + 1) * prompt);
+      greedy.emplace_back(all.begin() + b * total + prompt, all.begin() + (b + 1) * total);
+    }
+  }
+  [[nodiscard]] std::vector<Request> requests() const {
+    std::vector<Request> requests;
+    for (const Tokens& prompt : prompts) {
+      requests.push_back({prompt});
+    }
+    return requests;
+  }
+};
+
+TEST_CASE("the authors' tiny model: logits at every position") {
+  const Golden golden;
+  for (const Precision& precision : precisions) {
+    const auto model = made(golden.config, CheckpointWeights(golden.checkpoint), precision.type);
+    std::vector<Prompt> prompts;
+    for (std::size_t b = 0; b < golden.prompts.size(); ++b) {
+      prompts.push_back({golden.prompts[b], static_cast<std::int32_t>(b), golden.config.encoder_tokens});
+    }
+    model->prefill(prompts, LogitsOf::all_tokens, {});
+    const double error = relative_error(model->logits(), golden.file.tensor("logits").as<double>());
+    MESSAGE(name_of(precision.type), ": relative error of the logits ", error);
+    CHECK(error <= precision.bound);
+  }
+}
+
+TEST_CASE("the authors' tiny model: twelve greedy tokens") {
+  const Golden golden;
+  for (const Precision& precision : precisions) {
+    if (precision.type == NumberType::bfloat16) {
+      continue;  // rounding decides between tokens that are almost as likely
+    }
+    const auto model = made(golden.config, CheckpointWeights(golden.checkpoint), precision.type);
+    GenerationOptions options;
+    options.new_tokens = std::ssize(golden.greedy.front());
+    options.encoder_tokens = golden.config.encoder_tokens;
+    CHECK(generate(*model, golden.requests(), options, {}).tokens == golden.greedy);
+    // A stop token that never comes: step by step instead of all at once. And each prompt by itself.
+    options.stop_token = static_cast<std::int32_t>(golden.config.vocabulary);
+    CHECK(generate(*model, golden.requests(), options, {}).tokens == golden.greedy);
+    for (std::size_t b = 0; b < golden.prompts.size(); ++b) {
+      CHECK(generate(*model, std::vector<Request>{{golden.prompts[b]}}, options, {}).tokens.front() == golden.greedy[b]);
+    }
+  }
+}
+
+TEST_CASE("logits are those of the formulas, for any prefix and padding") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  const ReferenceModel reference(config, weights);
+  for (const Precision& precision : precisions) {
+    const auto model = made(config, weights, precision.type, 6);
+    std::vector<Tokens> tokens;
+    std::vector<Prompt> prompts;
+    struct Case {
+      std::int64_t tokens, prefix, zero_keys;
+    };
+    // Neighbours whose encoder regions touch and do not touch.
+    const std::vector<Case> cases{{1, 1, 0}, {40, 17, 0}, {24, 24, 0}, {9, 9, 4}, {70, 0, 0}, {33, 20, 33}};
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      tokens.push_back(random_tokens(cases[i].tokens, config.vocabulary, static_cast<unsigned>(i)));
+    }
+    std::vector<double> expected;
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      prompts.push_back({tokens[i], static_cast<std::int32_t>(i), cases[i].prefix, cases[i].zero_keys});
+      const auto rows = reference.logits(tokens[i], cases[i].prefix, cases[i].zero_keys);
+      expected.insert(expected.end(), rows.begin(), rows.end());
+    }
+    model->prefill(prompts, LogitsOf::all_tokens, {});
+    CHECK(relative_error(model->logits(), expected) <= precision.bound);
+    // The same in groups of prompts, and only the last rows.
+    const auto grouped = made(config, weights, precision.type, 6, 50);
+    double progress = 0;
+    grouped->prefill(prompts, LogitsOf::last_tokens, [&](double done) {
+      CHECK(done > progress);
+      progress = done;
+    });
+    CHECK(progress == doctest::Approx(1));
+    const auto last = grouped->logits();
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      row += tokens[i].size();
+      CHECK(relative_error(logits_row(last, i, config), logits_row(expected, row - 1, config)) <= precision.bound);
+    }
+    const std::int64_t best = std::max_element(last.begin(), last.begin() + config.vocabulary) - last.begin();
+    CHECK(grouped->likeliest().front() == best);
+  }
+}
+
+TEST_CASE("decoding from states is reading everything anew") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  const ReferenceModel reference(config, weights);
+  for (const Precision& precision : precisions) {
+    const auto model = made(config, weights, precision.type);
+    // Three sequences of different lengths, in slots that are not their places; the batch keeps a row of padding.
+    const std::vector<std::int64_t> lengths{3, 21, 50};
+    const Tokens slots{2, 0, jrt::skip_slot, 3};
+    std::vector<Tokens> sequences;
+    std::vector<Prompt> prompts;
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      sequences.push_back(random_tokens(lengths[i], config.vocabulary, static_cast<unsigned>(i)));
+    }
+    const Tokens places{2, 0, 3};
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      prompts.push_back({sequences[i], places[i], std::min<std::int64_t>(lengths[i], config.encoder_tokens)});
+    }
+    model->prefill(prompts, LogitsOf::last_tokens, {});
+    for (int s = 0; s < 8; ++s) {
+      const Tokens next = random_tokens(4, config.vocabulary, static_cast<unsigned>(100 + s));
+      model->step(next, slots);
+      const auto logits = model->logits();
+      for (std::size_t row = 0, i = 0; row < slots.size(); ++row) {
+        if (slots[row] != jrt::skip_slot) {
+          sequences[i].push_back(next[row]);
+          CHECK(model->tokens_read(slots[row]) == std::ssize(sequences[i]));
+          const auto expected = reference.last_logits(sequences[i], prompts[i].prefix);
+          CHECK(relative_error(logits_row(logits, row, config), expected) <= precision.bound);
+          ++i;
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a prompt in pieces is the prompt as a whole") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  for (const Precision& precision : precisions) {
+    const auto model = made(config, weights, precision.type);
+    const Tokens tokens = random_tokens(90, config.vocabulary, 5);
+    const auto whole = prefill_last(*model, tokens, 0, 20);
+    std::vector<double> pieces;
+    std::ptrdiff_t first = 0;
+    for (const std::ptrdiff_t count : {30, 1, 2, 57}) {
+      const Tokens piece(tokens.begin() + first, tokens.begin() + first + count);
+      pieces = prefill_last(*model, piece, 1, first == 0 ? 20 : 0, first > 0);
+      first += count;
+    }
+    CHECK(model->tokens_read(1) == 90);
+    CHECK(relative_error(pieces, whole) <= precision.bound);
+    CHECK(relative_error(step_one(*model, 3, 1), step_one(*model, 3, 0)) <= precision.bound);
+  }
+}
+
+TEST_CASE("a sequence gives the same in a batch and by itself") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  for (const Precision& precision : precisions) {
+    const auto model = made(config, weights, precision.type);
+    const Tokens a = random_tokens(37, config.vocabulary, 1);
+    const Tokens b = random_tokens(80, config.vocabulary, 2);
+    const Tokens c = random_tokens(5, config.vocabulary, 3);
+    const std::vector<Prompt> batch{{a, 0, 24}, {b, 1, 24}, {c, 2, 5}};
+    model->prefill(batch, LogitsOf::last_tokens, {});
+    const auto together = model->logits();
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const Tokens tokens(batch[i].tokens.begin(), batch[i].tokens.end());
+      CHECK(relative_error(prefill_last(*model, tokens, 3, batch[i].prefix), logits_row(together, i, config)) <=
+            precision.bound);
+    }
+  }
+}
+
+TEST_CASE("forks and saved states go back to where they were, bit by bit") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  for (const Precision& precision : precisions) {
+    const auto model = made(config, weights, precision.type);
+    static_cast<void>(prefill_last(*model, random_tokens(40, config.vocabulary, 8), 0, 24));
+    model->fork(0, 1);
+    const auto saved = model->save(0);
+    const auto go_on = [&](std::int32_t slot) {
+      std::vector<double> all;
+      for (const std::int32_t token : {4, 9, 2}) {
+        const auto row = step_one(*model, token, slot);
+        all.insert(all.end(), row.begin(), row.end());
+      }
+      return all;
+    };
+    const auto expected = go_on(0);
+    CHECK(go_on(1) == expected);
+    model->load(saved, 3);
+    CHECK(model->tokens_read(3) == 40);
+    CHECK(model->save(3) == saved);
+    CHECK(go_on(3) == expected);
+    // Into another model of the same kind.
+    const auto other = made(config, weights, precision.type);
+    other->load(saved, 2);
+    CHECK(other->tokens_read(2) == 40);
+    CHECK(other->save(2) == saved);
+
+    // What is wrong changes nothing.
+    const auto before = model->save(3);
+    const auto refused = [&](std::vector<std::byte> bytes, const std::string& words) {
+      std::string message;
+      try {
+        model->load(bytes, 3);
+      } catch (const std::exception& error) {
+        message = error.what();
+      }
+      CHECK_MESSAGE(message.find(words) != std::string::npos, message);
+      CHECK(model->save(3) == before);
+    };
+    refused({saved.begin(), saved.end() - 1},
+            std::to_string(saved.size() - 1) + " bytes, but this model's has " + std::to_string(saved.size()));
+    refused(std::vector<std::byte>(saved.size()), "does not begin with the header");
+    auto broken = saved;
+    broken[8] = std::byte{77};
+    refused(broken, "has 77 layers, but the model has 5");
+    // The header of the last layer's states is behind the numbers of all others.
+    broken = saved;
+    const std::string magic = "JRTSTATE";
+    const auto* const as_bytes = reinterpret_cast<const std::byte*>(magic.data());
+    const auto last = std::find_end(broken.begin(), broken.end(), as_bytes, as_bytes + magic.size());
+    REQUIRE(last != broken.end());
+    *last = std::byte{'X'};
+    refused(broken, "load_states");
+  }
+}
+
+TEST_CASE("wrong arguments are refused with both values, and change nothing") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  const auto model = made(config, weights, precisions.front().type, 2);
+  CHECK_THROWS_WITH_AS(static_cast<void>(model->logits()), "there are no logits before the first prefill or step",
+                       std::invalid_argument);
+  const Tokens good{1, 2, 3};
+  static_cast<void>(prefill_last(*model, good, 0, 3));
+  const auto before = model->save(0);
+  const auto refused = [&](const std::vector<Prompt>& prompts, const char* message) {
+    CHECK_THROWS_WITH_AS(model->prefill(prompts, LogitsOf::last_tokens, {}), message, std::invalid_argument);
+    CHECK(model->save(0) == before);
+  };
+  const Tokens outside{1, 29};
+  const Tokens negative{-1};
+  refused({{good, 0, 0}, {outside, 1, 0}}, "prompt 1, position 1, is token 29, but the vocabulary has tokens from 0 to 28");
+  refused({{negative, 0, 0}}, "prompt 0, position 0, is token -1, but the vocabulary has tokens from 0 to 28");
+  refused({{Tokens{}, 0, 0}}, "prompt 0 has 0 tokens, but must have from 1 to 1073741823");
+  refused({{good, 2, 0}}, "slot 2 is not one of the model's, which are from 0 to 1");
+  refused({{good, 0, 0}, {good, 0, 0}}, "two sequences of a call have slot 0");
+  refused({{good, 0, 4}}, "prompt 0 has a prefix of 4 tokens, but may have at most 3 (its own)");
+  refused({{good, 0, 1, 0, true}}, "prompt 0 has a prefix of 1 tokens, but may have at most 0 (it continues a sequence)");
+  refused({{good, 0, 0, 4}}, "prompt 0 has 4 zero keys, but 3 tokens");
+  const Tokens slots{0, 1};
+  CHECK_THROWS_WITH_AS(model->step(good, slots),
+                       "a step has 3 tokens for 2 slots, but must have one for each, and at least one",
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(model->step(outside, slots),
+                       "row 1 of a step is token 29, but the vocabulary has tokens from 0 to 28", std::invalid_argument);
+  CHECK_THROWS_WITH_AS(model->fork(0, 2), "slot 2 is not one of the model's, which are from 0 to 1", std::invalid_argument);
+  ModelConfig causal = config;
+  causal.has_encoder = false;
+  const auto based = made(causal, weights, precisions.front().type, 1);
+  const std::vector<Prompt> with_prefix{{good, 0, 1}};
+  CHECK_THROWS_WITH_AS(based->prefill(with_prefix, LogitsOf::last_tokens, {}),
+                       "prompt 0 has a prefix of 1 tokens, but may have at most 0 (the model has no encoder region)",
+                       std::invalid_argument);
+  ModelConfig strange = config;
+  strange.shape.left_window = 5;
+  CHECK_THROWS_WITH_AS(made(strange, weights, precisions.front().type),
+                       doctest::Contains("window 5, convolution 3, but this program was compiled for"), std::runtime_error);
+}
+
+}  // namespace
+}  // namespace jrt_lm::test

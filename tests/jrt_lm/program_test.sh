@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The program from its command line: program_test.sh PROGRAM DATA_FOLDER
+set -euo pipefail
+program=$1
+data=$2
+model=$data/jrt_tiny
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+failed=0
+
+# The authors' greedy tokens, which the README shows.
+expected="2 0 83 38 61 82 83 76 66 66 30 45
+77 68 92 45 12 95 84 92 15 92 54 77"
+for type in float32 float64; do
+  printed=$("$program" "$model" --tokens-file "$model/prompts.txt" --generate 12 --type "$type")
+  [ "$printed" = "$expected" ] || { echo "wrong tokens ($type): $printed"; failed=1; }
+done
+
+# All that JSON has.
+"$program" "$model" --tokens "1 2 3" --generate 3 --json | python3 -c '
+import json, sys
+out = json.load(sys.stdin)
+assert len(out["tokens"]) == 1 and len(out["tokens"][0]) == 3, out
+assert out["prompt_tokens"] == 3 and out["decode_steps"] == 2, out
+for key in ("prefill_ms", "prefill_tokens_per_s", "decode_ms_per_token", "decode_tokens_per_s", "state_bytes_per_sequence",
+            "device_bytes", "parameters"):
+    assert out[key] > 0, key' || failed=1
+"$program" "$model" --measure 7,40 --batch 2 --repeats 1 --generate 3 --json | python3 -c '
+import json, sys
+rows = json.load(sys.stdin)["measurements"]
+assert [row["tokens"] for row in rows] == [7, 40] and [row["prefix"] for row in rows] == [7, 16], rows
+assert all(row["prefill_ms"] > 0 and row["decode_ms_per_token"] > 0 for row in rows), rows' || failed=1
+
+# A long prefill says how far it is, unless it is told to be quiet.
+seq 0 9999 | awk '{printf "%d ", $1 % 97}' >"$folder/long"
+"$program" "$model" --tokens-file "$folder/long" --generate 0 2>"$folder/progress"
+grep -q "prefill of 10000 tokens: 100 %" "$folder/progress" || { echo "no line of progress"; failed=1; }
+[ -z "$("$program" "$model" --tokens-file "$folder/long" --generate 0 --quiet 2>&1)" ] || { echo "not quiet"; failed=1; }
+
+# refused WORDS ARGUMENTS...: exit code 1, nothing printed, and one line on standard error that has the words.
+refused() {
+  local words=$1 code=0
+  shift
+  "$program" "$@" >"$folder/out" 2>"$folder/err" || code=$?
+  if [ "$code" -ne 1 ] || [ -s "$folder/out" ] || [ "$(wc -l <"$folder/err")" -ne 1 ] || ! grep -qF -- "$words" "$folder/err"; then
+    echo "not refused as it should be (exit code $code, wanted '$words'): $*"
+    cat "$folder/err"
+    failed=1
+  fi
+}
+refused "neither a model's folder nor --random-weights" --tokens 1
+refused "both a folder" "$model" --random-weights 360m --tokens 1
+refused "the model '7b' is not known" --random-weights 7b --tokens 1
+refused "there is no prompt" "$model"
+refused "--tokens has 0 tokens" "$model" --tokens ""
+refused "is token 300, but the vocabulary has tokens from 0 to 96" "$model" --tokens 1,300
+refused "is token -4, but the vocabulary has tokens from 0 to 96" "$model" --tokens=-4
+refused "--tokens has the value '1x'" "$model" --tokens 1x
+refused "--tokens has the value '99999999999'" "$model" --tokens 99999999999
+refused "'--nonsense' is not an option" "$model" --nonsense
+refused "has no value, but needs one" "$model" --tokens
+refused "--type is 'int8', but must be one of float64, float32, float16, bfloat16" "$model" --type int8
+refused "--short-prompt is 'x', but must be one of shorten, left-pad, read-twice, iterative" "$model" --short-prompt x
+refused "--generate is -1, but must be from 0" "$model" --tokens 1 --generate=-1
+refused "top-p is 1.500000" "$model" --tokens 1 --top-p 1.5
+refused "prompt 0, position 0, is token 220" "$model" --tokens 1 --short-prompt left-pad
+refused "--text needs --vocab and --merges" "$model" --text hello
+refused "is a second model" "$model" "$model" --tokens 1
+refused "$folder/nothing: cannot be opened" "$model" --tokens-file "$folder/nothing"
+refused "$folder/config.json: cannot be opened" "$folder" --tokens 1
+
+# Broken models.
+cp "$model/config.json" "$folder"
+refused "model.safetensors" "$folder" --tokens 1
+head -c 1000000 "$model/model.safetensors" >"$folder/model.safetensors"
+refused "$folder/model.safetensors" "$folder" --tokens 1
+cp "$model/model.safetensors" "$folder"
+sed -i 's/"n_layer": 6/"n_layer": 7/' "$folder/config.json"
+refused "transformer.layers.6." "$folder" --tokens 1
+sed -e 's/"n_inner": 128/"n_inner": 300/' "$model/config.json" >"$folder/config.json"
+refused "[512, 64]" "$folder" --tokens 1
+refused "[1024, 64]" "$folder" --tokens 1
+sed -e 's/BaseConv/Hyena/' "$model/config.json" >"$folder/config.json"
+refused "Hyena', but known mixers are" "$folder" --tokens 1
+
+[ "$failed" -eq 0 ] && echo "all as it should be"
+exit "$failed"
