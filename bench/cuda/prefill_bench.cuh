@@ -11,7 +11,7 @@
 ///
 ///     prefill/<operator>/<element type>/[d<d>/]dv<dv>/B:<sequences>/N:<tokens>[/<what is special>...]
 ///
-/// with d = 16 unless given.
+/// with d = 16 unless given. Counters `state_bytes` and `workspace_bytes` are those of all sequences of the call together.
 namespace jrt::bench {
 
 constexpr int samples_per_check = 24;
@@ -98,6 +98,8 @@ void check_and_time(benchmark::State& state, const PrefillCase& problem_case) {
     require(cudaStreamSynchronize(timed_stream().stream()), "prefill");
     if (accept(state, "error", output_error(problem), bound) && accept(state, "state_error", state_error(problem), bound)) {
       time_calls(state, problem.work(), run);
+      state.counters["state_bytes"] = static_cast<double>(problem.state_bytes());
+      state.counters["workspace_bytes"] = static_cast<double>(problem.workspace_bytes());
     }
   };
   const auto call = [&] { require(problem.enqueue()); };

@@ -119,6 +119,11 @@ class PrefillProblem {
             case_.from_state ? 1 : 0};
   }
 
+  /// What is kept of all sequences for decoding.
+  [[nodiscard]] std::int64_t state_bytes() const { return case_.batch * Format::slot_bytes(case_.key_heads); }
+  /// What the call needs on the way.
+  [[nodiscard]] std::int64_t workspace_bytes() const { return workspace_.back().size(); }
+
   /// States do not count as bytes that must move: a few hundredths at the shortest sequences, nothing at others.
   [[nodiscard]] Work work() const {
     const auto all = static_cast<double>(total_);

@@ -5,9 +5,13 @@
     attention_peers.py [--out peers.json]
 
 FlashAttention-2 and cuDNN attention: scaled_dot_product_attention with the backend pinned, causal, 16 heads of dimension
-64, bfloat16, [B,H,N,64]. Its window kernel: the same, of [B,N,H,64], 128 keys to the left. Triton: parallel_based and fused_chunk_based of flash-linear-attention, where it is installed;
-d = 16, dv = 64, normalised. Median of CUDA events around single calls, caches overwritten before each. A call that is not
-available, or that needs too much memory, becomes a row that says so.
+64, bfloat16, [B,H,N,64]. Its window kernel: the same, of [B,N,H,64], 128 keys to the left. Triton: parallel_based and
+fused_chunk_based of flash-linear-attention, where it is installed; d = 16, dv = 64, normalised. Median of CUDA events
+around single calls, caches overwritten before each. A call that is not available, or that needs too much memory, becomes
+a row that says so.
+
+"cache_bytes" are the keys and values that softmax attention keeps of all sequences, to decode what follows them;
+"peak_bytes" is the most that a call allocates on the way, its output not counted.
 """
 
 import argparse
@@ -54,6 +58,10 @@ class Clock:
         return statistics.median(self.one(call) for _ in range(runs)), runs
 
 
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def random_tensors(batch, tokens, dims):
     return [torch.randn(batch, HEADS, tokens, dim, device="cuda", dtype=torch.bfloat16) for dim in dims]
 
@@ -89,15 +97,32 @@ def based_functions():
             "triton_fused_chunk_based": based_attention(fused_chunk_based)}
 
 
+def allocated_on_the_way(call):
+    """Bytes, at most; a tuple of results starts with the output."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    results = call()
+    output = results[0] if isinstance(results, tuple) else results
+    return torch.cuda.max_memory_allocated() - before - output.numel() * output.element_size()
+
+
+def measured(name, call, batch, tokens, clock):
+    median, runs = clock.median(call)
+    results = {"median_ms": median, "runs": runs, "peak_bytes": allocated_on_the_way(call)}
+    if name in PINNED:
+        results["cache_bytes"] = 2 * batch * HEADS * tokens * 64 * torch.bfloat16.itemsize
+    return results
+
+
 def timed_row(name, make, batch, tokens, clock):
     row = {"name": name, "B": batch, "N": tokens, "median_ms": None}
     try:
         with torch.no_grad(), sdpa_kernel(PINNED[name]) if name in PINNED else nullcontext():
-            row["median_ms"], row["runs"] = clock.median(make(batch, tokens))
+            row |= measured(name, make(batch, tokens), batch, tokens, clock)
     except torch.cuda.OutOfMemoryError:
         row["error"] = "out of memory"
     except Exception as error:  # a backend that is not available, a kernel that does not compile
-        row["error"] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        row["error"] = first_line(error)
     torch.cuda.empty_cache()
     return row
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Merges the times of cuda_bench and attention_peers.py into one table and one plot.
+"""Merges what cuda_bench and attention_peers.py measured into one table and one plot.
 
     compare.py cuda_bench.json peers.json --table out.md --plot out.svg
 
 Needs nothing but Python. Ratios are FlashAttention-2's time over ours; "of floor" is the time that the bytes which must
-move take at the bandwidth of a copy, over ours.
+move take at the bandwidth of a copy, over ours. The plot shows time and memory: what is kept of all sequences to decode
+what follows them (states; or keys and values) and what the call allocates on the way (workspace), its inputs and outputs
+not counted.
 """
 
 import argparse
@@ -20,7 +22,7 @@ NAME = re.compile(r"prefill/(causal|prefix)/bfloat16/dv64/B:(\d+)/N:(\d+)(?:/ite
 
 
 def read_jrt(path):
-    """{(operator, B, N): {"ms", "floor_ms"}}, and the context of the run."""
+    """{(operator, B, N): {"ms", "floor_ms", "bytes"}}, and the context of the run."""
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
     times = {}
@@ -33,20 +35,25 @@ def read_jrt(path):
         if key[1] == 64 or key[2] % 2:
             continue  # shapes that are there for comparison among our own
         times[key] = {"ms": milliseconds, "floor_ms": run["floor"] * milliseconds}
+        if "state_bytes" in run:
+            times[key]["bytes"] = run["state_bytes"] + run["workspace_bytes"]
     return times, content["context"]
 
 
 def read_peers(path):
-    """{(name, B, N): ms}, of the rows that have a time; Triton's is the better of its two."""
+    """{(name, B, N): ms}, of the rows that have a time, Triton's the better of its two; the same of bytes; and the run."""
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
     times = {}
+    memory = {}
     for row in content["results"]:
         if row.get("median_ms") is not None:
             name = "Triton" if row["name"] in TRITON else row["name"]
             key = (name, row["B"], row["N"])
             times[key] = min(times.get(key, row["median_ms"]), row["median_ms"])
-    return times, content
+            if "cache_bytes" in row:
+                memory[key] = row["cache_bytes"] + row["peak_bytes"]
+    return times, memory, content
 
 
 def three_digits(milliseconds):
@@ -78,18 +85,33 @@ def table(jrt, peers):
     return "\n".join(lines)
 
 
-def panel(jrt, peers, batch):
-    lines = []
-    for name in ("FA2", "cuDNN", "Triton"):
-        lines.append(plot.Line(name, {n: ms for (peer, b, n), ms in peers.items() if (peer, b) == (name, batch)}))
+def title(batch):
+    sequences = "1 sequence" if batch == 1 else f"{batch} sequences"
+    return f"{sequences}, 16 heads"
+
+
+def points(values, name, batch):
+    return {n: value for (key, b, n), value in values.items() if (key, b) == (name, batch)}
+
+
+def time_panel(jrt, peers, batch):
+    lines = [plot.Line(name, points(peers, name, batch)) for name in ("FA2", "cuDNN", "Triton")]
     for name, operator in OPERATORS.items():
-        ours = {n: time for (kind, b, n), time in jrt.items() if (kind, b) == (operator, batch)}
+        ours = points(jrt, operator, batch)
         lines.append(plot.Line(name, {n: time["ms"] for n, time in ours.items()}))
         if operator == "prefix":
             floor = {n: time["floor_ms"] for n, time in ours.items()}
             lines.append(plot.Line("bytes of jrt prefix at copy bandwidth", floor, dashed=True))
-    sequences = "1 sequence" if batch == 1 else f"{batch} sequences"
-    return plot.Panel(f"{sequences}, 16 heads", lines)
+    return plot.Panel(title(batch), lines)
+
+
+def memory_panel(jrt, memory, batch):
+    # Both attentions keep the same, and so do both operators: the first line of each pair shows under the second.
+    lines = [plot.Line(name, points(memory, name, batch), wide=name == "FA2") for name in ("FA2", "cuDNN")]
+    for name, operator in OPERATORS.items():
+        ours = {n: row["bytes"] for n, row in points(jrt, operator, batch).items() if "bytes" in row}
+        lines.append(plot.Line(name, ours, wide=operator == "causal"))
+    return plot.Panel(title(batch), lines)
 
 
 def main():
@@ -100,7 +122,7 @@ def main():
     parser.add_argument("--plot", required=True)
     arguments = parser.parse_args()
     jrt, context = read_jrt(arguments.cuda_bench)
-    peers, peers_run = read_peers(arguments.peers)
+    peers, memory, peers_run = read_peers(arguments.peers)
     if not jrt:
         raise SystemExit(f"{arguments.cuda_bench} has no times of prefills")
     gpu = context.get("GPU", "unknown GPU")
@@ -110,9 +132,11 @@ def main():
     with open(arguments.table, "w", encoding="utf-8") as file:
         file.write(f"{gpu}, CUDA {context.get('CUDA', '?')}, PyTorch {peers_run['torch']}, copy {copy:.0f} GB/s. "
                    f"Milliseconds, medians; 16 heads, bfloat16.\n\n{table(jrt, peers)}\n")
+    rows = [plot.Row("milliseconds", [time_panel(jrt, peers, batch) for batch in (1, 16)])]
+    if memory and any("bytes" in row for row in jrt.values()):
+        rows.append(plot.Row("bytes kept and allocated", [memory_panel(jrt, memory, batch) for batch in (1, 16)]))
     with open(arguments.plot, "w", encoding="utf-8") as file:
-        panels = [panel(jrt, peers, batch) for batch in (1, 16)]
-        file.write(plot.svg(f"Prefill of N tokens on {gpu}", "tokens N", "milliseconds", panels))
+        file.write(plot.svg(f"Prefill of N tokens on {gpu}", "tokens N", rows))
 
 
 if __name__ == "__main__":

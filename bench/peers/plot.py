@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-log line plots as SVG, side by side on common axes, without any dependency."""
+"""Log-log line plots as SVG, in rows of panels, without any dependency. All share the axis of x, a row that of y."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 COLOURS = ["#d55e00", "#e69f00", "#cc79a7", "#56b4e9", "#0072b2", "#555555"]
 PANEL_WIDTH, PANEL_HEIGHT, GAP = 400, 380, 24
 LEFT, TOP, BELOW_AXIS, LEGEND_ROW = 66, 70, 48, 22
+ROW_HEIGHT = PANEL_HEIGHT + BELOW_AXIS + 40  # with the titles of its panels
 LEGEND_COLUMNS = 3
 
 
@@ -17,12 +18,19 @@ class Line:
     name: str
     points: dict  # x: y
     dashed: bool = False
+    wide: bool = False  # still to be seen under a line that has the same points
 
 
 @dataclass
 class Panel:
     title: str
     lines: list = field(default_factory=list)
+
+
+@dataclass
+class Row:
+    y_label: str
+    panels: list
 
 
 class LogAxis:
@@ -63,8 +71,8 @@ def power(decade):
     return f'10<tspan dy="-5" font-size="9">{"−" if decade < 0 else ""}{abs(decade)}</tspan>'
 
 
-def grid(x_axis, y_axis, left, with_labels):
-    top, bottom, right = TOP, TOP + PANEL_HEIGHT, left + PANEL_WIDTH
+def grid(x_axis, y_axis, with_labels):
+    left, right, bottom, top = x_axis.begin, x_axis.end, y_axis.begin, y_axis.end
     parts = []
     for value in x_axis.between_decades():
         parts.append(segment(x_axis(value), bottom - 4, x_axis(value), bottom, "#444444"))
@@ -83,7 +91,8 @@ def grid(x_axis, y_axis, left, with_labels):
 
 
 def stroke(line, colour):
-    style = 'stroke-width="1.5" stroke-dasharray="6 4"' if line.dashed else 'stroke-width="2.2"'
+    width = 7 if line.wide else 2.2
+    style = 'stroke-width="1.5" stroke-dasharray="6 4"' if line.dashed else f'stroke-width="{width}"'
     return f'stroke="{colour}" {style}'
 
 
@@ -92,7 +101,8 @@ def draw(line, colour, x_axis, y_axis):
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline points="{path}" fill="none" stroke-linejoin="round" {stroke(line, colour)}/>']
     if not line.dashed:
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}" stroke="white"/>' for x, y in places]
+        radius = 6.4 if line.wide else 3.6
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" stroke="white"/>' for x, y in places]
     return parts
 
 
@@ -108,31 +118,41 @@ def legend(lines, colours, top, width):
     return parts
 
 
-def svg(title, x_label, y_label, panels):
-    """One SVG document. A line's colour belongs to its name; lines without points are left out, of the legend as well."""
-    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-    drawn = [line for panel in panels for line in panel.lines if line.points]
-    in_legend = list({line.name: line for line in drawn}.values())
-    all_x = [x for line in drawn for x in line.points]
-    all_y = [y for line in drawn for y in line.points.values()]
-    bottom = TOP + PANEL_HEIGHT
-    width = LEFT + len(panels) * PANEL_WIDTH + (len(panels) - 1) * GAP + 20
-    height = bottom + BELOW_AXIS + 20 + math.ceil(len(in_legend) / LEGEND_COLUMNS) * LEGEND_ROW
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-             f'font-family="Helvetica, Arial, sans-serif" fill="#222222">',
-             f'<rect width="{width}" height="{height}" fill="white"/>',
-             text(width / 2, 26, escape(title), 16, weight="bold")]
-    for index, panel in enumerate(panels):
+def drawn_row(row, top, x_label, all_x, colours):
+    all_y = [y for panel in row.panels for line in panel.lines for y in line.points.values()]
+    bottom = top + PANEL_HEIGHT
+    parts = [text(20, top + PANEL_HEIGHT / 2, escape(row.y_label), 13, rotate=True)]
+    for index, panel in enumerate(row.panels):
         left = LEFT + index * (PANEL_WIDTH + GAP)
         x_axis = LogAxis(all_x, left, left + PANEL_WIDTH)
-        y_axis = LogAxis(all_y, bottom, TOP)
-        parts += grid(x_axis, y_axis, left, index == 0)
-        parts.append(text(left + PANEL_WIDTH / 2, TOP - 12, escape(panel.title), 13))
+        y_axis = LogAxis(all_y, bottom, top)
+        parts += grid(x_axis, y_axis, index == 0)
+        parts.append(text(left + PANEL_WIDTH / 2, top - 12, escape(panel.title), 13))
         parts.append(text(left + PANEL_WIDTH / 2, bottom + 40, escape(x_label), 13))
         for line in panel.lines:
             if line.points:
                 parts += draw(line, colours[line.name], x_axis, y_axis)
-    parts.append(text(20, TOP + PANEL_HEIGHT / 2, escape(y_label), 13, rotate=True))
-    parts += legend(in_legend, colours, bottom + BELOW_AXIS + 16, width)
+    return parts
+
+
+def svg(title, x_label, rows):
+    """One SVG document. A line's colour belongs to its name; lines without points are left out, of the legend as well."""
+    lines = [line for row in rows for panel in row.panels for line in panel.lines]
+    names = list(dict.fromkeys(line.name for line in lines))
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+    # The legend shows a name as it was drawn first.
+    in_legend = list({line.name: line for line in reversed(lines) if line.points}.values())
+    in_legend.sort(key=lambda line: names.index(line.name))
+    all_x = [x for line in lines for x in line.points]
+    columns = max(len(row.panels) for row in rows)
+    width = LEFT + columns * PANEL_WIDTH + (columns - 1) * GAP + 20
+    below = TOP + (len(rows) - 1) * ROW_HEIGHT + PANEL_HEIGHT + BELOW_AXIS
+    height = below + 20 + math.ceil(len(in_legend) / LEGEND_COLUMNS) * LEGEND_ROW
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+             f'font-family="Helvetica, Arial, sans-serif" fill="#222222">',
+             f'<rect width="{width}" height="{height}" fill="white"/>',
+             text(width / 2, 26, escape(title), 16, weight="bold")]
+    for index, row in enumerate(rows):
+        parts += drawn_row(row, TOP + index * ROW_HEIGHT, x_label, all_x, colours)
+    parts += legend(in_legend, colours, below + 16, width)
     return "\n".join(parts) + "\n</svg>\n"
