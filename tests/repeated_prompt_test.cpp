@@ -63,14 +63,13 @@ TEST_CASE("pieces follow one another and are the whole prompt") {
 
 TEST_CASE("errors name the argument and both values, and write nothing") {
   const Tokens context{1, 2, 3}, query{8, 9};
-  CHECK(error_of({{}, query}, 2) == "write_repeated_prompt: argument 'context.size()' is 0, but must be at least 1.");
-  CHECK(error_of({context, query, {}, 0}, 2) ==
-        "write_repeated_prompt: argument 'repetitions' is 0, but must be at least 1.");
+  CHECK(error_of({{}, query}, 2) == "RepeatedPrompt: 'context.size()' is 0, but must be at least 1.");
+  CHECK(error_of({context, query, {}, 0}, 2) == "RepeatedPrompt: 'repetitions' is 0, but must be at least 1.");
   CHECK(error_of({context, query, {}, INT64_MAX}, 2) ==
-        "write_repeated_prompt: argument 'repetitions' is 9223372036854775807, but must be so few that all tokens are at "
+        "RepeatedPrompt: 'repetitions' is 9223372036854775807, but must be so few that all tokens are at "
         "most 2147483647.");
   CHECK(error_of({context, query}, 7) ==
-        "write_repeated_prompt: argument 'tokens.size()' is 7, but must be that of the whole prompt, 8.");
+        "write_repeated_prompt: argument 'tokens.size()' is 7, but must be 8 (the whole prompt's).");
 }
 
 }  // namespace

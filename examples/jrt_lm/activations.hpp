@@ -69,8 +69,10 @@ struct LogitRows {
   typename Device::template Array<std::int32_t> likeliest{};            ///< (rows)
 
   void reserve(Device& device, std::int64_t wanted, const ModelConfig& config) {
+    rows = 0;
     if (likeliest.size() < wanted) {
       values = {};
+      likeliest = {};  // with it, should there be no memory for the other
       values = {device, wanted * config.vocabulary_rows};
       likeliest = {device, wanted};
     }

@@ -103,26 +103,33 @@ class CpuDevice {
     });
   }
 
-  /// out_t = x_r weight / sqrt(mean of x_r² + epsilon), r = list[t], or t without a list
+  /// out_t = norm(x_r), r = list[t], or t without a list
   template <class E, class Sum>
-  void rms_norm(const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width, const Sum* weight,
-                double epsilon, E* out) {
+  void rms_norm(const Norm<Sum>& norm, const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width,
+                E* out) {
     each_row(rows, [=](std::int64_t t) {
-      const Sum* const from = x + (list == nullptr ? t : list[t]) * width;
-      const Row<const Sum> row(from, width);
-      const Sum factor = 1 / std::sqrt(row.squaredNorm() / static_cast<Sum>(width) + static_cast<Sum>(epsilon));
-      Row<E>(out + t * width, width) = (row.array() * Row<const Sum>(weight, width).array() * factor).template cast<E>();
+      const Row<const Sum> row(x + (list == nullptr ? t : list[t]) * width, width);
+      const Sum factor = 1 / std::sqrt(row.squaredNorm() / static_cast<Sum>(width) + static_cast<Sum>(norm.epsilon));
+      Row<E>(out + t * width, width) =
+          (row.array() * Row<const Sum>(norm.weight, width).array() * factor).template cast<E>();
     });
   }
 
-  /// Of rows [y, gate] of twice `hidden` numbers: y ← silu(gate) y
-  template <class E>
-  void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
-    each_row(rows, [=](std::int64_t t) {
-      Row<E> y(x + t * 2 * hidden, hidden);
-      const Row<E> gate(x + (t * 2 + 1) * hidden, hidden);
-      y.array() *= gate.array() / (1 + (-gate.array()).exp());
-    });
+  /// y = norm(x) Wᵀ + b. `normed` is scratch with room for x.
+  template <class E, class Sum, class Out>
+  void multiply_normed(const Projection<CpuDevice, E, Out>& by, const Norm<Sum>& norm, const Sum* x, std::int64_t rows,
+                       E* normed, Out* y, std::int64_t y_columns) {
+    rms_norm(norm, x, nullptr, rows, by.in, normed);
+    multiply(by, normed, by.in, rows, y, y_columns);
+  }
+
+  /// y = silu(gate) value, where [value, gate] = norm(x) Wᵀ + b. `y` has room for both. Returns how far its rows are apart.
+  template <class E, class Sum>
+  std::int64_t multiply_normed_gated(const Projection<CpuDevice, E, E>& by, const Norm<Sum>& norm, const Sum* x,
+                                     std::int64_t rows, E* normed, E* y) {
+    multiply_normed(by, norm, x, rows, normed, y, by.out);
+    swiglu(y, rows, by.out / 2);
+    return by.out;
   }
 
   /// Turns `heads` heads of each row by the row's position.
@@ -193,6 +200,16 @@ class CpuDevice {
     });
   }
 
+  /// Of rows [y, gate] of twice `hidden` numbers: y ← silu(gate) y
+  template <class E>
+  void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
+    each_row(rows, [=](std::int64_t t) {
+      Row<E> y(x + t * 2 * hidden, hidden);
+      const Row<E> gate(x + (t * 2 + 1) * hidden, hidden);
+      y.array() *= gate.array() / (1 + (-gate.array()).exp());
+    });
+  }
+
   /// Divided by rows where there are many, otherwise by outputs, so that a step of one token is shared too.
   template <bool add, class E, class Out>
   void product(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
@@ -201,7 +218,8 @@ class CpuDevice {
     const std::int64_t workers = threads_.concurrency();
     const bool by_rows = rows >= 32 * workers;
     const std::int64_t extent = by_rows ? rows : by.out;
-    const std::int64_t each = by_rows ? 256 : std::max<std::int64_t>(64, (by.out / workers + 63) / 64 * 64);
+    const std::int64_t share = (extent + workers - 1) / workers;
+    const std::int64_t each = by_rows ? std::min<std::int64_t>(share, 256) : (share + 63) / 64 * 64;
     threads_.run((extent + each - 1) / each, [&](std::int64_t task, int /*worker*/) {
       const std::int64_t first = task * each;
       const std::int64_t count = std::min(each, extent - first);

@@ -83,6 +83,12 @@ CublasProduct::Plan& CublasProduct::planned(const ProductShape& shape) {
   check(cublasLtMatmulPreferenceSetAttribute(preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes_,
                                              sizeof workspace_bytes_),
         "preference");
+  // Rows of packets of 16 bytes from any row on: the default assumes 256.
+  constexpr std::uint32_t alignment = 16;
+  for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    check(cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &alignment, sizeof alignment), "preference");
+  }
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
   check(cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan->operation.get(), plan->weight.get(), plan->x.get(),

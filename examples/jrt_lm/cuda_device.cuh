@@ -18,6 +18,7 @@
 #include "jrt_lm/cuda_kernels.cuh"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
+#include "jrt_lm/skinny_product.cuh"
 
 namespace jrt_lm {
 
@@ -145,6 +146,12 @@ class CudaDevice {
   template <class E, class Out>
   void multiply_add(const Projection<CudaDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
                     std::int64_t y_columns) {
+    if constexpr (has_skinny_product<E>) {
+      if (is_skinny(rows, by.in, by.out)) {
+        skinny_product<SkinnyOutput::adds>(by, SkinnyActivations<E>{x, x_columns}, rows, by.out, y, y_columns);
+        return;
+      }
+    }
     product(by, x, x_columns, rows, y, y_columns, true);
   }
 
@@ -155,22 +162,42 @@ class CudaDevice {
   }
 
   template <class E, class Sum>
-  void rms_norm(const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width, const Sum* weight,
-                double epsilon, E* out) {
-    check_packets<Sum>("width", width);
-    rms_norm_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(x, list, width, weight, static_cast<Sum>(epsilon),
-                                                                     out);
+  void rms_norm(const Norm<Sum>& norm, const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width,
+                E* out) {
+    check_packets<E>("width", width);
+    rms_norm_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(x, list, width, norm.weight,
+                                                                     static_cast<Sum>(norm.epsilon), out);
     check_launch();
   }
 
-  template <class E>
-  void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
-    check_packets<E>("hidden width", hidden);
-    constexpr int threads = 256;
-    const std::int64_t packets = hidden / Packet<E>::size;
-    swiglu_kernel<<<blocks((rows * packets + threads - 1) / threads), threads, 0, stream_.get()>>>(
-        x, rows * packets, static_cast<int>(packets));
-    check_launch();
+  template <class E, class Sum, class Out>
+  void multiply_normed(const Projection<CudaDevice, E, Out>& by, const Norm<Sum>& norm, const Sum* x, std::int64_t rows,
+                       E* normed, Out* y, std::int64_t y_columns) {
+    if constexpr (has_skinny_product<E>) {
+      if (is_skinny(rows, by.in, by.out)) {
+        const SkinnyResidual<E> input{x, by.in, norm.weight, static_cast<float>(norm.epsilon)};
+        skinny_product<SkinnyOutput::stores>(by, input, rows, by.out, y, y_columns);
+        return;
+      }
+    }
+    rms_norm(norm, x, nullptr, rows, by.in, normed);
+    multiply(by, normed, by.in, rows, y, y_columns);
+  }
+
+  template <class E, class Sum>
+  std::int64_t multiply_normed_gated(const Projection<CudaDevice, E, E>& by, const Norm<Sum>& norm, const Sum* x,
+                                     std::int64_t rows, E* normed, E* y) {
+    const std::int64_t hidden = by.out / 2;
+    if constexpr (has_skinny_product<E>) {
+      if (is_skinny(rows, by.in, hidden)) {
+        const SkinnyResidual<E> input{x, by.in, norm.weight, static_cast<float>(norm.epsilon)};
+        skinny_product<SkinnyOutput::gates>(by, input, rows, hidden, y, hidden);
+        return hidden;
+      }
+    }
+    multiply_normed(by, norm, x, rows, normed, y, by.out);
+    swiglu(y, rows, hidden);
+    return by.out;
   }
 
   template <class E, int d>
@@ -216,6 +243,27 @@ class CudaDevice {
       throw std::runtime_error(std::string("the ") + what + " is " + std::to_string(count) +
                                ", but must be a multiple of " + std::to_string(Packet<T>::size) + " on a GPU");
     }
+  }
+
+  template <class E>
+  void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
+    check_packets<E>("hidden width", hidden);
+    constexpr int threads = 256;
+    const std::int64_t packets = hidden / Packet<E>::size;
+    swiglu_kernel<<<blocks((rows * packets + threads - 1) / threads), threads, 0, stream_.get()>>>(
+        x, rows * packets, static_cast<int>(packets));
+    check_launch();
+  }
+
+  static bool is_skinny(std::int64_t rows, std::int64_t in, std::int64_t outputs) {
+    return rows <= skinny_rows && in % skinny_chunk == 0 && outputs % skinny_outputs == 0;
+  }
+  template <SkinnyOutput what, class E, class Input, class Out>
+  void skinny_product(const Projection<CudaDevice, E, Out>& by, const Input& input, std::int64_t rows, std::int64_t outputs,
+                      Out* y, std::int64_t y_columns) {
+    check_cuda(launch_early(skinny_product_kernel<what, E, Input, Out>, outputs / skinny_outputs, 32 * skinny_warps,
+                            stream_.get(), input, rows, by.in, by.weight.data(), by.bias.data(), outputs, y, y_columns),
+               "launch");
   }
 
   template <class T>

@@ -40,7 +40,8 @@ struct Sequence {
 Sequence sequence_of(const Request& request, const GenerationOptions& options) {
   Sequence sequence;
   const jrt::RepeatedPrompt repeated{request.context, request.query, options.separator, options.reads};
-  sequence.read.resize(options.reads < 1 ? 0 : static_cast<std::size_t>(jrt::repeated_prompt_tokens(repeated)));
+  require(jrt::check_repeated_prompt(repeated));
+  sequence.read.resize(static_cast<std::size_t>(jrt::repeated_prompt_tokens(repeated)));
   require(jrt::write_repeated_prompt(repeated, sequence.read));
   if (options.reads == 1) {
     sequence.pieces = {{0, std::ssize(sequence.read)}};  // context and query are read at once
@@ -52,15 +53,15 @@ Sequence sequence_of(const Request& request, const GenerationOptions& options) {
   jrt::TokenRange& first = sequence.pieces.front();
   const std::int64_t missing = options.encoder_tokens - first.count;
   sequence.prefix = std::min(options.encoder_tokens, first.count);
-  const bool pads =
-      options.short_prompt == ShortPromptStrategy::left_pad || options.short_prompt == ShortPromptStrategy::read_twice;
-  if (missing > 0 && pads) {
-    if (options.reads != 1) {
-      throw std::invalid_argument("the context is shown " + std::to_string(options.reads) +
-                                  " times, but short prompts can be padded only if it is shown once");
-    }
+  const ShortPromptStrategy strategy = options.short_prompt;
+  if (missing > 0 && strategy != ShortPromptStrategy::shorten && options.reads != 1) {
+    throw std::invalid_argument("a context of " + std::to_string(first.count) + " tokens is shown " +
+                                std::to_string(options.reads) + " times, but '" + name_of(strategy) +
+                                "' for short prompts needs one that is shown once");
+  }
+  if (missing > 0 && (strategy == ShortPromptStrategy::left_pad || strategy == ShortPromptStrategy::read_twice)) {
     std::vector<std::int32_t> padded(static_cast<std::size_t>(options.encoder_tokens));
-    if (options.short_prompt == ShortPromptStrategy::left_pad) {
+    if (strategy == ShortPromptStrategy::left_pad) {
       require(jrt::pad_left(sequence.read, options.pad_token, padded));
       sequence.zero_keys = missing;
     } else {
@@ -88,6 +89,7 @@ class Run {
       samplers_.emplace_back(options.sampling, sequences_.size());
       sequences_.push_back(sequence_of(request, options));
       result_.prompt_tokens += std::ssize(sequences_.back().read);
+      result_.prefix_tokens += sequences_.back().prefix;
     }
   }
 
@@ -97,12 +99,14 @@ class Run {
     model_.synchronize();
     const double prefilled = seconds();
     while (!finished()) {
+      ++result_.decode_rounds;
       next_tokens();
     }
     model_.synchronize();
     result_.prefill_seconds = prefilled - start;
     result_.decode_seconds = seconds() - prefilled;
     for (Sequence& sequence : sequences_) {
+      result_.decoded_tokens += std::max<std::int64_t>(0, std::ssize(sequence.generated) - 1);
       result_.tokens.push_back(std::move(sequence.generated));
     }
     return std::move(result_);
@@ -118,6 +122,7 @@ class Run {
 
   /// Piece after piece; the sequences that have one are read together.
   void read_prompts() {
+    std::int64_t read = 0;
     for (std::size_t piece = 0;; ++piece) {
       std::vector<Prompt> prompts;
       std::vector<std::size_t> who;
@@ -138,7 +143,16 @@ class Run {
       if (prompts.empty()) {
         return;
       }
-      model_.prefill(prompts, LogitsOf::last_tokens, progress_);
+      std::int64_t count = 0;
+      for (const Prompt& prompt : prompts) {
+        count += std::ssize(prompt.tokens);
+      }
+      const auto of_all = [&](double done) {
+        progress_((static_cast<double>(read) + done * static_cast<double>(count)) /
+                  static_cast<double>(result_.prompt_tokens));
+      };
+      model_.prefill(prompts, LogitsOf::last_tokens, progress_ ? Progress(of_all) : Progress{});
+      read += count;
       for (std::size_t& i : who) {
         if (sequences_[i].pieces.size() != piece + 1) {
           i = nobody();  // there is more to read
@@ -207,7 +221,7 @@ class Run {
     }
     if (all_step && options_.sampling.greedy() && !options_.stop_token && steps > 1) {
       const auto several = model_.greedy_steps(tokens, slots, steps);
-      result_.decode_steps += steps;
+      result_.decode_rounds += steps - 1;
       for (std::int64_t s = 0; s < steps; ++s) {
         for (std::size_t row = 0; row < rows.size(); ++row) {
           if (rows[row] != nobody()) {
@@ -218,7 +232,6 @@ class Run {
       return;
     }
     model_.step(tokens, slots);
-    ++result_.decode_steps;
     take_tokens(rows);
   }
 

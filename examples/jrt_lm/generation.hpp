@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -47,13 +46,22 @@ struct GenerationOptions {
 struct Generation {
   std::vector<std::vector<std::int32_t>> tokens;  ///< of each request
   std::int64_t prompt_tokens = 0;                 ///< read, of all requests: repetitions and padding included
-  std::int64_t decode_steps = 0;                  ///< of the whole batch
-  double prefill_seconds = 0;                     ///< until there are logits of the first new tokens
+  std::int64_t prefix_tokens = 0;                 ///< of them in encoder regions
+  std::int64_t decode_rounds = 0;                 ///< each of which gave a token to every sequence that had not ended
+  std::int64_t decoded_tokens = 0;                ///< all but the first of each sequence
+  double prefill_seconds = 0;                     ///< until there are the first new tokens
   double decode_seconds = 0;                      ///< of all that follows
+
+  [[nodiscard]] double milliseconds_per_round() const {
+    return decode_rounds == 0 ? 0 : decode_seconds * 1e3 / static_cast<double>(decode_rounds);
+  }
+  [[nodiscard]] double decoded_per_second() const {
+    return decode_seconds > 0 ? static_cast<double>(decoded_tokens) / decode_seconds : 0;
+  }
 };
 
 /// Reads the requests into slots 0, 1, … and generates tokens for each. Each piece of a repeated prompt is a prefill that
-/// continues the one before; an encoder region is part of the first. `progress` as in LanguageModel::prefill.
+/// continues the one before; an encoder region is part of the first. `progress` is told which part of all prompts is read.
 Generation generate(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options,
                     const Progress& progress);
 

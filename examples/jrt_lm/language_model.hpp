@@ -34,8 +34,9 @@ using Progress = std::function<void(double done)>;
 /// A JRT-RNN or Based model on some device: weights, and the states of `slots` sequences. A slot of constant size is all
 /// that a sequence is; what is in it need not be cleared before a prompt that does not continue.
 ///
-/// Errors are std::invalid_argument (tokens outside the vocabulary, slots outside the pool, …; nothing was changed then) or
-/// std::runtime_error (the device's).
+/// Errors are std::invalid_argument (tokens outside the vocabulary, slots outside the pool, …) or, of the device's and for
+/// states that are not the model's, std::runtime_error. What `invalid_argument` and a failed `load` were told to change is
+/// as it was; after another error of a prefill or step its sequences must start anew.
 class LanguageModel {
  public:
   LanguageModel() = default;
@@ -88,9 +89,8 @@ struct ModelOptions {
   DeviceKind device = DeviceKind::cpu;
   NumberType type = NumberType::float32;
   std::int64_t slots = 1;
-  int threads = 1;  ///< of the CPU
-  std::int64_t tokens_per_group =
-      256 * 1024;  ///< prompts are read in groups of at most so many tokens, which bounds memory
+  int threads = 1;                             ///< of the CPU
+  std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
 };
 
 /// Makes a model for one of the combinations of device, type and kernel shape that this program was compiled for; others

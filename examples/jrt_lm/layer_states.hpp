@@ -17,6 +17,7 @@
 
 #include "jrt_lm/activations.hpp"
 #include "jrt_lm/model_config.hpp"
+#include "jrt_lm/prefill_plan.hpp"
 
 namespace jrt_lm {
 
@@ -98,8 +99,12 @@ class LayerStates {
     }
     SavedHeader header;
     std::memcpy(&header, bytes.data(), sizeof header);
-    if (std::memcmp(header.magic, SavedHeader{}.magic, sizeof header.magic) != 0 || header.tokens_read < 0) {
+    if (std::memcmp(header.magic, SavedHeader{}.magic, sizeof header.magic) != 0) {
       throw std::invalid_argument("a saved sequence does not begin with the header of one");
+    }
+    if (header.tokens_read < 0 || header.tokens_read > most_tokens) {
+      throw std::invalid_argument("a saved sequence has read " + std::to_string(header.tokens_read) +
+                                  " tokens, but may have read from 0 to " + std::to_string(most_tokens));
     }
     if (header.layers != std::ssize(config_->layers)) {
       throw std::invalid_argument("a saved sequence has " + std::to_string(header.layers) + " layers, but the model has " +

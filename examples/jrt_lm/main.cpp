@@ -5,6 +5,7 @@
 #include <exception>
 #include <iostream>
 #include <memory>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
@@ -12,6 +13,7 @@
 
 #include "jrt_lm/generation.hpp"
 #include "jrt_lm/measurement.hpp"
+#include "jrt_lm/model_tensors.hpp"
 #include "jrt_lm/options.hpp"
 #include "jrt_lm/progress_line.hpp"
 #if defined(JRT_LM_TOKENIZER)
@@ -30,6 +32,7 @@ struct Tokenizer {
   }
   static std::vector<std::int32_t> encode(const std::string& /*text*/) { return {}; }
   static std::string decode(const std::vector<std::int32_t>& /*tokens*/) { return {}; }
+  static std::int64_t size() { return 0; }
 };
 #endif
 
@@ -46,7 +49,7 @@ std::unique_ptr<LanguageModel> open_model(const Options& options) {
   }
   ModelConfig config = ModelConfig::from_file(options.model_folder + "/config.json");
   const Checkpoint checkpoint(options.model_folder);
-  config.adapt_to(checkpoint.names());
+  settle_tensors(config, checkpoint);
   return make_model(config, CheckpointWeights(checkpoint), options.model);
 }
 
@@ -68,6 +71,9 @@ std::vector<Request> requests_of(const Options& options, const std::optional<Tok
   for (const std::string& text : options.texts) {
     requests.push_back({encoded(text, "--text"), options.query});
   }
+  if (!options.query.empty() && !options.query_text.empty()) {
+    throw std::invalid_argument("both --query and --query-text are given");
+  }
   if (requests.empty()) {
     throw std::invalid_argument("there is no prompt: give --tokens, --tokens-file, --text or --measure");
   }
@@ -88,10 +94,6 @@ nlohmann::ordered_json about(LanguageModel& model, const Options& options) {
   return json;
 }
 
-double per_second(std::int64_t count, double seconds) {
-  return seconds > 0 ? static_cast<double>(count) / seconds : 0;
-}
-
 void generate_and_print(Options options) {
   std::optional<Tokenizer> tokenizer;
   if (options.vocab.empty() != options.merges.empty()) {
@@ -102,12 +104,16 @@ void generate_and_print(Options options) {
   }
   const std::vector<Request> requests = requests_of(options, tokenizer);
   options.model.slots = std::ssize(requests);
+  if (options.half_prefix) {
+    throw std::invalid_argument("--prefix half is for --measure; prompts of one's own need a number");
+  }
   const auto model = open_model(options);
   if (!options.encoder_tokens_given) {
     options.generation.encoder_tokens = model->config().encoder_tokens;
   }
-  if (options.half_prefix) {
-    throw std::invalid_argument("--prefix half is for --measure; prompts of one's own need a number");
+  if (tokenizer && tokenizer->size() < model->config().vocabulary) {
+    throw std::invalid_argument(options.vocab + ": has " + std::to_string(tokenizer->size()) +
+                                " tokens, but the model's vocabulary has " + std::to_string(model->config().vocabulary));
   }
   ProgressLine progress(options.quiet);
   const Generation result = generate(*model, requests, options.generation, progress.of(requests, options.generation));
@@ -133,11 +139,10 @@ void generate_and_print(Options options) {
   }
   json["prompt_tokens"] = result.prompt_tokens;
   json["prefill_ms"] = result.prefill_seconds * 1e3;
-  json["prefill_tokens_per_s"] = per_second(result.prompt_tokens, result.prefill_seconds);
-  json["decode_steps"] = result.decode_steps;
-  json["decode_ms_per_token"] =
-      result.decode_steps == 0 ? 0 : result.decode_seconds * 1e3 / static_cast<double>(result.decode_steps);
-  json["decode_tokens_per_s"] = per_second(result.decode_steps * std::ssize(requests), result.decode_seconds);
+  json["prefill_tokens_per_s"] = static_cast<double>(result.prompt_tokens) / result.prefill_seconds;
+  json["decode_rounds"] = result.decode_rounds;
+  json["decode_ms_per_token"] = result.milliseconds_per_round();
+  json["decode_tokens_per_s"] = result.decoded_per_second();
   json["state_bytes_per_sequence"] = model->state_bytes();
   json["device_bytes"] = model->device_bytes();
   // Bytes that are no UTF-8, as a token may end within a character, are replaced.
@@ -145,6 +150,9 @@ void generate_and_print(Options options) {
 }
 
 void measure_and_print(Options options) {
+  if (!options.prompts.empty() || !options.texts.empty() || !options.query.empty() || !options.query_text.empty()) {
+    throw std::invalid_argument("--measure makes its own prompts, but others are given");
+  }
   options.model.slots = options.batch;
   const auto model = open_model(options);
   if (!options.encoder_tokens_given) {
@@ -205,6 +213,9 @@ int main(int argc, char** argv) try {
     measure_and_print(options);
   }
   return 0;
+} catch (const std::bad_alloc&) {
+  std::cerr << "jrt_lm: there is not enough memory for this model and these prompts\n";
+  return 1;
 } catch (const std::exception& error) {
   std::cerr << "jrt_lm: " << error.what() << "\n";
   return 1;

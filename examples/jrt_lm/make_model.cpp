@@ -23,11 +23,26 @@ const char* name_of(NumberType type) {
   }
 }
 
+namespace {
+
+/// Whether kernels of this shape serve the model. Dimensions of mixers that it does not have do not matter.
+bool serves(const KernelShape& shape, const ModelConfig& config) {
+  const KernelShape& wanted = config.shape;
+  const bool linear = config.has(MixerKind::linear);
+  const bool window = config.has(MixerKind::window);
+  return (!linear || shape.feature_dim == wanted.feature_dim) &&
+         (!(linear || window) || shape.head_dim == wanted.head_dim) &&
+         (!window || shape.left_window == wanted.left_window) &&
+         (!config.has(MixerKind::convolution) || shape.kernel_width == wanted.kernel_width);
+}
+
+}  // namespace
+
 std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, const WeightSource& weights,
                                           const ModelOptions& options) {
   std::string compiled;
   for (const Instance& instance : instances()) {
-    if (instance.device == options.device && instance.type == options.type && instance.shape == config.shape) {
+    if (instance.device == options.device && instance.type == options.type && serves(instance.shape, config)) {
       return instance.make(config, weights, options);
     }
     compiled +=

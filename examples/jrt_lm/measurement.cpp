@@ -28,23 +28,25 @@ Measurement measure(LanguageModel& model, const MeasurementOptions& options) {
           static_cast<std::int32_t>(generator() % static_cast<std::uint64_t>(model.config().vocabulary)));
     }
   }
+  Measurement result;
   std::vector<double> prefill;
   std::vector<double> decode;
+  std::vector<double> decoded_per_second;
   for (std::int64_t i = 0; i <= options.repeats; ++i) {
     // A device that is hot from the run before is slower: every run starts from the same rest.
     std::this_thread::sleep_for(std::chrono::milliseconds(250));
-    const Generation result = generate(model, requests, options.generation, {});
+    const Generation run = generate(model, requests, options.generation, {});
     if (i > 0) {
-      prefill.push_back(result.prefill_seconds);
-      decode.push_back(result.decode_steps == 0 ? 0 : result.decode_seconds / static_cast<double>(result.decode_steps));
+      prefill.push_back(run.prefill_seconds);
+      decode.push_back(run.milliseconds_per_round());
+      decoded_per_second.push_back(run.decoded_per_second());
     }
+    result.prefix = run.prefix_tokens / options.batch;
   }
-  Measurement result;
-  result.prefix = std::min(options.generation.encoder_tokens, options.tokens);
   result.prefill_ms = median(prefill) * 1e3;
   result.prefill_tokens_per_s = static_cast<double>(options.batch * options.tokens) / median(prefill);
-  result.decode_ms_per_token = median(decode) * 1e3;
-  result.decode_tokens_per_s = median(decode) > 0 ? static_cast<double>(options.batch) / median(decode) : 0;
+  result.decode_ms_per_token = median(decode);
+  result.decode_tokens_per_s = median(decoded_per_second);
   return result;
 }
 

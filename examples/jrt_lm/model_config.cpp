@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 
+#include "support/mapped_file.hpp"
 #include "support/strict_json.hpp"
 
 namespace jrt_lm {
@@ -18,7 +18,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t most = std::int64_t{1} << 24;  // no extent of a model is larger, and products of two do not overflow
+constexpr std::int64_t most = std::int64_t{1} << 24;  // no extent of a model is larger, and no count of numbers overflows
+constexpr std::int64_t most_layers = std::int64_t{1} << 12;
 
 std::int64_t rounded_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -52,16 +53,23 @@ class Section {
     return {at(key), source_, path_.empty() ? key : path_ + "." + key};
   }
 
-  [[nodiscard]] std::int64_t integer(const char* key, std::int64_t least) const {
+  [[nodiscard]] std::int64_t integer(const char* key, std::int64_t least, std::int64_t bound = most) const {
     const json& value = at(key);
-    if (!value.is_number_integer() || value.get<std::int64_t>() < least || value.get<std::int64_t>() > most) {
-      fail(key,
-           "is " + value.dump() + ", but must be an integer from " + std::to_string(least) + " to " + std::to_string(most));
+    if (!value.is_number_integer() || value < least || value > bound) {
+      fail(key, "is " + support::brief(value) + ", but must be an integer from " + std::to_string(least) + " to " +
+                    std::to_string(bound));
     }
     return value.get<std::int64_t>();
   }
   [[nodiscard]] std::int64_t integer_or(const char* key, std::int64_t otherwise, std::int64_t least) const {
     return has(key) ? integer(key, least) : otherwise;
+  }
+  [[nodiscard]] double fraction(const char* key) const {
+    const json& value = at(key);
+    if (!value.is_number() || !(value >= 0.0) || !(value <= 1.0)) {
+      fail(key, "is " + support::brief(value) + ", but must be a number from 0 to 1");
+    }
+    return value.get<double>();
   }
   [[nodiscard]] double positive_or(const char* key, double otherwise) const {
     if (!has(key)) {
@@ -69,29 +77,38 @@ class Section {
     }
     const json& value = at(key);
     if (!value.is_number() || !(value.get<double>() > 0) || !std::isfinite(value.get<double>())) {
-      fail(key, "is " + value.dump() + ", but must be a positive number");
+      fail(key, "is " + support::brief(value) + ", but must be a positive number");
     }
     return value.get<double>();
   }
-  [[nodiscard]] bool flag_or(const char* key, bool otherwise) const {
+  [[nodiscard]] std::optional<bool> flag(const char* key) const {
     if (!has(key)) {
-      return otherwise;
+      return std::nullopt;
     }
     if (!at(key).is_boolean()) {
-      fail(key, "is " + at(key).dump() + ", but must be true or false");
+      fail(key, "is " + support::brief(at(key)) + ", but must be true or false");
     }
     return at(key).get<bool>();
   }
   [[nodiscard]] std::string text(const char* key) const {
     if (!at(key).is_string()) {
-      fail(key, "is " + at(key).dump() + ", but must be a string");
+      fail(key, "is " + support::brief(at(key)) + ", but must be a string");
     }
     return at(key).get<std::string>();
   }
+  /// The key has this value, which it also has where it is left out.
   void require(const char* key, const json& wanted) const {
     if (has(key) && at(key) != wanted) {
-      fail(key, "is " + at(key).dump() + ", but only " + wanted.dump() + " is supported");
+      fail(key, "is " + support::brief(at(key)) + ", but only " + support::brief(wanted) + " is supported");
     }
+  }
+  /// The key has this value; left out, it would have another.
+  void require_given(const char* key, const json& wanted, const char* otherwise) const {
+    if (!has(key)) {
+      fail(key,
+           std::string("is missing, which means ") + otherwise + ", but only " + support::brief(wanted) + " is supported");
+    }
+    require(key, wanted);
   }
 
  private:
@@ -106,91 +123,168 @@ std::string class_of(const Section& section) {
   return target.substr(target.rfind('.') + 1);
 }
 
+/// A value that may stand in the model's section and in the mixer's, which the authors' code overwrites with the model's;
+/// where it stands in neither, their default.
+template <class Read>
+auto of_model_or_mixer(const Section& root, const Section& mixer, const char* key, const Read& read)
+    -> decltype(read(root)) {
+  if (root.has(key) && mixer.has(key) && read(root) != read(mixer)) {
+    mixer.fail(key, "is " + support::brief(mixer.at(key)) + ", but the model's is " + support::brief(root.at(key)));
+  }
+  return read(root.has(key) ? root : mixer);
+}
+
 void read_convolution(const Section& mixer, ModelConfig& config) {
   config.channels = mixer.integer_or("expand_proj", 4, 1) * config.width / 2;
-  config.convolution_projection_bias = mixer.flag_or("use_bias", false);
+  if (config.channels < 1 || config.channels > most) {
+    mixer.fail("expand_proj", "is " + support::brief(mixer.at("expand_proj")) + ", which gives " +
+                                  std::to_string(config.channels) + " channels, but there must be from 1 to " +
+                                  std::to_string(most));
+  }
+  config.convolution_projection_bias = mixer.flag("use_bias");
   config.shape.kernel_width = 3;
   if (mixer.has("kernel_sizes")) {
     const json& sizes = mixer.at("kernel_sizes");
     if (!sizes.is_array() || sizes.size() != 1 || !sizes[0].is_number_integer() || sizes[0] < 2 || sizes[0] > 8) {
-      mixer.fail("kernel_sizes", "is " + sizes.dump() + ", but must be a list of one width from 2 to 8");
+      mixer.fail("kernel_sizes", "is " + sizes.dump().substr(0, 100) + ", but must be a list of one width from 2 to 8");
     }
     config.shape.kernel_width = sizes[0].get<int>();
   }
 }
 
-void read_linear(const Section& mixer, bool prefix, ModelConfig& config) {
-  config.shape.feature_dim = static_cast<int>(mixer.integer_or("feature_dim", 16, 1));
-  config.heads = mixer.integer_or("num_heads", config.heads, 1);
-  config.has_encoder = prefix;
-  config.encoder_tokens = prefix ? mixer.integer_or("enc_length", 0, 0) : 0;
-  if (mixer.has("feature_map") && class_of(mixer.section("feature_map")) != "TaylorExp") {
-    mixer.section("feature_map").fail("_target_", "is not TaylorExp, the only feature map that is supported");
-  }
-}
-
-void read_window(const Section& mixer, ModelConfig& config) {
+void check_heads(const Section& mixer, const ModelConfig& config) {
   const std::int64_t heads = mixer.integer_or("num_heads", config.heads, 1);
   if (heads != config.heads) {
     mixer.fail("num_heads",
                "is " + std::to_string(heads) + ", but the model has " + std::to_string(config.heads) + " heads");
   }
-  config.window_kv_heads = mixer.integer_or("num_heads_kv", heads, 1);
-  if (heads % config.window_kv_heads != 0) {
-    mixer.fail("num_heads_kv", "is " + std::to_string(config.window_kv_heads) + ", which does not divide num_heads, " +
-                                   std::to_string(heads));
-  }
-  config.shape.left_window = static_cast<int>(mixer.integer("window_size", 0) / 2);
-  config.window_scale = mixer.positive_or("softmax_scale", config.window_scale);
-  config.rotary_base = mixer.positive_or("rotary_emb_base", 1e4);
-  const std::int64_t rotary_dim = mixer.integer_or("rotary_emb_dim", config.shape.head_dim, 0);
-  if (rotary_dim != 0 && rotary_dim != config.shape.head_dim) {
-    mixer.fail("rotary_emb_dim", "is " + std::to_string(rotary_dim) + ", but must be 0 or the head dimension, " +
-                                     std::to_string(config.shape.head_dim));
-  }
-  config.rotates = rotary_dim != 0;
-  mixer.require("rotary_emb_interleaved", false);
-  mixer.require("rotary_emb_scale_base", nullptr);
-  mixer.require("causal", true);
-  config.window_input_bias = mixer.flag_or("qkv_proj_bias", false);
-  config.window_output_bias = mixer.flag_or("out_proj_bias", false);
 }
 
-MixerKind read_mixer(const Section& mixer, ModelConfig& config) {
+void read_linear(const Section& root, const Section& mixer, bool prefix, ModelConfig& config) {
+  check_heads(mixer, config);
+  config.shape.feature_dim = static_cast<int>(mixer.integer_or("feature_dim", 16, 1));
+  config.has_encoder = prefix;
+  if (prefix) {
+    config.encoder_tokens = (mixer.has("enc_length") ? mixer : root).integer("enc_length", 0);
+  }
+  const auto check_scale = [&](const Section& section) {
+    if (section.integer_or("scale_dim", config.shape.feature_dim, 1) != config.shape.feature_dim) {
+      section.fail("scale_dim", "is " + support::brief(section.at("scale_dim")) + ", but only feature_dim, " +
+                                    std::to_string(config.shape.feature_dim) + ", is supported");
+    }
+  };
+  check_scale(mixer);
+  if (mixer.has("feature_map")) {
+    const Section map = mixer.section("feature_map");
+    if (class_of(map) != "TaylorExp") {
+      map.fail("_target_", "is not TaylorExp, the only feature map that is supported");
+    }
+    check_scale(map);
+  }
+}
+
+void read_rotary(const Section& root, const Section& mixer, ModelConfig& config) {
+  // The model's fraction of a head overwrites the mixer's count of dimensions.
+  const std::int64_t of_mixer = mixer.integer_or("rotary_emb_dim", 0, 0);
+  std::int64_t turned = of_mixer;
+  if (root.has("rotary_emb_fraction")) {
+    const double fraction = root.fraction("rotary_emb_fraction");
+    turned = static_cast<std::int64_t>(fraction * config.shape.head_dim);
+    if (mixer.has("rotary_emb_dim") && of_mixer != turned) {
+      mixer.fail("rotary_emb_dim", "is " + std::to_string(of_mixer) + ", but the model's rotary_emb_fraction gives " +
+                                       std::to_string(turned));
+    }
+  }
+  if (turned != 0 && turned != config.shape.head_dim) {
+    mixer.fail("rotary_emb_dim", "is " + std::to_string(turned) + ", but must be 0 or the head dimension, " +
+                                     std::to_string(config.shape.head_dim));
+  }
+  config.rotates = turned != 0;
+  config.rotary_base = of_model_or_mixer(
+      root, mixer, "rotary_emb_base", [](const Section& section) { return section.positive_or("rotary_emb_base", 1e4); });
+  for (const Section& section : {root, mixer}) {
+    section.require("rotary_emb_interleaved", false);
+    section.require("rotary_emb_scale_base", nullptr);
+  }
+}
+
+void read_window(const Section& root, const Section& mixer, ModelConfig& config) {
+  check_heads(mixer, config);
+  config.window_kv_heads = mixer.integer_or("num_heads_kv", root.integer_or("n_head_kv", config.heads, 1), 1);
+  if (config.heads % config.window_kv_heads != 0) {
+    mixer.fail("num_heads_kv", "is " + std::to_string(config.window_kv_heads) + ", which does not divide num_heads, " +
+                                   std::to_string(config.heads));
+  }
+  config.shape.left_window = static_cast<int>(mixer.integer("window_size", 0) / 2);
+  const bool scaled = root.flag("scale_attn_weights").value_or(true);
+  const double scale = scaled ? 1 / std::sqrt(static_cast<double>(config.shape.head_dim)) : 1.0;
+  config.window_scale = mixer.positive_or("softmax_scale", scale);
+  if (root.has("scale_attn_weights") && std::abs(config.window_scale - scale) > 1e-6 * scale) {
+    mixer.fail("softmax_scale", "is " + support::brief(mixer.at("softmax_scale")) +
+                                    ", but the model's scale_attn_weights gives " + json(scale).dump());
+  }
+  root.require("scale_attn_by_inverse_layer_idx", false);
+  mixer.require("causal", true);
+  read_rotary(root, mixer, config);
+  config.window_input_bias =
+      of_model_or_mixer(root, mixer, "qkv_proj_bias", [](const Section& section) { return section.flag("qkv_proj_bias"); });
+  config.window_output_bias =
+      of_model_or_mixer(root, mixer, "out_proj_bias", [](const Section& section) { return section.flag("out_proj_bias"); });
+}
+
+MixerKind kind_of(const Section& mixer) {
   const std::string name = class_of(mixer);
   if (name == "BaseConv") {
-    read_convolution(mixer, config);
     return MixerKind::convolution;
   }
   if (name == "PrefixLinearAttention" || name == "LinearAttention") {
-    read_linear(mixer, name == "PrefixLinearAttention", config);
     return MixerKind::linear;
   }
   if (name == "SlidingAttention") {
-    read_window(mixer, config);
     return MixerKind::window;
   }
   mixer.fail("_target_",
-             "is '" + mixer.text("_target_") +
-                 "', but known mixers are BaseConv, PrefixLinearAttention, LinearAttention and SlidingAttention");
+             "is " + support::brief(mixer.at("_target_")) +
+                 ", but known mixers are BaseConv, PrefixLinearAttention, LinearAttention and SlidingAttention");
+}
+
+/// A configuration has room for one mixer of each kind.
+MixerKind read_mixer(const Section& root, const char* key, std::set<MixerKind>& kinds, ModelConfig& config) {
+  const Section mixer = root.section(key);
+  const MixerKind kind = kind_of(mixer);
+  if (!kinds.insert(kind).second) {
+    root.fail(key, "is a second " + class_of(mixer) + " or of its kind, but a model may have one of each kind");
+  }
+  switch (kind) {
+    case MixerKind::convolution:
+      read_convolution(mixer, config);
+      break;
+    case MixerKind::linear:
+      read_linear(root, mixer, class_of(mixer) == "PrefixLinearAttention", config);
+      break;
+    case MixerKind::window:
+      read_window(root, mixer, config);
+      break;
+  }
+  return kind;
 }
 
 /// Layers that have another mixer than the first one.
 void place_mixer(const Section& root, const char* key, const char* layers_key, ModelConfig& config,
-                 std::vector<bool>& placed) {
+                 std::set<MixerKind>& kinds, std::vector<bool>& placed) {
   if (!root.has(key)) {
     return;
   }
-  const MixerKind kind = read_mixer(root.section(key), config);
+  const MixerKind kind = read_mixer(root, key, kinds, config);
   const json& layers = root.at(layers_key);
   if (!layers.is_array()) {
     root.fail(layers_key, std::string("is ") + layers.type_name() + ", but must be a list of layers");
   }
   for (const json& entry : layers) {
     const auto count = static_cast<std::int64_t>(config.layers.size());
-    if (!entry.is_number_integer() || entry.get<std::int64_t>() < 0 || entry.get<std::int64_t>() >= count) {
-      root.fail(layers_key,
-                "has the entry " + entry.dump() + ", but layers are numbered from 0 to " + std::to_string(count - 1));
+    if (!entry.is_number_integer() || entry < 0 || entry >= count) {
+      root.fail(layers_key, "has the entry " + support::brief(entry) + ", but layers are numbered from 0 to " +
+                                std::to_string(count - 1));
     }
     const auto layer = entry.get<std::size_t>();
     if (placed[layer]) {
@@ -208,12 +302,13 @@ std::string description(const KernelShape& shape) {
          std::to_string(shape.left_window) + ", convolution " + std::to_string(shape.kernel_width);
 }
 
+bool ModelConfig::has(MixerKind kind) const {
+  return std::find(layers.begin(), layers.end(), kind) != layers.end();
+}
+
 ModelConfig ModelConfig::from_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    throw std::runtime_error(path + ": cannot be opened");
-  }
-  return from_json(std::string{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()}, path);
+  const support::MappedFile file(path);
+  return from_json(std::string(file.text()), path);
 }
 
 ModelConfig ModelConfig::from_json(const std::string& text, const std::string& source) {
@@ -235,24 +330,18 @@ ModelConfig ModelConfig::from_json(const std::string& text, const std::string& s
   config.hidden = rounded_up(root.integer_or("n_inner", 2 * config.width, 1), 256);
   config.channels = 2 * config.width;
   config.norm_epsilon = root.positive_or("layer_norm_epsilon", 1e-5);
-  config.mlp_input_bias = root.flag_or("mlp_fc1_bias", false);
-  config.mlp_output_bias = root.flag_or("mlp_fc2_bias", false);
-  root.require("activation_function", "swiglu");
-  root.require("rms_norm", true);
+  config.mlp_input_bias = root.flag("mlp_fc1_bias");
+  config.mlp_output_bias = root.flag("mlp_fc2_bias");
+  root.require_given("activation_function", "swiglu", "gelu_new");
+  root.require_given("rms_norm", true, "LayerNorm");
   root.require("tie_word_embeddings", true);
-  const std::int64_t layers = root.integer("n_layer", 1);
-  config.layers.resize(static_cast<std::size_t>(layers));
-  std::fill(config.layers.begin(), config.layers.end(), read_mixer(root.section("mixer"), config));
-  std::vector<bool> placed(static_cast<std::size_t>(layers));
-  place_mixer(root, "alt_mixer", "alt_mixer_layers", config, placed);
-  place_mixer(root, "alt_mixer_2", "alt_mixer_2_layers", config, placed);
+  const auto layers = static_cast<std::size_t>(root.integer("n_layer", 1, most_layers));
+  std::set<MixerKind> kinds;
+  config.layers.assign(layers, read_mixer(root, "mixer", kinds, config));
+  std::vector<bool> placed(layers);
+  place_mixer(root, "alt_mixer", "alt_mixer_layers", config, kinds, placed);
+  place_mixer(root, "alt_mixer_2", "alt_mixer_2_layers", config, kinds, placed);
   return config;
-}
-
-void ModelConfig::adapt_to(const std::vector<std::string>& tensor_names) {
-  for (const std::string& name : tensor_names) {
-    convolution_bias = convolution_bias || name.ends_with(".mixer.conv.conv.bias");
-  }
 }
 
 ModelConfig ModelConfig::published(const std::string& name) {
@@ -285,70 +374,6 @@ ModelConfig ModelConfig::published(const std::string& name) {
     }
   }
   return config;
-}
-
-std::vector<TensorSpec> tensors_of(const ModelConfig& config) {
-  std::vector<TensorSpec> tensors;
-  const auto add = [&](const std::string& name, std::vector<std::int64_t> shape) {
-    tensors.push_back({name, std::move(shape)});
-  };
-  const auto add_projection = [&](const std::string& name, std::int64_t out, std::int64_t in, bool bias) {
-    add(name + ".weight", {out, in});
-    if (bias) {
-      add(name + ".bias", {out});
-    }
-  };
-  const std::int64_t width = config.width;
-  const std::int64_t values = config.heads * config.shape.head_dim;
-  const std::int64_t features = config.heads * config.shape.feature_dim;
-  add("transformer.embeddings.word_embeddings.weight", {config.vocabulary_rows, width});
-  for (std::size_t i = 0; i < config.layers.size(); ++i) {
-    const std::string layer = "transformer.layers." + std::to_string(i) + ".";
-    const std::string mixer = layer + "mixer.";
-    add(layer + "norm1.weight", {width});
-    switch (config.layers[i]) {
-      case MixerKind::convolution:
-        add_projection(mixer + "in_proj", 2 * config.channels, width, config.convolution_projection_bias);
-        add(mixer + "conv.conv.weight", {config.channels, 1, config.shape.kernel_width});
-        if (config.convolution_bias) {
-          add(mixer + "conv.conv.bias", {config.channels});
-        }
-        add_projection(mixer + "out_proj", width, config.channels, config.convolution_projection_bias);
-        break;
-      case MixerKind::linear:
-        add_projection(mixer + "proj_q", features, width, false);
-        add_projection(mixer + "proj_k", features, width, false);
-        add_projection(mixer + "proj_v", values, width, false);
-        if (config.has_encoder) {
-          add_projection(mixer + "proj_k_enc", features, width, false);
-          add_projection(mixer + "proj_v_enc", values, width, false);
-        }
-        add_projection(mixer + "out_proj", width, values, config.linear_output_bias);
-        break;
-      case MixerKind::window:
-        add_projection(mixer + "Wqkv", (config.heads + 2 * config.window_kv_heads) * config.shape.head_dim, width,
-                       config.window_input_bias);
-        add_projection(mixer + "out_proj", width, values, config.window_output_bias);
-        break;
-    }
-    add(layer + "norm2.weight", {width});
-    add_projection(layer + "mlp.fc1", 2 * config.hidden, width, config.mlp_input_bias);
-    add_projection(layer + "mlp.fc2", width, config.hidden, config.mlp_output_bias);
-  }
-  add("transformer.ln_f.weight", {width});
-  return tensors;
-}
-
-std::int64_t parameter_count(const ModelConfig& config) {
-  std::int64_t count = 0;
-  for (const TensorSpec& tensor : tensors_of(config)) {
-    std::int64_t size = 1;
-    for (const std::int64_t extent : tensor.shape) {
-      size *= extent;
-    }
-    count += size;
-  }
-  return count;
 }
 
 }  // namespace jrt_lm

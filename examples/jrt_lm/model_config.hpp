@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,35 +46,26 @@ struct ModelConfig {
   double window_scale = 0;   ///< of the scores
   bool rotates = true;       ///< whether windows turn queries and keys
   double rotary_base = 1e4;  ///< of the rotary embedding
-  bool convolution_projection_bias = false;
-  bool convolution_bias = false;
-  bool linear_output_bias = false;
-  bool window_input_bias = false;
-  bool window_output_bias = false;
-  bool mlp_input_bias = false;
-  bool mlp_output_bias = false;
+  /// Whether projections and convolutions have a bias; where the configuration does not say, whether there is such a
+  /// tensor.
+  std::optional<bool> convolution_projection_bias{};
+  std::optional<bool> convolution_bias{};
+  std::optional<bool> linear_output_bias{};
+  std::optional<bool> window_input_bias{};
+  std::optional<bool> window_output_bias{};
+  std::optional<bool> mlp_input_bias{};
+  std::optional<bool> mlp_output_bias{};
   std::vector<MixerKind> layers{};
+
+  /// Whether any layer has this mixer.
+  [[nodiscard]] bool has(MixerKind kind) const;
 
   /// Reads the authors' `config.json`. Errors are std::runtime_error: one line naming the file, the key and both values.
   static ModelConfig from_file(const std::string& path);
   /// The same from text; `source` stands in messages.
   static ModelConfig from_json(const std::string& text, const std::string& source);
-  /// Biases that the configuration does not speak of exist if their tensors do.
-  void adapt_to(const std::vector<std::string>& tensor_names);
   /// The published layouts "360m" and "1.3b".
   static ModelConfig published(const std::string& name);
 };
-
-/// A tensor of a checkpoint, under the authors' name.
-struct TensorSpec {
-  std::string name;
-  std::vector<std::int64_t> shape;
-};
-
-/// All tensors that a model needs.
-std::vector<TensorSpec> tensors_of(const ModelConfig& config);
-
-/// How many numbers a model has.
-std::int64_t parameter_count(const ModelConfig& config);
 
 }  // namespace jrt_lm

@@ -2,10 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 #include <jrt/numeric.hpp>
 #include <map>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -22,6 +20,13 @@ struct Projection {
   std::int64_t in = 0;
   typename Device::template Array<Element> weight{};
   typename Device::template Array<Output> bias{};  ///< empty: none
+};
+
+/// x weight / sqrt(mean of x² + epsilon), of each row x.
+template <class Sum>
+struct Norm {
+  const Sum* weight = nullptr;
+  double epsilon = 0;
 };
 
 /// All numbers of a model on its device. Projections that read the same input are one: queries, keys and values lie behind
@@ -62,6 +67,7 @@ class ModelWeights {
       read_layer("transformer.layers." + std::to_string(i) + ".", config.layers[i], layers[i]);
     }
     specs_.clear();
+    source_ = nullptr;
   }
 
  private:
@@ -109,29 +115,23 @@ class ModelWeights {
   template <class T>
   Array<T> array(const std::vector<std::string>& names) {
     std::vector<TensorSpec> tensors;
-    std::vector<std::size_t> sizes;
-    std::size_t total = 0;
+    std::int64_t total = 0;
     for (const std::string& name : names) {
       if (const auto found = specs_.find(name); found != specs_.end()) {
         tensors.push_back({name, found->second});
-        std::size_t size = 1;
-        for (const std::int64_t extent : found->second) {
-          size *= static_cast<std::size_t>(extent);
-        }
-        sizes.push_back(size);
-        total += size;
+        total += tensors.back().size();
       }
     }
     if (tensors.empty()) {
       return {};
     }
-    std::vector<T> values(total);
+    std::vector<T> values(static_cast<std::size_t>(total));
     T* to = values.data();
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-      source_->read(tensors[i], to);
-      to += sizes[i];
+    for (const TensorSpec& tensor : tensors) {
+      source_->read(tensor, to);
+      to += tensor.size();
     }
-    Array<T> result(*device_, static_cast<std::int64_t>(total));
+    Array<T> result(*device_, total);
     result.upload(values);
     return result;
   }

@@ -3,9 +3,8 @@
 
 #include <getopt.h>
 
-#include <array>
+#include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <fstream>
 #include <functional>
 #include <stdexcept>
@@ -64,9 +63,8 @@ Number number(const std::string& text, const std::string& option) {
   return value;
 }
 
-std::int64_t integer(const std::string& text, const std::string& option, std::int64_t least) {
+std::int64_t integer(const std::string& text, const std::string& option, std::int64_t least, std::int64_t most = 1 << 30) {
   const auto value = number<std::int64_t>(text, option);
-  constexpr std::int64_t most = 1 << 30;
   if (value < least || value > most) {
     throw std::invalid_argument(option + " is " + text + ", but must be from " + std::to_string(least) + " to " +
                                 std::to_string(most));
@@ -192,17 +190,19 @@ Options parse_options(int argc, char** argv) {
          options.model.type = one_of(v, "--type", {float64, float32, float16, bfloat16});
          type_given = true;
        }},
-      {"threads", [&](const std::string& v) { options.model.threads = static_cast<int>(integer(v, "--threads", 1)); }},
+      {"threads",
+       [&](const std::string& v) { options.model.threads = static_cast<int>(integer(v, "--threads", 1, 1024)); }},
       {"measure",
        [&](const std::string& v) {
          for (const std::int32_t tokens : parse_tokens(v, "--measure")) {
            options.measure.push_back(integer(std::to_string(tokens), "--measure", 1));
          }
        }},
-      {"batch", [&](const std::string& v) { options.batch = integer(v, "--batch", 1); }},
+      {"batch", [&](const std::string& v) { options.batch = integer(v, "--batch", 1, 1 << 20); }},
       {"repeats", [&](const std::string& v) { options.repeats = integer(v, "--repeats", 1); }},
   };
   std::vector<option> known;
+  known.reserve(handlers.size() + 1);
   for (const Handler& handler : handlers) {
     known.push_back({handler.name, handler.has_value ? required_argument : no_argument, nullptr, 0});
   }
@@ -218,8 +218,8 @@ Options parse_options(int argc, char** argv) {
       throw std::invalid_argument(std::string(argv[optind - 1]) + " has no value, but needs one");
     }
     if (result != 0 || index < 0) {
-      throw std::invalid_argument(std::string("'") + argv[optind - 1] +
-                                  "' is not an option, or not a clear one (--help lists them)");
+      const std::string what = optopt != 0 ? std::string("-") + static_cast<char>(optopt) : argv[optind - 1];
+      throw std::invalid_argument("'" + what + "' is not an option, or not a clear one (--help lists them)");
     }
     handlers[static_cast<std::size_t>(index)].take(optarg == nullptr ? "" : optarg);
   }

@@ -88,19 +88,20 @@ void check_slot(std::int64_t slots, std::int32_t slot) {
   }
 }
 
-void check_prompts(const ModelConfig& config, std::int64_t slots, std::span<const Prompt> prompts) {
+void check_prompts(const ModelConfig& config, std::span<const std::int64_t> tokens_read, std::span<const Prompt> prompts) {
   std::vector<std::int32_t> used;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     const Prompt& prompt = prompts[i];
     const std::int64_t count = std::ssize(prompt.tokens);
     const std::string name = "prompt " + std::to_string(i);
-    if (count == 0 || count > INT32_MAX / 2) {
-      fail(name + " has " + std::to_string(count) + " tokens, but must have from 1 to " + std::to_string(INT32_MAX / 2));
+    check_slot(std::ssize(tokens_read), prompt.slot);
+    const std::int64_t room = most_tokens - (prompt.continues ? tokens_read[static_cast<std::size_t>(prompt.slot)] : 0);
+    if (count == 0 || count > room) {
+      fail(name + " has " + std::to_string(count) + " tokens, but must have from 1 to " + std::to_string(room));
     }
     for (std::int64_t t = 0; t < count; ++t) {
       check_token(config, prompt.tokens[static_cast<std::size_t>(t)], name + ", position " + std::to_string(t) + ",");
     }
-    check_slot(slots, prompt.slot);
     used.push_back(prompt.slot);
     const std::int64_t most = config.has_encoder && !prompt.continues ? count : 0;
     if (prompt.prefix < 0 || prompt.prefix > most) {
@@ -117,19 +118,25 @@ void check_prompts(const ModelConfig& config, std::int64_t slots, std::span<cons
   check_distinct(used);
 }
 
-void check_step(const ModelConfig& config, std::int64_t slots, std::span<const std::int32_t> tokens,
-                std::span<const std::int32_t> of_slots) {
-  if (tokens.empty() || tokens.size() != of_slots.size()) {
-    fail("a step has " + std::to_string(tokens.size()) + " tokens for " + std::to_string(of_slots.size()) +
+void check_step(const ModelConfig& config, std::span<const std::int64_t> tokens_read, std::span<const std::int32_t> tokens,
+                std::span<const std::int32_t> slots, std::int64_t steps) {
+  if (tokens.empty() || tokens.size() != slots.size()) {
+    fail("a step has " + std::to_string(tokens.size()) + " tokens for " + std::to_string(slots.size()) +
          " slots, but must have one for each, and at least one");
   }
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     check_token(config, tokens[i], "row " + std::to_string(i) + " of a step");
-    if (of_slots[i] != jrt::skip_slot) {
-      check_slot(slots, of_slots[i]);
+    std::int64_t room = most_tokens;
+    if (slots[i] != jrt::skip_slot) {
+      check_slot(std::ssize(tokens_read), slots[i]);
+      room -= tokens_read[static_cast<std::size_t>(slots[i])];
+    }
+    if (steps < 1 || steps > room) {
+      fail("there are " + std::to_string(steps) + " steps, but slot " + std::to_string(slots[i]) + " can take from 1 to " +
+           std::to_string(room));
     }
   }
-  check_distinct(of_slots);
+  check_distinct(slots);
 }
 
 }  // namespace jrt_lm

@@ -60,10 +60,13 @@ class PrefillPlan {
   std::vector<std::uint8_t> continues_;
 };
 
-/// Checks of a model's arguments; std::invalid_argument with both values.
+/// Positions are counted in 32 bits.
+inline constexpr std::int64_t most_tokens = INT32_MAX;
+
+/// Checks of a model's arguments, of which slot i has read `tokens_read[i]` tokens; std::invalid_argument with both values.
 void check_slot(std::int64_t slots, std::int32_t slot);
-void check_prompts(const ModelConfig& config, std::int64_t slots, std::span<const Prompt> prompts);
-void check_step(const ModelConfig& config, std::int64_t slots, std::span<const std::int32_t> tokens,
-                std::span<const std::int32_t> of_slots);
+void check_prompts(const ModelConfig& config, std::span<const std::int64_t> tokens_read, std::span<const Prompt> prompts);
+void check_step(const ModelConfig& config, std::span<const std::int64_t> tokens_read, std::span<const std::int32_t> tokens,
+                std::span<const std::int32_t> slots, std::int64_t steps);
 
 }  // namespace jrt_lm

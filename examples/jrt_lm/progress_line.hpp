@@ -20,7 +20,8 @@ class ProgressLine {
   /// To be told of prefills of these requests; nothing if they are short.
   Progress of(std::span<const Request> requests, const GenerationOptions& options) {
     for (const Request& request : requests) {
-      tokens_ += std::ssize(request.context) * options.reads + std::ssize(request.query);
+      tokens_ += std::ssize(request.context) * options.reads + std::ssize(request.query) +
+                 std::ssize(options.separator) * (options.reads - 1);
     }
     if (quiet_ || tokens_ < shortest) {
       return {};

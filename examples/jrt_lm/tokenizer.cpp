@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <queue>
@@ -17,6 +15,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "support/mapped_file.hpp"
 #include "support/strict_json.hpp"
 
 namespace jrt_lm {
@@ -33,15 +32,6 @@ using Alphabet = std::map<std::string, unsigned char>;
 /// In quotation marks, on one line and not too long, whatever is in it.
 std::string shown(std::string_view text) {
   return json(text.substr(0, 100)).dump(-1, ' ', false, json::error_handler_t::replace);
-}
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  file.peek();
-  if (!file.is_open() || file.bad()) {  // a directory, for one, can be opened
-    fail(path, "cannot be read");
-  }
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
 /// GPT-2's alphabet: the character, in UTF-8, that stands for each byte. Printing characters of Latin-1 stand for
@@ -157,7 +147,7 @@ struct Tokenizer::Parts {
 };
 
 TokenMap Tokenizer::Parts::read_vocabulary(const std::string& path) {
-  const json parsed = support::parse_strict_json(path + ": the vocabulary", read_file(path));
+  const json parsed = support::parse_strict_json(path + ": the vocabulary", support::MappedFile(path).text());
   if (!parsed.is_object()) {
     fail(path, "is " + support::brief(parsed) + ", but must be an object");
   }
@@ -187,10 +177,11 @@ TokenMap Tokenizer::Parts::read_vocabulary(const std::string& path) {
 }
 
 void Tokenizer::Parts::read_merges(const std::string& path, const TokenMap& token_of, const std::string& vocab_path) {
-  const std::string content = read_file(path);
+  const support::MappedFile file(path);
+  const std::string_view content = file.text();
   for (std::size_t number = 1, begin = 0, end = 0; begin < content.size(); ++number, begin = end + 1) {
     end = std::min(content.find('\n', begin), content.size());
-    std::string line = content.substr(begin, end - begin);
+    std::string line(content.substr(begin, end - begin));
     if (line.ends_with('\r')) {
       line.pop_back();
     }

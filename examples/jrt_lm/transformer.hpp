@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <jrt/decode.hpp>
 #include <jrt/gated_convolution.hpp>
 #include <jrt/policy/rotary.hpp>
@@ -12,7 +13,9 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "jrt_lm/activations.hpp"
@@ -49,7 +52,7 @@ class Transformer final : public LanguageModel {
   void synchronize() override { device_.synchronize(); }
 
   void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) override {
-    check_prompts(config_, slots(), prompts);
+    check_prompts(config_, tokens_read_, prompts);
     std::int64_t all_rows = 0;
     std::int64_t all_tokens = 0;
     for (const Prompt& prompt : prompts) {
@@ -58,7 +61,6 @@ class Transformer final : public LanguageModel {
     }
     prefill_logits_.reserve(device_, all_rows, config_);
     logits_ = &prefill_logits_;
-    logits_->rows = 0;
     std::int64_t tokens_done = 0;
     while (!prompts.empty()) {
       const PrefillPlan plan(prompts, rows, tokens_per_group_, tokens_read_);
@@ -81,14 +83,14 @@ class Transformer final : public LanguageModel {
   }
 
   void step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots) override {
-    StepBatch& batch = enqueue_step(tokens, of_slots);
+    StepBatch& batch = enqueue_step(tokens, of_slots, 1);
     device_.launch(batch.graph);
     count_steps(of_slots, 1);
   }
 
   std::vector<std::int32_t> greedy_steps(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots,
                                          std::int64_t steps) override {
-    StepBatch& batch = enqueue_step(tokens, of_slots);
+    StepBatch& batch = enqueue_step(tokens, of_slots, steps);
     const std::int64_t rows = std::ssize(of_slots);
     Array<std::int32_t> history(device_, steps * rows);
     for (std::int64_t i = 0; i < steps; ++i) {
@@ -197,13 +199,15 @@ class Transformer final : public LanguageModel {
   }
 
   /// Everything of a step but its start: tokens, slots and positions are where its graph finds them.
-  StepBatch& enqueue_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots) {
-    check_step(config_, slots(), tokens, of_slots);
+  StepBatch& enqueue_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots,
+                          std::int64_t steps) {
+    check_step(config_, tokens_read_, tokens, of_slots, steps);
     const std::int64_t rows = std::ssize(of_slots);
     auto& batch = steps_[rows];
     if (batch == nullptr) {
-      batch = std::make_unique<StepBatch>();
-      prepare(*batch, rows);
+      auto prepared = std::make_unique<StepBatch>();
+      prepare(*prepared, rows);
+      batch = std::move(prepared);
     }
     std::vector<std::int32_t> positions;
     for (const std::int32_t slot : of_slots) {
@@ -252,7 +256,6 @@ class Transformer final : public LanguageModel {
     device_.embed(pass.tokens, pass.rows, weights_.embedding.weight.data(), config_.width, a.residual.data());
     for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
       const Layer& layer = weights_.layers[i];
-      normalise(layer.mixer_norm, pass.rows, a);
       switch (config_.layers[i]) {
         case MixerKind::convolution:
           convolve(i, pass, a);
@@ -264,27 +267,34 @@ class Transformer final : public LanguageModel {
           attend_in_window(i, pass, a);
           break;
       }
-      normalise(layer.mlp_norm, pass.rows, a);
-      const std::int64_t hidden = config_.hidden;
-      device_.multiply(layer.mlp_input, a.normed.data(), config_.width, pass.rows, a.projected.data(), 2 * hidden);
-      device_.swiglu(a.projected.data(), pass.rows, hidden);
-      device_.multiply_add(layer.mlp_output, a.projected.data(), 2 * hidden, pass.rows, a.residual.data(), config_.width);
+      const std::int64_t hidden_columns = device_.multiply_normed_gated(
+          layer.mlp_input, norm(layer.mlp_norm), a.residual.data(), pass.rows, a.normed.data(), a.projected.data());
+      device_.multiply_add(layer.mlp_output, a.projected.data(), hidden_columns, pass.rows, a.residual.data(),
+                           config_.width);
       after_layer(static_cast<std::int64_t>(i) + 1);
     }
   }
 
-  void normalise(const Array<Sum>& weight, std::int64_t rows, Activations<Device, Element>& a) {
-    device_.rms_norm(a.residual.data(), nullptr, rows, config_.width, weight.data(), config_.norm_epsilon, a.normed.data());
+  [[nodiscard]] Norm<Sum> norm(const Array<Sum>& weight) const { return {weight.data(), config_.norm_epsilon}; }
+
+  /// The mixer's projection of the normalised residual stream.
+  void project(const Layer& layer, const Pass& pass, Activations<Device, Element>& a) {
+    device_.multiply_normed(layer.input, norm(layer.mixer_norm), a.residual.data(), pass.rows, a.normed.data(),
+                            a.projected.data(), layer.input.out);
   }
 
   /// Logits of some rows of the residual stream (all if there is no list), behind those that are there.
   void finish(Activations<Device, Element>& a, const std::int32_t* rows, std::int64_t count, Logits& logits) {
-    Element* const normed = a.normed.data();
-    Sum* const values = logits.values.data() + logits.rows * config_.vocabulary_rows;
-    device_.rms_norm(a.residual.data(), rows, count, config_.width, weights_.final_norm.data(), config_.norm_epsilon,
-                     normed);
-    device_.multiply(weights_.embedding, normed, config_.width, count, values, config_.vocabulary_rows);
-    device_.argmax(values, count, config_.vocabulary_rows, config_.vocabulary, logits.likeliest.data() + logits.rows);
+    const Norm<Sum> final_norm = norm(weights_.final_norm);
+    const std::int64_t columns = config_.vocabulary_rows;
+    Sum* const values = logits.values.data() + logits.rows * columns;
+    if (rows == nullptr) {
+      device_.multiply_normed(weights_.embedding, final_norm, a.residual.data(), count, a.normed.data(), values, columns);
+    } else {
+      device_.rms_norm(final_norm, a.residual.data(), rows, count, config_.width, a.normed.data());
+      device_.multiply(weights_.embedding, a.normed.data(), config_.width, count, values, columns);
+    }
+    device_.argmax(values, count, columns, config_.vocabulary, logits.likeliest.data() + logits.rows);
     logits.rows += count;
   }
 
@@ -313,13 +323,13 @@ class Transformer final : public LanguageModel {
     const Layer& layer = weights_.layers[i];
     const std::int64_t channels = config_.channels;
     Element* const projected = a.projected.data();
-    device_.multiply(layer.input, a.normed.data(), config_.width, pass.rows, projected, 2 * channels);
+    project(layer, pass, a);
     run_mixer<typename Mixers::Convolution>(i, pass, a, [&](auto& args) {
       args.input = pass.part(projected, 2 * channels, 0, 1, channels);
       args.gate = pass.part(projected, 2 * channels, channels, 1, channels);
       args.output = pass.part(a.mixed.data(), channels, 0, 1, channels);
       args.weight = layer.convolution_weight.data();
-      args.bias = config_.convolution_bias ? layer.convolution_bias.data() : nullptr;
+      args.bias = layer.convolution_bias.data();
     });
     device_.multiply_add(layer.output, a.mixed.data(), channels, pass.rows, a.residual.data(), config_.width);
   }
@@ -333,8 +343,12 @@ class Transformer final : public LanguageModel {
     const std::int64_t encoder_columns = heads * (d + dv);  // keys, values
     Element* const projected = a.projected.data();
     Element* const encoder = a.encoder.data();
-    device_.multiply(layer.input, a.normed.data(), config_.width, pass.rows, projected, columns);
-    if (pass.plan != nullptr) {
+    if (pass.plan == nullptr) {
+      project(layer, pass, a);
+    } else {
+      // Tokens of the encoder region are projected twice: the normalised rows are kept.
+      device_.rms_norm(norm(layer.mixer_norm), a.residual.data(), nullptr, pass.rows, config_.width, a.normed.data());
+      device_.multiply(layer.input, a.normed.data(), config_.width, pass.rows, projected, columns);
       for (const RowRange& rows : pass.plan->encoder_ranges()) {
         device_.multiply(layer.encoder_input, a.normed.data() + rows.first * config_.width, config_.width, rows.count,
                          encoder + rows.to * encoder_columns, encoder_columns);
@@ -367,7 +381,7 @@ class Transformer final : public LanguageModel {
     constexpr std::int64_t d = Mixers::head_dim;
     const std::int64_t columns = layer.input.out;  // queries, keys, values of all heads
     Element* const projected = a.projected.data();
-    device_.multiply(layer.input, a.normed.data(), config_.width, pass.rows, projected, columns);
+    project(layer, pass, a);
     if (config_.rotates) {  // here and not in the window's Rotary policy: once, for any kernel
       device_.rotate(rotary_, pass.positions, pass.rows, projected, columns, heads + kv_heads);
     }

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "jrt_lm/checkpoint.hpp"
-#include "jrt_lm/model_config.hpp"
+#include "jrt_lm/model_tensors.hpp"
 
 namespace jrt_lm {
 
@@ -58,10 +58,7 @@ class RandomWeights : public WeightSourceOf<RandomWeights> {
  public:
   template <class T>
   void fill(const TensorSpec& tensor, T* to) const {
-    std::int64_t size = 1;
-    for (const std::int64_t extent : tensor.shape) {
-      size *= extent;
-    }
+    const std::int64_t size = tensor.size();
     if (tensor.name.find("norm") != std::string::npos || tensor.name.find("ln_f") != std::string::npos) {
       for (std::int64_t i = 0; i < size; ++i) {
         to[i] = jrt::convert<T>(1.0F);

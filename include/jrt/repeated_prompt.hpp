@@ -32,7 +32,7 @@ struct TokenRange {
   friend bool operator==(const TokenRange&, const TokenRange&) = default;
 };
 
-/// Tokens of the whole prompt; valid if `write_repeated_prompt` accepts it.
+/// Tokens of the whole prompt; of one that `check_repeated_prompt` accepts.
 constexpr std::int64_t repeated_prompt_tokens(const RepeatedPrompt& prompt) {
   return prompt.repetitions * std::ssize(prompt.context) + (prompt.repetitions - 1) * std::ssize(prompt.separator) +
          std::ssize(prompt.query);
@@ -53,28 +53,38 @@ constexpr TokenRange repeated_prompt_piece(const RepeatedPrompt& prompt, std::in
   return {first, piece < prompt.repetitions ? again : std::ssize(prompt.query)};
 }
 
-/// Writes the whole prompt to `tokens`, which holds exactly `repeated_prompt_tokens`. O(tokens). Errors:
-/// `invalid_argument`, before anything is written: an empty context, fewer than 1 repetition, more than 2^31 − 1 tokens, or
-/// another size of `tokens`.
-inline Status write_repeated_prompt(const RepeatedPrompt& prompt, std::span<std::int32_t> tokens) {
+/// Whether there is such a prompt. Error: `invalid_argument` for an empty context, fewer than 1 repetition, or more than
+/// 2^31 − 1 tokens.
+inline Status check_repeated_prompt(const RepeatedPrompt& prompt) {
   constexpr std::int64_t most = INT32_MAX;
-  const auto invalid = [](const char* argument, std::int64_t value, const char* bounds, std::int64_t bound) {
-    return Status::error(StatusCode::invalid_argument, "write_repeated_prompt: argument '%s' is %lld, but must be %s %lld.",
-                         argument, static_cast<long long>(value), bounds, static_cast<long long>(bound));
-  };
   if (prompt.context.empty()) {
-    return invalid("context.size()", 0, "at least", 1);
+    return Status::error(StatusCode::invalid_argument, "RepeatedPrompt: 'context.size()' is 0, but must be at least 1.");
   }
   if (prompt.repetitions < 1) {
-    return invalid("repetitions", prompt.repetitions, "at least", 1);
+    return Status::error(StatusCode::invalid_argument, "RepeatedPrompt: 'repetitions' is %lld, but must be at least 1.",
+                         static_cast<long long>(prompt.repetitions));
   }
   const std::int64_t again = std::ssize(prompt.separator) + std::ssize(prompt.context);
   const std::int64_t room = most - std::ssize(prompt.query) - std::ssize(prompt.context);
   if (room < 0 || prompt.repetitions - 1 > room / again) {
-    return invalid("repetitions", prompt.repetitions, "so few that all tokens are at most", most);
+    return Status::error(StatusCode::invalid_argument,
+                         "RepeatedPrompt: 'repetitions' is %lld, but must be so few that all tokens are at most %lld.",
+                         static_cast<long long>(prompt.repetitions), static_cast<long long>(most));
+  }
+  return {};
+}
+
+/// Writes the whole prompt to `tokens`, which holds exactly `repeated_prompt_tokens`. O(tokens). Errors:
+/// `invalid_argument`, before anything is written: those of `check_repeated_prompt`, or another size of `tokens`.
+inline Status write_repeated_prompt(const RepeatedPrompt& prompt, std::span<std::int32_t> tokens) {
+  if (const Status status = check_repeated_prompt(prompt); !status.ok()) {
+    return status;
   }
   if (std::ssize(tokens) != repeated_prompt_tokens(prompt)) {
-    return invalid("tokens.size()", std::ssize(tokens), "that of the whole prompt,", repeated_prompt_tokens(prompt));
+    return Status::error(StatusCode::invalid_argument,
+                         "write_repeated_prompt: argument 'tokens.size()' is %lld, but must be %lld (the whole prompt's).",
+                         static_cast<long long>(std::ssize(tokens)),
+                         static_cast<long long>(repeated_prompt_tokens(prompt)));
   }
   std::int32_t* to = tokens.data();
   for (std::int64_t i = 0; i < prompt.repetitions; ++i) {

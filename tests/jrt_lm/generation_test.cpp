@@ -94,6 +94,8 @@ TEST_CASE("reading twice in pieces that continue is reading the whole prompt") {
       CHECK(result.tokens[i] == problem.expected(whole, 0, 0, 5));
     }
     CHECK(result.prompt_tokens == tokens);
+    CHECK(result.decode_rounds == 4);
+    CHECK(result.decoded_tokens == 8);
   }
   // With an encoder region it is in the first piece.
   GenerationOptions options;
@@ -157,13 +159,13 @@ TEST_CASE("nothing to generate, and wrong arguments") {
   };
   refused({}, "there are 0 prompts, but must be from 1 to 1 (the model's slots)");
   refused({one[0], one[0]}, "there are 2 prompts, but must be from 1 to 1 (the model's slots)");
-  refused({{{}}}, "write_repeated_prompt: argument 'context.size()' is 0, but must be at least 1.");
+  refused({{{}}}, "RepeatedPrompt: 'context.size()' is 0, but must be at least 1.");
   options.reads = 0;
-  refused(one, "write_repeated_prompt: argument 'repetitions' is 0, but must be at least 1.");
+  refused(one, "RepeatedPrompt: 'repetitions' is 0, but must be at least 1.");
   options.reads = 2;
   options.encoder_tokens = 20;
   options.short_prompt = ShortPromptStrategy::read_twice;
-  refused(one, "the context is shown 2 times, but short prompts can be padded only if it is shown once");
+  refused(one, "a context of 12 tokens is shown 2 times, but 'read-twice' for short prompts needs one that is shown once");
   options.reads = 1;
   options.new_tokens = -1;
   refused(one, "new tokens and encoder tokens are -1 and 20, but must be at least 0");

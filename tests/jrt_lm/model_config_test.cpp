@@ -9,6 +9,7 @@
 #include <string>
 
 #include "jrt_lm/model_problem.hpp"
+#include "jrt_lm/model_tensors.hpp"
 
 namespace jrt_lm::test {
 namespace {
@@ -17,7 +18,8 @@ using nlohmann::json;
 
 json tiny() {
   return json::parse(
-      R"({"vocab_size": 97, "n_embd": 64, "n_layer": 6, "n_head": 4, "n_inner": 128, "pad_vocab_size_multiple": 8,
+      R"({"vocab_size": 97, "n_embd": 64, "n_layer": 6, "n_head": 4, "n_inner": 128, "pad_vocab_size_multiple": 8, "rms_norm": true,
+    "activation_function": "swiglu",
     "mixer": {"_target_": "based.models.mixers.convolution.BaseConv", "use_bias": true, "expand_proj": 4, "kernel_sizes": [3]},
     "alt_mixer": {"_target_": "a.PrefixLinearAttention", "feature_dim": 16, "num_heads": 4, "enc_length": 16},
     "alt_mixer_2": {"_target_": "a.SlidingAttention", "window_size": 8, "num_heads": 4, "rotary_emb_dim": 16},
@@ -54,6 +56,9 @@ TEST_CASE("the authors' configuration") {
   CHECK(config.rotates);
   using enum MixerKind;
   CHECK(config.layers == std::vector{convolution, linear, window, convolution, linear, window});
+  CHECK_FALSE(config.mlp_input_bias.value());
+  CHECK(config.convolution_projection_bias.value());
+  CHECK_FALSE(config.convolution_bias.has_value());
   CHECK(tensors_of(config).size() == 2 + 2 * (4 + 5) + 2 * (4 + 6) + 2 * (4 + 2));
 }
 
@@ -73,6 +78,37 @@ TEST_CASE("any layout, causal models, and what may be left out") {
   CHECK_FALSE(read_config.rotates);
   CHECK(read_config.hidden == 256);
   CHECK(read_config.vocabulary_rows == 97);
+}
+
+TEST_CASE("what the model's section says of windows counts, and may not contradict the mixer's") {
+  json config = tiny();
+  config["alt_mixer_2"].erase("rotary_emb_dim");
+  CHECK_FALSE(read(config).rotates);  // the authors' default
+  config["rotary_emb_fraction"] = 1.0;
+  config["rotary_emb_base"] = 500;
+  config["scale_attn_weights"] = false;
+  config["qkv_proj_bias"] = true;
+  const ModelConfig read_config = read(config);
+  CHECK(read_config.rotates);
+  CHECK(read_config.rotary_base == 500);
+  CHECK(read_config.window_scale == 1);
+  CHECK(read_config.window_input_bias.value());
+  CHECK(error_of("/rotary_emb_fraction", 0) ==
+        "c.json: 'alt_mixer_2.rotary_emb_dim' is 16, but the model's rotary_emb_fraction gives 0");
+  CHECK(error_of("/rotary_emb_fraction", 0.5) ==
+        "c.json: 'alt_mixer_2.rotary_emb_dim' is 16, but the model's rotary_emb_fraction gives 8");
+  CHECK(error_of("/rotary_emb_fraction", 2) == "c.json: 'rotary_emb_fraction' is 2, but must be a number from 0 to 1");
+  config = tiny();
+  config["rotary_emb_base"] = 500;
+  config["alt_mixer_2"]["rotary_emb_base"] = 1000;
+  CHECK_THROWS_WITH_AS(static_cast<void>(read(config)),
+                       "c.json: 'alt_mixer_2.rotary_emb_base' is 1000, but the model's is 500", std::runtime_error);
+  config = tiny();
+  config["scale_attn_weights"] = true;
+  config["alt_mixer_2"]["softmax_scale"] = 0.5;
+  CHECK_THROWS_WITH_AS(static_cast<void>(read(config)),
+                       "c.json: 'alt_mixer_2.softmax_scale' is 0.5, but the model's scale_attn_weights gives 0.25",
+                       std::runtime_error);
 }
 
 TEST_CASE("the published layouts") {
@@ -100,9 +136,9 @@ TEST_CASE("errors name file, key and both values") {
   CHECK(error_of("/mixer/_target_", "a.Mamba") ==
         "c.json: 'mixer._target_' is 'a.Mamba', but known mixers are BaseConv, PrefixLinearAttention, LinearAttention and "
         "SlidingAttention");
-  CHECK(error_of("/n_layer", 0) == "c.json: 'n_layer' is 0, but must be an integer from 1 to 16777216");
+  CHECK(error_of("/n_layer", 0) == "c.json: 'n_layer' is 0, but must be an integer from 1 to 4096");
   CHECK(error_of("/n_embd", 1LL << 40) == "c.json: 'n_embd' is 1099511627776, but must be an integer from 1 to 16777216");
-  CHECK(error_of("/n_embd", "64") == "c.json: 'n_embd' is \"64\", but must be an integer from 1 to 16777216");
+  CHECK(error_of("/n_embd", "64") == "c.json: 'n_embd' is '64', but must be an integer from 1 to 16777216");
   CHECK(error_of("/n_embd", nullptr) == "c.json: 'n_embd' is missing");
   CHECK(error_of("/n_head", 5) == "c.json: 'n_head' is 5, which does not divide n_embd, 64");
   CHECK(error_of("/alt_mixer_layers", {1, 6}) ==
@@ -124,13 +160,25 @@ TEST_CASE("errors name file, key and both values") {
   CHECK(error_of("/alt_mixer/feature_map", {{"_target_", "a.Hedgehog"}}) ==
         "c.json: 'alt_mixer.feature_map._target_' is not TaylorExp, the only feature map that is supported");
   CHECK(error_of("/activation_function", "gelu") ==
-        "c.json: 'activation_function' is \"gelu\", but only \"swiglu\" is supported");
+        "c.json: 'activation_function' is 'gelu', but only 'swiglu' is supported");
+  CHECK(error_of("/activation_function", nullptr) ==
+        "c.json: 'activation_function' is missing, which means gelu_new, but only 'swiglu' is supported");
+  CHECK(error_of("/rms_norm", nullptr) ==
+        "c.json: 'rms_norm' is missing, which means LayerNorm, but only true is supported");
+  CHECK(error_of("/alt_mixer_2/_target_", "a.LinearAttention") ==
+        "c.json: 'alt_mixer_2' is a second LinearAttention or of its kind, but a model may have one of each kind");
+  CHECK(error_of("/alt_mixer/num_heads", 2) == "c.json: 'alt_mixer.num_heads' is 2, but the model has 4 heads");
+  CHECK(error_of("/alt_mixer/scale_dim", 64) ==
+        "c.json: 'alt_mixer.scale_dim' is 64, but only feature_dim, 16, is supported");
+  CHECK(error_of("/alt_mixer/enc_length", nullptr) == "c.json: 'enc_length' is missing");
+  CHECK(error_of("/mixer/expand_proj", 1 << 24) ==
+        "c.json: 'mixer.expand_proj' is 16777216, which gives 536870912 channels, but there must be from 1 to 16777216");
   CHECK(error_of("/tie_word_embeddings", false) == "c.json: 'tie_word_embeddings' is false, but only true is supported");
   CHECK_THROWS_WITH_AS(ModelConfig::from_json("{", "c.json"),
                        doctest::Contains("c.json: the configuration is not JSON at byte 2"), std::runtime_error);
   CHECK_THROWS_WITH_AS(ModelConfig::from_json("[]", "c.json"), "c.json: '' is array, but must be an object",
                        std::runtime_error);
-  CHECK_THROWS_WITH_AS(ModelConfig::from_file("/nowhere/config.json"), "/nowhere/config.json: cannot be opened",
+  CHECK_THROWS_WITH_AS(ModelConfig::from_file("/nowhere/config.json"), doctest::Contains("/nowhere/config.json"),
                        std::runtime_error);
 }
 

@@ -179,6 +179,56 @@ TEST_CASE("a prompt in pieces is the prompt as a whole") {
   }
 }
 
+TEST_CASE("many tokens and few, with rotation and without, with an encoder region and causal") {
+  // Long enough that products are divided by rows, and that linear attention has many chunks.
+  ModelConfig config = small_config();
+  config.layers.resize(3);
+  for (const bool causal : {false, true}) {
+    config.has_encoder = !causal;
+    config.encoder_tokens = causal ? 0 : 24;
+    config.rotates = causal;
+    config.window_kv_heads = causal ? 4 : 1;
+    const TestWeights weights(config);
+    const ReferenceModel reference(config, weights);
+    for (const Precision& precision : precisions) {
+      const auto model = made(config, weights, precision.type);
+      for (const std::int64_t count : {70, 700}) {
+        const Tokens tokens = random_tokens(count, config.vocabulary, 12);
+        const std::int64_t prefix = causal ? 0 : count / 3;
+        const auto expected = reference.logits(tokens, prefix);
+        const Prompt prompt{tokens, 0, prefix};
+        model->prefill(std::span(&prompt, 1), LogitsOf::all_tokens, {});
+        CHECK(relative_error(model->logits(), expected) <= precision.bound);
+      }
+    }
+  }
+}
+
+TEST_CASE("greedy steps are steps that are fed with the likeliest tokens, rows of padding or not") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  for (const Precision& precision : precisions) {
+    const auto model = made(config, weights, precision.type);
+    const Tokens tokens = random_tokens(30, config.vocabulary, 6);
+    static_cast<void>(prefill_last(*model, tokens, 1, 10));
+    model->fork(1, 2);
+    const Tokens slots{jrt::skip_slot, 1, jrt::skip_slot};
+    Tokens next{5, 7, 0};
+    const Tokens all = model->greedy_steps(next, slots, 4);
+    REQUIRE(all.size() == 12);
+    CHECK(model->tokens_read(1) == 34);
+    const Tokens forked{jrt::skip_slot, 2, jrt::skip_slot};
+    for (std::size_t s = 0; s < 4; ++s) {
+      model->step(next, forked);
+      next[1] = model->likeliest()[1];
+      CHECK(next[1] == all[3 * s + 1]);
+    }
+    CHECK(model->save(1) == model->save(2));
+    CHECK_THROWS_WITH_AS(model->greedy_steps(next, slots, 0),
+                         "there are 0 steps, but slot -1 can take from 1 to 2147483647", std::invalid_argument);
+  }
+}
+
 TEST_CASE("a sequence gives the same in a batch and by itself") {
   const ModelConfig config = small_config();
   const TestWeights weights(config);
@@ -244,6 +294,9 @@ TEST_CASE("forks and saved states go back to where they were, bit by bit") {
     auto broken = saved;
     broken[8] = std::byte{77};
     refused(broken, "has 77 layers, but the model has 5");
+    broken = saved;
+    broken[23] = std::byte{1};
+    refused(broken, "has read 72057594037927976 tokens, but may have read from 0 to 2147483647");
     // The header of the last layer's states is behind the numbers of all others.
     broken = saved;
     const std::string magic = "JRTSTATE";
@@ -272,7 +325,7 @@ TEST_CASE("wrong arguments are refused with both values, and change nothing") {
   const Tokens negative{-1};
   refused({{good, 0, 0}, {outside, 1, 0}}, "prompt 1, position 1, is token 29, but the vocabulary has tokens from 0 to 28");
   refused({{negative, 0, 0}}, "prompt 0, position 0, is token -1, but the vocabulary has tokens from 0 to 28");
-  refused({{Tokens{}, 0, 0}}, "prompt 0 has 0 tokens, but must have from 1 to 1073741823");
+  refused({{Tokens{}, 0, 0}}, "prompt 0 has 0 tokens, but must have from 1 to 2147483647");
   refused({{good, 2, 0}}, "slot 2 is not one of the model's, which are from 0 to 1");
   refused({{good, 0, 0}, {good, 0, 0}}, "two sequences of a call have slot 0");
   refused({{good, 0, 4}}, "prompt 0 has a prefix of 4 tokens, but may have at most 3 (its own)");
@@ -292,10 +345,26 @@ TEST_CASE("wrong arguments are refused with both values, and change nothing") {
   CHECK_THROWS_WITH_AS(based->prefill(with_prefix, LogitsOf::last_tokens, {}),
                        "prompt 0 has a prefix of 1 tokens, but may have at most 0 (the model has no encoder region)",
                        std::invalid_argument);
+  // A model that has read all that can be counted.
+  auto full = model->save(1);
+  for (std::size_t i = 16; i < 24; ++i) {
+    full[i] = std::byte{i < 19    ? static_cast<unsigned char>(0xff)
+                        : i == 19 ? static_cast<unsigned char>(0x7f)
+                                  : static_cast<unsigned char>(0)};
+  }
+  model->load(full, 1);
+  CHECK(model->tokens_read(1) == INT32_MAX);
+  CHECK_THROWS_WITH_AS(static_cast<void>(step_one(*model, 1, 1)), "there are 1 steps, but slot 1 can take from 1 to 0",
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(static_cast<void>(prefill_last(*model, good, 1, 0, true)),
+                       "prompt 0 has 3 tokens, but must have from 1 to 0", std::invalid_argument);
   ModelConfig strange = config;
   strange.shape.left_window = 5;
   CHECK_THROWS_WITH_AS(made(strange, weights, precisions.front().type),
                        doctest::Contains("window 5, convolution 3, but this program was compiled for"), std::runtime_error);
+  // Dimensions of mixers that it does not have do not matter.
+  strange.layers.assign(2, MixerKind::linear);
+  CHECK(made(strange, TestWeights(strange), precisions.front().type) != nullptr);
 }
 
 }  // namespace

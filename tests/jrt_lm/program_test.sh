@@ -22,7 +22,7 @@ done
 import json, sys
 out = json.load(sys.stdin)
 assert len(out["tokens"]) == 1 and len(out["tokens"][0]) == 3, out
-assert out["prompt_tokens"] == 3 and out["decode_steps"] == 2, out
+assert out["prompt_tokens"] == 3 and out["decode_rounds"] == 2, out
 for key in ("prefill_ms", "prefill_tokens_per_s", "decode_ms_per_token", "decode_tokens_per_s", "state_bytes_per_sequence",
             "device_bytes", "parameters"):
     assert out[key] > 0, key' || failed=1
@@ -66,9 +66,18 @@ refused "--generate is -1, but must be from 0" "$model" --tokens 1 --generate=-1
 refused "top-p is 1.500000" "$model" --tokens 1 --top-p 1.5
 refused "prompt 0, position 0, is token 220" "$model" --tokens 1 --short-prompt left-pad
 refused "--text needs --vocab and --merges" "$model" --text hello
+refused "'-h' is not an option" "$model" -hx
+refused "both --query and --query-text" "$model" --tokens 1 --query 2 --query-text x
+refused "--measure makes its own prompts" "$model" --tokens 1 --measure 5
+refused "'repetitions' is 1000000000, but must be so few" "$model" --tokens 1,2,3 --read-twice 1000000000
+refused "'iterative' for short prompts needs one that is shown once" "$model" --tokens 1 --read-twice 2 --short-prompt iterative
+refused "--vocab and --merges belong together" "$model" --tokens 1 --vocab "$data/bpe/vocab.json"
 refused "is a second model" "$model" "$model" --tokens 1
 refused "$folder/nothing: cannot be opened" "$model" --tokens-file "$folder/nothing"
-refused "$folder/config.json: cannot be opened" "$folder" --tokens 1
+refused "$folder/config.json" "$folder" --tokens 1
+mkdir "$folder/config.json"
+refused "$folder/config.json" "$folder" --tokens 1
+rmdir "$folder/config.json"
 
 # Broken models.
 cp "$model/config.json" "$folder"
@@ -81,6 +90,13 @@ refused "transformer.layers.6." "$folder" --tokens 1
 sed -e 's/"n_inner": 128/"n_inner": 300/' "$model/config.json" >"$folder/config.json"
 refused "[512, 64]" "$folder" --tokens 1
 refused "[1024, 64]" "$folder" --tokens 1
+# A tensor that the model has no use for (its bias is switched off), and one with numbers of another kind.
+sed -e 's/"use_bias": true/"use_bias": false/' "$model/config.json" >"$folder/config.json"
+refused "mixer.in_proj.bias' is not part of the model" "$folder" --tokens 1
+cp "$model/config.json" "$folder"
+sed -e '0,/"dtype":"F32"/s//"dtype":"I32"/' "$model/model.safetensors" >"$folder/model.safetensors"
+refused "has the dtype I32, but weights are F64, F32, F16 or BF16" "$folder" --tokens 1
+cp "$model/model.safetensors" "$folder"
 sed -e 's/BaseConv/Hyena/' "$model/config.json" >"$folder/config.json"
 refused "Hyena', but known mixers are" "$folder" --tokens 1
 

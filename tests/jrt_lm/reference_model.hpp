@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "jrt_lm/model_config.hpp"
+#include "jrt_lm/model_tensors.hpp"
 #include "jrt_lm/weights.hpp"
 
 /// The model as its formulas say, in double, with all pairs of tokens: what every backend is held against. It shares

@@ -263,10 +263,12 @@ TEST_CASE("files that cannot be read") {
   const Files files;
   const std::string none = (files.folder / "none").string();
   const std::string folder = files.folder.string();
-  CHECK_THROWS_WITH_AS(Tokenizer(none, none), (none + ": cannot be read").c_str(), std::runtime_error);
-  CHECK_THROWS_WITH_AS(Tokenizer(folder, none), (folder + ": cannot be read").c_str(), std::runtime_error);
-  CHECK_THROWS_WITH_AS(Tokenizer(data_file("vocab.json"), none), (none + ": cannot be read").c_str(), std::runtime_error);
-  CHECK_THROWS_WITH_AS(Tokenizer(data_file("vocab.json"), folder), (folder + ": cannot be read").c_str(),
+  CHECK_THROWS_WITH_AS(Tokenizer(none, none), (none + ": cannot be opened (No such file or directory)").c_str(),
+                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(Tokenizer(folder, none), (folder + ": is not a file").c_str(), std::runtime_error);
+  CHECK_THROWS_WITH_AS(Tokenizer(data_file("vocab.json"), none),
+                       (none + ": cannot be opened (No such file or directory)").c_str(), std::runtime_error);
+  CHECK_THROWS_WITH_AS(Tokenizer(data_file("vocab.json"), folder), (folder + ": is not a file").c_str(),
                        std::runtime_error);
 }
 

@@ -111,7 +111,7 @@ class WindowBlock {
   void compute(std::int64_t first, int rows, std::int64_t lowest) {
     const KeyRange range = keys_in_window(first, rows, left, lowest);
     const std::int64_t base = floor_to(range.begin, lanes<T>);
-    const std::int64_t columns = round_up<std::int64_t>(range.end - base, lanes<T>);
+    const auto columns = round_up<std::int64_t>(range.end - base, lanes<T>);
     for_panels({base, base + columns}, [&](std::int64_t begin, std::int64_t end) {
       const Right<T> panel{keys_ + slot_of(begin) * panel_keys * head_dim + within(begin), panel_keys};
       sum_of_products(scores_ + (begin - base), score_stride, rows, static_cast<int>(end - begin),

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <jrt/numeric.hpp>
+#include <type_traits>
+
+#include "jrt_lm/cuda_kernels.cuh"
+#include "jrt_lm/early_start.cuh"
+
+/// Matrix products of a decode step: few rows x (one for each sequence, at most 16), so that reading W once is all that
+/// counts. The norm before a product and the addition or gate behind it are part of it: a step has half as many kernels.
+///
+///     a block: 8 outputs (8 rows of W)          a warp: every eighth chunk of 32 columns, mma.m16n8k16
+///
+///                 k  0    32    64  …                  left operand   x, 16 rows (those there are), 16 k
+///       x   row 0   [w0 | w1 | w2 | … | w7 | w0 | …    right operand  W, 16 k, 8 outputs
+///           …                                          sums           16 rows x 8 outputs, in registers
+///       W   out 0   [w0 | w1 | w2 | … | w7 | w0 | …
+///           …                                          then the 8 warps' sums are added up in shared memory
+///
+/// Every lane loads 16 bytes of a row, which are not the k that the instruction's layout gives it; but a sum over k has no
+/// order, as long as both operands have the same one. Nothing is read twice within a block, so nothing is staged.
+namespace jrt_lm {
+
+inline constexpr int skinny_rows = 16;
+inline constexpr int skinny_outputs = 8;
+inline constexpr int skinny_chunk = 32;
+inline constexpr int skinny_warps = 8;
+
+/// The types that the matrix unit multiplies; others have no such product.
+template <class E>
+inline constexpr bool has_skinny_product = std::is_same_v<E, jrt::Half> || std::is_same_v<E, jrt::BFloat16>;
+
+/// What becomes of a product.
+enum class SkinnyOutput {
+  stores,  ///< y = …
+  adds,    ///< y += …
+  gates,   ///< W has twice as many rows: y = silu(gate) value, of the first half (values) and the second (gates)
+};
+
+/// sums += x W over 16 k (PTX ISA, "mma.sync.m16n8k16").
+template <class E>
+__device__ void multiply_fragments(float (&sums)[4], const std::uint32_t (&x)[4], std::uint32_t w0, std::uint32_t w1) {
+  if constexpr (std::is_same_v<E, jrt::BFloat16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(w0), "r"(w1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(w0), "r"(w1));
+  }
+}
+
+/// Where the rows of x come from: 8 numbers from column `k` on of row `row`, as pairs of E.
+template <class E>
+struct SkinnyActivations {
+  static constexpr bool normalises = false;
+  const E* x;
+  std::int64_t columns;  ///< from a row to the next
+
+  __device__ void load(int row, int k, uint4& pairs, float& /*squares*/) const {
+    pairs = *reinterpret_cast<const uint4*>(x + row * columns + k);
+  }
+};
+
+/// The same from the residual stream: x_r weight, while the squares of x_r are summed up. That the product is divided by
+/// their mean is left to the end.
+template <class E>
+struct SkinnyResidual {
+  static constexpr bool normalises = true;
+  const float* x;
+  std::int64_t columns;
+  const float* weight;
+  float epsilon;
+
+  __device__ void load(int row, int k, uint4& pairs, float& squares) const {
+    Packet<E> packet;
+    for (int half = 0; half < 2; ++half) {
+      const auto numbers = *reinterpret_cast<const Packet<float>*>(x + row * columns + k + 4 * half);
+      const auto scales = *reinterpret_cast<const Packet<float>*>(weight + k + 4 * half);
+      for (int c = 0; c < 4; ++c) {
+        squares += numbers.values[c] * numbers.values[c];
+        packet.values[4 * half + c] = jrt::convert<E>(numbers.values[c] * scales.values[c]);
+      }
+    }
+    pairs = __builtin_bit_cast(uint4, packet);
+  }
+};
+
+/// y (rows, outputs) = x Wᵀ + bias, as `what` says; a block for 8 outputs. `in` is a multiple of 32, `outputs` of 8.
+template <SkinnyOutput what, class E, class Input, class Out>
+__global__ void __launch_bounds__(32 * skinny_warps)
+    skinny_product_kernel(const Input input, int rows, int in, const E* weight, const Out* bias, std::int64_t outputs,
+                          Out* y, std::int64_t y_columns) {
+  constexpr int tiles = what == SkinnyOutput::gates ? 2 : 1;
+  __shared__ float partial[skinny_warps][tiles][skinny_rows][skinny_outputs];
+  __shared__ float partial_squares[skinny_warps][skinny_rows];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int g = lane / 4;
+  const int c = lane % 4;
+  const std::int64_t first_output = std::int64_t{blockIdx.x} * skinny_outputs;
+  const E* const own_weight = weight + (first_output + g) * in + 8 * c;
+  const int chunks = in / skinny_chunk;
+  // Weights are on their way before the kernel that writes x is over, and always this many chunks ahead.
+  constexpr int ahead = 8 / tiles;
+  uint4 w[ahead][tiles];
+  const auto load_weight = [&](int chunk, uint4(&to)[tiles]) {
+    for (int tile = 0; tile < tiles; ++tile) {
+      if (chunk < chunks) {
+        // Each once in a step and never again.
+        to[tile] = __ldcs(reinterpret_cast<const uint4*>(own_weight + tile * outputs * in + chunk * skinny_chunk));
+      }
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < ahead; ++i) {
+    load_weight(warp + i * skinny_warps, w[i]);
+  }
+  let_next_kernel_start();
+  await_previous_kernel();
+  float sums[tiles][4] = {};
+  float squares[2] = {};
+  for (int first = warp; first < chunks; first += ahead * skinny_warps) {
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) {
+      const int chunk = first + i * skinny_warps;
+      if (chunk < chunks) {
+        uint4 x[2] = {};
+        for (int half = 0; half < 2; ++half) {
+          if (g + 8 * half < rows) {
+            input.load(g + 8 * half, chunk * skinny_chunk + 8 * c, x[half], squares[half]);
+          }
+        }
+        const std::uint32_t low[4] = {x[0].x, x[1].x, x[0].y, x[1].y};
+        const std::uint32_t high[4] = {x[0].z, x[1].z, x[0].w, x[1].w};
+        for (int tile = 0; tile < tiles; ++tile) {
+          multiply_fragments<E>(sums[tile], low, w[i][tile].x, w[i][tile].y);
+          multiply_fragments<E>(sums[tile], high, w[i][tile].z, w[i][tile].w);
+        }
+        load_weight(chunk + ahead * skinny_warps, w[i]);
+      }
+    }
+  }
+  for (int tile = 0; tile < tiles; ++tile) {
+    partial[warp][tile][g][2 * c] = sums[tile][0];
+    partial[warp][tile][g][2 * c + 1] = sums[tile][1];
+    partial[warp][tile][g + 8][2 * c] = sums[tile][2];
+    partial[warp][tile][g + 8][2 * c + 1] = sums[tile][3];
+  }
+  if constexpr (Input::normalises) {
+    for (int half = 0; half < 2; ++half) {
+      squares[half] += __shfl_xor_sync(~0U, squares[half], 1);
+      squares[half] += __shfl_xor_sync(~0U, squares[half], 2);
+      if (c == 0) {
+        partial_squares[warp][g + 8 * half] = squares[half];
+      }
+    }
+  }
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x) / skinny_outputs;
+  const int output = static_cast<int>(threadIdx.x) % skinny_outputs;
+  if (row >= rows) {
+    return;
+  }
+  float total[tiles] = {};
+  float factor = 1;
+  if constexpr (Input::normalises) {
+    float all = 0;
+    for (int w = 0; w < skinny_warps; ++w) {
+      all += partial_squares[w][row];
+    }
+    factor = 1 / sqrtf(all / static_cast<float>(in) + input.epsilon);
+  }
+  for (int tile = 0; tile < tiles; ++tile) {
+    for (int w = 0; w < skinny_warps; ++w) {
+      total[tile] += partial[w][tile][row][output];
+    }
+    total[tile] *= factor;
+    if (bias != nullptr) {
+      total[tile] += jrt::convert<float>(bias[tile * outputs + first_output + output]);
+    }
+  }
+  Out* const to = y + row * y_columns + first_output + output;
+  if constexpr (what == SkinnyOutput::stores) {
+    *to = jrt::convert<Out>(total[0]);
+  } else if constexpr (what == SkinnyOutput::adds) {
+    *to = jrt::convert<Out>(jrt::convert<float>(*to) + total[0]);
+  } else {
+    *to = jrt::convert<Out>(total[0] * total[1] / (1 + expf(-total[1])));
+  }
+}
+
+}  // namespace jrt_lm
