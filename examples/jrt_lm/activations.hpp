@@ -7,6 +7,7 @@
 #include <jrt/numeric.hpp>
 #include <jrt/status.hpp>
 #include <jrt/workspace.hpp>
+#include <span>
 #include <stdexcept>
 
 #include "jrt_lm/model_config.hpp"
@@ -27,12 +28,14 @@ struct Activations {
   template <class T>
   using Array = typename Device::template Array<T>;
 
-  Array<Sum> residual{};       ///< (rows, width)
-  Array<Element> normed{};     ///< (rows, width)
-  Array<Element> projected{};  ///< (rows, the widest projection)
-  Array<Element> mixed{};      ///< (rows, channels or values of all heads)
-  Array<Element> encoder{};    ///< (encoder rows, keys and values of all heads)
-  Array<std::byte> scratch{};  ///< workspace of the library
+  Array<Sum> residual{};            ///< (rows, width)
+  Array<Element> normed{};          ///< (rows, width)
+  Array<Element> projected{};       ///< (rows, the widest projection)
+  Array<Element> mixed{};           ///< (rows, channels or values of all heads)
+  Array<Element> encoder{};         ///< (encoder rows, keys and values of all heads)
+  Array<std::byte> scratch{};       ///< workspace of the library
+  Array<std::int32_t> numbers{};    ///< of a PrefillPlan
+  Array<std::uint8_t> continues{};  ///< likewise
 
   /// Makes room; what was there is lost if there was less.
   void reserve(Device& device, const ModelConfig& config, std::int64_t rows, std::int64_t encoder_rows) {
@@ -44,6 +47,13 @@ struct Activations {
     grow(device, projected, rows * std::max({2 * config.channels, linear, window, 2 * config.hidden}));
     grow(device, mixed, rows * std::max(config.channels, values));
     grow(device, encoder, encoder_rows * (values + config.heads * config.shape.feature_dim));
+  }
+
+  void upload(Device& device, std::span<const std::int32_t> plan_numbers, std::span<const std::uint8_t> plan_continues) {
+    grow(device, numbers, std::ssize(plan_numbers));
+    grow(device, continues, std::ssize(plan_continues));
+    numbers.upload(plan_numbers);
+    continues.upload(plan_continues);
   }
 
   jrt::Workspace workspace(Device& device, std::size_t bytes) {

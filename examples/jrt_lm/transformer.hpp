@@ -177,25 +177,22 @@ class Transformer final : public LanguageModel {
   }
 
   void prefill_group(const PrefillPlan& plan, const std::function<void(std::int64_t)>& progress) {
-    Array<std::int32_t> numbers(device_, plan.numbers());
-    Array<std::uint8_t> continues(device_, plan.prompts());
-    numbers.upload(plan.data());
-    continues.upload(plan.continues());
+    const Array<std::int32_t>& numbers = prefill_activations_.numbers;
+    prefill_activations_.reserve(device_, config_, plan.rows(), plan.encoder_rows());
+    prefill_activations_.upload(device_, plan.data(), plan.continues());
     Pass pass;
     pass.rows = plan.rows();
     pass.tokens = numbers.data() + plan.tokens_at();
     pass.positions = numbers.data() + plan.positions_at();
     pass.slots = numbers.data() + plan.slots_at();
-    pass.continues = continues.data();
+    pass.continues = prefill_activations_.continues.data();
     pass.sequences.count = plan.prompts();
     pass.sequences.cu_seqlens = numbers.data() + plan.offsets_at();
     pass.sequences.cu_encoder_seqlens = numbers.data() + plan.encoder_offsets_at();
     pass.sequences.max_tokens = plan.longest();
     pass.plan = &plan;
-    prefill_activations_.reserve(device_, config_, plan.rows(), plan.encoder_rows());
     run_layers(pass, prefill_activations_, progress);
     finish(prefill_activations_, numbers.data() + plan.logit_rows_at(), plan.logit_rows(), prefill_logits_);
-    device_.synchronize();  // the arrays above are about to go
   }
 
   /// Everything of a step but its start: tokens, slots and positions are where its graph finds them.
