@@ -8,7 +8,7 @@
 #
 # Device time may be scarce, so parts can be chosen; the comparison takes all results that are in the folder by then:
 #
-#   MODELS="360m 1.3b" BATCHES="16 1" TOKENS=2048,8192,32768,131072 PARTS="jrt peers" STEPS=32 SECONDS_PER_ROW=20
+#   MODELS="360m 1.3b" BATCHES="16 1" TOKENS=2048,8192,32768,131072 PARTS="jrt peers" STEPS=64 REPEATS=5 SECONDS_PER_ROW=20
 #
 # Writes jrt_lm_*.json, full_attention_*.json and models.md. Fails if jrt_lm or a peer did; the others still run.
 set -euo pipefail
@@ -20,8 +20,9 @@ limit=${3:-inf}
 models=${MODELS:-360m 1.3b}
 batches=${BATCHES:-16 1}
 tokens=${TOKENS:-2048,8192,32768,131072}
+repeats=${REPEATS:-5}
 parts=${PARTS:-jrt peers}
-steps=${STEPS:-32}
+steps=${STEPS:-64}
 mkdir -p "$output"
 export PYTHONDONTWRITEBYTECODE=1  # leaves the source tree as it is
 status=0
@@ -47,7 +48,7 @@ for part in $parts; do
       jrt)
         for batch in $batches; do
           measure=("$build/examples/jrt_lm/jrt_lm" --random-weights "$model" --device cuda --type bfloat16
-                   --measure "$tokens" --batch "$batch" --generate "$steps" --json)
+                   --measure "$tokens" --batch "$batch" --generate "$steps" --repeats "$repeats" --json)
           into "$output/jrt_lm_${model}_b${batch}.json" "${measure[@]}" --prefix half
           into "$output/jrt_lm_${model}_b${batch}_twice.json" "${measure[@]}" --prefix 0 --read-twice 2
         done

@@ -219,7 +219,8 @@ class CpuDevice {
     const bool by_rows = rows >= 32 * workers;
     const std::int64_t extent = by_rows ? rows : by.out;
     const std::int64_t share = (extent + workers - 1) / workers;
-    const std::int64_t each = by_rows ? std::min<std::int64_t>(share, 256) : (share + 63) / 64 * 64;
+    const bool is_small = rows * by.in * by.out < (1 << 18);  // less than it takes to wake a thread
+    const std::int64_t each = is_small ? extent : by_rows ? std::min<std::int64_t>(share, 256) : (share + 63) / 64 * 64;
     threads_.run((extent + each - 1) / each, [&](std::int64_t task, int /*worker*/) {
       const std::int64_t first = task * each;
       const std::int64_t count = std::min(each, extent - first);

@@ -148,7 +148,8 @@ class CudaDevice {
                     std::int64_t y_columns) {
     if constexpr (has_skinny_product<E>) {
       if (is_skinny(rows, by.in, by.out)) {
-        skinny_product<SkinnyOutput::adds>(by, SkinnyActivations<E>{x, x_columns}, rows, by.out, y, y_columns);
+        skinny_product<SkinnyOutput::adds>(by, SkinnyActivations<E>{x, static_cast<int>(x_columns)}, rows, by.out, y,
+                                           y_columns);
         return;
       }
     }
@@ -175,7 +176,7 @@ class CudaDevice {
                        E* normed, Out* y, std::int64_t y_columns) {
     if constexpr (has_skinny_product<E>) {
       if (is_skinny(rows, by.in, by.out)) {
-        const SkinnyResidual<E> input{x, by.in, norm.weight, static_cast<float>(norm.epsilon)};
+        const SkinnyResidual<E> input{x, static_cast<int>(by.in), norm.weight, static_cast<float>(norm.epsilon)};
         skinny_product<SkinnyOutput::stores>(by, input, rows, by.out, y, y_columns);
         return;
       }
@@ -190,7 +191,7 @@ class CudaDevice {
     const std::int64_t hidden = by.out / 2;
     if constexpr (has_skinny_product<E>) {
       if (is_skinny(rows, by.in, hidden)) {
-        const SkinnyResidual<E> input{x, by.in, norm.weight, static_cast<float>(norm.epsilon)};
+        const SkinnyResidual<E> input{x, static_cast<int>(by.in), norm.weight, static_cast<float>(norm.epsilon)};
         skinny_product<SkinnyOutput::gates>(by, input, rows, hidden, y, hidden);
         return hidden;
       }

@@ -163,7 +163,6 @@ void measure_and_print(Options options) {
   for (const std::int64_t tokens : options.measure) {
     MeasurementOptions what;
     what.tokens = tokens;
-    what.batch = options.batch;
     what.repeats = options.repeats;
     what.generation = options.generation;
     if (options.half_prefix) {

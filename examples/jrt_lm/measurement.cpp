@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <random>
 #include <thread>
 #include <vector>
@@ -17,36 +18,56 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
+/// A device that is hot from what it did before is slower: everything that is timed starts from the same rest.
+void rest() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
+}
+
+/// Milliseconds of a step of all slots, from the states that a prefill left. The first few are for the clocks to rise.
+double milliseconds_per_step(LanguageModel& model, std::int64_t steps) {
+  std::vector<std::int32_t> slots;
+  for (std::int64_t slot = 0; slot < model.slots(); ++slot) {
+    slots.push_back(static_cast<std::int32_t>(slot));
+  }
+  std::vector<std::int32_t> tokens = model.greedy_steps(std::vector<std::int32_t>(slots.size()), slots, steps);
+  tokens.erase(tokens.begin(), tokens.end() - std::ssize(slots));
+  const auto start = std::chrono::steady_clock::now();
+  static_cast<void>(model.greedy_steps(tokens, slots, steps));
+  const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+  return time.count() / static_cast<double>(steps);
+}
+
 }  // namespace
 
 Measurement measure(LanguageModel& model, const MeasurementOptions& options) {
   std::mt19937 generator(1);
-  std::vector<Request> requests(static_cast<std::size_t>(options.batch));
+  std::vector<Request> requests(static_cast<std::size_t>(model.slots()));
   for (Request& request : requests) {
     for (std::int64_t t = 0; t < options.tokens; ++t) {
       request.context.push_back(
           static_cast<std::int32_t>(generator() % static_cast<std::uint64_t>(model.config().vocabulary)));
     }
   }
+  GenerationOptions one_token = options.generation;
+  one_token.new_tokens = 1;
   Measurement result;
   std::vector<double> prefill;
-  std::vector<double> decode;
-  std::vector<double> decoded_per_second;
+  std::vector<double> step;
   for (std::int64_t i = 0; i <= options.repeats; ++i) {
-    // A device that is hot from the run before is slower: every run starts from the same rest.
-    std::this_thread::sleep_for(std::chrono::milliseconds(250));
-    const Generation run = generate(model, requests, options.generation, {});
+    rest();
+    const Generation run = generate(model, requests, one_token, {});
+    result.prefix = run.prefix_tokens / model.slots();
     if (i > 0) {
-      prefill.push_back(run.prefill_seconds);
-      decode.push_back(run.milliseconds_per_round());
-      decoded_per_second.push_back(run.decoded_per_second());
+      prefill.push_back(run.prefill_seconds * 1e3);
+      rest();
+      step.push_back(milliseconds_per_step(model, std::max<std::int64_t>(1, options.generation.new_tokens)));
     }
-    result.prefix = run.prefix_tokens / options.batch;
   }
-  result.prefill_ms = median(prefill) * 1e3;
-  result.prefill_tokens_per_s = static_cast<double>(options.batch * options.tokens) / median(prefill);
-  result.decode_ms_per_token = median(decode);
-  result.decode_tokens_per_s = median(decoded_per_second);
+  const double per_second = 1e3 * static_cast<double>(model.slots());
+  result.prefill_ms = median(prefill);
+  result.prefill_tokens_per_s = per_second * static_cast<double>(options.tokens) / result.prefill_ms;
+  result.decode_ms_per_token = median(step);
+  result.decode_tokens_per_s = per_second / result.decode_ms_per_token;
   return result;
 }
 

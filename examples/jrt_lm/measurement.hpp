@@ -9,21 +9,21 @@
 namespace jrt_lm {
 
 struct MeasurementOptions {
-  std::int64_t tokens = 0;  ///< of each prompt
-  std::int64_t batch = 1;   ///< prompts
-  std::int64_t repeats = 5;
-  GenerationOptions generation{};
+  std::int64_t tokens = 0;         ///< of each prompt
+  std::int64_t repeats = 5;        ///< that count, after one that does not
+  GenerationOptions generation{};  ///< how prompts are read; `new_tokens` decode steps are timed
 };
 
+/// Medians.
 struct Measurement {
-  std::int64_t prefix = 0;  ///< encoder tokens of each prompt
-  double prefill_ms = 0;
+  std::int64_t prefix = 0;          ///< encoder tokens of each prompt
+  double prefill_ms = 0;            ///< until there is the first new token
   double prefill_tokens_per_s = 0;  ///< tokens of the prompts, however often they were read
-  double decode_ms_per_token = 0;   ///< a step of the whole batch
+  double decode_ms_per_token = 0;   ///< a greedy step of the whole batch
   double decode_tokens_per_s = 0;
 };
 
-/// Generates after random prompts, `repeats` times after one that does not count; medians.
+/// Times prefill and decoding of random prompts in all slots of a model.
 Measurement measure(LanguageModel& model, const MeasurementOptions& options);
 
 }  // namespace jrt_lm

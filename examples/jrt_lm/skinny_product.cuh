@@ -58,7 +58,7 @@ template <class E>
 struct SkinnyActivations {
   static constexpr bool normalises = false;
   const E* x;
-  std::int64_t columns;  ///< from a row to the next
+  int columns;  ///< from a row to the next
 
   __device__ void load(int row, int k, uint4& pairs, float& /*squares*/) const {
     pairs = *reinterpret_cast<const uint4*>(x + row * columns + k);
@@ -71,7 +71,7 @@ template <class E>
 struct SkinnyResidual {
   static constexpr bool normalises = true;
   const float* x;
-  std::int64_t columns;
+  int columns;
   const float* weight;
   float epsilon;
 
@@ -89,11 +89,18 @@ struct SkinnyResidual {
   }
 };
 
+/// Blocks that a multiprocessor has registers for: enough that the widest product of the 360M model is one wave of them.
+/// The next kernel can start early only when all blocks of this one have.
+template <SkinnyOutput what>
+inline constexpr int skinny_blocks = what == SkinnyOutput::stores ? 4
+                                     : what == SkinnyOutput::adds ? 3
+                                                                  : 2;
+
 /// y (rows, outputs) = x Wᵀ + bias, as `what` says; a block for 8 outputs. `in` is a multiple of 32, `outputs` of 8.
 template <SkinnyOutput what, class E, class Input, class Out>
-__global__ void __launch_bounds__(32 * skinny_warps)
-    skinny_product_kernel(const Input input, int rows, int in, const E* weight, const Out* bias, std::int64_t outputs,
-                          Out* y, std::int64_t y_columns) {
+__global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
+    skinny_product_kernel(const Input input, int rows, int in, const E* weight, const Out* bias, int outputs, Out* y,
+                          int y_columns) {
   constexpr int tiles = what == SkinnyOutput::gates ? 2 : 1;
   __shared__ float partial[skinny_warps][tiles][skinny_rows][skinny_outputs];
   __shared__ float partial_squares[skinny_warps][skinny_rows];
@@ -101,17 +108,18 @@ __global__ void __launch_bounds__(32 * skinny_warps)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4;
   const int c = lane % 4;
-  const std::int64_t first_output = std::int64_t{blockIdx.x} * skinny_outputs;
-  const E* const own_weight = weight + (first_output + g) * in + 8 * c;
+  const int first_output = static_cast<int>(blockIdx.x) * skinny_outputs;
+  const E* const own_weight = weight + std::int64_t{first_output + g} * in + 8 * c;
   const int chunks = in / skinny_chunk;
   // Weights are on their way before the kernel that writes x is over, and always this many chunks ahead.
-  constexpr int ahead = 8 / tiles;
+  constexpr int ahead = Input::normalises ? 4 : 8;
   uint4 w[ahead][tiles];
   const auto load_weight = [&](int chunk, uint4(&to)[tiles]) {
     for (int tile = 0; tile < tiles; ++tile) {
       if (chunk < chunks) {
         // Each once in a step and never again.
-        to[tile] = __ldcs(reinterpret_cast<const uint4*>(own_weight + tile * outputs * in + chunk * skinny_chunk));
+        to[tile] =
+            __ldcs(reinterpret_cast<const uint4*>(own_weight + std::int64_t{tile * outputs} * in + chunk * skinny_chunk));
       }
     }
   };
@@ -183,7 +191,7 @@ __global__ void __launch_bounds__(32 * skinny_warps)
       total[tile] += jrt::convert<float>(bias[tile * outputs + first_output + output]);
     }
   }
-  Out* const to = y + row * y_columns + first_output + output;
+  Out* const to = y + std::int64_t{row} * y_columns + first_output + output;
   if constexpr (what == SkinnyOutput::stores) {
     *to = jrt::convert<Out>(total[0]);
   } else if constexpr (what == SkinnyOutput::adds) {

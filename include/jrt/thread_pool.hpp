@@ -44,7 +44,10 @@ class ThreadPool {
   /// Calls `function(task, worker)` for every task in [0, tasks) and returns when all are done.
   template <class Function>
   void run(std::int64_t tasks, const Function& function) {
-    if (tasks <= 0) {
+    if (tasks <= 1) {
+      if (tasks == 1) {
+        function(std::int64_t{0}, 0);  // nobody need be woken
+      }
       return;
     }
     tasks_ = tasks;
