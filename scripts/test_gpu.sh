@@ -20,16 +20,17 @@ sanitize() {
 }
 for test in prefill decode laws golden state_exchange state_operations policy_feature_map policy_padding backend hopper \
   fuzz_16bit window_attention golden_window fuzz_window fuzz_window_16bit gated_convolution fuzz_convolution stack checkpoints \
-  windowed_linear_attention; do
+  windowed_linear_attention jrt_lm_products jrt_lm_model jrt_lm_generation; do
   sanitize memcheck "$test"
 done
 # Not prefill, nor what contains it: racecheck does not see the order that mbarriers and the copy engine give, and takes the zeroing of a tail in a
 # stage that was in use before for a race with its last readers. The lengths in races_test have a barrier of all threads
 # between the two.
-for test in decode golden policy_padding races window_attention golden_window gated_convolution; do
+for test in decode golden policy_padding races window_attention golden_window gated_convolution jrt_lm_products; do
   sanitize racecheck "$test"
 done
-for test in decode golden policy_padding races window_attention golden_window gated_convolution windowed_linear_attention; do
+for test in decode golden policy_padding races window_attention golden_window gated_convolution windowed_linear_attention \
+  jrt_lm_model; do
   sanitize initcheck "$test"
 done
 echo "All GPU checks passed."
