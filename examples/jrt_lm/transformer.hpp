@@ -22,6 +22,7 @@
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/layer_states.hpp"
 #include "jrt_lm/model_weights.hpp"
+#include "jrt_lm/pass.hpp"
 #include "jrt_lm/prefill_plan.hpp"
 
 namespace jrt_lm {
@@ -143,26 +144,6 @@ class Transformer final : public LanguageModel {
     Activations<Device, Element> activations{};
     Logits logits{};
     typename Device::Graph graph{};
-  };
-
-  /// Where the rows of a pass are and what they belong to. Rows are tokens: of prompts, one after the other, or one of each
-  /// sequence.
-  struct Pass {
-    std::int64_t rows = 0;
-    const std::int32_t* tokens = nullptr;
-    const std::int32_t* positions = nullptr;
-    const std::int32_t* slots = nullptr;
-    const std::uint8_t* continues = nullptr;  ///< of prompts
-    jrt::Sequences sequences{};               ///< of prompts
-    const PrefillPlan* plan = nullptr;        ///< of prompts; null for a step
-
-    /// Numbers [first, first + heads * dim) of rows that have `columns`.
-    template <class T>
-    [[nodiscard]] jrt::TensorView<T> part(T* data, std::int64_t columns, std::int64_t first, std::int64_t heads,
-                                          std::int64_t dim) const {
-      const bool step = plan == nullptr;
-      return {data + first, step ? rows : 1, step ? 1 : rows, heads, dim, step ? columns : rows * columns, columns, dim};
-    }
   };
 
   [[nodiscard]] std::size_t checked(std::int32_t slot) const {
@@ -300,7 +281,7 @@ class Transformer final : public LanguageModel {
   void run_mixer(std::size_t i, const Pass& pass, Activations<Device, Element>& a, const Fill& fill) {
     const auto& on = device_.execution();
     const auto states = states_.template slots_of<Config>(i, pass.slots);
-    if (pass.plan == nullptr) {
+    if (pass.is_step()) {
       jrt::DecodeArgs<Config> args;
       fill(args);
       args.source = states;
@@ -340,7 +321,7 @@ class Transformer final : public LanguageModel {
     const std::int64_t encoder_columns = heads * (d + dv);  // keys, values
     Element* const projected = a.projected.data();
     Element* const encoder = a.encoder.data();
-    if (pass.plan == nullptr) {
+    if (pass.is_step()) {
       project(layer, pass, a);
     } else {
       // Tokens of the encoder region are projected twice: the normalised rows are kept.

@@ -14,7 +14,7 @@ failed=0
 expected="2 0 83 38 61 82 83 76 66 66 30 45
 77 68 92 45 12 95 84 92 15 92 54 77"
 command=$(grep '^jrt_lm ' "$readme")
-shown=$(grep -A 3 '^jrt_lm ' "$readme" | grep '^[0-9 ]*$' || true)
+shown=$(grep -A 4 '^jrt_lm ' "$readme" | grep '^[0-9 ]*$' || true)
 [ "$shown" = "$expected" ] || { echo "the README shows other tokens: $shown"; failed=1; }
 for type in float32 float64; do
   printed=$(cd "$data/../.." && "$program" ${command#jrt_lm } --type "$type")
@@ -35,6 +35,16 @@ import json, sys
 rows = json.load(sys.stdin)["measurements"]
 assert [row["tokens"] for row in rows] == [7, 40] and [row["prefix"] for row in rows] == [7, 16], rows
 assert all(row["prefill_ms"] > 0 and row["decode_ms_per_token"] > 0 for row in rows), rows' || failed=1
+
+# Text in and out, where the tokenizer is built: these characters are the first tokens of any byte-level vocabulary.
+bpe=(--vocab "$data/bpe/vocab.json" --merges "$data/bpe/merges.txt")
+if ! "$program" "$model" --tokens 1 --generate 0 "${bpe[@]}" 2>&1 | grep -q "needs PCRE2"; then
+  "$program" "$model" --text '!"#' --query-text '$%' --generate 6 "${bpe[@]}" --json | python3 -c '
+import json, sys
+out = json.load(sys.stdin)
+assert out["prompt_tokens"] == 5, out
+assert [ord(character) - ord("!") for character in out["text"][0]] == out["tokens"][0], out' || failed=1
+fi
 
 # A long prefill says how far it is, unless it is told to be quiet.
 seq 0 9999 | awk '{printf "%d ", $1 % 97}' >"$folder/long"
