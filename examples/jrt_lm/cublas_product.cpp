@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace jrt_lm {
 
@@ -83,12 +84,17 @@ CublasProduct::Plan& CublasProduct::planned(const ProductShape& shape) {
   check(cublasLtMatmulPreferenceSetAttribute(preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes_,
                                              sizeof workspace_bytes_),
         "preference");
-  // Rows of packets of 16 bytes from any row on: the default assumes 256.
-  constexpr std::uint32_t alignment = 16;
-  for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
-    check(cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &alignment, sizeof alignment), "preference");
-  }
+  // The default assumes pointers to multiples of 256 bytes, but a product may begin at any row of its matrices.
+  const auto set_alignment = [&](cublasLtMatmulPreferenceAttributes_t attribute, std::int64_t columns,
+                                 cudaDataType_t type) {
+    const std::int64_t element = type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2;
+    const auto bytes = static_cast<std::uint32_t>(columns * element % 16 == 0 ? 16 : element);
+    check(cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &bytes, sizeof bytes), "preference");
+  };
+  set_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.in, shape.input);
+  set_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.x_columns, shape.input);
+  set_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.y_columns, shape.output);
+  set_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.y_columns, shape.output);
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
   check(cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan->operation.get(), plan->weight.get(), plan->x.get(),

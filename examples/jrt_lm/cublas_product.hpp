@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <type_traits>
 
 namespace jrt_lm {
 

@@ -174,7 +174,7 @@ class CudaDevice {
   template <class E, class Sum, class Out>
   void multiply_normed(const Projection<CudaDevice, E, Out>& by, const Norm<Sum>& norm, const Sum* x, std::int64_t rows,
                        E* normed, Out* y, std::int64_t y_columns) {
-    if constexpr (has_skinny_product<E>) {
+    if constexpr (has_skinny_norm<E>) {
       if (is_skinny(rows, by.in, by.out)) {
         const SkinnyResidual<E> input{x, static_cast<int>(by.in), norm.weight, static_cast<float>(norm.epsilon)};
         skinny_product<SkinnyOutput::stores>(by, input, rows, by.out, y, y_columns);
@@ -189,7 +189,7 @@ class CudaDevice {
   std::int64_t multiply_normed_gated(const Projection<CudaDevice, E, E>& by, const Norm<Sum>& norm, const Sum* x,
                                      std::int64_t rows, E* normed, E* y) {
     const std::int64_t hidden = by.out / 2;
-    if constexpr (has_skinny_product<E>) {
+    if constexpr (has_skinny_norm<E>) {
       if (is_skinny(rows, by.in, hidden)) {
         const SkinnyResidual<E> input{x, static_cast<int>(by.in), norm.weight, static_cast<float>(norm.epsilon)};
         skinny_product<SkinnyOutput::gates>(by, input, rows, hidden, y, hidden);

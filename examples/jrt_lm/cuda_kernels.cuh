@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cub/block/block_reduce.cuh>
 #include <jrt/numeric.hpp>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A JRT-RNN or Based language model on the library's kernels: reads a checkpoint in the authors' layout and generates
 // tokens, on the CPU or a GPU. `jrt_lm --help` says how; docs/jrt-rnn.md explains it.
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -10,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "jrt_lm/generation.hpp"
 #include "jrt_lm/measurement.hpp"

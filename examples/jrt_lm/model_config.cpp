@@ -8,6 +8,7 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "support/mapped_file.hpp"
 #include "support/strict_json.hpp"
@@ -123,15 +124,13 @@ std::string class_of(const Section& section) {
   return target.substr(target.rfind('.') + 1);
 }
 
-/// A value that may stand in the model's section and in the mixer's, which the authors' code overwrites with the model's;
-/// where it stands in neither, their default.
-template <class Read>
-auto of_model_or_mixer(const Section& root, const Section& mixer, const char* key, const Read& read)
-    -> decltype(read(root)) {
-  if (root.has(key) && mixer.has(key) && read(root) != read(mixer)) {
-    mixer.fail(key, "is " + support::brief(mixer.at(key)) + ", but the model's is " + support::brief(root.at(key)));
+/// What the authors' code writes over a window's own values comes from the model's section, or is a default; a window that
+/// says otherwise is refused rather than interpreted.
+template <class Value>
+void check_agrees(const Section& mixer, const char* key, bool agrees, const Value& of_model) {
+  if (!agrees) {
+    mixer.fail(key, "is " + support::brief(mixer.at(key)) + ", but the model's section makes it " + json(of_model).dump());
   }
-  return read(root.has(key) ? root : mixer);
 }
 
 void read_convolution(const Section& mixer, ModelConfig& config) {
@@ -184,24 +183,18 @@ void read_linear(const Section& root, const Section& mixer, bool prefix, ModelCo
 }
 
 void read_rotary(const Section& root, const Section& mixer, ModelConfig& config) {
-  // The model's fraction of a head overwrites the mixer's count of dimensions.
-  const std::int64_t of_mixer = mixer.integer_or("rotary_emb_dim", 0, 0);
-  std::int64_t turned = of_mixer;
-  if (root.has("rotary_emb_fraction")) {
-    const double fraction = root.fraction("rotary_emb_fraction");
-    turned = static_cast<std::int64_t>(fraction * config.shape.head_dim);
-    if (mixer.has("rotary_emb_dim") && of_mixer != turned) {
-      mixer.fail("rotary_emb_dim", "is " + std::to_string(of_mixer) + ", but the model's rotary_emb_fraction gives " +
-                                       std::to_string(turned));
-    }
-  }
-  if (turned != 0 && turned != config.shape.head_dim) {
-    mixer.fail("rotary_emb_dim", "is " + std::to_string(turned) + ", but must be 0 or the head dimension, " +
-                                     std::to_string(config.shape.head_dim));
+  const std::int64_t head_dim = config.shape.head_dim;
+  const double fraction = root.has("rotary_emb_fraction") ? root.fraction("rotary_emb_fraction") : 0;
+  const auto turned = static_cast<std::int64_t>(fraction * static_cast<double>(head_dim));
+  check_agrees(mixer, "rotary_emb_dim", mixer.integer_or("rotary_emb_dim", turned, 0) == turned, turned);
+  if (turned != 0 && turned != head_dim) {
+    root.fail("rotary_emb_fraction", "turns " + std::to_string(turned) + " dimensions of a head, but only none or all " +
+                                         std::to_string(head_dim) + " are supported");
   }
   config.rotates = turned != 0;
-  config.rotary_base = of_model_or_mixer(
-      root, mixer, "rotary_emb_base", [](const Section& section) { return section.positive_or("rotary_emb_base", 1e4); });
+  config.rotary_base = root.positive_or("rotary_emb_base", 1e4);
+  check_agrees(mixer, "rotary_emb_base", mixer.positive_or("rotary_emb_base", config.rotary_base) == config.rotary_base,
+               config.rotary_base);
   for (const Section& section : {root, mixer}) {
     section.require("rotary_emb_interleaved", false);
     section.require("rotary_emb_scale_base", nullptr);
@@ -216,20 +209,18 @@ void read_window(const Section& root, const Section& mixer, ModelConfig& config)
                                    std::to_string(config.heads));
   }
   config.shape.left_window = static_cast<int>(mixer.integer("window_size", 0) / 2);
-  const bool scaled = root.flag("scale_attn_weights").value_or(true);
-  const double scale = scaled ? 1 / std::sqrt(static_cast<double>(config.shape.head_dim)) : 1.0;
-  config.window_scale = mixer.positive_or("softmax_scale", scale);
-  if (root.has("scale_attn_weights") && std::abs(config.window_scale - scale) > 1e-6 * scale) {
-    mixer.fail("softmax_scale", "is " + support::brief(mixer.at("softmax_scale")) +
-                                    ", but the model's scale_attn_weights gives " + json(scale).dump());
+  if (!root.flag("scale_attn_weights").value_or(true)) {
+    config.window_scale = 1;
   }
+  const double scale = mixer.positive_or("softmax_scale", config.window_scale);
+  check_agrees(mixer, "softmax_scale", std::abs(scale - config.window_scale) <= 1e-6 * config.window_scale,
+               config.window_scale);
   root.require("scale_attn_by_inverse_layer_idx", false);
   mixer.require("causal", true);
   read_rotary(root, mixer, config);
-  config.window_input_bias =
-      of_model_or_mixer(root, mixer, "qkv_proj_bias", [](const Section& section) { return section.flag("qkv_proj_bias"); });
-  config.window_output_bias =
-      of_model_or_mixer(root, mixer, "out_proj_bias", [](const Section& section) { return section.flag("out_proj_bias"); });
+  // Where the model's section is silent, the tensors tell; what the mixer says does not count.
+  config.window_input_bias = root.flag("qkv_proj_bias");
+  config.window_output_bias = root.flag("out_proj_bias");
 }
 
 MixerKind kind_of(const Section& mixer) {
@@ -273,6 +264,9 @@ MixerKind read_mixer(const Section& root, const char* key, std::set<MixerKind>& 
 void place_mixer(const Section& root, const char* key, const char* layers_key, ModelConfig& config,
                  std::set<MixerKind>& kinds, std::vector<bool>& placed) {
   if (!root.has(key)) {
+    if (root.has(layers_key)) {
+      root.fail(layers_key, std::string("is given, but there is no '") + key + "' for these layers");
+    }
     return;
   }
   const MixerKind kind = read_mixer(root, key, kinds, config);
@@ -327,7 +321,8 @@ ModelConfig ModelConfig::from_json(const std::string& text, const std::string& s
   config.shape.head_dim = static_cast<int>(config.width / config.heads);
   config.window_scale = 1 / std::sqrt(static_cast<double>(config.shape.head_dim));
   config.window_kv_heads = config.heads;
-  config.hidden = rounded_up(root.integer_or("n_inner", 2 * config.width, 1), 256);
+  root.require("head_dim", config.shape.head_dim);
+  config.hidden = rounded_up(root.integer_or("n_inner", 8 * config.width / 3, 1), 256);
   config.channels = 2 * config.width;
   config.norm_epsilon = root.positive_or("layer_norm_epsilon", 1e-5);
   config.mlp_input_bias = root.flag("mlp_fc1_bias");
@@ -335,12 +330,21 @@ ModelConfig ModelConfig::from_json(const std::string& text, const std::string& s
   root.require_given("activation_function", "swiglu", "gelu_new");
   root.require_given("rms_norm", true, "LayerNorm");
   root.require("tie_word_embeddings", true);
+  root.require("parallel_block", false);
   const auto layers = static_cast<std::size_t>(root.integer("n_layer", 1, most_layers));
   std::set<MixerKind> kinds;
   config.layers.assign(layers, read_mixer(root, "mixer", kinds, config));
   std::vector<bool> placed(layers);
   place_mixer(root, "alt_mixer", "alt_mixer_layers", config, kinds, placed);
   place_mixer(root, "alt_mixer_2", "alt_mixer_2_layers", config, kinds, placed);
+  for (const std::size_t layer : {7, 17}) {
+    if (config.shape.left_window == 4096 / 2 && layer < layers && config.layers[layer] == MixerKind::window) {
+      throw std::runtime_error(
+          source + ": layer " + std::to_string(layer) +
+          " has a window_size of 4096, for which the authors' code puts 256 there, but all windows of a "
+          "model must have one size");
+    }
+  }
   return config;
 }
 

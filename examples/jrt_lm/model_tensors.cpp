@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 namespace jrt_lm {
@@ -137,7 +138,13 @@ void settle_tensors(ModelConfig& config, const Checkpoint& checkpoint) {
     known.insert(spec.name);
   }
   for (const std::string& name : checkpoint.names()) {
-    if (!known.contains(name) && name != "lm_head.weight") {
+    if (name == "lm_head.weight") {
+      const support::StoredTensor& embedding = checkpoint.tensor("transformer.embeddings.word_embeddings.weight");
+      const support::StoredTensor& head = checkpoint.tensor(name, embedding.shape);
+      if (head.dtype != embedding.dtype || !std::equal(head.bytes.begin(), head.bytes.end(), embedding.bytes.begin())) {
+        throw std::runtime_error(head.origin + " is not the embedding table, but only tied embeddings are supported");
+      }
+    } else if (!known.contains(name)) {
       throw std::runtime_error(checkpoint.tensor(name).origin + " is not part of the model that " + config.source +
                                " describes");
     }

@@ -5,6 +5,7 @@
 #include <jrt/numeric.hpp>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "jrt_lm/model_config.hpp"

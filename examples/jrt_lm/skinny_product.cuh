@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <jrt/numeric.hpp>
 #include <type_traits>
@@ -31,6 +32,10 @@ inline constexpr int skinny_warps = 8;
 /// The types that the matrix unit multiplies; others have no such product.
 template <class E>
 inline constexpr bool has_skinny_product = std::is_same_v<E, jrt::Half> || std::is_same_v<E, jrt::BFloat16>;
+
+/// Those for which the norm can be part of it: x weight is rounded before it is divided, for which half has no range.
+template <class E>
+inline constexpr bool has_skinny_norm = std::is_same_v<E, jrt::BFloat16>;
 
 /// What becomes of a product.
 enum class SkinnyOutput {

@@ -18,7 +18,7 @@ using nlohmann::json;
 
 json tiny() {
   return json::parse(
-      R"({"vocab_size": 97, "n_embd": 64, "n_layer": 6, "n_head": 4, "n_inner": 128, "pad_vocab_size_multiple": 8, "rms_norm": true,
+      R"({"vocab_size": 97, "n_embd": 64, "n_layer": 6, "n_head": 4, "n_inner": 128, "pad_vocab_size_multiple": 8, "rms_norm": true, "rotary_emb_fraction": 1,
     "activation_function": "swiglu",
     "mixer": {"_target_": "based.models.mixers.convolution.BaseConv", "use_bias": true, "expand_proj": 4, "kernel_sizes": [3]},
     "alt_mixer": {"_target_": "a.PrefixLinearAttention", "feature_dim": 16, "num_heads": 4, "enc_length": 16},
@@ -67,7 +67,8 @@ TEST_CASE("any layout, causal models, and what may be left out") {
   config["alt_mixer"]["_target_"] = "based.models.mixers.linear_attention.LinearAttention";
   config["alt_mixer_layers"] = {5, 0, 3};
   config["alt_mixer_2_layers"] = json::array();
-  config["alt_mixer_2"]["rotary_emb_dim"] = 0;
+  config["alt_mixer_2"].erase("rotary_emb_dim");
+  config.erase("rotary_emb_fraction");
   config.erase("n_inner");
   config.erase("pad_vocab_size_multiple");
   const ModelConfig read_config = read(config);
@@ -83,6 +84,7 @@ TEST_CASE("any layout, causal models, and what may be left out") {
 TEST_CASE("what the model's section says of windows counts, and may not contradict the mixer's") {
   json config = tiny();
   config["alt_mixer_2"].erase("rotary_emb_dim");
+  config.erase("rotary_emb_fraction");
   CHECK_FALSE(read(config).rotates);  // the authors' default
   config["rotary_emb_fraction"] = 1.0;
   config["rotary_emb_base"] = 500;
@@ -94,20 +96,39 @@ TEST_CASE("what the model's section says of windows counts, and may not contradi
   CHECK(read_config.window_scale == 1);
   CHECK(read_config.window_input_bias.value());
   CHECK(error_of("/rotary_emb_fraction", 0) ==
-        "c.json: 'alt_mixer_2.rotary_emb_dim' is 16, but the model's rotary_emb_fraction gives 0");
+        "c.json: 'alt_mixer_2.rotary_emb_dim' is 16, but the model's section makes it 0");
   CHECK(error_of("/rotary_emb_fraction", 0.5) ==
-        "c.json: 'alt_mixer_2.rotary_emb_dim' is 16, but the model's rotary_emb_fraction gives 8");
+        "c.json: 'alt_mixer_2.rotary_emb_dim' is 16, but the model's section makes it 8");
   CHECK(error_of("/rotary_emb_fraction", 2) == "c.json: 'rotary_emb_fraction' is 2, but must be a number from 0 to 1");
+  CHECK(error_of("/rotary_emb_fraction", nullptr) ==
+        "c.json: 'alt_mixer_2.rotary_emb_dim' is 16, but the model's section makes it 0");
+  config = tiny();
+  config["rotary_emb_fraction"] = 0.5;
+  config["alt_mixer_2"].erase("rotary_emb_dim");
+  CHECK_THROWS_WITH_AS(static_cast<void>(read(config)),
+                       "c.json: 'rotary_emb_fraction' turns 8 dimensions of a head, but only none or all 16 are supported",
+                       std::runtime_error);
   config = tiny();
   config["rotary_emb_base"] = 500;
   config["alt_mixer_2"]["rotary_emb_base"] = 1000;
   CHECK_THROWS_WITH_AS(static_cast<void>(read(config)),
-                       "c.json: 'alt_mixer_2.rotary_emb_base' is 1000, but the model's is 500", std::runtime_error);
+                       "c.json: 'alt_mixer_2.rotary_emb_base' is 1000, but the model's section makes it 500.0",
+                       std::runtime_error);
   config = tiny();
   config["scale_attn_weights"] = true;
   config["alt_mixer_2"]["softmax_scale"] = 0.5;
   CHECK_THROWS_WITH_AS(static_cast<void>(read(config)),
-                       "c.json: 'alt_mixer_2.softmax_scale' is 0.5, but the model's scale_attn_weights gives 0.25",
+                       "c.json: 'alt_mixer_2.softmax_scale' is 0.5, but the model's section makes it 0.25",
+                       std::runtime_error);
+}
+
+TEST_CASE("the one window that the authors' code replaces") {
+  json config = tiny();
+  config["n_layer"] = 9;
+  config["alt_mixer_2"]["window_size"] = 4096;
+  CHECK(read(config).shape.left_window == 2048);
+  config["alt_mixer_2_layers"] = {2, 7};
+  CHECK_THROWS_WITH_AS(static_cast<void>(read(config)), doctest::Contains("c.json: layer 7 has a window_size of 4096"),
                        std::runtime_error);
 }
 
@@ -153,7 +174,11 @@ TEST_CASE("errors name file, key and both values") {
   CHECK(error_of("/alt_mixer_2/num_heads_kv", 3) ==
         "c.json: 'alt_mixer_2.num_heads_kv' is 3, which does not divide num_heads, 4");
   CHECK(error_of("/alt_mixer_2/rotary_emb_dim", 8) ==
-        "c.json: 'alt_mixer_2.rotary_emb_dim' is 8, but must be 0 or the head dimension, 16");
+        "c.json: 'alt_mixer_2.rotary_emb_dim' is 8, but the model's section makes it 16");
+  CHECK(error_of("/alt_mixer", nullptr) ==
+        "c.json: 'alt_mixer_layers' is given, but there is no 'alt_mixer' for these layers");
+  CHECK(error_of("/parallel_block", true) == "c.json: 'parallel_block' is true, but only false is supported");
+  CHECK(error_of("/head_dim", 32) == "c.json: 'head_dim' is 32, but only 16 is supported");
   CHECK(error_of("/alt_mixer_2/causal", false) == "c.json: 'alt_mixer_2.causal' is false, but only true is supported");
   CHECK(error_of("/alt_mixer_2/softmax_scale", -1) ==
         "c.json: 'alt_mixer_2.softmax_scale' is -1, but must be a positive number");
