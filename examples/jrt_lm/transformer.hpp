@@ -344,9 +344,10 @@ class Transformer final : public LanguageModel {
       args.value = pass.part(projected, columns, 2 * heads * d, heads, dv);
       args.output = pass.part(a.mixed.data(), heads * dv, 0, heads, dv);
       if constexpr (requires { args.key_encoder; }) {
-        const std::int64_t rows = pass.plan->encoder_rows();
-        args.key_encoder = {encoder, 1, rows, heads, d, rows * encoder_columns, encoder_columns, d};
-        args.value_encoder = {encoder + heads * d, 1, rows, heads, dv, rows * encoder_columns, encoder_columns, dv};
+        if (const std::int64_t rows = pass.plan->encoder_rows(); rows > 0) {
+          args.key_encoder = {encoder, 1, rows, heads, d, rows * encoder_columns, encoder_columns, d};
+          args.value_encoder = {encoder + heads * d, 1, rows, heads, dv, rows * encoder_columns, encoder_columns, dv};
+        }
       }
     });
     device_.multiply_add(layer.output, a.mixed.data(), heads * dv, pass.rows, a.residual.data(), config_.width);
