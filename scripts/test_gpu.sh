@@ -12,9 +12,10 @@ cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITEC
 cmake --build "$build" --parallel "$(nproc)" >"$build/build.log" || { cat "$build/build.log"; exit 1; }
 ctest --test-dir "$build" -R '^cuda/' --output-on-failure
 
+# sanitize TOOL TEST [OPTIONS OF THE TEST]
 sanitize() {
   echo "== compute-sanitizer $1 $2"
-  compute-sanitizer --tool "$1" --error-exitcode 1 "$build/tests/cuda_$2_test" >"$build/$1.$2.log" 2>&1 ||
+  compute-sanitizer --tool "$1" --error-exitcode 1 "$build/tests/cuda_$2_test" "${@:3}" >"$build/$1.$2.log" 2>&1 ||
     { tail -n 40 "$build/$1.$2.log"; exit 1; }
   grep SUMMARY "$build/$1.$2.log"
 }
@@ -26,9 +27,11 @@ done
 # Not prefill, nor what contains it: racecheck does not see the order that mbarriers and the copy engine give, and takes the zeroing of a tail in a
 # stage that was in use before for a race with its last readers. The lengths in races_test have a barrier of all threads
 # between the two.
-for test in decode golden policy_padding races window_attention golden_window gated_convolution jrt_lm_products; do
+for test in decode golden policy_padding races window_attention golden_window gated_convolution; do
   sanitize racecheck "$test"
 done
+# The same is reported of cuBLAS's own kernels for few rows, which half takes.
+sanitize racecheck jrt_lm_products "--test-case-exclude=*Half*"
 for test in decode golden policy_padding races window_attention golden_window gated_convolution windowed_linear_attention \
   jrt_lm_model; do
   sanitize initcheck "$test"
