@@ -2,7 +2,6 @@
 #include "jrt_lm/generation.hpp"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <jrt/repeated_prompt.hpp>
 #include <jrt/short_prompt.hpp>
@@ -16,12 +15,6 @@
 namespace jrt_lm {
 
 namespace {
-
-constexpr std::array<std::pair<const char*, ShortPromptStrategy>, 4> strategies{
-    {{"shorten", ShortPromptStrategy::shorten},
-     {"left-pad", ShortPromptStrategy::left_pad},
-     {"read-twice", ShortPromptStrategy::read_twice},
-     {"iterative", ShortPromptStrategy::iterative}}};
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -274,21 +267,16 @@ class Run {
 }  // namespace
 
 const char* name_of(ShortPromptStrategy strategy) {
-  for (const auto& [name, value] : strategies) {
-    if (value == strategy) {
-      return name;
-    }
+  switch (strategy) {
+    case ShortPromptStrategy::shorten:
+      return "shorten";
+    case ShortPromptStrategy::left_pad:
+      return "left-pad";
+    case ShortPromptStrategy::read_twice:
+      return "read-twice";
+    default:
+      return "iterative";
   }
-  return "";
-}
-
-std::optional<ShortPromptStrategy> short_prompt_strategy(const std::string& name) {
-  for (const auto& [known, value] : strategies) {
-    if (known == name) {
-      return value;
-    }
-  }
-  return std::nullopt;
 }
 
 Generation generate(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options,

@@ -22,8 +22,6 @@ enum class ShortPromptStrategy {
 };
 
 const char* name_of(ShortPromptStrategy strategy);
-/// Nothing if the name is none of "shorten", "left-pad", "read-twice", "iterative".
-std::optional<ShortPromptStrategy> short_prompt_strategy(const std::string& name);
 
 /// A request: context and query as jrt::RepeatedPrompt has them. Plain prompts are a context that is shown once.
 struct Request {
