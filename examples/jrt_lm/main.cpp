@@ -87,6 +87,13 @@ std::vector<Request> requests_of(const Options& options, const std::optional<Tok
   return requests;
 }
 
+/// The encoder region that the model was trained with, unless another was asked for.
+void take_encoder_of(const LanguageModel& model, Options& options) {
+  if (!options.encoder_tokens_given) {
+    options.generation.encoder_tokens = model.config().encoder_tokens;
+  }
+}
+
 nlohmann::ordered_json about(LanguageModel& model, const Options& options) {
   nlohmann::ordered_json json;
   json["model"] = options.random_weights.empty() ? options.model_folder : options.random_weights;
@@ -110,9 +117,7 @@ void generate_and_print(Options options) {
     throw std::invalid_argument("--prefix half is for --measure; prompts of one's own need a number");
   }
   const auto model = open_model(options);
-  if (!options.encoder_tokens_given) {
-    options.generation.encoder_tokens = model->config().encoder_tokens;
-  }
+  take_encoder_of(*model, options);
   if (tokenizer && tokenizer->size() < model->config().vocabulary) {
     throw std::invalid_argument(options.vocab + ": has " + std::to_string(tokenizer->size()) +
                                 " tokens, but the model's vocabulary has " + std::to_string(model->config().vocabulary));
@@ -157,9 +162,7 @@ void measure_and_print(Options options) {
   }
   options.model.slots = options.batch;
   const auto model = open_model(options);
-  if (!options.encoder_tokens_given) {
-    options.generation.encoder_tokens = model->config().encoder_tokens;
-  }
+  take_encoder_of(*model, options);
   nlohmann::ordered_json json = about(*model, options);
   json["measurements"] = nlohmann::ordered_json::array();
   for (const std::int64_t tokens : options.measure) {
