@@ -4,6 +4,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -18,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "jrt_lm/device_array.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
 
@@ -31,49 +33,21 @@ class CpuDevice {
 
   explicit CpuDevice(const ModelOptions& options) : threads_(options.threads), execution_(threads_) {}
 
-  /// Memory of the device's, 64-byte aligned, zero.
   template <class T>
-  class Array {
-   public:
-    Array() = default;
-    Array(CpuDevice& device, std::int64_t count) : device_(&device), count_(count) {
-      data_.reset(static_cast<T*>(::operator new(bytes(), alignment)));
-      std::memset(static_cast<void*>(data_.get()), 0, bytes());
-      device_->allocated_bytes_ += static_cast<std::int64_t>(bytes());
-    }
-    Array(Array&& other) noexcept { swap(other); }
-    Array& operator=(Array&& other) noexcept {
-      Array moved(std::move(other));
-      swap(moved);
-      return *this;
-    }
-    ~Array() {
-      if (device_ != nullptr) {
-        device_->allocated_bytes_ -= static_cast<std::int64_t>(bytes());
-      }
-    }
+  using Array = DeviceArray<CpuDevice, T>;
 
-    [[nodiscard]] T* data() const { return data_.get(); }
-    [[nodiscard]] std::int64_t size() const { return count_; }
-    void upload(std::span<const T> values) { std::copy(values.begin(), values.end(), data_.get()); }
-    [[nodiscard]] std::vector<T> download(std::int64_t count) const { return {data_.get(), data_.get() + count}; }
-
-   private:
-    static constexpr std::align_val_t alignment{64};
-    struct Free {
-      void operator()(T* memory) const { ::operator delete(memory, alignment); }
-    };
-    [[nodiscard]] std::size_t bytes() const { return static_cast<std::size_t>(count_) * sizeof(T); }
-    void swap(Array& other) noexcept {
-      std::swap(device_, other.device_);
-      std::swap(count_, other.count_);
-      std::swap(data_, other.data_);
-    }
-
-    CpuDevice* device_ = nullptr;
-    std::int64_t count_ = 0;
-    std::unique_ptr<T, Free> data_{};
-  };
+  void* allocate(std::size_t bytes) {
+    void* const memory = ::operator new(bytes, alignment);
+    std::memset(memory, 0, bytes);
+    allocated_bytes_ += static_cast<std::int64_t>(bytes);
+    return memory;
+  }
+  void release(void* memory, std::size_t bytes) {
+    ::operator delete(memory, alignment);
+    allocated_bytes_ -= static_cast<std::int64_t>(bytes);
+  }
+  static void upload(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
+  static void download(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
 
   [[nodiscard]] const jrt::Cpu<jrt::ThreadPool>& execution() const { return execution_; }
   [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
@@ -179,6 +153,14 @@ class CpuDevice {
   }
 
  private:
+  static constexpr std::align_val_t alignment{64};
+
+  static void copy(void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) {  // there may be no memory otherwise
+      std::memcpy(to, from, bytes);
+    }
+  }
+
   template <class T>
   using Row =
       Eigen::Map<std::conditional_t<std::is_const_v<T>, const Eigen::Matrix<std::remove_const_t<T>, 1, Eigen::Dynamic>,

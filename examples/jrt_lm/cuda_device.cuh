@@ -3,11 +3,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <jrt/cuda.cuh>
 #include <jrt/policy/rotary.hpp>
 #include <memory>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -16,6 +16,7 @@
 
 #include "jrt_lm/cublas_product.hpp"
 #include "jrt_lm/cuda_kernels.cuh"
+#include "jrt_lm/device_array.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/skinny_product.cuh"
@@ -36,59 +37,30 @@ class CudaDevice {
     check_cuda(execution_.error(), "device");
   }
 
-  /// Memory of the device's, zero.
   template <class T>
-  class Array {
-   public:
-    Array() = default;
-    Array(CudaDevice& device, std::int64_t count) : device_(&device), count_(count) {
-      if (count > 0) {
-        check_cuda(cudaMalloc(&data_, bytes()), "memory");
-        device_->allocated_bytes_ += static_cast<std::int64_t>(bytes());
-        check_cuda(cudaMemsetAsync(data_, 0, bytes(), device_->stream_.get()), "clearing memory");
-      }
-    }
-    Array(Array&& other) noexcept { swap(other); }
-    Array& operator=(Array&& other) noexcept {
-      Array moved(std::move(other));
-      swap(moved);
-      return *this;
-    }
-    ~Array() {
-      if (data_ != nullptr) {
-        device_->allocated_bytes_ -= static_cast<std::int64_t>(bytes());
-        cudaFree(data_);  // waits for the work that uses it
-      }
-    }
+  using Array = DeviceArray<CudaDevice, T>;
 
-    [[nodiscard]] T* data() const { return static_cast<T*>(data_); }
-    [[nodiscard]] std::int64_t size() const { return count_; }
-    void upload(std::span<const T> values) {
-      check_cuda(cudaMemcpyAsync(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice, device_->stream_.get()),
-                 "transfer to the device");
-      device_->synchronize();  // values may go
+  void* allocate(std::size_t bytes) {
+    void* memory = nullptr;
+    if (bytes > 0) {
+      check_cuda(cudaMalloc(&memory, bytes), "memory");
+      allocated_bytes_ += static_cast<std::int64_t>(bytes);
+      check_cuda(cudaMemsetAsync(memory, 0, bytes, stream_.get()), "clearing memory");
     }
-    [[nodiscard]] std::vector<T> download(std::int64_t count) const {
-      std::vector<T> values(static_cast<std::size_t>(count));
-      check_cuda(
-          cudaMemcpyAsync(values.data(), data_, values.size() * sizeof(T), cudaMemcpyDeviceToHost, device_->stream_.get()),
-          "transfer from the device");
-      device_->synchronize();
-      return values;
-    }
-
-   private:
-    [[nodiscard]] std::size_t bytes() const { return static_cast<std::size_t>(count_) * sizeof(T); }
-    void swap(Array& other) noexcept {
-      std::swap(device_, other.device_);
-      std::swap(count_, other.count_);
-      std::swap(data_, other.data_);
-    }
-
-    CudaDevice* device_ = nullptr;
-    std::int64_t count_ = 0;
-    void* data_ = nullptr;
-  };
+    return memory;
+  }
+  void release(void* memory, std::size_t bytes) {
+    allocated_bytes_ -= static_cast<std::int64_t>(bytes);
+    cudaFree(memory);  // waits for the work that uses it
+  }
+  void upload(void* to, const void* from, std::size_t bytes) {
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_.get()), "transfer to the device");
+    synchronize();  // `from` may go
+  }
+  void download(void* to, const void* from, std::size_t bytes) {
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_.get()), "transfer from the device");
+    synchronize();
+  }
 
  private:
   template <auto destroy>
@@ -176,8 +148,7 @@ class CudaDevice {
                        E* normed, Out* y, std::int64_t y_columns) {
     if constexpr (has_skinny_norm<E>) {
       if (is_skinny(rows, by.in, by.out)) {
-        const SkinnyResidual<E> input{x, static_cast<int>(by.in), norm.weight, static_cast<float>(norm.epsilon)};
-        skinny_product<SkinnyOutput::stores>(by, input, rows, by.out, y, y_columns);
+        skinny_product<SkinnyOutput::stores>(by, normalised<E>(norm, x, by.in), rows, by.out, y, y_columns);
         return;
       }
     }
@@ -191,8 +162,7 @@ class CudaDevice {
     const std::int64_t hidden = by.out / 2;
     if constexpr (has_skinny_norm<E>) {
       if (is_skinny(rows, by.in, hidden)) {
-        const SkinnyResidual<E> input{x, static_cast<int>(by.in), norm.weight, static_cast<float>(norm.epsilon)};
-        skinny_product<SkinnyOutput::gates>(by, input, rows, hidden, y, hidden);
+        skinny_product<SkinnyOutput::gates>(by, normalised<E>(norm, x, by.in), rows, hidden, y, hidden);
         return hidden;
       }
     }
@@ -258,6 +228,10 @@ class CudaDevice {
 
   static bool is_skinny(std::int64_t rows, std::int64_t in, std::int64_t outputs) {
     return rows <= skinny_rows && in % skinny_chunk == 0 && outputs % skinny_outputs == 0;
+  }
+  template <class E>
+  static SkinnyResidual<E> normalised(const Norm<float>& norm, const float* x, std::int64_t width) {
+    return SkinnyResidual<E>{x, static_cast<int>(width), norm.weight, static_cast<float>(norm.epsilon)};
   }
   template <SkinnyOutput what, class E, class Input, class Out>
   void skinny_product(const Projection<CudaDevice, E, Out>& by, const Input& input, std::int64_t rows, std::int64_t outputs,
