@@ -17,6 +17,7 @@
 #include "jrt_lm/cublas_product.hpp"
 #include "jrt_lm/cuda_kernels.cuh"
 #include "jrt_lm/device_array.hpp"
+#include "jrt_lm/early_start.cuh"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/skinny_product.cuh"

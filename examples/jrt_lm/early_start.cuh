@@ -5,24 +5,7 @@
 
 #include <cstdint>
 
-/// Kernels that start while the one before them in the stream is still running: they load what nobody writes (weights),
-/// then wait ("programmatic dependent launch"). In a decode step, whose kernels are shorter than a launch and its first
-/// loads, that is most of the time.
 namespace jrt_lm {
-
-/// In a kernel: the next one may start where this one leaves room, if it was launched to start early.
-__device__ inline void let_next_kernel_start() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
-#endif
-}
-
-/// In a kernel that may have started early: until the kernel before is over and what it has written is visible.
-__device__ inline void await_previous_kernel() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" : : : "memory");
-#endif
-}
 
 /// Launches a kernel, early where its code can wait: code compiled for older GPUs cannot, and would run too soon.
 template <class... Parameters, class... Arguments>

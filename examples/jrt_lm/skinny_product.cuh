@@ -3,11 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <jrt/early_start.cuh>
 #include <jrt/numeric.hpp>
 #include <type_traits>
 
 #include "jrt_lm/cuda_kernels.cuh"
-#include "jrt_lm/early_start.cuh"
 
 /// Matrix products of a decode step: few rows x (one for each sequence, at most 16), so that reading W once is all that
 /// counts. The norm before a product and the addition or gate behind it are part of it: a step has half as many kernels.
@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
   for (int i = 0; i < ahead; ++i) {
     load_weight(warp + i * skinny_warps, w[i]);
   }
-  let_next_kernel_start();
-  await_previous_kernel();
+  jrt::let_next_kernel_start();
+  jrt::await_previous_kernel();
   float sums[tiles][4] = {};
   float squares[2] = {};
   for (int first = warp; first < chunks; first += ahead * skinny_warps) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "jrt/detail/cuda/execution.cuh"
+#include "jrt/early_start.cuh"
 #include "jrt/status.hpp"
 #include "jrt/workspace.hpp"
 
@@ -27,19 +28,6 @@ struct Grid {
   /// Blocks may start before the kernel before in the stream is over: they call `await_previous_kernel`.
   bool starts_early = false;
 };
-
-/// In a kernel: the next one, if it starts early, may do so where this one leaves room.
-__device__ inline void let_next_kernel_start() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
-#endif
-}
-/// In a kernel that may have started early: until the one before is over and what it has written is visible.
-__device__ inline void await_previous_kernel() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" : : : "memory");
-#endif
-}
 
 /// Whether a kernel's code for the current device knows how to wait for the kernel before: code for older architectures has
 /// no instruction for it, and may not start early.
