@@ -88,9 +88,9 @@ refused "'iterative' for short prompts needs one that is shown once" "$model" --
 refused "--vocab and --merges belong together" "$model" --tokens 1 --vocab "$data/bpe/vocab.json"
 refused "is a second model" "$model" "$model" --tokens 1
 refused "$folder/nothing: cannot be opened" "$model" --tokens-file "$folder/nothing"
-refused "$folder/config.json" "$folder" --tokens 1
+refused "$folder/config.json: cannot be opened" "$folder" --tokens 1
 mkdir "$folder/config.json"
-refused "$folder/config.json" "$folder" --tokens 1
+refused "$folder/config.json: is not a file" "$folder" --tokens 1
 rmdir "$folder/config.json"
 
 # Broken models.
