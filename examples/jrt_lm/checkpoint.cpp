@@ -5,9 +5,13 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <string_view>
+#include <utility>
 
 #include "support/mapped_file.hpp"
+#include "support/safetensors.hpp"
 #include "support/strict_json.hpp"
+#include "support/torch_file.hpp"
 
 namespace jrt_lm {
 
@@ -44,17 +48,26 @@ std::map<std::string, std::string> read_weight_map(const std::string& path) {
 }  // namespace
 
 Checkpoint::Checkpoint(const std::string& folder) {
-  const std::string single = folder + "/model.safetensors";
-  const std::string index = single + ".index.json";
-  if (std::filesystem::exists(single)) {
-    source_ = single;
-    add_shard(single);
-  } else if (std::filesystem::exists(index)) {
-    source_ = index;
-    read_index(folder);
-  } else {
-    throw std::runtime_error(folder + ": has neither model.safetensors nor model.safetensors.index.json");
+  for (const char* const name : {"model.safetensors", "pytorch_model.bin"}) {
+    const std::string single = folder + "/" + name;
+    const std::string index = single + ".index.json";
+    if (std::filesystem::exists(single)) {
+      source_ = single;
+      add_shard(single);
+      break;
+    }
+    if (std::filesystem::exists(index)) {
+      source_ = index;
+      read_index(folder);
+      break;
+    }
   }
+  if (source_.empty()) {
+    throw std::runtime_error(folder +
+                             ": has neither model.safetensors nor pytorch_model.bin, nor the index of either "
+                             "(.index.json)");
+  }
+  name_tensors();
 }
 
 void Checkpoint::read_index(const std::string& folder) {
@@ -66,7 +79,7 @@ void Checkpoint::read_index(const std::string& folder) {
     if (is_new) {
       add_shard(inside + file);
     }
-    if (const auto& promised = shards_[shard->second]; !promised.contains(tensor)) {
+    if (const support::TensorFile& promised = shards_[shard->second]; !promised.contains(tensor)) {
       throw std::runtime_error(promised.path() + ": has no tensor " + in_quotes(tensor) + ", but " + source_ +
                                " says that it has");
     }
@@ -80,8 +93,12 @@ void Checkpoint::read_index(const std::string& folder) {
 }
 
 void Checkpoint::add_shard(const std::string& path) {
-  const support::SafeTensors& shard = shards_.emplace_back(path);
-  for (const std::string& name : shard.names()) {
+  if (path.ends_with(".safetensors")) {
+    shards_.push_back(support::SafeTensors(path));
+  } else {
+    shards_.push_back(support::TorchFile(path));
+  }
+  for (const std::string& name : shards_.back().names()) {
     const auto [place, is_new] = shard_of_.emplace(name, shards_.size() - 1);
     if (!is_new) {
       throw std::runtime_error(path + ": has the tensor " + in_quotes(name) + ", but so has " +
@@ -90,38 +107,65 @@ void Checkpoint::add_shard(const std::string& path) {
   }
 }
 
-const support::SafeTensors& Checkpoint::shard_of(const std::string& name) const {
-  const auto found = shard_of_.find(name);
-  if (found == shard_of_.end()) {
+void Checkpoint::name_tensors() {
+  constexpr std::string_view prefix = "model.";
+  for (const auto& [name, shard] : shard_of_) {
+    if (name.find("metrics") != std::string::npos) {
+      continue;
+    }
+    const auto [place, is_new] =
+        places_.emplace(name.starts_with(prefix) ? name.substr(prefix.size()) : name, Place{shard, name});
+    if (!is_new) {
+      throw std::runtime_error(shards_[shard].path() + ": has the tensor " + in_quotes(name) + ", but " +
+                               shards_[place->second.shard].path() + " has " + in_quotes(place->second.name) +
+                               ", which means the same");
+    }
+  }
+  if (const auto tied = places_.find(head); tied != places_.end() && !places_.contains(embeddings)) {
+    auto table = places_.extract(tied);
+    table.key() = embeddings;
+    places_.insert(std::move(table));
+  }
+}
+
+const Checkpoint::Place& Checkpoint::place_of(const std::string& name) const {
+  const auto found = places_.find(name);
+  if (found == places_.end()) {
     throw std::runtime_error(source_ + ": has no tensor " + in_quotes(name));
   }
-  return shards_[found->second];
+  return found->second;
 }
 
 const support::StoredTensor& Checkpoint::tensor(const std::string& name) const {
-  return shard_of(name).tensor(name);
+  const Place& place = place_of(name);
+  return shards_[place.shard].tensor(place.name);
 }
 
 const support::StoredTensor& Checkpoint::tensor(const std::string& name, std::span<const std::int64_t> shape) const {
-  const support::StoredTensor& tensor = shard_of(name).tensor(name);
-  if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
-    throw std::runtime_error(tensor.origin + " has the shape " + support::shape_text(tensor.shape) + ", but must have " +
+  const support::StoredTensor& found = tensor(name);
+  if (!std::equal(shape.begin(), shape.end(), found.shape.begin(), found.shape.end())) {
+    throw std::runtime_error(found.origin + " has the shape " + support::shape_text(found.shape) + ", but must have " +
                              support::shape_text(shape));
   }
-  return tensor;
+  return found;
 }
 
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
-  names.reserve(shard_of_.size());
-  for (const auto& [name, shard] : shard_of_) {
+  names.reserve(places_.size());
+  for (const auto& [name, place] : places_) {
     names.push_back(name);
   }
   return names;
 }
 
 const std::string& Checkpoint::where(const std::string& name) const {
-  return shard_of(name).path();
+  return shards_[place_of(name).shard].path();
+}
+
+void Checkpoint::release(const std::string& name) const {
+  const Place& place = place_of(name);
+  shards_[place.shard].release(shards_[place.shard].tensor(place.name));
 }
 
 }  // namespace jrt_lm

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "jrt_lm/model_tensors.hpp"
 
-#include <algorithm>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -32,7 +31,7 @@ std::vector<TensorSpec> tensors_of(const ModelConfig& config) {
   const std::int64_t width = config.width;
   const std::int64_t values = config.heads * config.shape.head_dim;
   const std::int64_t features = config.heads * config.shape.feature_dim;
-  add("transformer.embeddings.word_embeddings.weight", {config.vocabulary_rows, width});
+  add(Checkpoint::embeddings, {config.vocabulary_rows, width});
   for (std::size_t i = 0; i < config.layers.size(); ++i) {
     const std::string layer = "transformer.layers." + std::to_string(i) + ".";
     const std::string mixer = layer + "mixer.";
@@ -138,10 +137,10 @@ void settle_tensors(ModelConfig& config, const Checkpoint& checkpoint) {
     known.insert(spec.name);
   }
   for (const std::string& name : checkpoint.names()) {
-    if (name == "lm_head.weight") {
-      const support::StoredTensor& embedding = checkpoint.tensor("transformer.embeddings.word_embeddings.weight");
+    if (name == Checkpoint::head) {
+      const support::StoredTensor& embedding = checkpoint.tensor(Checkpoint::embeddings);
       const support::StoredTensor& head = checkpoint.tensor(name, embedding.shape);
-      if (head.dtype != embedding.dtype || !std::equal(head.bytes.begin(), head.bytes.end(), embedding.bytes.begin())) {
+      if (!support::same_numbers(head, embedding)) {
         throw std::runtime_error(head.origin + " is not the embedding table, but only tied embeddings are supported");
       }
     } else if (!known.contains(name)) {

@@ -45,6 +45,7 @@ class CheckpointWeights : public WeightSourceOf<CheckpointWeights> {
   template <class T>
   void fill(const TensorSpec& tensor, T* to) const {
     checkpoint_->tensor(tensor.name, tensor.shape).copy_to(to);
+    checkpoint_->release(tensor.name);  // so that a model does not lie in memory twice
   }
 
  private:

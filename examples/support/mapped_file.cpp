@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -35,7 +36,8 @@ struct Descriptor {
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path) {
+// After the other constructor the destructor runs, also if this one throws.
+MappedFile::MappedFile(const std::string& path) : MappedFile() {
   const Descriptor file(path);
   struct stat status {};
   if (::fstat(file.number, &status) != 0) {
@@ -53,6 +55,20 @@ MappedFile::MappedFile(const std::string& path) {
     }
     begin_ = begin;
     size_ = size;
+  }
+  if (text().starts_with("version https://git-lfs.github.com/spec/")) {
+    throw std::runtime_error(path + ": is a Git LFS pointer of " + std::to_string(size_) +
+                             " bytes in place of the file; `git lfs pull` in its repository fetches the file itself");
+  }
+}
+
+void MappedFile::release(std::span<const std::byte> part) const {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto first = (reinterpret_cast<std::uintptr_t>(part.data()) + page - 1) / page * page;
+  const auto last = reinterpret_cast<std::uintptr_t>(part.data() + part.size()) / page * page;
+  if (first < last) {
+    // Only advice: whether the system follows it changes nothing but how much memory is taken.
+    static_cast<void>(::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED));
   }
 }
 

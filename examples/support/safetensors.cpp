@@ -26,7 +26,6 @@ static_assert(sizeof(std::size_t) == sizeof(std::uint64_t), "offsets in the file
 
 constexpr std::uint64_t max_header_bytes = 100'000'000;  // the format's own limit
 constexpr std::int64_t max_bytes = std::numeric_limits<std::int64_t>::max();
-constexpr const char* known_dtypes = "F64, F32, F16, BF16, I64, I32 and U8";
 
 [[noreturn]] void fail(const std::string& message) {
   throw std::runtime_error(message);
@@ -46,7 +45,7 @@ std::string read_dtype(const json& value, const std::string& origin) {
   }
   auto dtype = value.get<std::string>();
   if (width_of_dtype(dtype) == 0) {
-    fail(origin + " has the dtype " + in_quotes(dtype) + "; known are " + known_dtypes);
+    fail(origin + " has the dtype " + in_quotes(dtype) + "; known are " + known_dtypes());
   }
   return dtype;
 }
@@ -64,21 +63,6 @@ std::vector<std::int64_t> read_shape(const json& value, const std::string& origi
     shape.push_back(extent.get<std::int64_t>());
   }
   return shape;
-}
-
-/// Bytes of all numbers. Zeros count as ones when it is checked that nothing overflows, so that users may multiply extents
-/// in any order.
-std::uint64_t bytes_of(const StoredTensor& tensor) {
-  auto bytes = static_cast<std::int64_t>(width_of_dtype(tensor.dtype));
-  bool empty = false;
-  for (const std::int64_t extent : tensor.shape) {
-    empty = empty || extent == 0;
-    if (__builtin_mul_overflow(bytes, std::max<std::int64_t>(extent, 1), &bytes)) {
-      fail(tensor.origin + " has the shape " + shape_text(tensor.shape) + ", which needs more than " +
-           std::to_string(max_bytes) + " bytes");
-    }
-  }
-  return empty ? 0 : static_cast<std::uint64_t>(bytes);
 }
 
 /// Where a tensor lies in the file's data.
@@ -170,21 +154,17 @@ std::string_view header_text(const std::string& path, std::span<const std::byte>
 
 }  // namespace
 
-SafeTensors::SafeTensors(const std::string& path) : path_(path), file_(std::make_unique<MappedFile>(path)) {
+SafeTensors::SafeTensors(const std::string& path) : TensorFile(path, std::make_unique<MappedFile>(path)) {
   read(file_->bytes());
 }
 
-SafeTensors::SafeTensors(std::string name, std::span<const std::byte> bytes) : path_(std::move(name)) {
+SafeTensors::SafeTensors(std::string name, std::span<const std::byte> bytes) : TensorFile(std::move(name), nullptr) {
   read(bytes);
 }
 
 SafeTensors SafeTensors::from_memory(std::string name, std::span<const std::byte> bytes) {
   return {std::move(name), bytes};
 }
-
-SafeTensors::SafeTensors(SafeTensors&&) noexcept = default;
-SafeTensors& SafeTensors::operator=(SafeTensors&&) noexcept = default;
-SafeTensors::~SafeTensors() = default;
 
 void SafeTensors::read(std::span<const std::byte> bytes) {
   const std::string_view text = header_text(path_, bytes);
@@ -200,9 +180,11 @@ void SafeTensors::read(std::span<const std::byte> bytes) {
     if (!entry.is_object()) {
       fail(origin + " is " + brief(entry) + ", not an object");
     }
-    StoredTensor tensor{
-        read_dtype(field(entry, origin, "dtype"), origin), read_shape(field(entry, origin, "shape"), origin), {}, origin};
-    const std::uint64_t needed = bytes_of(tensor);
+    StoredTensor tensor;
+    tensor.dtype = read_dtype(field(entry, origin, "dtype"), origin);
+    tensor.shape = read_shape(field(entry, origin, "shape"), origin);
+    tensor.origin = origin;
+    const std::uint64_t needed = checked_bytes(tensor);
     const auto [place, is_new] = tensors_.emplace(name, std::move(tensor));
     places.push_back(read_place(field(entry, origin, "data_offsets"), place->first, origin, data.size()));
     const std::uint64_t given = places.back().end - places.back().begin;
@@ -213,23 +195,6 @@ void SafeTensors::read(std::span<const std::byte> bytes) {
     place->second.bytes = data.subspan(places.back().begin, needed);
   }
   require_covered(path_, std::move(places), data.size());
-}
-
-const StoredTensor& SafeTensors::tensor(const std::string& name) const {
-  const auto found = tensors_.find(name);
-  if (found == tensors_.end()) {
-    fail(path_ + ": has no tensor " + in_quotes(name));
-  }
-  return found->second;
-}
-
-std::vector<std::string> SafeTensors::names() const {
-  std::vector<std::string> names;
-  names.reserve(tensors_.size());
-  for (const auto& [name, tensor] : tensors_) {
-    names.push_back(name);
-  }
-  return names;
 }
 
 const std::string& SafeTensors::text(const std::string& key) const {

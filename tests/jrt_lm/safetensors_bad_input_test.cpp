@@ -95,7 +95,7 @@ TEST_CASE("tensors without what they need, or with it in the wrong type") {
   check_refused({R"({"t":{"dtype":"F32"}})", {}, {"tensor 't' has no shape"}});
   check_refused({R"({"t":{"dtype":"F32","shape":[2]}})", {}, {"tensor 't' has no data_offsets"}});
   refused("32", "[2]", "[0,8]", {"tensor 't'", "dtype 32"});
-  refused(R"("F8")", "[2]", "[0,8]", {"tensor 't'", "dtype 'F8'", "F64, F32, F16, BF16, I64, I32 and U8"});
+  refused(R"("F8")", "[2]", "[0,8]", {"tensor 't'", "dtype 'F8'", "F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL"});
   refused(R"("")", "[2]", "[0,8]", {"tensor 't'", "dtype ''"});
   refused(R"("F32")", "2", "[0,8]", {"tensor 't'", "shape 2"});
   refused(R"("F32")", R"({"a":2})", "[0,8]", {"tensor 't'", "shape an object"});
