@@ -64,8 +64,8 @@ Checkpoint::Checkpoint(const std::string& folder) {
   }
   if (source_.empty()) {
     throw std::runtime_error(folder +
-                             ": has neither model.safetensors nor pytorch_model.bin, nor the index of either "
-                             "(.index.json)");
+                             ": has neither model.safetensors nor pytorch_model.bin, nor an index of shards "
+                             "(model.safetensors.index.json, pytorch_model.bin.index.json)");
   }
   name_tensors();
 }
