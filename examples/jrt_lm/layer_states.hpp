@@ -114,6 +114,9 @@ class LayerStates {
     for_layers([&]<class Config>(std::size_t i) {
       const auto part = layer_bytes<Config>(i);
       require(jrt::load_states(rest.first(part), one_slot<Config>(i, slots_), 1, device.execution()));
+      if constexpr (jrt::WindowConfig<Config>) {
+        check_window(i, rest.first(part), header.tokens_read);
+      }
       rest = rest.subspan(part);
     });
     copy(device, slots_, slot);
@@ -127,6 +130,19 @@ class LayerStates {
     std::int64_t layers = 0;
     std::int64_t tokens_read = 0;
   };
+
+  /// A window counts what it has seen, which is all that the sequence has read: positions and the keys in its ring go by
+  /// that number. `part` has been loaded, so that all its heads have the same.
+  void check_window(std::size_t i, std::span<const std::byte> part, std::int64_t tokens_read) const {
+    using Format = jrt::StateFormatOf<typename Mixers::Window>;
+    const std::size_t at = sizeof(jrt::SavedStatesHeader) + Format::count_offset * sizeof(typename Format::Scalar);
+    std::int64_t seen = 0;
+    std::memcpy(&seen, part.data() + at, sizeof seen);
+    if (seen != tokens_read) {
+      throw std::invalid_argument("a saved sequence has read " + std::to_string(tokens_read) + " tokens, but its layer " +
+                                  std::to_string(i) + " has seen " + std::to_string(seen));
+    }
+  }
 
   [[nodiscard]] std::int64_t heads_of(std::size_t i) const {
     switch (config_->layers[i]) {

@@ -103,8 +103,9 @@ constexpr StatePoolView<LayerFormat<layer, Stack<Layers...>>> layer_pool(const S
     return {};
   }
   auto* const bytes = reinterpret_cast<std::byte*>(pool.data) + Whole::layer_offset(layer);
+  const std::int64_t stride_bytes = pool.slot_stride * static_cast<std::int64_t>(sizeof(typename Whole::Scalar));
   return {reinterpret_cast<Scalar*>(bytes), pool.slots, Part::heads,
-          pool.slot_stride * static_cast<std::int64_t>(sizeof(typename Whole::Scalar) / sizeof(Scalar))};
+          stride_bytes / static_cast<std::int64_t>(sizeof(Scalar))};
 }
 
 /// The same with the slots that sequences have: arguments for operations of the layer's mixer.

@@ -132,8 +132,12 @@ Status save_states(const StateSlots<Format>& source, std::int64_t count, std::sp
 }
 
 /// Reads `count` states that `save_states` wrote. Error `corrupt_data`, with nothing written, if the bytes are truncated or
-/// not of this version, feature map, shape, type, or count; the message gives both values. On a stream as `save_states`:
-/// the header is checked at once, the buffer must live until the stream has read it.
+/// not of this version, feature map, shape, type, or count, or if a head of a window has seen fewer than 0 tokens, more
+/// than `WindowFormat::most_tokens`, or not as many as its state's other heads; the message gives both values. All other
+/// numbers are only added and multiplied: bytes from anywhere may make outputs wrong, but nothing outside them.
+///
+/// On a stream as `save_states`. The bytes are checked at once, so they must be there when the call is made (after a save
+/// to pinned memory: wait for the stream first), and the buffer must live until the stream has read it.
 template <class Format, class Execution>
 Status load_states(std::span<const std::byte> buffer, const StateSlots<Format>& destination, std::int64_t count,
                    const Execution& on) {

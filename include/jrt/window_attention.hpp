@@ -7,6 +7,7 @@
 #include "jrt/attention_config.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/window_range.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/policy/rotary.hpp"
 #include "jrt/prefill.hpp"
@@ -82,6 +83,10 @@ concept WindowConfig = requires {
 /// What one head of a window keeps: a ring of L+1 keys (already turned by their position), `rows` x d, one of values,
 /// `rows` x dv, and the number of tokens seen, as 64 bits. The token with index n, counted from 0, is in row n mod (L+1) of
 /// each.
+///
+/// The number is from 0 to `most_tokens`. Whatever else stands there is read as one of these: a negative one as 0, a larger
+/// one as the largest that is less by a multiple of L+1. So does a sequence that gets there go on: its ring stays as it is,
+/// but keys that are turned by their position have, for the next L tokens, other distances.
 template <int HeadDim, int ValueDim, int LeftWindow, Element ScalarT, bool KeysTurned>
 struct WindowFormat {
   using Scalar = ScalarT;
@@ -97,7 +102,8 @@ struct WindowFormat {
       count_offset + static_cast<std::int64_t>(sizeof(std::int64_t) / sizeof(Scalar));
   static constexpr std::int64_t ring_elements = detail::round_up<std::int64_t>(head_numbers, 16);
   static constexpr std::int64_t head_elements = ring_elements;
-  static constexpr std::size_t alignment = 16;  ///< of pools and their slots, in bytes
+  static constexpr std::size_t alignment = 16;                       ///< of pools and their slots, in bytes
+  static constexpr std::int64_t most_tokens = detail::most_counted;  ///< 2^62
 
   /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
   static constexpr std::int64_t slot_bytes(std::int64_t heads) {

@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <jrt/state.hpp>
+#include <jrt/state_exchange.hpp>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "jrt_lm/model_problem.hpp"
@@ -248,6 +251,24 @@ TEST_CASE("a sequence gives the same in a batch and by itself") {
   }
 }
 
+/// A saved sequence of the small model, whose window (layer 1, two heads) says that it has seen `count` tokens.
+std::vector<std::byte> with_window_counts(std::vector<std::byte> saved, std::int64_t count) {
+  const std::string magic(jrt::SavedStatesHeader::expected_magic, sizeof jrt::SavedStatesHeader::expected_magic);
+  std::vector<std::size_t> headers;
+  const std::string_view text(reinterpret_cast<const char*>(saved.data()), saved.size());
+  for (std::size_t at = text.find(magic); at != std::string_view::npos; at = text.find(magic, at + 1)) {
+    headers.push_back(at);
+  }
+  REQUIRE(headers.size() == small_config().layers.size());
+  // The count is the last number of a head.
+  const std::size_t numbers = headers[1] + sizeof(jrt::SavedStatesHeader);
+  const std::size_t head = (headers[2] - numbers) / 2;
+  for (const std::size_t end : {numbers + head, numbers + 2 * head}) {
+    std::memcpy(saved.data() + (end - sizeof count), &count, sizeof count);
+  }
+  return saved;
+}
+
 TEST_CASE("forks and saved states go back to where they were, bit by bit") {
   const ModelConfig config = small_config();
   const TestWeights weights(config);
@@ -297,6 +318,13 @@ TEST_CASE("forks and saved states go back to where they were, bit by bit") {
     broken = saved;
     broken[23] = std::byte{1};
     refused(broken, "has read 72057594037927976 tokens, but may have read from 0 to 2147483647");
+    // The window's layer has seen as many tokens as the sequence has read, whichever of the two numbers is wrong.
+    broken = saved;
+    broken[16] = std::byte{39};
+    refused(broken, "has read 39 tokens, but its layer 1 has seen 40");
+    refused(with_window_counts(saved, 41), "has read 40 tokens, but its layer 1 has seen 41");
+    refused(with_window_counts(saved, INT64_MAX), "is 9223372036854775807, but must be from 0 to");
+    refused(with_window_counts(saved, -1), "is -1, but must be from 0 to");
     // The header of the last layer's states is behind the numbers of all others.
     broken = saved;
     const std::string magic = "JRTSTATE";
@@ -352,7 +380,7 @@ TEST_CASE("wrong arguments are refused with both values, and change nothing") {
                         : i == 19 ? static_cast<unsigned char>(0x7f)
                                   : static_cast<unsigned char>(0)};
   }
-  model->load(full, 1);
+  model->load(with_window_counts(full, INT32_MAX), 1);
   CHECK(model->tokens_read(1) == INT32_MAX);
   CHECK_THROWS_WITH_AS(static_cast<void>(step_one(*model, 1, 1)), "there are 1 steps, but slot 1 can take from 1 to 0",
                        std::invalid_argument);

@@ -97,8 +97,8 @@ double relative_error(const std::vector<A>& a, const std::vector<B>& b) {
   double difference = 0;
   double norm = 0;
   for (std::size_t i = 0; i < b.size(); ++i) {
-    const double x = convert<double>(a.at(i));
-    const double y = convert<double>(b[i]);
+    const auto x = convert<double>(a.at(i));
+    const auto y = convert<double>(b[i]);
     difference += (x - y) * (x - y);
     norm += y * y;
   }
@@ -190,7 +190,7 @@ class Placed {
     return view;
   }
 
-  Tensor<E> read() const {
+  [[nodiscard]] Tensor<E> read() const {
     const std::vector<E> memory = array_.read();
     Tensor<E> tensor{shape_, std::vector<E>(element_count(shape_))};
     for_elements([&](std::size_t from, std::size_t to) { tensor.values[from] = memory[to]; });

@@ -3,10 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <span>
 
+#include "jrt/detail/saved_counts.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/state_exchange.hpp"
 #include "jrt/status.hpp"
@@ -106,7 +106,12 @@ inline Status check_saved_header(const char* part, const SavedStatesHeader& foun
   return {};
 }
 
-/// Whether `buffer` begins with `count` states of `Format` with `heads` heads.
+/// Bytes of one head's numbers in saved bytes.
+template <class Format>
+inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::head_numbers) *
+                                                sizeof(typename Format::Scalar);
+
+/// Whether `buffer` begins with `count` states of `Format` with `heads` heads, whose numbers of tokens are legal.
 template <class Format>
 Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count, std::int64_t heads) {
   const auto too_short = [&](const char* what, std::int64_t bytes) {
@@ -125,22 +130,19 @@ Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count,
     }
     SavedStatesHeader found;
     std::memcpy(&found, buffer.data() + begin, sizeof found);
-    char part[32] = "";
-    if (index > 0) {
-      std::snprintf(part, sizeof part, "layer %d: ", index - 1);
-    }
-    status = check_saved_header(part, found, expected);
+    status = check_saved_header(index == 0 ? "" : LayerName(index - 1).c_str(), found, expected);
   });
-  const std::int64_t bytes = saved_states_bytes<Format>(count, heads);
-  if (status.ok() && static_cast<std::int64_t>(buffer.size()) < bytes) {
-    status = too_short("size in bytes", bytes);
+  const std::size_t state_bytes = saved_head_bytes<Format> * static_cast<std::size_t>(heads);
+  // By division: a caller's `count` may have come from outside, too, and products overflow.
+  if (status.ok() && (buffer.size() - saved_headers_bytes<Format>) / state_bytes < static_cast<std::size_t>(count)) {
+    const bool countable = static_cast<std::size_t>(count) < (INT64_MAX - saved_headers_bytes<Format>) / state_bytes;
+    status = too_short("size in bytes", countable ? saved_states_bytes<Format>(count, heads) : INT64_MAX);
+  }
+  for (std::int64_t b = 0; status.ok() && b < count; ++b) {
+    const std::byte* const state = buffer.data() + saved_headers_bytes<Format> + static_cast<std::size_t>(b) * state_bytes;
+    status = check_state_counts<Format>(state, heads, b);
   }
   return status;
 }
-
-/// Bytes of one head's numbers in saved bytes.
-template <class Format>
-inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::head_numbers) *
-                                                sizeof(typename Format::Scalar);
 
 }  // namespace jrt::detail

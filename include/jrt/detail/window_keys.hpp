@@ -8,14 +8,22 @@
 
 namespace jrt::detail {
 
-/// Tokens that one head of a cache has seen. Pools of caches are aligned to 16 bytes, so the 64 bits are, too.
+/// The 64 bits that stand in one head of a cache where its count of tokens is. Pools of caches are aligned to 16 bytes, so
+/// these are, too.
 template <class Format>
-JRT_DETAIL_HD std::int64_t& cached_count(typename Format::Scalar* head) {
-  return *reinterpret_cast<std::int64_t*>(head + Format::count_offset);
+JRT_DETAIL_HD std::int64_t stored_count(const typename Format::Scalar* head) {
+  return *reinterpret_cast<const std::int64_t*>(head + Format::count_offset);
 }
+
+/// Tokens that one head of a cache has seen. A pool is the caller's memory, and states may have come there unchecked: rows
+/// follow from a legal count, whatever stands there.
 template <class Format>
 JRT_DETAIL_HD std::int64_t cached_count(const typename Format::Scalar* head) {
-  return *reinterpret_cast<const std::int64_t*>(head + Format::count_offset);
+  return legal_count(stored_count<Format>(head), Format::rows - 1);
+}
+template <class Format>
+JRT_DETAIL_HD void set_cached_count(typename Format::Scalar* head, std::int64_t count) {
+  *reinterpret_cast<std::int64_t*>(head + Format::count_offset) = legal_count(count, Format::rows - 1);
 }
 
 /// Keys and values of one sequence and head of a call, wherever they are. Tokens of the call are counted from 0 behind the
@@ -64,7 +72,7 @@ struct WindowKeys {
 
   JRT_DETAIL_HD void set_ring(const Element* head) {
     ring = head;
-    cached = head == nullptr ? 0 : larger<std::int64_t>(0, cached_count<Format>(head));
+    cached = head == nullptr ? 0 : cached_count<Format>(head);
   }
   JRT_DETAIL_HD void set_views(const TensorView<const Element>& key_view, const TensorView<const Element>& value_view,
                                std::int64_t row, std::int64_t token, std::int64_t head) {

@@ -117,7 +117,7 @@ struct LeavingKeys : KeySource<typename Config::Element> {
       : Source{args.key, args.value, plan.span.batch_row, plan.span.first_token - Config::delay, key_head, 0, plan.span} {
     if (reads_initial_state(args.rings, args.has_rings, plan.sequence)) {
       ring = args.rings.pool.head(args.rings.slot(plan.sequence), key_head);
-      cached = larger<std::int64_t>(0, cached_count<StateFormatOf<Ring>>(ring));
+      cached = cached_count<StateFormatOf<Ring>>(ring);
     }
     from_views = plan.span.left_pad + Config::delay;
     first_key = from_views - smaller(cached, Config::delay);

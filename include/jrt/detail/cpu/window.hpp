@@ -27,7 +27,7 @@ void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, typenam
     const std::int64_t row = ring_row(keys.position(token), Config::left_window);
     write(token, cache + row * Config::head_dim, cache + Format::value_offset + row * Config::value_dim);
   }
-  cached_count<Format>(cache) = keys.position(tokens.end);
+  set_cached_count<Format>(cache, keys.position(tokens.end));
 }
 
 /// Window attention of a batch in two rounds: outputs, a task per head and run of tokens; then the caches or the staging

@@ -118,7 +118,7 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& toke
   }
   __syncthreads();  // all threads have read the count, where cache and ring are one
   if (thread == 0) {
-    cached_count<Format>(cache) = keys.position(tokens.end);
+    set_cached_count<Format>(cache, keys.position(tokens.end));
   }
 }
 

@@ -113,13 +113,13 @@ class WindowSteps {
     int b = -1;  // −1: none
     int head = 0;
     const Element* cache = nullptr;  // null: the sequence is skipped
-    std::int64_t cached = 0;
+    std::int64_t cached = 0;         // as it stands there: to make it legal is to wait for it
   };
   [[nodiscard]] __device__ Item item_of(unsigned index) const {
     Item item{static_cast<int>(index / heads_), static_cast<int>(index % heads_)};
     if (!call_.skipped(item.b)) {
       item.cache = call_.initial.pool.head(call_.initial.slot(item.b), item.head);
-      item.cached = cached_count<Format>(item.cache);
+      item.cached = stored_count<Format>(item.cache);
     }
     return item;
   }
@@ -127,7 +127,7 @@ class WindowSteps {
   static __device__ int new_row(std::int64_t cached) {
     constexpr unsigned rows = Format::rows;
     return cached >> 32 == 0 ? static_cast<int>(static_cast<unsigned>(cached) % rows)
-                             : static_cast<int>(ring_row(larger<std::int64_t>(cached, 0), Config::left_window));
+                             : static_cast<int>(ring_row(legal_count(cached, Config::left_window), Config::left_window));
   }
 
   /// One cache, the new key and value in it, and the queries that read them, on their way.
@@ -175,7 +175,7 @@ class WindowSteps {
       }
       return;
     }
-    const std::int64_t cached = larger<std::int64_t>(item.cached, 0);
+    const std::int64_t cached = legal_count(item.cached, Config::left_window);
     const int row = new_row(item.cached);
     const auto rows = static_cast<int>(smaller<std::int64_t>(cached + 1, Format::rows));
     turn_new_key(buffer + row * Config::head_dim, cached);
@@ -186,7 +186,7 @@ class WindowSteps {
       Element* const cache = call_.final.pool.head(call_.final.slot(item.b), item.head);
       keep(buffer, rows, row, cache, cache != item.cache);
       if (thread() == 0) {
-        cached_count<Format>(cache) = cached + 1;
+        set_cached_count<Format>(cache, cached + 1);
       }
     }
   }
