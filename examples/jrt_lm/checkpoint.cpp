@@ -29,7 +29,7 @@ bool is_plain_file_name(const std::string& name) {
 /// File name of each tensor's shard.
 std::map<std::string, std::string> read_weight_map(const std::string& path) {
   const support::MappedFile file(path);
-  const auto index = support::parse_strict_json(path + ": the index", file.text());
+  const auto index = support::parse_python_json(path + ": the index", file.text());
   const auto weight_map = index.is_object() ? index.find("weight_map") : index.end();
   if (weight_map == index.end() || !weight_map->is_object()) {
     throw std::runtime_error(path + ": has no object weight_map");

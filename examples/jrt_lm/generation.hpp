@@ -23,6 +23,13 @@ enum class ShortPromptStrategy {
 
 const char* name_of(ShortPromptStrategy strategy);
 
+/// Padding (`left_pad`, `read_twice`) reaches up to so many tokens: all of it is read as text is, so that an encoder region
+/// that is longer by mistake would take memory and hours for a short prompt. The authors' has 1024.
+inline constexpr std::int64_t most_padded_tokens = std::int64_t{1} << 20;
+
+/// A context is shown at most so often: each time is a prefill of its own. JRT-Prompt shows it twice.
+inline constexpr std::int64_t most_reads = 1024;
+
 /// A request: context and query as jrt::RepeatedPrompt has them. Plain prompts are a context that is shown once.
 struct Request {
   std::vector<std::int32_t> context;
@@ -58,8 +65,10 @@ struct Generation {
   }
 };
 
-/// Reads the requests into slots 0, 1, … and generates tokens for each. Each piece of a repeated prompt is a prefill that
-/// continues the one before; an encoder region is part of the first. `progress` is told which part of all prompts is read.
+/// Reads the requests into slots 0, 1, … and generates tokens for each. Errors are those of the model, and
+/// std::invalid_argument for requests and options out of range, before anything is read. Each piece of a repeated prompt is
+/// a prefill that continues the one before; an encoder region is part of the first. `progress` is told which part of all
+/// prompts is read.
 Generation generate(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options,
                     const Progress& progress);
 

@@ -34,7 +34,6 @@ struct Tokenizer {
   }
   static std::vector<std::int32_t> encode(const std::string& /*text*/) { return {}; }
   static std::string decode(const std::vector<std::int32_t>& /*tokens*/) { return {}; }
-  static std::int64_t size() { return 0; }
 };
 #endif
 
@@ -73,15 +72,16 @@ std::vector<Request> requests_of(const Options& options, const std::optional<Tok
   for (const std::string& text : options.texts) {
     requests.push_back({encoded(text, "--text"), options.query});
   }
-  if (!options.query.empty() && !options.query_text.empty()) {
+  if (!options.query.empty() && options.query_text) {
     throw std::invalid_argument("both --query and --query-text are given");
   }
   if (requests.empty()) {
     throw std::invalid_argument("there is no prompt: give --tokens, --tokens-file, --text or --measure");
   }
-  if (!options.query_text.empty()) {
+  if (options.query_text) {
+    const std::vector<std::int32_t> query = encoded(*options.query_text, "--query-text");
     for (Request& request : requests) {
-      request.query = encoded(options.query_text, "--query-text");
+      request.query = query;
     }
   }
   return requests;
@@ -118,10 +118,6 @@ void generate_and_print(Options options) {
   }
   const auto model = open_model(options);
   take_encoder_of(*model, options);
-  if (tokenizer && tokenizer->size() < model->config().vocabulary) {
-    throw std::invalid_argument(options.vocab + ": has " + std::to_string(tokenizer->size()) +
-                                " tokens, but the model's vocabulary has " + std::to_string(model->config().vocabulary));
-  }
   ProgressLine progress(options.quiet);
   const Generation result = generate(*model, requests, options.generation, progress.of(requests, options.generation));
   progress.end();
@@ -157,7 +153,7 @@ void generate_and_print(Options options) {
 }
 
 void measure_and_print(Options options) {
-  if (!options.prompts.empty() || !options.texts.empty() || !options.query.empty() || !options.query_text.empty()) {
+  if (!options.prompts.empty() || !options.texts.empty() || !options.query.empty() || options.query_text) {
     throw std::invalid_argument("--measure makes its own prompts, but others are given");
   }
   options.model.slots = options.batch;

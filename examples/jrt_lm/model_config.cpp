@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "jrt_lm/config_section.hpp"
 #include "support/mapped_file.hpp"
 #include "support/strict_json.hpp"
 
@@ -19,107 +20,15 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t most = std::int64_t{1} << 24;  // no extent of a model is larger, and no count of numbers overflows
+constexpr std::int64_t most = ConfigSection::most;
 constexpr std::int64_t most_layers = std::int64_t{1} << 12;
 
 std::int64_t rounded_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-/// One object of the configuration, with its path for messages.
-class Section {
- public:
-  Section(const json& object, std::string source, std::string path)
-      : object_(&object), source_(std::move(source)), path_(std::move(path)) {
-    if (!object.is_object()) {
-      throw std::runtime_error(source_ + ": '" + path_ + "' is " + object.type_name() + ", but must be an object");
-    }
-  }
-
-  [[noreturn]] void fail(const std::string& key, const std::string& what) const {
-    throw std::runtime_error(source_ + ": '" + (path_.empty() ? key : path_ + "." + key) + "' " + what);
-  }
-
-  [[nodiscard]] bool has(const char* key) const {
-    const auto found = object_->find(key);
-    return found != object_->end() && !found->is_null();
-  }
-  [[nodiscard]] const json& at(const char* key) const {
-    if (!has(key)) {
-      fail(key, "is missing");
-    }
-    return object_->at(key);
-  }
-  [[nodiscard]] Section section(const char* key) const {
-    return {at(key), source_, path_.empty() ? key : path_ + "." + key};
-  }
-
-  [[nodiscard]] std::int64_t integer(const char* key, std::int64_t least, std::int64_t bound = most) const {
-    const json& value = at(key);
-    if (!value.is_number_integer() || value < least || value > bound) {
-      fail(key, "is " + support::brief(value) + ", but must be an integer from " + std::to_string(least) + " to " +
-                    std::to_string(bound));
-    }
-    return value.get<std::int64_t>();
-  }
-  [[nodiscard]] std::int64_t integer_or(const char* key, std::int64_t otherwise, std::int64_t least) const {
-    return has(key) ? integer(key, least) : otherwise;
-  }
-  [[nodiscard]] double fraction(const char* key) const {
-    const json& value = at(key);
-    if (!value.is_number() || !(value >= 0.0) || !(value <= 1.0)) {
-      fail(key, "is " + support::brief(value) + ", but must be a number from 0 to 1");
-    }
-    return value.get<double>();
-  }
-  [[nodiscard]] double positive_or(const char* key, double otherwise) const {
-    if (!has(key)) {
-      return otherwise;
-    }
-    const json& value = at(key);
-    if (!value.is_number() || !(value.get<double>() > 0) || !std::isfinite(value.get<double>())) {
-      fail(key, "is " + support::brief(value) + ", but must be a positive number");
-    }
-    return value.get<double>();
-  }
-  [[nodiscard]] std::optional<bool> flag(const char* key) const {
-    if (!has(key)) {
-      return std::nullopt;
-    }
-    if (!at(key).is_boolean()) {
-      fail(key, "is " + support::brief(at(key)) + ", but must be true or false");
-    }
-    return at(key).get<bool>();
-  }
-  [[nodiscard]] std::string text(const char* key) const {
-    if (!at(key).is_string()) {
-      fail(key, "is " + support::brief(at(key)) + ", but must be a string");
-    }
-    return at(key).get<std::string>();
-  }
-  /// The key has this value, which it also has where it is left out.
-  void require(const char* key, const json& wanted) const {
-    if (has(key) && at(key) != wanted) {
-      fail(key, "is " + support::brief(at(key)) + ", but only " + support::brief(wanted) + " is supported");
-    }
-  }
-  /// The key has this value; left out, it would have another.
-  void require_given(const char* key, const json& wanted, const char* otherwise) const {
-    if (!has(key)) {
-      fail(key,
-           std::string("is missing, which means ") + otherwise + ", but only " + support::brief(wanted) + " is supported");
-    }
-    require(key, wanted);
-  }
-
- private:
-  const json* object_;
-  std::string source_;
-  std::string path_;
-};
-
 /// The class that a Hydra `_target_` names.
-std::string class_of(const Section& section) {
+std::string class_of(const ConfigSection& section) {
   const std::string target = section.text("_target_");
   return target.substr(target.rfind('.') + 1);
 }
@@ -127,64 +36,88 @@ std::string class_of(const Section& section) {
 /// What the authors' code writes over a window's own values comes from the model's section, or is a default; a window that
 /// says otherwise is refused rather than interpreted.
 template <class Value>
-void check_agrees(const Section& mixer, const char* key, bool agrees, const Value& of_model) {
+void check_agrees(const ConfigSection& mixer, const char* key, bool agrees, const Value& of_model) {
   if (!agrees) {
     mixer.fail(key, "is " + support::brief(mixer.at(key)) + ", but the model's section makes it " + json(of_model).dump());
   }
 }
 
-void read_convolution(const Section& mixer, ModelConfig& config) {
-  config.channels = mixer.integer_or("expand_proj", 4, 1) * config.width / 2;
+void read_convolution(const ConfigSection& mixer, ModelConfig& config) {
+  config.channels = mixer.integer_or("expand_proj", 2, 1) * config.width / 2;
   if (config.channels < 1 || config.channels > most) {
     mixer.fail("expand_proj", "is " + support::brief(mixer.at("expand_proj")) + ", which gives " +
                                   std::to_string(config.channels) + " channels, but there must be from 1 to " +
                                   std::to_string(most));
   }
   config.convolution_projection_bias = mixer.flag("use_bias");
-  config.shape.kernel_width = 3;
-  if (mixer.has("kernel_sizes")) {
+  config.shape.kernel_width = mixer.has("kernel_size") ? static_cast<int>(mixer.integer("kernel_size", 2, 8)) : 3;
+  if (mixer.has("kernel_sizes")) {  // stands in published configurations, but is read by nobody
     const json& sizes = mixer.at("kernel_sizes");
-    if (!sizes.is_array() || sizes.size() != 1 || !sizes[0].is_number_integer() || sizes[0] < 2 || sizes[0] > 8) {
+    const json& width = sizes.is_array() && sizes.size() == 1 ? sizes[0] : sizes;
+    if (!width.is_number_integer() || width < 2 || width > 8) {
       mixer.fail("kernel_sizes", "is " + sizes.dump().substr(0, 100) + ", but must be a list of one width from 2 to 8");
     }
-    config.shape.kernel_width = sizes[0].get<int>();
+    if (width != config.shape.kernel_width) {
+      mixer.fail("kernel_sizes", "is " + sizes.dump() + ", but the authors' code reads 'kernel_size', which makes it " +
+                                     std::to_string(config.shape.kernel_width));
+    }
   }
 }
 
-void check_heads(const Section& mixer, const ModelConfig& config) {
-  const std::int64_t heads = mixer.integer_or("num_heads", config.heads, 1);
+/// `otherwise` is what the mixer's constructor takes where it is not told.
+void check_heads(const ConfigSection& mixer, const ModelConfig& config, std::int64_t otherwise) {
+  const std::int64_t heads = mixer.integer_or("num_heads", otherwise, 1);
   if (heads != config.heads) {
-    mixer.fail("num_heads",
-               "is " + std::to_string(heads) + ", but the model has " + std::to_string(config.heads) + " heads");
+    mixer.fail("num_heads", (mixer.has("num_heads") ? "is " : "is missing, which means ") + std::to_string(heads) +
+                                ", but the model has " + std::to_string(config.heads) + " heads");
   }
 }
 
-void read_linear(const Section& root, const Section& mixer, bool prefix, ModelConfig& config) {
-  check_heads(mixer, config);
+/// What Based's linear attention has beside that of JRT-RNN.
+void check_causal_attention(const ConfigSection& root, const ConfigSection& mixer, const ModelConfig& config) {
+  mixer.require("head_dim", config.shape.head_dim);
+  mixer.require("use_decay_proj", false);
+  if (root.flag("fixed_decay").value_or(false)) {
+    root.fail("fixed_decay", "is true, but linear attention with a decay is not supported");
+  }
+  if (mixer.has("parallel_implementation") && mixer.text("parallel_implementation") == "tk") {
+    mixer.fail("parallel_implementation",
+               "is 'tk', which norms heads instead of dividing by the sum of the weights, but "
+               "only the latter is supported");
+  }
+}
+
+void read_linear(const ConfigSection& root, const ConfigSection& mixer, bool prefix, ModelConfig& config) {
+  check_heads(mixer, config, prefix ? config.heads : 16);
+  // Added to the sum of the weights, which is at least 1/2: up to this value nobody sees it.
+  static_cast<void>(mixer.number_or("eps", 1e-12, 0, 1e-6));
   config.shape.feature_dim = static_cast<int>(mixer.integer_or("feature_dim", 16, 1));
   config.has_encoder = prefix;
   if (prefix) {
     config.encoder_tokens = (mixer.has("enc_length") ? mixer : root).integer("enc_length", 0);
+  } else {
+    check_causal_attention(root, mixer, config);
   }
-  const auto check_scale = [&](const Section& section) {
-    if (section.integer_or("scale_dim", config.shape.feature_dim, 1) != config.shape.feature_dim) {
-      section.fail("scale_dim", "is " + support::brief(section.at("scale_dim")) + ", but only feature_dim, " +
-                                    std::to_string(config.shape.feature_dim) + ", is supported");
+  const auto check_scale = [&](const ConfigSection& section, const char* key) {
+    if (section.integer_or(key, config.shape.feature_dim, 1) != config.shape.feature_dim) {
+      section.fail(key, "is " + support::brief(section.at(key)) + ", but only feature_dim, " +
+                            std::to_string(config.shape.feature_dim) + ", is supported");
     }
   };
-  check_scale(mixer);
+  check_scale(mixer, "scale_dim");
   if (mixer.has("feature_map")) {
-    const Section map = mixer.section("feature_map");
+    const ConfigSection map = mixer.section("feature_map");
     if (class_of(map) != "TaylorExp") {
       map.fail("_target_", "is not TaylorExp, the only feature map that is supported");
     }
-    check_scale(map);
+    check_scale(map, "scale_dim");
+    check_scale(map, "input_dim");
   }
 }
 
-void read_rotary(const Section& root, const Section& mixer, ModelConfig& config) {
+void read_rotary(const ConfigSection& root, const ConfigSection& mixer, ModelConfig& config) {
   const std::int64_t head_dim = config.shape.head_dim;
-  const double fraction = root.has("rotary_emb_fraction") ? root.fraction("rotary_emb_fraction") : 0;
+  const double fraction = root.number_or("rotary_emb_fraction", 0, 0, 1);
   const auto turned = static_cast<std::int64_t>(fraction * static_cast<double>(head_dim));
   check_agrees(mixer, "rotary_emb_dim", mixer.integer_or("rotary_emb_dim", turned, 0) == turned, turned);
   if (turned != 0 && turned != head_dim) {
@@ -195,20 +128,31 @@ void read_rotary(const Section& root, const Section& mixer, ModelConfig& config)
   config.rotary_base = root.positive_or("rotary_emb_base", 1e4);
   check_agrees(mixer, "rotary_emb_base", mixer.positive_or("rotary_emb_base", config.rotary_base) == config.rotary_base,
                config.rotary_base);
-  for (const Section& section : {root, mixer}) {
+  for (const ConfigSection& section : {root, mixer}) {
     section.require("rotary_emb_interleaved", false);
     section.require("rotary_emb_scale_base", nullptr);
   }
 }
 
-void read_window(const Section& root, const Section& mixer, ModelConfig& config) {
-  check_heads(mixer, config);
-  config.window_kv_heads = mixer.integer_or("num_heads_kv", root.integer_or("n_head_kv", config.heads, 1), 1);
+void read_window_heads(const ConfigSection& root, const ConfigSection& mixer, ModelConfig& config) {
+  check_heads(mixer, config, config.heads);
+  const char* const key = root.has("num_head_kv") ? "num_head_kv" : "n_head_kv";
+  config.window_kv_heads = root.integer_or(key, config.heads, 1);
+  const std::int64_t of_mixer = mixer.integer_or("num_heads_kv", config.window_kv_heads, 1);
   if (config.heads % config.window_kv_heads != 0) {
-    mixer.fail("num_heads_kv", "is " + std::to_string(config.window_kv_heads) + ", which does not divide num_heads, " +
-                                   std::to_string(config.heads));
+    root.fail(key, "is " + std::to_string(config.window_kv_heads) + ", which does not divide n_head, " +
+                       std::to_string(config.heads));
   }
-  config.shape.left_window = static_cast<int>(mixer.integer("window_size", 0) / 2);
+  if (config.heads % of_mixer != 0) {
+    mixer.fail("num_heads_kv",
+               "is " + std::to_string(of_mixer) + ", which does not divide num_heads, " + std::to_string(config.heads));
+  }
+  check_agrees(mixer, "num_heads_kv", of_mixer == config.window_kv_heads, config.window_kv_heads);
+}
+
+void read_window(const ConfigSection& root, const ConfigSection& mixer, ModelConfig& config) {
+  read_window_heads(root, mixer, config);
+  config.shape.left_window = static_cast<int>(mixer.names("window_size") ? mixer.integer("window_size", 0) / 2 : 64);
   if (!root.flag("scale_attn_weights").value_or(true)) {
     config.window_scale = 1;
   }
@@ -217,21 +161,23 @@ void read_window(const Section& root, const Section& mixer, ModelConfig& config)
                config.window_scale);
   root.require("scale_attn_by_inverse_layer_idx", false);
   mixer.require("causal", true);
+  mixer.require("cross_attn", false);
   read_rotary(root, mixer, config);
   // Where the model's section is silent, the tensors tell; what the mixer says does not count.
   config.window_input_bias = root.flag("qkv_proj_bias");
   config.window_output_bias = root.flag("out_proj_bias");
 }
 
-MixerKind kind_of(const Section& mixer) {
+MixerKind kind_of(const ConfigSection& mixer) {
   const std::string name = class_of(mixer);
-  if (name == "BaseConv") {
+  // The second name is that of older checkpoints of the authors'.
+  if (name == "BaseConv" || name == "BaseConvWithSiLU4") {
     return MixerKind::convolution;
   }
   if (name == "PrefixLinearAttention" || name == "LinearAttention") {
     return MixerKind::linear;
   }
-  if (name == "SlidingAttention") {
+  if (name == "SlidingAttention" || name == "SlidingsMHA") {
     return MixerKind::window;
   }
   mixer.fail("_target_",
@@ -240,8 +186,8 @@ MixerKind kind_of(const Section& mixer) {
 }
 
 /// A configuration has room for one mixer of each kind.
-MixerKind read_mixer(const Section& root, const char* key, std::set<MixerKind>& kinds, ModelConfig& config) {
-  const Section mixer = root.section(key);
+MixerKind read_mixer(const ConfigSection& root, const char* key, std::set<MixerKind>& kinds, ModelConfig& config) {
+  const ConfigSection mixer = root.section(key);
   const MixerKind kind = kind_of(mixer);
   if (!kinds.insert(kind).second) {
     root.fail(key, "is a second " + class_of(mixer) + " or of its kind, but a model may have one of each kind");
@@ -261,13 +207,16 @@ MixerKind read_mixer(const Section& root, const char* key, std::set<MixerKind>& 
 }
 
 /// Layers that have another mixer than the first one.
-void place_mixer(const Section& root, const char* key, const char* layers_key, ModelConfig& config,
+void place_mixer(const ConfigSection& root, const char* key, const char* layers_key, ModelConfig& config,
                  std::set<MixerKind>& kinds, std::vector<bool>& placed) {
   if (!root.has(key)) {
     if (root.has(layers_key)) {
       root.fail(layers_key, std::string("is given, but there is no '") + key + "' for these layers");
     }
     return;
+  }
+  if (!root.has(layers_key)) {
+    return;  // a mixer of no layer
   }
   const MixerKind kind = read_mixer(root, key, kinds, config);
   const json& layers = root.at(layers_key);
@@ -289,6 +238,31 @@ void place_mixer(const Section& root, const char* key, const char* layers_key, M
   }
 }
 
+/// Keys of the authors' constructors that make another model, with the one value that is run here; left out they have it.
+/// docs/jrt-rnn.md lists all keys.
+void require_known_model(const ConfigSection& root) {
+  root.require_given("activation_function", "swiglu", "gelu_new");
+  root.require_given("rms_norm", true, "LayerNorm");
+  root.require("mlp_type", "base");
+  root.require("prenorm", true);
+  root.require("max_position_embeddings", 0);
+  root.require("word_embed_proj_dim", nullptr);
+  for (const char* const key :
+       {"parallel_block", "norm_head", "lm_head_bias", "use_alibi", "attn_dwconv", "mup_scale_qk_dot_by_d"}) {
+    root.require(key, false);
+  }
+  root.require("tie_word_embeddings", true);
+  for (const char* const key :
+       {"mup_embeddings_multiplier", "mup_output_multiplier", "mup_width_scale", "mup_attn_multiplier"}) {
+    root.require(key, 1);
+  }
+}
+
+/// Hugging Face's name for a key wins, as it does in its GPT2Config.
+const char* key_or_alias(const ConfigSection& root, const char* key, const char* alias) {
+  return root.has(alias) ? alias : key;
+}
+
 }  // namespace
 
 std::string description(const KernelShape& shape) {
@@ -306,32 +280,32 @@ ModelConfig ModelConfig::from_file(const std::string& path) {
 }
 
 ModelConfig ModelConfig::from_json(const std::string& text, const std::string& source) {
-  const json parsed = support::parse_strict_json(source + ": the configuration", text);
-  const Section root(parsed, source, "");
+  const json parsed = support::parse_python_json(source + ": the configuration", text);
+  const ConfigSection root(parsed, source, "");
   ModelConfig config;
   config.source = source;
-  config.vocabulary = root.integer("vocab_size", 1);
+  config.vocabulary = root.integer_or("vocab_size", 50257, 1);  // GPT-2's, and so published configurations do without
   config.vocabulary_rows = rounded_up(config.vocabulary, root.integer_or("pad_vocab_size_multiple", 1, 1));
-  config.width = root.integer("n_embd", 1);
-  config.heads = root.integer("n_head", 1);
+  config.width = root.integer(key_or_alias(root, "n_embd", "hidden_size"), 1);
+  const char* const heads_key = key_or_alias(root, "n_head", "num_attention_heads");
+  config.heads = root.integer(heads_key, 1);
   if (config.width % config.heads != 0) {
-    root.fail("n_head",
+    root.fail(heads_key,
               "is " + std::to_string(config.heads) + ", which does not divide n_embd, " + std::to_string(config.width));
   }
   config.shape.head_dim = static_cast<int>(config.width / config.heads);
   config.window_scale = 1 / std::sqrt(static_cast<double>(config.shape.head_dim));
   config.window_kv_heads = config.heads;
   root.require("head_dim", config.shape.head_dim);
-  config.hidden = rounded_up(root.integer_or("n_inner", 8 * config.width / 3, 1), 256);
+  config.least_hidden = root.integer_or("n_inner", 8 * config.width / 3, 1);
+  config.hidden = rounded_up(config.least_hidden, 256);
   config.channels = 2 * config.width;
   config.norm_epsilon = root.positive_or("layer_norm_epsilon", 1e-5);
   config.mlp_input_bias = root.flag("mlp_fc1_bias");
   config.mlp_output_bias = root.flag("mlp_fc2_bias");
-  root.require_given("activation_function", "swiglu", "gelu_new");
-  root.require_given("rms_norm", true, "LayerNorm");
-  root.require("tie_word_embeddings", true);
-  root.require("parallel_block", false);
-  const auto layers = static_cast<std::size_t>(root.integer("n_layer", 1, most_layers));
+  require_known_model(root);
+  const auto layers =
+      static_cast<std::size_t>(root.integer(key_or_alias(root, "n_layer", "num_hidden_layers"), 1, most_layers));
   std::set<MixerKind> kinds;
   config.layers.assign(layers, read_mixer(root, "mixer", kinds, config));
   std::vector<bool> placed(layers);

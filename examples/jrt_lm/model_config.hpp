@@ -35,8 +35,9 @@ struct ModelConfig {
   std::int64_t vocabulary = 0;
   std::int64_t vocabulary_rows = 0;  ///< of the embedding table: the vocabulary, padded
   std::int64_t width = 0;
-  std::int64_t hidden = 0;    ///< of the MLP
-  std::int64_t channels = 0;  ///< of the convolution
+  std::int64_t hidden = 0;        ///< of the MLP
+  std::int64_t least_hidden = 0;  ///< what `hidden` was rounded up from; 0: `hidden` stands, whatever the tensors say
+  std::int64_t channels = 0;      ///< of the convolution
   std::int64_t heads = 0;
   std::int64_t window_kv_heads = 0;
   KernelShape shape{};

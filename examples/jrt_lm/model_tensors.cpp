@@ -117,9 +117,23 @@ std::optional<bool>* bias_of(ModelConfig& config, const std::string& name) {
   return nullptr;
 }
 
+/// The authors round the MLP's width up to a multiple, of 256 by default: which it was, the tensors tell. A width that no
+/// rounding gives is left to the comparison of shapes, as are layers that differ.
+void settle_hidden_width(ModelConfig& config, const Checkpoint& checkpoint) {
+  const std::string name = "transformer.layers.0.mlp.fc2.weight";
+  if (config.least_hidden == 0 || !checkpoint.contains(name)) {
+    return;
+  }
+  const std::vector<std::int64_t>& shape = checkpoint.tensor(name).shape;
+  if (shape.size() == 2 && shape[1] >= config.least_hidden && shape[1] <= config.hidden) {
+    config.hidden = shape[1];
+  }
+}
+
 }  // namespace
 
 void settle_tensors(ModelConfig& config, const Checkpoint& checkpoint) {
+  settle_hidden_width(config, checkpoint);
   ModelConfig configured = config;
   for (const std::string& name : checkpoint.names()) {
     std::optional<bool>* const bias = bias_of(config, name);

@@ -25,8 +25,9 @@ std::vector<TensorSpec> tensors_of(const ModelConfig& config);
 std::int64_t parameter_count(const ModelConfig& config);
 
 /// Makes sure that a checkpoint has the model's tensors and no others (but for the copy of the embeddings that some have as
-/// `lm_head.weight`), with floating-point numbers in the right shapes, and settles which biases there are. Nothing of the
-/// tensors themselves is read. Errors are std::runtime_error: one line naming the file, the tensor and both values.
+/// `lm_head.weight`), with floating-point numbers in the right shapes, and settles which biases there are and how wide
+/// the MLP is. Nothing of the tensors themselves is read. Errors are std::runtime_error: one line naming the file, the
+/// tensor and both values.
 void settle_tensors(ModelConfig& config, const Checkpoint& checkpoint);
 
 }  // namespace jrt_lm

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdint>
 #include <fstream>
 #include <functional>
 #include <stdexcept>
@@ -13,6 +14,8 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+
+#include "support/byte_order_mark.hpp"
 
 namespace jrt_lm {
 
@@ -27,7 +30,8 @@ Prompts; several are a batch, of any lengths:
   --query IDS, --query-text TEXT
                          what follows each prompt (its context)
   --vocab FILE, --merges FILE
-                         GPT-2's byte-pair tokenizer; answers are then printed as text too
+                         GPT-2's byte-pair tokenizer; answers are then printed as text too, a token without
+                         text as <|NUMBER|>
 Reading:
   --read-twice N         JRT-Prompt: the context is shown N times before the query
   --separator IDS        between two repetitions
@@ -36,9 +40,11 @@ Reading:
   --pad-token ID         of left-pad; default 220
 Generation:
   --generate N           tokens for each prompt; default 16
-  --top-k K              draw from the K likeliest; 0: from all; 1: the likeliest. Default 1, with --top-p or --temperature 0
+  --top-k K              draw from the K likeliest; 0: from all; 1: the likeliest. Default 1, or 0 where --top-p or
+                         --temperature is given
   --top-p P              draw from the likeliest that together have probability P
-  --temperature T, --seed S
+  --temperature T        logits are divided by T; 0: the likeliest token, as with --top-k 1
+  --seed S               of the draws
   --stop ID              a sequence ends with this token
 Where:
   --device cpu|cuda, --type float64|float32|float16|bfloat16
@@ -93,13 +99,37 @@ std::vector<std::vector<std::int32_t>> read_prompts(const std::string& path) {
   }
   std::vector<std::vector<std::int32_t>> prompts;
   std::string line;
+  const std::string subject = path + ":";
   for (int count = 1; std::getline(file, line); ++count) {
+    if (count == 1) {
+      line.erase(0, line.size() - support::after_byte_order_mark(subject, line).size());
+    }
     prompts.push_back(parse_tokens(line, path + ", line " + std::to_string(count)));
   }
   if (prompts.empty()) {
     throw std::invalid_argument(path + ": has no lines, but each line is to be a prompt");
   }
   return prompts;
+}
+
+const std::string& filled(const std::string& text, const std::string& option) {
+  if (text.empty()) {
+    throw std::invalid_argument(option + " is empty");
+  }
+  return text;
+}
+
+/// Random prompts are made before any is read.
+void check_measured(const Options& options) {
+  constexpr std::int64_t most = INT32_MAX;
+  for (const std::int64_t tokens : options.measure) {
+    if (tokens > most / options.batch) {
+      throw std::invalid_argument("--batch " + std::to_string(options.batch) + " and --measure " + std::to_string(tokens) +
+                                  " are " + std::to_string(options.batch * tokens) +
+                                  " tokens, but prompts are measured that have at most " + std::to_string(most) +
+                                  " together, since all are in memory");
+    }
+  }
 }
 
 /// What an option does with its value.
@@ -136,19 +166,19 @@ Options parse_options(int argc, char** argv) {
       {"help", [&](const std::string&) { options.help = true; }, false},
       {"json", [&](const std::string&) { options.json = true; }, false},
       {"quiet", [&](const std::string&) { options.quiet = true; }, false},
-      {"random-weights", [&](const std::string& v) { options.random_weights = v; }},
+      {"random-weights", [&](const std::string& v) { options.random_weights = filled(v, "--random-weights"); }},
       {"tokens", [&](const std::string& v) { options.prompts.push_back(parse_tokens(v, "--tokens")); }},
       {"tokens-file",
        [&](const std::string& v) {
-         for (auto& prompt : read_prompts(v)) {
+         for (auto& prompt : read_prompts(filled(v, "--tokens-file"))) {
            options.prompts.push_back(std::move(prompt));
          }
        }},
       {"text", [&](const std::string& v) { options.texts.push_back(v); }},
       {"query", [&](const std::string& v) { options.query = parse_tokens(v, "--query"); }},
       {"query-text", [&](const std::string& v) { options.query_text = v; }},
-      {"vocab", [&](const std::string& v) { options.vocab = v; }},
-      {"merges", [&](const std::string& v) { options.merges = v; }},
+      {"vocab", [&](const std::string& v) { options.vocab = filled(v, "--vocab"); }},
+      {"merges", [&](const std::string& v) { options.merges = filled(v, "--merges"); }},
       {"read-twice", [&](const std::string& v) { generation.reads = integer(v, "--read-twice", 1); }},
       {"separator", [&](const std::string& v) { generation.separator = parse_tokens(v, "--separator"); }},
       {"prefix",
@@ -232,6 +262,7 @@ Options parse_options(int argc, char** argv) {
     }
     options.model_folder = argv[optind];
   }
+  check_measured(options);
   if (draws && !top_k_given) {
     generation.sampling.top_k = 0;
   }

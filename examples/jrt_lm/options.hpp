@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,7 @@ struct Options {
   std::vector<std::vector<std::int32_t>> prompts{};
   std::vector<std::string> texts{};
   std::vector<std::int32_t> query{};
-  std::string query_text{};
+  std::optional<std::string> query_text{};
   std::string vocab{};
   std::string merges{};
   std::vector<std::int64_t> measure{};  ///< lengths of random prompts

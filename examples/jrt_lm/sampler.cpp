@@ -17,8 +17,8 @@ Sampler::Sampler(const SamplingOptions& options, std::uint64_t sequence)
   if (!(options.top_p > 0 && options.top_p <= 1)) {
     throw std::invalid_argument("top-p is " + std::to_string(options.top_p) + ", but must be above 0 and at most 1");
   }
-  if (!(options.temperature > 0) || !std::isfinite(options.temperature)) {
-    throw std::invalid_argument("the temperature is " + std::to_string(options.temperature) + ", but must be above 0");
+  if (!(options.temperature >= 0) || !std::isfinite(options.temperature)) {
+    throw std::invalid_argument("the temperature is " + std::to_string(options.temperature) + ", but must be at least 0");
   }
 }
 

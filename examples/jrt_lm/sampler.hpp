@@ -11,10 +11,10 @@ namespace jrt_lm {
 struct SamplingOptions {
   std::int64_t top_k = 1;  ///< only the k likeliest tokens; 0: all. 1 is greedy
   double top_p = 1;        ///< only the likeliest tokens whose probabilities together first reach p
-  double temperature = 1;  ///< logits are divided by it
+  double temperature = 1;  ///< logits are divided by it; 0 is greedy, what smaller and smaller temperatures come to
   std::uint64_t seed = 1;  ///< of the sequence of draws
 
-  [[nodiscard]] bool greedy() const { return top_k == 1; }
+  [[nodiscard]] bool greedy() const { return top_k == 1 || temperature == 0; }
 };
 
 /// Draws tokens from logits. One for each sequence, so that its draws do not depend on what else is in the batch; the same

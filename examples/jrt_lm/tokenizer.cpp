@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "support/byte_order_mark.hpp"
 #include "support/mapped_file.hpp"
 #include "support/strict_json.hpp"
 
@@ -133,52 +134,55 @@ std::uint64_t key_of(std::int32_t left, std::int32_t right) {
 struct Tokenizer::Parts {
   class Piece;
 
-  Parts(const std::string& vocab_path, const std::string& merges_path) {
-    read_merges(merges_path, read_vocabulary(vocab_path), vocab_path);
+  Parts(const std::string& vocab_name, std::string_view vocab, const std::string& merges_name,
+        std::string_view merge_lines) {
+    read_merges(merges_name, merge_lines, read_vocabulary(vocab_name, vocab), vocab_name);
   }
-  TokenMap read_vocabulary(const std::string& path);
-  void read_merges(const std::string& path, const TokenMap& token_of, const std::string& vocab_path);
+  TokenMap read_vocabulary(const std::string& source, std::string_view text);
+  void read_merges(const std::string& source, std::string_view text, const TokenMap& token_of,
+                   const std::string& vocab_name);
 
   Splitter splitter;
-  std::vector<std::string> bytes;  // of every token
+  std::unordered_map<std::int32_t, std::string> bytes;  // of every token: numbers may be far apart
+  std::int64_t size = 0;
   std::array<std::int32_t, 256> byte_token{};
   std::vector<Merge> merges;                               // by rank
   std::unordered_map<std::uint64_t, std::size_t> rank_of;  // by key
 };
 
-TokenMap Tokenizer::Parts::read_vocabulary(const std::string& path) {
-  const json parsed = support::parse_strict_json(path + ": the vocabulary", support::MappedFile(path).text());
+TokenMap Tokenizer::Parts::read_vocabulary(const std::string& source, std::string_view text) {
+  const json parsed = support::parse_strict_json(source + ": the vocabulary", text);
   if (!parsed.is_object()) {
-    fail(path, "is " + support::brief(parsed) + ", but must be an object");
+    fail(source, "is " + support::brief(parsed) + ", but must be an object");
   }
   const Alphabet alphabet = byte_alphabet();
   TokenMap token_of;
-  std::vector<const std::string*> name_of(parsed.size());
-  bytes.resize(parsed.size());
+  std::unordered_map<std::int32_t, const std::string*> name_of;
   for (const auto& [name, number] : parsed.items()) {
-    if (!number.is_number_integer() || number < 0 || number >= parsed.size()) {
-      fail(path, "token " + shown(name) + " has the number " + number.dump().substr(0, 100) +
-                     ", but must have an integer from 0 to " + std::to_string(parsed.size() - 1));
+    if (!number.is_number_integer() || number < 0 || number >= most_numbers) {
+      fail(source, "token " + shown(name) + " has the number " + number.dump().substr(0, 100) +
+                       ", but must have an integer from 0 to " + std::to_string(most_numbers - 1));
     }
-    const auto token = number.get<std::size_t>();
-    if (name_of[token] != nullptr) {
-      fail(path, "tokens " + shown(*name_of[token]) + " and " + shown(name) + " both have the number " + number.dump());
+    const auto token = number.get<std::int32_t>();
+    const auto [other, is_new] = name_of.emplace(token, &token_of.emplace(name, token).first->first);
+    if (!is_new) {
+      fail(source, "tokens " + shown(*other->second) + " and " + shown(name) + " both have the number " + number.dump());
     }
-    name_of[token] = &token_of.emplace(name, static_cast<std::int32_t>(token)).first->first;
-    bytes[token] = bytes_of(name, alphabet);
+    bytes.emplace(token, bytes_of(name, alphabet));
+    size = std::max(size, std::int64_t{token} + 1);
   }
   for (const auto& [character, byte] : alphabet) {
     if (!token_of.contains(character)) {
-      fail(path, "has no token " + shown(character) + ", which stands for byte " + std::to_string(byte));
+      fail(source, "has no token " + shown(character) + ", which stands for byte " + std::to_string(byte));
     }
     byte_token[byte] = token_of.at(character);
   }
   return token_of;
 }
 
-void Tokenizer::Parts::read_merges(const std::string& path, const TokenMap& token_of, const std::string& vocab_path) {
-  const support::MappedFile file(path);
-  const std::string_view content = file.text();
+void Tokenizer::Parts::read_merges(const std::string& source, std::string_view text, const TokenMap& token_of,
+                                   const std::string& vocab_name) {
+  const std::string_view content = support::after_byte_order_mark(source + ":", text);
   for (std::size_t number = 1, begin = 0, end = 0; begin < content.size(); ++number, begin = end + 1) {
     end = std::min(content.find('\n', begin), content.size());
     std::string line(content.substr(begin, end - begin));
@@ -189,7 +193,7 @@ void Tokenizer::Parts::read_merges(const std::string& path, const TokenMap& toke
       continue;
     }
     const auto fail_here = [&](const std::string& what) {
-      fail(path, "line " + std::to_string(number) + " is " + shown(line) + what);
+      fail(source, "line " + std::to_string(number) + " is " + shown(line) + what);
     };
     const std::size_t space = line.find(' ');
     if (space == 0 || space >= line.size() - 1 || space != line.rfind(' ')) {
@@ -199,7 +203,7 @@ void Tokenizer::Parts::read_merges(const std::string& path, const TokenMap& toke
     const std::string right = line.substr(space + 1);
     for (const std::string& name : {left, right, left + right}) {
       if (!token_of.contains(name)) {
-        fail_here(", but " + shown(name) + " is not in the vocabulary, " + vocab_path);
+        fail_here(", but " + shown(name) + " is not in the vocabulary, " + vocab_name);
       }
     }
     merges.push_back({token_of.at(left), token_of.at(right), token_of.at(left + right)});
@@ -263,8 +267,18 @@ class Tokenizer::Parts::Piece {
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue_;
 };
 
-Tokenizer::Tokenizer(const std::string& vocab_path, const std::string& merges_path)
-    : parts_(std::make_shared<const Parts>(vocab_path, merges_path)) {}
+Tokenizer::Tokenizer(std::shared_ptr<const Parts> parts) : parts_(std::move(parts)) {}
+
+Tokenizer::Tokenizer(const std::string& vocab_path, const std::string& merges_path) {
+  const support::MappedFile vocab(vocab_path);
+  const support::MappedFile merges(merges_path);
+  parts_ = std::make_shared<const Parts>(vocab_path, vocab.text(), merges_path, merges.text());
+}
+
+Tokenizer Tokenizer::from_text(const std::string& vocab_name, std::string_view vocab, const std::string& merges_name,
+                               std::string_view merges) {
+  return Tokenizer(std::make_shared<const Parts>(vocab_name, vocab, merges_name, merges));
+}
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> tokens;
@@ -276,17 +290,18 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
 std::string Tokenizer::decode(std::span<const std::int32_t> tokens) const {
   std::string text;
   for (const std::int32_t token : tokens) {
-    if (token < 0 || token >= size()) {
+    if (token < 0) {
       throw std::runtime_error("token " + std::to_string(token) + " is not in the vocabulary, which has " +
-                               std::to_string(size()) + " tokens");
+                               std::to_string(parts_->bytes.size()) + " tokens");
     }
-    text += parts_->bytes[static_cast<std::size_t>(token)];
+    const auto found = parts_->bytes.find(token);
+    text += found != parts_->bytes.end() ? found->second : "<|" + std::to_string(token) + "|>";
   }
   return text;
 }
 
 std::int64_t Tokenizer::size() const {
-  return static_cast<std::int64_t>(parts_->bytes.size());
+  return parts_->size;
 }
 
 }  // namespace jrt_lm

@@ -22,28 +22,37 @@ namespace jrt_lm {
 /// Copies share the vocabulary. All functions may be called from several threads at the same time.
 class Tokenizer {
  public:
-  /// Reads `vocab.json`, an object with the numbers 0 to size − 1 of all tokens, and `merges.txt`, a line "left right" for
-  /// each merge, after an optional line "#version: 0.2". Tokens are written in GPT-2's alphabet of 256 characters, one for
-  /// each byte; a token with any other character stands for its own text and can only be decoded.
+  /// No token has a higher number: no model has a larger vocabulary.
+  static constexpr std::int64_t most_numbers = std::int64_t{1} << 24;
+
+  /// Reads `vocab.json`, an object with the number of each token, and `merges.txt`, a line "left right" for each merge,
+  /// after an optional line "#version: 0.2". Numbers may leave gaps. Tokens are written in GPT-2's alphabet of 256
+  /// characters, one for each byte; a token with any other character stands for its own text and can only be decoded. A
+  /// byte order mark at the beginning of a file is passed over.
   ///
   /// Throws std::runtime_error, one line with the file and what is wrong: a file cannot be read or is not of this form, a
   /// number is out of range or given twice, a byte has no token, a merge is given twice or has a token that the vocabulary
   /// lacks.
   Tokenizer(const std::string& vocab_path, const std::string& merges_path);
 
+  /// The same from the files' texts; `vocab_name` and `merges_name` stand for the files in messages.
+  static Tokenizer from_text(const std::string& vocab_name, std::string_view vocab, const std::string& merges_name,
+                             std::string_view merges);
+
   /// O(n log n) for n bytes, also if they are a single word.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const;
 
   /// The bytes of the tokens, one after another. A character may be spread over several tokens, so that the text of some
-  /// of a text's tokens need not be valid UTF-8. Throws std::runtime_error with the token and the vocabulary's size if
-  /// there is no such token.
+  /// of a text's tokens need not be valid UTF-8. A number that no token has (one of a gap, or of a model whose vocabulary
+  /// is larger) becomes "<|50260|>". Throws std::runtime_error for a negative number.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> tokens) const;
 
-  /// How many tokens the vocabulary has.
+  /// One more than the highest number of a token.
   [[nodiscard]] std::int64_t size() const;
 
  private:
   struct Parts;
+  explicit Tokenizer(std::shared_ptr<const Parts> parts);
   std::shared_ptr<const Parts> parts_;
 };
 

@@ -116,6 +116,9 @@ void require_covered(const std::string& path, std::vector<Place> places, std::ui
 }
 
 std::map<std::string, std::string> read_metadata(const std::string& path, const json& entry) {
+  if (entry.is_null()) {  // some writers say so that there is none
+    return {};
+  }
   if (!entry.is_object()) {
     fail(path + ": __metadata__ is " + brief(entry) + ", not an object");
   }

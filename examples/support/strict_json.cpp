@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/strict_json.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <utility>
 #include <vector>
+
+#include "support/byte_order_mark.hpp"
 
 namespace support {
 
@@ -33,18 +39,65 @@ std::string on_one_line(std::string_view text) {
   return line;
 }
 
+/// Python's numbers that are none of JSON's: which of a text's numbers they are, counted from 0.
+using SpecialNumbers = std::map<std::size_t, double>;
+
+/// A text in which an ordinary number of the same length stands for each special one, so that bytes keep their places.
+struct PlainText {
+  std::string text;
+  SpecialNumbers specials;
+};
+
+bool is_of_word(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' || c == '+' || c == '-' ||
+         c == '_';
+}
+
+/// Up to the first mistake in a text, which ends the parsing, words outside of strings are numbers or true, false and null.
+PlainText without_special_numbers(std::string_view text) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  static const std::map<std::string_view, std::pair<double, std::string_view>> specials{
+      {"NaN", {std::numeric_limits<double>::quiet_NaN(), "0.0"}},
+      {"Infinity", {infinity, "0.000000"}},
+      {"-Infinity", {-infinity, "-0.000000"}}};
+  PlainText plain{std::string(text), {}};
+  std::size_t numbers = 0;
+  for (std::size_t i = 0; i < text.size() && numbers <= max_values;) {  // more are refused
+    if (text[i] == '"') {
+      for (++i; i < text.size() && text[i] != '"'; ++i) {
+        i += text[i] == '\\' ? 1 : 0;
+      }
+      ++i;
+      continue;
+    }
+    std::size_t end = i;
+    while (end < text.size() && is_of_word(text[end])) {
+      ++end;
+    }
+    const std::string_view word = text.substr(i, end - i);
+    if (const auto special = specials.find(word); special != specials.end()) {
+      plain.text.replace(i, word.size(), special->second.second);
+      plain.specials.emplace(numbers++, special->second.first);
+    } else if (!word.empty() && (word[0] == '-' || (word[0] >= '0' && word[0] <= '9'))) {
+      ++numbers;
+    }
+    i = std::max(end, i + 1);
+  }
+  return plain;
+}
+
 /// Builds the value as the parser reads it. The library's own builder keeps the last of equal keys and knows no limits.
 class Builder : public nlohmann::json_sax<json> {
  public:
-  explicit Builder(const std::string& subject) : subject_(subject) {}
+  Builder(const std::string& subject, const SpecialNumbers& specials) : subject_(subject), specials_(specials) {}
 
   json take() { return std::move(root_); }
 
   bool null() override { return add(nullptr); }
   bool boolean(bool value) override { return add(value); }
-  bool number_integer(std::int64_t value) override { return add(value); }
-  bool number_unsigned(std::uint64_t value) override { return add(value); }
-  bool number_float(double value, const std::string& /*text*/) override { return add(value); }
+  bool number_integer(std::int64_t value) override { return add_number(value); }
+  bool number_unsigned(std::uint64_t value) override { return add_number(value); }
+  bool number_float(double value, const std::string& /*text*/) override { return add_number(value); }
   bool string(std::string& value) override { return add(std::move(value)); }
   bool binary(json::binary_t& value) override { return add(std::move(value)); }
   bool start_object(std::size_t /*size*/) override { return open(json::object()); }
@@ -86,6 +139,11 @@ class Builder : public nlohmann::json_sax<json> {
     return true;
   }
 
+  bool add_number(json&& value) {
+    const auto special = specials_.find(numbers_++);
+    return add(special == specials_.end() ? std::move(value) : json(special->second));
+  }
+
   bool add(json&& value) {
     if (++values_ > max_values) {
       fail("has more than " + std::to_string(max_values) + " values");
@@ -102,23 +160,36 @@ class Builder : public nlohmann::json_sax<json> {
   }
 
   const std::string& subject_;
+  const SpecialNumbers& specials_;
   json root_;
   std::vector<json*> open_{};  // containers, outermost first
   json* member_ = nullptr;     // place of the last key's value
   json* last_ = nullptr;       // the value added last
   std::size_t values_ = 0;
+  std::size_t numbers_ = 0;
 };
 
-}  // namespace
-
-json parse_strict_json(const std::string& subject, std::string_view text) {
-  Builder builder(subject);
+json parse(const std::string& subject, std::string_view text, const SpecialNumbers& specials) {
+  Builder builder(subject, specials);
+  // The library passes over a mark of UTF-8 itself, and counts its bytes.
+  static_cast<void>(after_byte_order_mark(subject, text));
   // The library takes a NUL for the end of its input, whatever follows.
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
     builder.fail("is not JSON at byte " + std::to_string(nul + 1) + ": a NUL");
   }
   json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
+}
+
+}  // namespace
+
+json parse_strict_json(const std::string& subject, std::string_view text) {
+  return parse(subject, text, {});
+}
+
+json parse_python_json(const std::string& subject, std::string_view text) {
+  const PlainText plain = without_special_numbers(text);
+  return parse(subject, plain.text, plain.specials);
 }
 
 std::string in_quotes(std::string_view text) {
@@ -132,6 +203,10 @@ std::string in_quotes(std::string_view text) {
 std::string brief(const json& value) {
   if (value.is_structured()) {
     return value.is_array() ? "an array" : "an object";
+  }
+  if (value.is_number_float() && !std::isfinite(value.get<double>())) {  // dumped as null
+    const auto number = value.get<double>();
+    return std::isnan(number) ? "NaN" : number > 0 ? "Infinity" : "-Infinity";
   }
   return value.is_string() ? in_quotes(value.get_ref<const std::string&>()) : value.dump();
 }

@@ -10,8 +10,11 @@ namespace support {
 
 /// The value that `text` is, and nothing beside it. No object has a key twice; there are at most 16 levels and a million
 /// values, so that a small text never needs much memory. Errors are std::runtime_error, one line: `subject` ("FILE: the
-/// header"), and what is wrong with it.
+/// header"), and what is wrong with it. A byte order mark of UTF-8 is passed over; that of another encoding is an error.
 nlohmann::json parse_strict_json(const std::string& subject, std::string_view text);
+
+/// The same for what Python's `json` writes: Infinity, -Infinity and NaN are numbers too.
+nlohmann::json parse_python_json(const std::string& subject, std::string_view text);
 
 /// 'text' as a message shows it: in quotes, on one line, and not too long.
 std::string in_quotes(std::string_view text);

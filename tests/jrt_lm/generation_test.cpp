@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <jrt/repeated_prompt.hpp>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "jrt_lm/model_problem.hpp"
@@ -142,6 +143,63 @@ TEST_CASE("draws: the same seed, the same tokens; a sequence's do not depend on 
   GenerationOptions greedy;
   greedy.new_tokens = 12;
   CHECK(generate(*model, requests, options, {}).tokens == generate(*model, requests, greedy, {}).tokens);
+}
+
+TEST_CASE("a temperature of 0 is greedy") {
+  const Problem problem;
+  const auto model = made(problem.config, problem.weights, exact);
+  const std::vector<Request> requests{{random_tokens(12, 29, 1)}, {random_tokens(30, 29, 2)}};
+  GenerationOptions options;
+  options.new_tokens = 12;
+  const auto greedy = generate(*model, requests, options, {}).tokens;
+  for (const std::uint64_t seed : {1, 2}) {
+    options.sampling = {.top_k = 0, .top_p = 0.9, .temperature = 0, .seed = seed};
+    CHECK(generate(*model, requests, options, {}).tokens == greedy);
+  }
+}
+
+TEST_CASE("what would take hours by mistake is refused before it is begun") {
+  const Problem problem;
+  const auto model = made(problem.config, problem.weights, exact, 1);
+  const std::vector<Request> three{{{1, 2, 3}}};
+  const auto error = [&](const GenerationOptions& options) {
+    try {
+      static_cast<void>(generate(*model, three, options, {}));
+    } catch (const std::invalid_argument& caught) {
+      return std::string(caught.what());
+    }
+    return std::string();
+  };
+  GenerationOptions options;
+  options.new_tokens = 1;
+  options.encoder_tokens = most_padded_tokens + 1;
+  for (const auto strategy : {ShortPromptStrategy::left_pad, ShortPromptStrategy::read_twice}) {
+    options.short_prompt = strategy;
+    CHECK(error(options) == "a prompt of 3 tokens is to be padded to 1048577 ('" + std::string(name_of(strategy)) +
+                                "'), but padding reaches up to 1048576: all of it is read as text is");
+  }
+  // Without padding the region costs nothing, however long.
+  options.encoder_tokens = std::int64_t{1} << 40;
+  for (const auto strategy : {ShortPromptStrategy::shorten, ShortPromptStrategy::iterative}) {
+    options.short_prompt = strategy;
+    CHECK(error(options).empty());
+  }
+  options = {};
+  options.reads = most_reads + 1;
+  CHECK(error(options) ==
+        "a context is shown 1025 times, but may be shown at most 1024 times: each time is a prefill of its own");
+  options.reads = most_reads;
+  options.new_tokens = 0;
+  CHECK(error(options).empty());
+  const std::int64_t read_before = model->tokens_read(0);
+  options = {};
+  options.new_tokens = std::int64_t{INT32_MAX} - 1;
+  CHECK(error(options) ==
+        "prompt 0 is read as 3 tokens and 2147483646 are to follow, but at most 2147483645 can: positions "
+        "are counted in 32 bits");
+  options.new_tokens = INT64_MAX;
+  CHECK_FALSE(error(options).empty());
+  CHECK(model->tokens_read(0) == read_before);
 }
 
 TEST_CASE("nothing to generate, and wrong arguments") {

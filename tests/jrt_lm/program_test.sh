@@ -21,6 +21,12 @@ for type in float32 float64; do
   [ "$printed" = "$expected" ] || { echo "wrong tokens ($type): $printed"; failed=1; }
 done
 
+# A temperature of 0 is greedy, and a byte order mark before prompts is passed over.
+{ printf '\xEF\xBB\xBF'; cat "$data/jrt_tiny/prompts.txt"; } >"$folder/marked"
+printed=$("$program" "$model" --tokens-file "$folder/marked" --generate 12 --temperature 0 --top-p 0.9 --seed 5)
+[ "$printed" = "$expected" ] || { echo "wrong tokens (temperature 0): $printed"; failed=1; }
+"$program" --help | grep -q "0: the likeliest token" || { echo "--help does not say what a temperature of 0 is"; failed=1; }
+
 # All that JSON has.
 "$program" "$model" --tokens "1 2 3" --generate 3 --json | python3 -c '
 import json, sys
@@ -38,12 +44,43 @@ assert all(row["prefill_ms"] > 0 and row["decode_ms_per_token"] > 0 for row in r
 
 # Text in and out, where the tokenizer is built: these characters are the first tokens of any byte-level vocabulary.
 bpe=(--vocab "$data/bpe/vocab.json" --merges "$data/bpe/merges.txt")
-if ! { "$program" "$model" --tokens 1 --generate 0 "${bpe[@]}" 2>&1 || true; } | grep -q "needs PCRE2"; then
+has_tokenizer=yes
+if { "$program" "$model" --tokens 1 --generate 0 "${bpe[@]}" 2>&1 || true; } | grep -q "needs PCRE2"; then
+  has_tokenizer=
+fi
+if [ "$has_tokenizer" ]; then
   "$program" "$model" --text '!"#' --query-text '$%' --generate 6 "${bpe[@]}" --json | python3 -c '
 import json, sys
 out = json.load(sys.stdin)
 assert out["prompt_tokens"] == 5, out
 assert [ord(character) - ord("!") for character in out["text"][0]] == out["tokens"][0], out' || failed=1
+  # A model with a larger vocabulary than the tokenizer: row 650 of its embeddings is twice row 2, the likeliest here.
+  mkdir "$folder/wide"
+  sed -e 's/"vocab_size": 97/"vocab_size": 700/' "$model/config.json" >"$folder/wide/config.json"
+  python3 - "$model/model.safetensors" "$folder/wide/model.safetensors" <<'END'
+import json, struct, sys
+file = open(sys.argv[1], "rb").read()
+size = struct.unpack("<Q", file[:8])[0]
+header, data, offset = json.loads(file[8 : 8 + size]), b"", 0
+for name, tensor in header.items():
+    if name == "__metadata__":
+        continue
+    begin, end = tensor["data_offsets"]
+    part = file[8 + size + begin : 8 + size + end]
+    if name == "transformer.embeddings.word_embeddings.weight":
+        row = struct.unpack("<64f", part[2 * 256 : 3 * 256])
+        rows = [bytes(256)] * 600
+        rows[650 - 104] = struct.pack("<64f", *(2 * x for x in row))
+        part += b"".join(rows)
+        tensor["shape"] = [704, 64]
+    tensor["data_offsets"] = [len(data), len(data) + len(part)]
+    data += part
+text = json.dumps(header).encode()
+open(sys.argv[2], "wb").write(struct.pack("<Q", len(text)) + text + data)
+END
+  prompt=$(head -n 1 "$data/jrt_tiny/prompts.txt")
+  printed=$("$program" "$folder/wide" --tokens "$prompt" --generate 1 "${bpe[@]}")
+  [ "$printed" = "$(printf '650\n<|650|>')" ] || { echo "a token that the tokenizer lacks: $printed"; failed=1; }
 fi
 
 # A long prefill says how far it is, unless it is told to be quiet.
@@ -86,6 +123,18 @@ refused "--measure makes its own prompts" "$model" --tokens 1 --measure 5
 refused "'repetitions' is 1000000000, but must be so few" "$model" --tokens 1,2,3 --read-twice 1000000000
 refused "'iterative' for short prompts needs one that is shown once" "$model" --tokens 1 --read-twice 2 --short-prompt iterative
 refused "--vocab and --merges belong together" "$model" --tokens 1 --vocab "$data/bpe/vocab.json"
+refused "--query has 0 tokens" "$model" --tokens 1 --query ""
+refused "--separator has 0 tokens" "$model" --tokens 1 --read-twice 2 --separator ""
+refused "--query-text needs --vocab and --merges" "$model" --tokens 1 --query-text ""
+refused "--vocab is empty" "$model" --tokens 1 --vocab "" --merges ""
+for strategy in left-pad read-twice; do
+  refused "a prompt of 3 tokens is to be padded to 1000000000 ('$strategy'), but padding reaches up to 1048576" \
+    "$model" --tokens 1,2,3 --prefix 1000000000 --short-prompt "$strategy"
+done
+refused "a context is shown 100000000 times, but may be shown at most 1024 times" "$model" --tokens 1 --read-twice 100000000
+refused "are 1125899906842624 tokens, but prompts are measured that have at most 2147483647" \
+  "$model" --measure 1073741824 --batch 1048576
+refused "the temperature is -1.000000, but must be at least 0" "$model" --tokens 1 --temperature=-1
 refused "is a second model" "$model" "$model" --tokens 1
 refused "$folder/nothing: cannot be opened" "$model" --tokens-file "$folder/nothing"
 refused "$folder/config.json: cannot be opened" "$folder" --tokens 1
@@ -111,8 +160,21 @@ cp "$model/config.json" "$folder"
 sed -e '0,/"dtype":"F32"/s//"dtype":"I32"/' "$model/model.safetensors" >"$folder/model.safetensors"
 refused "has the dtype I32, but weights are F64, F32, F16 or BF16" "$folder" --tokens 1
 cp "$model/model.safetensors" "$folder"
+# Numbers that only Python writes, under a key that nobody reads and under one that counts; a key of another kind of model.
+sed -e 's/"n_embd": 64/"n_embd": 64, "lr": NaN, "clip": -Infinity/' "$model/config.json" >"$folder/config.json"
+[ "$("$program" "$folder" --tokens 1 --generate 2)" = "$("$program" "$model" --tokens 1 --generate 2)" ] ||
+  { echo "numbers of Python's change tokens"; failed=1; }
+sed -e 's/"layer_norm_epsilon": 1e-05/"layer_norm_epsilon": NaN/' "$model/config.json" >"$folder/config.json"
+refused "$folder/config.json: 'layer_norm_epsilon' is NaN, but must be a positive number" "$folder" --tokens 1
+sed -e 's/"n_embd": 64/"n_embd": 64, "mup_output_multiplier": 0.5/' "$model/config.json" >"$folder/config.json"
+refused "$folder/config.json: 'mup_output_multiplier' is 0.5, but only 1 is supported" "$folder" --tokens 1
 sed -e 's/BaseConv/Hyena/' "$model/config.json" >"$folder/config.json"
 refused "Hyena', but known mixers are" "$folder" --tokens 1
+
+if [ "$has_tokenizer" ]; then
+  refused "--text has 0 tokens, but a prompt needs at least 1" "$model" --text "" "${bpe[@]}"
+  refused "--query-text has 0 tokens, but a prompt needs at least 1" "$model" --tokens 1 --query-text "" "${bpe[@]}"
+fi
 
 [ "$failed" -eq 0 ] && echo "all as it should be"
 exit "$failed"

@@ -80,7 +80,8 @@ TEST_CASE("keys that come twice") {
 
 TEST_CASE("metadata that is not text") {
   check_refused({R"({"__metadata__":"k"})", {}, {"__metadata__ is 'k'"}});
-  check_refused({R"({"__metadata__":null})", {}, {"__metadata__ is null"}});
+  check_refused({R"({"__metadata__":[]})", {}, {"__metadata__ is an array"}});
+  check_refused({R"({"__metadata__":{"k":NaN}})", {}, {"the header is not JSON at byte"}});
   check_refused({R"({"__metadata__":{"k":5}})", {}, {"metadata 'k' is 5"}});
   check_refused({R"({"__metadata__":{"k":{}}})", {}, {"metadata 'k' is an object"}});
 }

@@ -125,6 +125,13 @@ TEST_CASE("scalars, empty tensors and empty files") {
   CHECK(SafeTensors::from_memory("memory", as_bytes(nothing)).names().empty());
 }
 
+TEST_CASE("metadata that is null is none") {
+  const std::string file = file_of(R"({"__metadata__":null,"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", "1");
+  const auto tensors = SafeTensors::from_memory("memory", as_bytes(file));
+  CHECK(tensors.names() == std::vector<std::string>{"t"});
+  check_message(message_of([&] { std::ignore = tensors.text("format"); }), {"memory", "no metadata 'format'"});
+}
+
 TEST_CASE("tensors and metadata by name") {
   const std::string file = file_of(R"({"__metadata__":{"count":"-12","word":"12 a"}})");
   const auto tensors = SafeTensors::from_memory("memory", as_bytes(file));

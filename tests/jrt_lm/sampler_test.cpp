@@ -82,7 +82,7 @@ TEST_CASE("options out of range") {
                        std::invalid_argument);
   CHECK_THROWS_WITH_AS(Sampler({.top_p = 1.5}), "top-p is 1.500000, but must be above 0 and at most 1",
                        std::invalid_argument);
-  CHECK_THROWS_WITH_AS(Sampler({.temperature = 0}), "the temperature is 0.000000, but must be above 0",
+  CHECK_THROWS_WITH_AS(Sampler({.temperature = -1}), "the temperature is -1.000000, but must be at least 0",
                        std::invalid_argument);
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -178,13 +179,52 @@ TEST_CASE("a million bytes take no longer than their number") {
   }
 }
 
-TEST_CASE("decoding checks its tokens") {
+TEST_CASE("decoding a number that no token has") {
   const Tokenizer tokenizer = golden();
   CHECK(tokenizer.decode({}).empty());
-  CHECK_THROWS_WITH_AS(static_cast<void>(tokenizer.decode(Tokens{0, 600})),
-                       "token 600 is not in the vocabulary, which has 600 tokens", std::runtime_error);
+  CHECK(tokenizer.decode(Tokens{0, 600, 1}) == "!<|600|>\"");
+  CHECK(tokenizer.decode(Tokens{INT32_MAX}) == "<|2147483647|>");
   CHECK_THROWS_WITH_AS(static_cast<void>(tokenizer.decode(Tokens{-1})),
                        "token -1 is not in the vocabulary, which has 600 tokens", std::runtime_error);
+}
+
+TEST_CASE("numbers may leave gaps, up to a bound") {
+  Files files;
+  files.vocab = with("<|mask|>", 606);
+  Tokenizer tokenizer = files.load();
+  CHECK(tokenizer.size() == 607);
+  CHECK(tokenizer.decode(Tokens{606, 605, 599}) == "<|mask|><|605|>" + golden().decode(Tokens{599}));
+  CHECK(tokenizer.encode("the license, and a work") == golden().encode("the license, and a work"));
+  files.vocab = with("a", (1 << 24) - 1);
+  tokenizer = files.load();
+  CHECK(tokenizer.size() == 1 << 24);
+  const Tokens tokens = tokenizer.encode("a");
+  CHECK(tokens == Tokens{(1 << 24) - 1});
+  CHECK(tokenizer.decode(tokens) == "a");
+}
+
+TEST_CASE("byte order marks are passed over, or named") {
+  Files files;
+  files.vocab = "\xEF\xBB\xBF" + files.vocab;
+  files.merges = "\xEF\xBB\xBF" + files.merges;
+  CHECK(files.load().encode("the license, and a work") == golden().encode("the license, and a work"));
+  files.merges = "\xEF\xBB\xBFt h\n";  // no line of the version
+  CHECK(files.load().encode("the").size() == 2);
+  files.merges = std::string("\xFF\xFEt\0 \0h\0\n\0", 10);
+  CHECK(files.error() == "merges.txt: begins with the byte order mark of UTF-16 or UTF-32, but must be UTF-8");
+  files.vocab = std::string("\xFE\xFF\0{\0}", 6);
+  CHECK(files.error() ==
+        "vocab.json: the vocabulary begins with the byte order mark of UTF-16 or UTF-32, but must be UTF-8");
+}
+
+TEST_CASE("files as texts") {
+  const std::string vocab = read_text("vocab.json");
+  const std::string merges = read_text("merges.txt");
+  CHECK(Tokenizer::from_text("v", vocab, "m", merges).encode("the license") == golden().encode("the license"));
+  CHECK_THROWS_WITH_AS(Tokenizer::from_text("v", vocab, "m", "x"),
+                       "m: line 1 is \"x\", but must be two tokens with a space between them", std::runtime_error);
+  CHECK_THROWS_WITH_AS(Tokenizer::from_text("v", "[]", "m", merges), "v: is an array, but must be an object",
+                       std::runtime_error);
 }
 
 TEST_CASE("a token outside of the alphabet is decoded as what it is called") {
@@ -222,13 +262,16 @@ TEST_CASE("bad vocabularies") {
   CHECK(error(R"({"a": 0, "a": 1})") == "vocab.json: the vocabulary has the key 'a' twice in one object");
   CHECK(error("[1, 2]") == "vocab.json: is an array, but must be an object");
   CHECK(error("{}") == "vocab.json: has no token \"!\", which stands for byte 33");
-  CHECK(error(with("a", "7")) == "vocab.json: token \"a\" has the number \"7\", but must have an integer from 0 to 599");
-  CHECK(error(with("a", 7.5)) == "vocab.json: token \"a\" has the number 7.5, but must have an integer from 0 to 599");
-  CHECK(error(with("a", true)) == "vocab.json: token \"a\" has the number true, but must have an integer from 0 to 599");
-  CHECK(error(with("a", -1)) == "vocab.json: token \"a\" has the number -1, but must have an integer from 0 to 599");
-  CHECK(error(with("a", 600)) == "vocab.json: token \"a\" has the number 600, but must have an integer from 0 to 599");
+  CHECK(error(with("a", "7")) ==
+        "vocab.json: token \"a\" has the number \"7\", but must have an integer from 0 to 16777215");
+  CHECK(error(with("a", 7.5)) == "vocab.json: token \"a\" has the number 7.5, but must have an integer from 0 to 16777215");
+  CHECK(error(with("a", true)) ==
+        "vocab.json: token \"a\" has the number true, but must have an integer from 0 to 16777215");
+  CHECK(error(with("a", -1)) == "vocab.json: token \"a\" has the number -1, but must have an integer from 0 to 16777215");
+  CHECK(error(with("a", 1 << 24)) ==
+        "vocab.json: token \"a\" has the number 16777216, but must have an integer from 0 to 16777215");
   CHECK(error(with("\n", 18446744073709551615U)) ==
-        "vocab.json: token \"\\n\" has the number 18446744073709551615, but must have an integer from 0 to 600");
+        "vocab.json: token \"\\n\" has the number 18446744073709551615, but must have an integer from 0 to 16777215");
   CHECK(error(with("a", 0)) == "vocab.json: tokens \"!\" and \"a\" both have the number 0");
   json vocab = read_json("vocab.json");
   vocab["word"] = vocab["Ċ"];
