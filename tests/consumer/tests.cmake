@@ -51,3 +51,7 @@ add_test(NAME consumer/warnings
          COMMAND ${CMAKE_COMMAND} "-DSOURCE=${PROJECT_SOURCE_DIR}" "-DBINARY=${CMAKE_CURRENT_BINARY_DIR}/consumer_warnings"
                  "-DGENERATOR=${CMAKE_GENERATOR}" "-DCOMPILER=${CMAKE_CXX_COMPILER}" "-DPREFIX=${CMAKE_PREFIX_PATH}" -P
                  "${here}/warnings.cmake")
+
+# With what a user's templates do first.
+add_library(consumer_constants_in_templates OBJECT consumer/constants_in_templates.cpp)
+target_link_libraries(consumer_constants_in_templates PRIVATE jrt_developer)
