@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:-build/resources}
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITECTURES=90a -DCMAKE_CUDA_FLAGS="-Xptxas -v" \
-  -DJRT_BUILD_TESTS=OFF -DJRT_BUILD_EXAMPLES=OFF >/dev/null
+  -DJRT_BUILD_TESTS=OFF -DJRT_BUILD_EXAMPLES=OFF -DJRT_WARNINGS_AS_ERRORS=ON >/dev/null
 cmake --build "$build" --target clean
 cmake --build "$build" --target cuda_bench --parallel 2 >"$build/ptxas.log" 2>&1 || { tail -n 40 "$build/ptxas.log"; exit 1; }
 c++filt <"$build/ptxas.log" | awk '

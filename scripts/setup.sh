@@ -12,8 +12,13 @@ install_missing() {
   echo "installing: ${missing[*]}"
   local as_root=()
   [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+  if ! command -v apt-get >/dev/null || { [ ${#as_root[@]} -gt 0 ] && ! command -v sudo >/dev/null; }; then
+    echo "they cannot be installed from here: that takes Debian or Ubuntu, and root or sudo" >&2
+    exit 1
+  fi
   "${as_root[@]}" apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  # By env, since sudo does not pass the caller's variables on.
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # sanitizer_runtime: the package of clang's sanitizer runtimes, where it is one of its own (Debian 12 and later).

@@ -8,7 +8,7 @@ build=${1:-build/cuda}
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 [ "$arch" = 90 ] && arch=90a
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITECTURES="$arch" -DJRT_BUILD_EXAMPLES=OFF \
-  -DJRT_BUILD_BENCH=OFF >/dev/null
+  -DJRT_BUILD_BENCH=OFF -DJRT_WARNINGS_AS_ERRORS=ON >/dev/null
 cmake --build "$build" --parallel "$(nproc)" --target cuda_tests >"$build/build.log" || { cat "$build/build.log"; exit 1; }
 ctest --test-dir "$build" -R '^cuda/' --output-on-failure
 

@@ -153,6 +153,65 @@ TEST_CASE("prefill: encoder region") {
                          });
 }
 
+TEST_CASE("what is left out is named, not what follows from it") {
+  prefill_refuses("'query' is missing: it has dim = 0, but the operator's is 4", [](F&, P& a) { a.query = {}; });
+  prefill_refuses("'key' is missing: it has dim = 0, but the operator's is 4", [](F&, P& a) { a.key = {}; });
+  prefill_refuses("'value' is missing: it has dim = 0, but the operator's is 8", [](F&, P& a) { a.value = {}; });
+  prefill_refuses("'output' is missing: it has dim = 0, but the operator's is 8", [](F&, P& a) { a.output = {}; });
+  prefill_refuses("'value_encoder' is missing: it has tokens = 0, but key_encoder's is 3",
+                  [](F&, P& a) { a.value_encoder = {}; });
+  prefill_refuses("'key_encoder' is missing: it has tokens = 0, but value_encoder's is 3",
+                  [](F&, P& a) { a.key_encoder = {}; });
+  prefill_refuses(
+      "'sequences.prefix_lens[1]' is 2, but must be from 0 to 0 (argument 'key_encoder' is missing or has no tokens)",
+      [](F& f, P& a) {
+        a.key_encoder = {};
+        a.value_encoder = {};
+        f.list = {0, 2};
+        a.sequences.prefix_lens = f.list.data();
+      });
+  prefill_refuses(
+      "'sequences.cu_encoder_seqlens[1]' is 2, but must be from 0 to 0 (argument 'key_encoder' is missing or has no "
+      "tokens)",
+      [](F& f, P& a) {
+        a.key_encoder = {};
+        a.value_encoder = {};
+        for (auto* view : {&a.query, &a.key, &a.value}) {
+          view->batch = 1;
+        }
+        a.output.batch = 1;
+        f.list = {0, 3, 6};
+        f.other = {0, 2, 3};
+        a.sequences.count = 2;
+        a.sequences.cu_seqlens = f.list.data();
+        a.sequences.cu_encoder_seqlens = f.other.data();
+      });
+  // An encoder region of no tokens is none, whatever else its views say.
+  F empty_region;
+  auto args = empty_region.prefill_args();
+  args.key_encoder.tokens = 0;
+  args.value_encoder = {};
+  CHECK(prefill(args, Cpu{}).message() == "");
+  prefill_refuses<Based>("'value_encoder' has tokens = 2, but what a mask without encoder region reads is 0",
+                         [](Fixture<Based>& f, PrefillArgs<Based>& a) {
+                           a.value_encoder = view_bthd<const float>(f.v.data(), {batch, 2, heads, 8});
+                         });
+
+  F fixture;
+  auto accumulated = fixture.accumulate_args();
+  accumulated.value = {};
+  fixture.refuses(accumulate(accumulated, Cpu{}), "accumulate: argument 'value' is missing: it has dim = 0");
+  auto step = fixture.decode_args();
+  step.key = {};
+  fixture.refuses(decode_step(step, Cpu{}), "decode_step: argument 'key' is missing: it has dim = 0");
+  const auto good = fixture.decode_args();
+  StagedStepArgs<Config> staged{
+      .query = good.query, .key = good.key, .value = good.value, .output = good.output, .state = good.source};
+  fixture.refuses(staged_step(staged, Cpu{}), "'staging' is missing: it has sequences = 0, but query's batch is 2");
+  const CommitArgs<Config> committed{.accepted_tokens = fixture.list.data(), .source = good.source};
+  fixture.refuses(commit(committed, Cpu{}), "'staging' is missing: it has heads = 0, but source's is 2");
+}
+
 TEST_CASE("prefill: sequences") {
   prefill_refuses("'sequences.seq_lens[1]' is 7, but must be from 0 to 6", [](F& f, P& a) {
     f.list = {6, 7};
@@ -374,7 +433,9 @@ TEST_CASE("state operations") {
   const StateSlots<Format> good{view_pool<Format>(fixture.states.data(), 3, heads)};
   fixture.refuses(clear_states(good, -1, Cpu{}), "clear_states: argument 'count' has value = -1");
   fixture.refuses(clear_states(good, 4, Cpu{}), "'states[3]' is 3, but must be from -1 to 2");
-  fixture.refuses(clear_states(StateSlots<Format>{}, 0, Cpu{}), "'states' has heads = 0");
+  fixture.refuses(clear_states(StateSlots<Format>{}, 0, Cpu{}), "'states' is null");
+  fixture.refuses(copy_states(StateSlots<Format>{}, good, 1, Cpu{}), "'source' is null");
+  fixture.refuses(copy_states(good, StateSlots<Format>{}, 1, Cpu{}), "'destination' is null");
   StateSlots<Format> narrow = good;
   narrow.pool.heads = 1;
   fixture.refuses(copy_states(good, narrow, 1, Cpu{}), "'destination' has heads = 1");

@@ -187,6 +187,10 @@ TEST_CASE_TEMPLATE("what checkpoints cannot serve is refused before anything is 
        std::to_string(Whole::head_elements - 8) + ", but must be at least " + std::to_string(Whole::head_elements) + ".")
           .c_str());
   wrong = args;
+  wrong.final_state = {};
+  std::get<1>(wrong.layers).key = {};
+  refused(wrong, good, "layer 1: prefill: argument 'key' is missing: it has dim = 0, but the operator's is 16.");
+  wrong = args;
   std::get<2>(wrong.layers).key.heads = 1;
   refused(wrong, good, "layer 2: prefill: argument 'value' has heads = 2, but key's is 1.");
   for (const std::int32_t slot : {0, 1, 2, 3, 4, 5}) {

@@ -131,6 +131,8 @@ TEST_CASE_TEMPLATE("inputs, gates, outputs and weights", Args, P, D, S) {
   using F = Fixture;
   const auto bad = [](const std::string& part, void (*spoil)(F&, Args&)) { refuses<Args>(part, spoil); };
   bad("'input' is null", [](F&, Args& a) { a.input.data = nullptr; });
+  bad("'input' is missing: it has heads = 0, but the number of a convolution's is 1", [](F&, Args& a) { a.input = {}; });
+  bad("'output' is missing: it has heads = 0, but the number of a convolution's is 1", [](F&, Args& a) { a.output = {}; });
   bad("'gate' is null", [](F&, Args& a) { a.gate.data = nullptr; });
   bad("'output' is null", [](F&, Args& a) { a.output.data = nullptr; });
   bad("'weight' is null", [](F&, Args& a) { a.weight = nullptr; });
@@ -215,6 +217,8 @@ TEST_CASE("steps: states and staging") {
   refuses<S>("'already_staged' has value = -1, but must be at least 0", [](F&, S& a) { a.already_staged = -1; });
   refuses<S>("'staging' has tokens = 8, but must be at least 9", [](F&, S& a) { a.already_staged = 9; });
   refuses<S>("'staging' has tokens left = 5, but must be at least 6", [](F&, S& a) { a.already_staged = 3; });
+  refuses<S>("'staging' is missing: it has sequences = 0, but input's batch is 2", [](F&, S& a) { a.staging = {}; });
+  refuses<C>("'staging' is missing: it has heads = 0, but source's is 5", [](F&, C& a) { a.staging = {}; });
   refuses<C>("'accepted_tokens' is null", [](F&, C& a) { a.accepted_tokens = nullptr; });
   refuses<C>("'accepted_tokens[1]' is 9, but must be from 0 to 8", [](F& f, C&) { f.accepted[1] = 9; });
   refuses<C>("'source' has heads = 4", [](F&, C& a) { a.source.pool.heads = 4; });

@@ -254,6 +254,13 @@ TEST_CASE_TEMPLATE("wrong arguments are named with their layer, before anything 
   std::get<1>(wrong.layers).value.tokens = 3;
   refused(wrong, {}, "layer 1: prefill: argument 'value' has tokens = 3, but query's is 4.");
   wrong = args;
+  std::get<3>(wrong.layers).output = {};
+  refused(wrong, {}, "layer 3: prefill: argument 'output' is missing: it has tokens = 0, but layer 0's is 4.");
+  wrong = args;
+  std::get<0>(wrong.layers).output = {};
+  refused(wrong, {},
+          "layer 0: prefill: argument 'output' is missing: it has heads = 0, but the number of a convolution's is 1.");
+  wrong = args;
   wrong.final_state.pool.slot_stride -= 7;
   wrong.final_state.pool.slots = 2;
   const std::string needed_stride = std::to_string(Whole::head_elements);
@@ -265,6 +272,10 @@ TEST_CASE_TEMPLATE("wrong arguments are named with their layer, before anything 
   wrong.final_state.pool.heads = 2;
   refused(wrong, {}, "prefill: argument 'final_state' has heads = 2, but the number of key/value heads is 1.");
   CHECK(calls == 0);
+  CommitArgs<Whole> nothing_staged;
+  nothing_staged.source = states.all();
+  CHECK(commit(nothing_staged, Backend::execution()).message() ==
+        "commit: argument 'staging' is missing: it has tokens = 0, but the least that is of use is 1.");
 }
 
 }  // namespace

@@ -168,6 +168,15 @@ TEST_CASE("prefill: pointers, extents and strides") {
   prefill_refuses("'output' has batch_stride = 95, but must be at least 96", [](F&, P& a) { a.output.batch_stride = 95; });
 }
 
+TEST_CASE("what is left out is named, not what follows from it") {
+  prefill_refuses("'query' is missing: it has dim = 0", [](F&, P& a) { a.query = {}; });
+  decode_refuses("'key' is missing: it has dim = 0", [](F&, D& a) { a.key = {}; });
+  staged_refuses("'value' is missing: it has dim = 0", [](F&, S& a) { a.value = {}; });
+  staged_refuses("'output' is missing: it has dim = 0", [](F&, S& a) { a.output = {}; });
+  staged_refuses("'staging' is missing: it has sequences = 0, but query's batch is 2", [](F&, S& a) { a.staging = {}; });
+  commit_refuses("'staging' is missing: it has heads = 0, but source's is 2", [](F&, C& a) { a.staging = {}; });
+}
+
 TEST_CASE("the scale is a finite number, whatever the operation") {
   const std::string sentence = "'scale' is nan, but must be a finite number";
   prefill_refuses("prefill: argument " + sentence, [](F&, P& a) { a.scale = std::nan(""); });

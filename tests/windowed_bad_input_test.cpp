@@ -174,6 +174,18 @@ TEST_CASE("prefill") {
   });
 }
 
+TEST_CASE("what is left out is named, not what follows from it") {
+  prefill_refuses("'value' is missing: it has dim = 0", [](F&, P& a) { a.value = {}; });
+  prefill_refuses("'key_encoder' is missing: it has tokens = 0, but value_encoder's is 6",
+                  [](F&, P& a) { a.key_encoder = {}; });
+  prefill_refuses("'value_encoder' is missing: it has tokens = 0, but key_encoder's is 6",
+                  [](F&, P& a) { a.value_encoder = {}; });
+  decode_refuses("'query' is missing: it has dim = 0", [](F&, D& a) { a.query = {}; });
+  staged_refuses("'output' is missing: it has dim = 0", [](F&, S& a) { a.output = {}; });
+  staged_refuses("'staging' is missing: it has sequences = 0, but query's batch is 2", [](F&, S& a) { a.staging = {}; });
+  commit_refuses("'staging' is missing: it has heads = 0, but source's is 2", [](F&, C& a) { a.staging = {}; });
+}
+
 TEST_CASE("a mask without encoder region has none") {
   using Based = BasedLinearAttention<float, 4, 8>;
   using Causal = WindowedLinearAttention<Based, WindowBeside<Based, 2>>;

@@ -4,6 +4,8 @@
 #include <concepts>
 #include <cstdint>
 
+#include "jrt/detail/language.hpp"
+
 namespace jrt {
 
 namespace detail {

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <string_view>
 
+#include "jrt/detail/language.hpp"
+
 /// The one error channel: every entry point returns a `Status`, and none throws, prints or aborts.
 namespace jrt {
 

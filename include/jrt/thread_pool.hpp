@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <atomic>
-#include <cstdint>
-#include <new>
-#include <system_error>
-#include <thread>
-#include <vector>
+#include <pthread.h>
 
-#include "jrt/status.hpp"
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "jrt/detail/language.hpp"
 
 namespace jrt {
 
@@ -17,14 +18,18 @@ namespace jrt {
 class ThreadPool {
  public:
   /// Starts `threads` − 1 threads; the caller of `run` is the last worker. If the system refuses some, the pool is smaller:
-  /// `concurrency()` tells.
-  explicit ThreadPool(int threads) {
-    try {
-      for (int worker = 1; worker < threads; ++worker) {
-        threads_.emplace_back([this, worker] { serve(worker); });
+  /// `concurrency()` tells. Nothing is thrown, so that programs without exceptions have the same pool.
+  explicit ThreadPool(int threads) noexcept
+      : threads_(threads > 1 ? new (std::nothrow) Thread[static_cast<std::size_t>(threads) - 1] : nullptr) {
+    // POSIX threads, because std::thread tells by an exception alone that it was refused.
+    while (threads_ != nullptr && started_ < threads - 1) {
+      Thread& thread = threads_[static_cast<std::size_t>(started_)];
+      thread.pool = this;
+      thread.worker = started_ + 1;
+      if (pthread_create(&thread.handle, nullptr, &ThreadPool::enter, &thread) != 0) {
+        break;  // those that did start are enough
       }
-    } catch (const std::system_error&) {  // the threads that did start are enough
-    } catch (const std::bad_alloc&) {     // likewise
+      ++started_;
     }
   }
 
@@ -34,12 +39,12 @@ class ThreadPool {
   ~ThreadPool() {
     stopping_ = true;
     publish_round();
-    for (std::thread& thread : threads_) {
-      thread.join();
+    for (int i = 0; i < started_; ++i) {
+      pthread_join(threads_[static_cast<std::size_t>(i)].handle, nullptr);
     }
   }
 
-  [[nodiscard]] int concurrency() const { return static_cast<int>(threads_.size()) + 1; }
+  [[nodiscard]] int concurrency() const { return started_ + 1; }
 
   /// Calls `function(task, worker)` for every task in [0, tasks) and returns when all are done.
   template <class Function>
@@ -54,7 +59,7 @@ class ThreadPool {
     function_ = &function;
     call_ = [](const void* f, std::int64_t task, int worker) { (*static_cast<const Function*>(f))(task, worker); };
     next_task_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
+    busy_.store(started_, std::memory_order_relaxed);
     publish_round();
     work(0);
     for (int busy = busy_.load(std::memory_order_acquire); busy != 0; busy = busy_.load(std::memory_order_acquire)) {
@@ -63,6 +68,18 @@ class ThreadPool {
   }
 
  private:
+  struct Thread {
+    ThreadPool* pool;
+    int worker;
+    pthread_t handle;
+  };
+
+  static void* enter(void* thread) {
+    const auto* const self = static_cast<const Thread*>(thread);
+    self->pool->serve(self->worker);
+    return nullptr;
+  }
+
   void publish_round() {
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
@@ -93,7 +110,8 @@ class ThreadPool {
     }
   }
 
-  std::vector<std::thread> threads_;
+  std::unique_ptr<Thread[]> threads_;
+  int started_ = 0;
   std::atomic<std::uint32_t> round_{0};
   std::atomic<std::int64_t> next_task_{0};
   std::atomic<int> busy_{0};

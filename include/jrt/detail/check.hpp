@@ -76,9 +76,29 @@ class Checker {
     }
   }
 
+  /// Whether anything of a view is set.
+  template <class T>
+  static bool is_given(const TensorView<T>& view) {
+    return view.data != nullptr || view.batch != 0 || view.tokens != 0 || view.heads != 0 || view.dim != 0;
+  }
+
+  /// A required argument was not left out; asked before anything is said of its extents, which are 0 because it was.
+  void given(const char* argument, bool is_given, const char* property, std::int64_t expected, const char* source) {
+    if (ok() && !is_given) {
+      status_ = Status::error(StatusCode::invalid_argument, "%s: argument '%s' is missing: it has %s = 0, but %s is %lld.",
+                              operation_, argument, property, source, as_printed(expected));
+    }
+  }
+  template <class T>
+  void given(const char* argument, const TensorView<T>& view, const char* property, std::int64_t expected,
+             const char* source) {
+    given(argument, is_given(view), property, expected, source);
+  }
+
   /// A view's pointer, extents and strides by themselves.
   template <class T>
   void view(const char* argument, const TensorView<T>& view, std::int64_t dim) {
+    given(argument, view, "dim", dim, "the operator's");
     at_least(argument, "batch", view.batch, 0);
     at_least(argument, "tokens", view.tokens, 0);
     at_least(argument, "heads", view.heads, 1);
@@ -242,13 +262,14 @@ class Checker {
   }
 
   /// Offsets of packed sequences, readable by the host: not decreasing, within the view.
-  void offsets(const char* argument, const std::int32_t* offsets, std::int64_t count, std::int64_t tokens) {
+  void offsets(const char* argument, const std::int32_t* offsets, std::int64_t count, std::int64_t tokens,
+               const char* bounds) {
     if (offsets == nullptr) {
       return;
     }
     std::int64_t previous = 0;
     for (std::int64_t b = 0; ok() && b <= count; ++b) {
-      entry(argument, b, offsets[b], previous, tokens, "not decreasing, at most the view's tokens");
+      entry(argument, b, offsets[b], previous, tokens, bounds);
       previous = offsets[b];
     }
   }
@@ -257,9 +278,12 @@ class Checker {
   template <class Skipped>
   void sequence_arrays(const Sequences& sequences, std::int64_t count, std::int64_t tokens, std::int64_t encoder_tokens,
                        bool has_encoder, std::int64_t max_position, const Skipped& skipped) {
-    offsets("sequences.cu_seqlens", sequences.cu_seqlens, count, tokens);
+    const char* const no_encoder = "argument 'key_encoder' is missing or has no tokens";
+    const char* const in_view = "not decreasing, at most the view's tokens";
+    offsets("sequences.cu_seqlens", sequences.cu_seqlens, count, tokens, in_view);
     if (has_encoder) {
-      offsets("sequences.cu_encoder_seqlens", sequences.cu_encoder_seqlens, count, encoder_tokens);
+      offsets("sequences.cu_encoder_seqlens", sequences.cu_encoder_seqlens, count, encoder_tokens,
+              encoder_tokens == 0 ? no_encoder : in_view);
     }
     for (std::int64_t b = 0; ok() && b < count; ++b) {
       if (skipped(b)) {
@@ -272,7 +296,7 @@ class Checker {
         const char* const name = sequences.prefix_lens != nullptr          ? "sequences.prefix_lens"
                                  : sequences.cu_encoder_seqlens != nullptr ? "prefix (sequences.cu_encoder_seqlens)"
                                                                            : "prefix (key_encoder.tokens)";
-        entry(name, b, span.prefix, 0, span.encoder_tokens, "what key_encoder holds");
+        entry(name, b, span.prefix, 0, span.encoder_tokens, encoder_tokens == 0 ? no_encoder : "what key_encoder holds");
         entry(name, b, span.prefix, 0, span.tokens, "the sequence's tokens");
       }
       entry("sequences.first_positions", b, span.first_position, 0, max_position, "the feature map's max_position");

@@ -35,9 +35,11 @@ void check_prefill_views(Checker& check, const Args& args) {
   check.take(check_map(args.feature_map));
   check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
   check.sequence_shapes(args.sequences, args.query.batch);
-  check.same_tokens("value_encoder", args.value_encoder, "key_encoder's", args.key_encoder);
   if constexpr (Config::Mask::reads_encoder) {
-    if (args.key_encoder.tokens != 0) {
+    if (args.key_encoder.tokens != 0 || args.value_encoder.tokens != 0) {
+      check.given("key_encoder", args.key_encoder, "tokens", args.value_encoder.tokens, "value_encoder's");
+      check.given("value_encoder", args.value_encoder, "tokens", args.key_encoder.tokens, "key_encoder's");
+      check.same_tokens("value_encoder", args.value_encoder, "key_encoder's", args.key_encoder);
       check.view("key_encoder", args.key_encoder, d);
       check.view("value_encoder", args.value_encoder, dv);
       check.equal("key_encoder", "heads", args.key_encoder.heads, args.key.heads, "key's");
@@ -52,6 +54,7 @@ void check_prefill_views(Checker& check, const Args& args) {
     }
   } else {
     check.equal("key_encoder", "tokens", args.key_encoder.tokens, 0, "what a mask without encoder region reads");
+    check.equal("value_encoder", "tokens", args.value_encoder.tokens, 0, "what a mask without encoder region reads");
   }
   check_prefill_states(check, args, args.key.heads);
 }

@@ -12,6 +12,7 @@ namespace jrt::detail {
 /// One of the views of channels: a head as wide as the input.
 template <class T, class Input>
 void check_channel_view(Checker& check, const char* argument, const TensorView<T>& view, const TensorView<Input>& input) {
+  check.given(argument, view, "heads", 1, "the number of a convolution's");
   check.view(argument, view, view.dim);
   check.equal(argument, "heads", view.heads, 1, "the number of a convolution's");
   check.equal(argument, "dim", view.dim, input.dim, "input's");

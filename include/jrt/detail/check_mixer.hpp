@@ -46,6 +46,12 @@ struct StagedTokens {
   const char* heads_name;
 };
 
+/// Whether anything of a staging buffer is set. Of a layer's in a stack, the heads always are.
+template <class Staging>
+bool staging_given(const Staging& staging) {
+  return staging.data != nullptr || staging.sequences != 0 || staging.tokens != 0;
+}
+
 /// A staging buffer by itself.
 template <class Config>
 void check_staging(Checker& check, const StagingView<Config>& staging) {
@@ -62,6 +68,7 @@ void check_staging(Checker& check, const StagingView<Config>& staging) {
 template <class Args>
 void check_staged(Checker& check, const Args& args, const StagedTokens& call) {
   check.pool("state", args.state.pool, call.heads);
+  check.given("staging", call.batch == 0 || staging_given(args.staging), "sequences", call.batch, call.batch_name);
   check_staging(check, args.staging);
   check.equal("staging", "sequences", args.staging.sequences, call.batch, call.batch_name);
   check.equal("staging", "heads", args.staging.heads, call.heads, call.heads_name);
@@ -75,6 +82,9 @@ void check_staged(Checker& check, const Args& args, const StagedTokens& call) {
 /// Staging buffer, counts and states of a commit, of any mixer.
 template <class Config>
 void check_commit(Checker& check, const CommitArgs<Config>& args) {
+  check.not_null("source", args.source.pool.data);
+  check.given("staging", staging_given(args.staging) || args.staging.heads != 0, "heads", args.source.pool.heads,
+              "source's");
   check_staging(check, args.staging);
   check.not_null("accepted_tokens", args.accepted_tokens);
   check_step_states(check, args, args.staging.heads);

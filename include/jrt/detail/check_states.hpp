@@ -15,6 +15,7 @@ template <class Format>
 void check_states_shape(Checker& check, const char* argument, const StateSlots<Format>& states, std::int64_t count,
                         std::int64_t heads) {
   check.at_least("count", "value", count, 0);
+  check.not_null(argument, states.pool.data);
   check.at_least(argument, "heads", heads, 1);
   check.pool(argument, states.pool, heads);
 }

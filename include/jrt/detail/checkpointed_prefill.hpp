@@ -66,7 +66,8 @@ class CheckpointedPrefill {
     if (check.ok() && first_alone) {
       check.take(Mixer::check(args_));
     }
-    if (check.ok() && leaves_any) {
+    // Without heads there are no keys, which the mixer's own check says.
+    if (check.ok() && leaves_any && heads() > 0) {
       check.pool("checkpoints.states", states_.pool, heads());
       check.implicit_slots("checkpoints.states", states_, full_pieces() * batch());
     }

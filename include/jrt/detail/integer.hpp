@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "jrt/detail/host_device.hpp"
@@ -26,5 +27,12 @@ template <class Integer>
 JRT_DETAIL_HD constexpr Integer larger(Integer a, Integer b) {
   return a < b ? b : a;
 }
+
+/// Instantiates the above. g++ 14 does not where a constant made of them is first asked for within a template of the
+/// user's, and says that they are used before their definition.
+template <class Integer>
+inline constexpr bool instantiated = ceil_div(Integer{5}, Integer{4}) == 2 && round_up(Integer{5}, Integer{4}) == 8 &&
+                                     smaller(Integer{5}, Integer{4}) == 4 && larger(Integer{5}, Integer{4}) == 5;
+static_assert(instantiated<int> && instantiated<std::int64_t> && instantiated<std::size_t>);
 
 }  // namespace jrt::detail

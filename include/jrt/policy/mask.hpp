@@ -3,6 +3,8 @@
 
 #include <concepts>
 
+#include "jrt/detail/language.hpp"
+
 namespace jrt {
 
 /// Policy: which tokens a query sees through `key` and `value`, and whether there is an encoder region.

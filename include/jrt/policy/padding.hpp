@@ -3,6 +3,8 @@
 
 #include <concepts>
 
+#include "jrt/detail/language.hpp"
+
 namespace jrt {
 
 /// Policy: what the `left_pads[b]` leading positions of a sequence do.

@@ -8,6 +8,12 @@
 #include <cstddef>
 #include <utility>
 
+#include "jrt/detail/language.hpp"
+
+#if !EIGEN_VERSION_AT_LEAST(3, 4, 0)
+#error "jrt needs Eigen 3.4 or newer."
+#endif
+
 namespace jrt::detail::cpu {
 
 // The few vector operations that the kernels need, on Eigen's packets: whatever instruction set the user compiles for,

@@ -121,18 +121,17 @@ class WindowBlock {
     for (int r = 0; r < rows; ++r) {
       const KeyRange seen = keys_in_window(first + r, 1, left, lowest);
       T* const scores = scores_ + r * score_stride;
+      T* const output = outputs_ + std::ptrdiff_t{r} * value_stride;
       if constexpr (continues_sums<Config>) {
         T factor = 0;
         inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns, denominators_[r], factor);
         for (int c = 0; c < value_stride; ++c) {
-          outputs_[std::ptrdiff_t{r} * value_stride + c] *= factor;
+          output[c] *= factor;
         }
       } else {
         inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns);
+        std::fill(output, output + value_stride, T(0));
       }
-    }
-    if constexpr (!continues_sums<Config>) {
-      std::fill(outputs_, outputs_ + std::ptrdiff_t{rows} * value_stride, T(0));
     }
     for_panels(range, [&](std::int64_t begin, std::int64_t end) {
       const RowPrefetch none[2] = {};

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# Compiles every public header alone as C++17 and wants a failure that says once what is missing, in few lines.
+set(most_lines 20)
+file(GLOB headers RELATIVE "${INCLUDE}" "${INCLUDE}/jrt/*.hpp" "${INCLUDE}/jrt/policy/*.hpp")
+list(REMOVE_ITEM headers jrt/version.hpp)
+list(LENGTH headers count)
+if(count LESS 30)
+  message(FATAL_ERROR "only ${count} headers were found in ${INCLUDE}")
+endif()
+
+function(check header extension)
+  set(source "${BINARY}/first.${extension}")
+  file(WRITE "${source}" "#include <${header}>\nint main() { return jrt::nothing; }\n")
+  execute_process(COMMAND ${ARGN} -std=c++17 "-I${INCLUDE}" -isystem "${EIGEN}" -c "${source}" -o "${BINARY}/first.o"
+                  RESULT_VARIABLE failed OUTPUT_VARIABLE out ERROR_VARIABLE out)
+  string(REGEX MATCHALL "error: [^\n]*jrt needs C\\+\\+20" said "${out}")
+  string(REGEX MATCHALL "\n" lines "${out}")
+  list(LENGTH said times)
+  list(LENGTH lines lines)
+  if(failed EQUAL 0 OR NOT times EQUAL 1 OR lines GREATER ${most_lines})
+    message(SEND_ERROR "${header} as C++17: said ${times} times, in ${lines} lines:\n${out}")
+  endif()
+endfunction()
+
+foreach(header IN LISTS headers)
+  check(${header} cpp "${COMPILER}")
+endforeach()
+if(CUDA_COMPILER)
+  check(jrt/cuda.cuh cu "${CUDA_COMPILER}")
+endif()
