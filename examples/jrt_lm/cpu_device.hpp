@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <jrt/cpu.hpp>
+#include <jrt/numeric.hpp>
 #include <jrt/policy/rotary.hpp>
 #include <jrt/thread_pool.hpp>
 #include <memory>
@@ -22,6 +23,7 @@
 #include "jrt_lm/device_array.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
+#include "jrt_lm/narrow_product.hpp"
 
 namespace jrt_lm {
 
@@ -31,7 +33,8 @@ class CpuDevice {
  public:
   using Graph = std::function<void()>;
 
-  explicit CpuDevice(const ModelOptions& options) : threads_(options.threads), execution_(threads_) {}
+  explicit CpuDevice(const ModelOptions& options)
+      : threads_(options.threads), execution_(threads_), narrow_product_(threads_) {}
 
   template <class T>
   using Array = DeviceArray<CpuDevice, T>;
@@ -72,10 +75,7 @@ class CpuDevice {
   /// out_t = table row of token t
   template <class E, class Sum>
   void embed(const std::int32_t* tokens, std::int64_t rows, const E* table, std::int64_t width, Sum* out) {
-    each_row(rows, [=](std::int64_t t) {
-      const E* const from = table + tokens[t] * width;
-      std::transform(from, from + width, out + t * width, [](E value) { return jrt::convert<Sum>(value); });
-    });
+    each_row(rows, [=](std::int64_t t) { convert_numbers(table + tokens[t] * width, width, out + t * width); });
   }
 
   /// out_t = norm(x_r), r = list[t], or t without a list
@@ -83,10 +83,13 @@ class CpuDevice {
   void rms_norm(const Norm<Sum>& norm, const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width,
                 E* out) {
     each_row(rows, [=](std::int64_t t) {
-      const Row<const Sum> row(x + (list == nullptr ? t : list[t]) * width, width);
-      const Sum factor = 1 / std::sqrt(row.squaredNorm() / static_cast<Sum>(width) + static_cast<Sum>(norm.epsilon));
-      Row<E>(out + t * width, width) =
-          (row.array() * Row<const Sum>(norm.weight, width).array() * factor).template cast<E>();
+      const Sum* const row = x + (list == nullptr ? t : list[t]) * width;
+      const Sum mean = Row<const Sum>(row, width).squaredNorm() / static_cast<Sum>(width);
+      const Sum factor = 1 / std::sqrt(mean + static_cast<Sum>(norm.epsilon));
+      E* const to = out + t * width;
+      for (std::int64_t i = 0; i < width; ++i) {
+        to[i] = jrt::convert<E>(row[i] * norm.weight[i] * factor);
+      }
     });
   }
 
@@ -111,16 +114,17 @@ class CpuDevice {
   template <class E, int d>
   void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
               std::int64_t columns, std::int64_t heads) {
+    using Sum = jrt::ComputeType<E>;
     constexpr int half = d / 2;
     each_row(rows, [=, &rotary](std::int64_t t) {
       for (int i = 0; i < half; ++i) {
-        const auto turn = rotary.template rotation<E>(positions[t], i);
+        const auto turn = rotary.template rotation<Sum>(positions[t], i);
         for (std::int64_t h = 0; h < heads; ++h) {
           E* const head = x + t * columns + h * d;
-          const E low = head[i];
-          const E high = head[i + half];
-          head[i] = low * turn.cosine - high * turn.sine;
-          head[i + half] = low * turn.sine + high * turn.cosine;
+          const Sum low = jrt::convert<Sum>(head[i]);
+          const Sum high = jrt::convert<Sum>(head[i + half]);
+          head[i] = jrt::convert<E>(low * turn.cosine - high * turn.sine);
+          head[i + half] = jrt::convert<E>(low * turn.sine + high * turn.cosine);
         }
       }
     });
@@ -186,18 +190,39 @@ class CpuDevice {
   /// Of rows [y, gate] of twice `hidden` numbers: y ← silu(gate) y
   template <class E>
   void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
+    using Sum = jrt::ComputeType<E>;
+    constexpr std::int64_t together = 64;  // in the type of sums, for which Eigen has a vectorised exponential
     each_row(rows, [=](std::int64_t t) {
-      Row<E> y(x + t * 2 * hidden, hidden);
-      const Row<E> gate(x + (t * 2 + 1) * hidden, hidden);
-      y.array() *= gate.array() / (1 + (-gate.array()).exp());
+      for (std::int64_t i = 0; i < hidden; i += together) {
+        const std::int64_t count = std::min(together, hidden - i);
+        E* const values = x + t * 2 * hidden + i;
+        Eigen::Array<Sum, together, 1> y = Eigen::Array<Sum, together, 1>::Zero();
+        Eigen::Array<Sum, together, 1> gate = y;
+        convert_numbers(values, count, y.data());
+        convert_numbers(values + hidden, count, gate.data());
+        y *= gate / (1 + (-gate).exp());
+        convert_numbers(y.data(), count, values);
+      }
     });
   }
 
-  /// Divided by rows where there are many, otherwise by outputs, so that a step of one token is shared too.
   template <bool add, class E, class Out>
   void product(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
                std::int64_t y_columns) {
-    static_assert(std::is_same_v<E, Out>, "CpuDevice: products are formed in float or double, as their inputs are.");
+    if constexpr (sizeof(E) == 2) {
+      static_assert(std::is_same_v<Out, E> || std::is_same_v<Out, float>,
+                    "CpuDevice: products of 16-bit numbers are stored as their inputs are, or in float.");
+      narrow_product_.multiply<add>(by, x, x_columns, rows, y, y_columns);
+    } else {
+      static_assert(std::is_same_v<E, Out>, "CpuDevice: products are formed in float or double, as their inputs are.");
+      wide_product<add>(by, x, x_columns, rows, y, y_columns);
+    }
+  }
+
+  /// Divided by rows where there are many, otherwise by outputs, so that a step of one token is shared too.
+  template <bool add, class E>
+  void wide_product(const Projection<CpuDevice, E, E>& by, const E* x, std::int64_t x_columns, std::int64_t rows, E* y,
+                    std::int64_t y_columns) {
     const std::int64_t workers = threads_.concurrency();
     const bool by_rows = rows >= 32 * workers;
     const std::int64_t extent = by_rows ? rows : by.out;
@@ -213,20 +238,21 @@ class CpuDevice {
       const std::int64_t block_columns = by_rows ? by.out : count;
       const ConstRows<E> in(x + row * x_columns, block_rows, by.in, Eigen::OuterStride<>(x_columns));
       const ConstRows<E> weight(by.weight.data() + column * by.in, block_columns, by.in, Eigen::OuterStride<>(by.in));
-      Rows<Out> out(y + row * y_columns + column, block_rows, block_columns, Eigen::OuterStride<>(y_columns));
+      Rows<E> out(y + row * y_columns + column, block_rows, block_columns, Eigen::OuterStride<>(y_columns));
       if constexpr (add) {
         out.noalias() += in * weight.transpose();
       } else {
         out.noalias() = in * weight.transpose();
       }
       if (by.bias.size() != 0) {
-        out.rowwise() += Row<const Out>(by.bias.data() + column, block_columns);
+        out.rowwise() += Row<const E>(by.bias.data() + column, block_columns);
       }
     });
   }
 
   jrt::ThreadPool threads_;
   jrt::Cpu<jrt::ThreadPool> execution_;
+  NarrowProduct narrow_product_;
   std::int64_t allocated_bytes_ = 0;
 };
 

@@ -48,9 +48,10 @@ std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, const Weigh
     compiled +=
         std::string("; ") + name_of(instance.device) + " " + name_of(instance.type) + " " + description(instance.shape);
   }
-  throw std::runtime_error(config.source + ": needs " + name_of(options.device) + " " + name_of(options.type) + " " +
-                           description(config.shape) + ", but this program was compiled for" + compiled.substr(1) +
-                           " (JRT_LM_SHAPES in examples/jrt_lm/CMakeLists.txt adds shapes)");
+  throw std::runtime_error(
+      config.source + ": needs " + name_of(options.device) + " " + name_of(options.type) + " " + description(config.shape) +
+      ", but this program was compiled for" + compiled.substr(1) +
+      " (JRT_LM_SHAPES, JRT_LM_CPU_TYPES and JRT_LM_CUDA_TYPES in examples/jrt_lm/CMakeLists.txt add to it)");
 }
 
 }  // namespace jrt_lm

@@ -29,7 +29,8 @@ inline constexpr DeviceKind device = DeviceKind::cuda;
 inline const std::vector<Precision> precisions{{NumberType::float32, 2e-5}, {NumberType::bfloat16, 4e-2}};
 #else
 inline constexpr DeviceKind device = DeviceKind::cpu;
-inline const std::vector<Precision> precisions{{NumberType::float64, 1e-9}, {NumberType::float32, 2e-5}};
+inline const std::vector<Precision> precisions{
+    {NumberType::float64, 1e-9}, {NumberType::float32, 2e-5}, {NumberType::bfloat16, 4e-2}};
 #endif
 
 inline std::string data_folder() {
