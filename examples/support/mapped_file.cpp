@@ -63,12 +63,15 @@ MappedFile::MappedFile(const std::string& path) : MappedFile() {
 }
 
 void MappedFile::release(std::span<const std::byte> part) const {
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto first = (reinterpret_cast<std::uintptr_t>(part.data()) + page - 1) / page * page;
-  const auto last = reinterpret_cast<std::uintptr_t>(part.data() + part.size()) / page * page;
+  // Whole pages inside the part; the mapping begins at the beginning of a page.
+  auto* const begin = static_cast<std::byte*>(begin_);
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const auto offset = static_cast<std::size_t>(part.data() - begin);
+  const std::size_t first = (offset + page - 1) / page * page;
+  const std::size_t last = (offset + part.size()) / page * page;
   if (first < last) {
     // Only advice: whether the system follows it changes nothing but how much memory is taken.
-    static_cast<void>(::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED));
+    static_cast<void>(::madvise(begin + first, last - first, MADV_DONTNEED));
   }
 }
 

@@ -412,6 +412,7 @@ class Machine {
       fail(std::string(what) + " has " + std::to_string(items.size()) + " numbers, but at most " +
            std::to_string(max_dimensions) + " are possible");
     }
+    all.reserve(items.size());
     for (const Index item : items) {
       all.push_back(extent(item, what));
     }

@@ -90,7 +90,8 @@ TEST_CASE("numbers of an archive that leave the file") {
   const Case cases[] = {{zip64_field, "bytes from byte"},     {zip64_field + 16, "should lie at byte"},
                         {end64 + 32, "but no entry 1"},       {end64 + 40, "must end before byte"},
                         {end64 + 48, "must end before byte"}, {locator + 8, "end of the zip64 archive should lie at"}};
-  for (const auto& [at, part] : cases) {
+  for (const Case& example : cases) {
+    const std::size_t at = example.at;
     for (const std::uint64_t number : {std::uint64_t{1} << 40, std::uint64_t{1} << 63, ~std::uint64_t{0}}) {
       CAPTURE(at);
       CAPTURE(number);
@@ -99,7 +100,7 @@ TEST_CASE("numbers of an archive that leave the file") {
       if (at == zip64_field) {  // stored as they are: both sizes
         std::memcpy(file.data() + at + 8, &number, sizeof number);
       }
-      refused(file, {part});
+      refused(file, {example.part});
     }
   }
   std::string file = good;
@@ -162,9 +163,9 @@ TEST_CASE("every name but those of tensors, storages and dictionaries is refused
       {view + "}b", "sets attributes of a tensor"},
       {pickle::text("posix") + ")R", "is a text, but must be a name"},
   };
-  for (const auto& [value, part] : cases) {
-    CAPTURE(part);
-    refused_pickle(pickle::dictionary({{"good", view}, {"x", value}}), {part});
+  for (const auto& example : cases) {
+    CAPTURE(example.second);
+    refused_pickle(pickle::dictionary({{"good", view}, {"x", example.first}}), {example.second});
   }
   std::string name = jrt::test::data_file("torch/hostile/pytorch_model.bin");
   name.resize(name.rfind(".safetensors"));

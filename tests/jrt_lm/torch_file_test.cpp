@@ -28,7 +28,8 @@ void check_same(const StoredTensor& tensor, const StoredTensor& expected) {
   const auto numbers = tensor.as<T>();
   const auto wanted = expected.as<T>();
   REQUIRE(numbers.size() == wanted.size());
-  CHECK(std::memcmp(numbers.data(), wanted.data(), numbers.size() * sizeof(T)) == 0);
+  // Bytes, as NaN is equal to no number; an empty tensor's pointer may be null, which memcmp must not get.
+  CHECK((numbers.empty() || std::memcmp(numbers.data(), wanted.data(), numbers.size() * sizeof(T)) == 0));
 }
 
 TEST_CASE("every type and every view that PyTorch writes has the numbers that PyTorch says") {
