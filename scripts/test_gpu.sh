@@ -28,7 +28,7 @@ export build
 checks() {
   # The longest first.
   for test in windowed_linear_attention fuzz_window_16bit jrt_lm_generation fuzz_convolution fuzz_window fuzz_16bit \
-    jrt_lm_model window_attention gated_convolution prefill decode laws golden state_exchange state_operations \
+    jrt_lm_model jrt_lm_not_finite window_attention gated_convolution prefill decode laws golden state_exchange state_operations \
     policy_feature_map policy_padding backend hopper golden_window stack checkpoints jrt_lm_products; do
     echo "memcheck $test"
   done

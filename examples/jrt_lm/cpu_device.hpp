@@ -12,6 +12,7 @@
 #include <jrt/numeric.hpp>
 #include <jrt/policy/rotary.hpp>
 #include <jrt/thread_pool.hpp>
+#include <limits>
 #include <memory>
 #include <new>
 #include <span>
@@ -138,20 +139,27 @@ class CpuDevice {
     }
   }
 
-  /// Place of the largest of the first `count` numbers of each row, the first of several.
+  /// Place of the largest of the first `count` numbers of each row, the first of several; no_token for a row with a number
+  /// that is not finite.
   template <class Sum>
   void argmax(const Sum* x, std::int64_t rows, std::int64_t columns, std::int64_t count, std::int32_t* out) {
     each_row(rows, [=](std::int64_t t) {
       const Sum* const row = x + t * columns;
-      out[t] = static_cast<std::int32_t>(std::max_element(row, row + count) - row);
+      bool finite = true;
+      for (std::int64_t i = 0; i < count; ++i) {
+        finite &= std::abs(row[i]) <= std::numeric_limits<Sum>::max();  // vector instructions, unlike std::isfinite
+      }
+      out[t] = finite ? static_cast<std::int32_t>(std::max_element(row, row + count) - row) : no_token;
     });
   }
 
-  /// The likeliest tokens become the next step's, one position on.
+  /// The likeliest tokens become the next step's, one position on. Where there is no_token, the history says so and steps
+  /// go on with some token of the vocabulary: who asked for them looks at the history afterwards.
   static void advance(const std::int32_t* likeliest, std::int32_t* tokens, std::int32_t* positions, std::int32_t* history,
                       std::int64_t rows) {
     for (std::int64_t t = 0; t < rows; ++t) {
-      tokens[t] = history[t] = likeliest[t];
+      history[t] = likeliest[t];
+      tokens[t] = std::max(likeliest[t], 0);
       ++positions[t];
     }
   }

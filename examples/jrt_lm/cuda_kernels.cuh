@@ -7,6 +7,8 @@
 #include <jrt/numeric.hpp>
 #include <jrt/policy/rotary.hpp>
 
+#include "jrt_lm/language_model.hpp"
+
 /// The small kernels between mixers and matrix products. All are bound by memory: they move 16 bytes at a time (rows are
 /// multiples of that, which CudaDevice checks), and what can be done in place is.
 namespace jrt_lm {
@@ -137,7 +139,8 @@ struct Likelier {
   }
 };
 
-/// Place of the largest of the first `count` numbers of each row, the first of several; a block for each row.
+/// Place of the largest of the first `count` numbers of each row, the first of several; no_token for a row with a number
+/// that is not finite. A block for each row.
 template <class Sum>
 __global__ void __launch_bounds__(argmax_threads)
     argmax_kernel(const Sum* x, std::int64_t columns, int count, std::int32_t* out) {
@@ -145,23 +148,28 @@ __global__ void __launch_bounds__(argmax_threads)
   __shared__ typename Reduce::TempStorage storage;
   const Sum* const row = x + blockIdx.x * columns;
   Candidate<Sum> best{-INFINITY, INT32_MAX};
+  bool finite = true;
 #pragma unroll 8
   for (int i = threadIdx.x; i < count; i += argmax_threads) {
+    finite &= isfinite(row[i]);
     best = Likelier{}(best, Candidate<Sum>{row[i], i});
   }
   best = Reduce(storage).Reduce(best, Likelier{});
+  finite = __syncthreads_and(static_cast<int>(finite)) != 0;
   if (threadIdx.x == 0) {
-    out[blockIdx.x] = best.token < count ? best.token : 0;  // nothing but NaN: some token of the vocabulary
+    out[blockIdx.x] = finite ? best.token : no_token;
   }
 }
 
-/// The likeliest tokens become the next step's, one position on.
+/// The likeliest tokens become the next step's, one position on. Where there is no_token, the history says so and steps go
+/// on with some token of the vocabulary: the host looks at the history after them.
 template <class Index>  // so that it may be in several translation units
 __global__ void advance_kernel(const std::int32_t* likeliest, std::int32_t* tokens, std::int32_t* positions,
                                std::int32_t* history, Index rows) {
   const auto t = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (t < rows) {
-    tokens[t] = history[t] = likeliest[t];
+    history[t] = likeliest[t];
+    tokens[t] = max(likeliest[t], 0);
     ++positions[t];
   }
 }

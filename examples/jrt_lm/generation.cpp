@@ -238,7 +238,7 @@ class Run {
       for (std::int64_t s = 0; s < steps; ++s) {
         for (std::size_t row = 0; row < rows.size(); ++row) {
           if (rows[row] != nobody()) {
-            append(sequences_[rows[row]], several[static_cast<std::size_t>(s) * rows.size() + row]);
+            append(rows[row], several[static_cast<std::size_t>(s) * rows.size() + row]);
           }
         }
       }
@@ -257,7 +257,7 @@ class Run {
       return;
     }
     const bool greedy = options_.sampling.greedy();
-    const std::vector<std::int32_t> likeliest = greedy ? model_.likeliest() : std::vector<std::int32_t>{};
+    const std::vector<std::int32_t> likeliest = model_.likeliest();
     const std::vector<double> logits = greedy ? std::vector<double>{} : model_.logits();
     const auto columns = static_cast<std::size_t>(model_.config().vocabulary_rows);
     for (std::size_t row = 0; row < who.size(); ++row) {
@@ -265,18 +265,44 @@ class Run {
         const auto row_logits = [&] {
           return std::span(logits).subspan(row * columns, static_cast<std::size_t>(model_.config().vocabulary));
         };
-        append(sequences_[who[row]], greedy ? likeliest[row] : samplers_[who[row]].draw(row_logits()));
+        const bool draws = !greedy && likeliest[row] != no_token;
+        append(who[row], draws ? samplers_[who[row]].draw(row_logits()) : likeliest[row]);
       }
     }
   }
 
-  void append(Sequence& sequence, std::int32_t token) const {
+  void append(std::size_t who, std::int32_t token) {
+    Sequence& sequence = sequences_[who];
+    if (token == no_token) {
+      fail_not_finite(who);
+    }
     sequence.generated.push_back(token);
     sequence.done = std::ssize(sequence.generated) >= options_.new_tokens || token == options_.stop_token;
   }
 
-  /// Tokens of greedy steps wait on the device until all are done.
-  static constexpr std::int64_t most_steps_at_once = std::int64_t{1} << 16;
+  [[noreturn]] void fail_not_finite(std::size_t who) {
+    const Sequence& sequence = sequences_[who];
+    std::string message = "sequence " + std::to_string(who) + ", step " + std::to_string(sequence.generated.size()) +
+                          (sequence.generated.empty() ? " (the prompt's last token)" : "") +
+                          ": logits are NaN or infinite, so that there is no next token; ";
+    const std::int32_t token = sequence.generated.empty() ? sequence.read.back() : sequence.generated.back();
+    const std::int64_t place = model_.first_not_finite(token, static_cast<std::int32_t>(who));
+    if (place < 0) {
+      message +=
+          "all layers are finite, but the last norm's weight or the embedding table is not, or their product is out "
+          "of the type's range";
+    } else if (place == 0) {
+      message += "so is the embedding of token " + std::to_string(token);
+    } else {
+      const auto layer = static_cast<std::size_t>(place - 1);
+      message += "layer " + std::to_string(layer) + " (" + name_of(model_.config().layers[layer]) +
+                 ") is the first whose output is";
+    }
+    throw std::runtime_error(message);
+  }
+
+  /// Tokens of greedy steps wait on the device until all are done, and so do logits that are not finite to be noticed.
+  static constexpr std::int64_t most_steps_at_once = 256;
 
   LanguageModel& model_;
   const GenerationOptions& options_;

@@ -67,7 +67,8 @@ struct Generation {
 
 /// Reads the requests into slots 0, 1, … and generates tokens for each. Errors are those of the model, and
 /// std::invalid_argument for requests and options out of range, before anything is read. Each piece of a repeated prompt is
-/// a prefill that continues the one before; an encoder region is part of the first. `progress` is told which part of all
+/// a prefill that continues the one before; an encoder region is part of the first. Logits that are not finite are a
+/// std::runtime_error that says whose and after how many tokens. `progress` is told which part of all
 /// prompts is read.
 Generation generate(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options,
                     const Progress& progress);

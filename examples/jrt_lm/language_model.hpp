@@ -31,6 +31,9 @@ enum class LogitsOf {
 /// Is told after each layer which part of a prefill is done. Having one makes the host wait for every layer.
 using Progress = std::function<void(double done)>;
 
+/// In place of the likeliest token where logits are not finite: weights or states are not, or numbers have left their type.
+inline constexpr std::int32_t no_token = -1;
+
 /// A JRT-RNN or Based model on some device: weights, and the states of `slots` sequences. A slot of constant size is all
 /// that a sequence is; what is in it need not be cleared before a prompt that does not continue.
 ///
@@ -57,14 +60,19 @@ class LanguageModel {
   /// One token for each slot (jrt::skip_slot: a row of padding). Afterwards there are logits, a row for each.
   virtual void step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots) = 0;
   /// `steps` steps, each fed with the likeliest tokens after the one before, without a word to the host in between. Returns
-  /// (steps, rows) tokens: the likeliest after each step.
+  /// (steps, rows) tokens: the likeliest after each step, or no_token; what follows no_token in its row means nothing.
   virtual std::vector<std::int32_t> greedy_steps(std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots,
                                                  std::int64_t steps) = 0;
 
   /// Of the last call: (rows, vocabulary rows).
   [[nodiscard]] virtual std::vector<double> logits() = 0;
-  /// The likeliest token of each row of logits; the first of several.
+  /// The likeliest token of each row of logits, the first of several; no_token where a logit of the vocabulary is NaN or
+  /// infinite.
   [[nodiscard]] virtual std::vector<std::int32_t> likeliest() = 0;
+  /// For messages: reads `token` once more in a slot whose logits were not finite and tells where the residual stream is
+  /// not finite first: 0 the token's embedding, i layer i - 1, -1 nowhere (the last norm or the table that makes logits).
+  /// The sequence must start anew afterwards.
+  [[nodiscard]] virtual std::int64_t first_not_finite(std::int32_t token, std::int32_t slot) = 0;
 
   /// Tokens that the sequence in a slot has read.
   [[nodiscard]] virtual std::int64_t tokens_read(std::int32_t slot) const = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A JRT-RNN or Based language model on the library's kernels: reads a checkpoint in the authors' layout and generates
 // tokens, on the CPU or a GPU. `jrt_lm --help` says how; docs/jrt-rnn.md explains it.
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -37,6 +38,12 @@ struct Tokenizer {
 };
 #endif
 
+/// A model, and the time from its files to where it can read a prompt.
+struct Loaded {
+  std::unique_ptr<LanguageModel> model;
+  double milliseconds = 0;
+};
+
 /// Checkpoint or random weights, and the model made of them; the checkpoint is closed afterwards.
 std::unique_ptr<LanguageModel> open_model(const Options& options) {
   if (options.model_folder.empty() == options.random_weights.empty()) {
@@ -52,6 +59,19 @@ std::unique_ptr<LanguageModel> open_model(const Options& options) {
   const Checkpoint checkpoint(options.model_folder);
   settle_tensors(config, checkpoint);
   return make_model(config, CheckpointWeights(checkpoint), options.model);
+}
+
+Loaded load_model(const Options& options) {
+  const auto start = std::chrono::steady_clock::now();
+  Loaded loaded{open_model(options)};
+  loaded.model->synchronize();
+  loaded.milliseconds = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  if (!options.quiet && loaded.milliseconds >= 1000) {  // less is over before anyone asks
+    std::fprintf(stderr, "%s: %.2f billion numbers loaded in %.1f s\n",
+                 options.random_weights.empty() ? options.model_folder.c_str() : options.random_weights.c_str(),
+                 static_cast<double>(parameter_count(loaded.model->config())) * 1e-9, loaded.milliseconds * 1e-3);
+  }
+  return loaded;
 }
 
 std::vector<Request> requests_of(const Options& options, const std::optional<Tokenizer>& tokenizer) {
@@ -94,12 +114,14 @@ void take_encoder_of(const LanguageModel& model, Options& options) {
   }
 }
 
-nlohmann::ordered_json about(LanguageModel& model, const Options& options) {
+nlohmann::ordered_json about(const Loaded& loaded, const Options& options) {
+  const LanguageModel& model = *loaded.model;
   nlohmann::ordered_json json;
   json["model"] = options.random_weights.empty() ? options.model_folder : options.random_weights;
   json["parameters"] = parameter_count(model.config());
   json["device"] = model.device_name();
   json["type"] = name_of(options.model.type);
+  json["load_ms"] = loaded.milliseconds;
   return json;
 }
 
@@ -116,7 +138,8 @@ void generate_and_print(Options options) {
   if (options.half_prefix) {
     throw std::invalid_argument("--prefix half is for --measure; prompts of one's own need a number");
   }
-  const auto model = open_model(options);
+  const Loaded loaded = load_model(options);
+  LanguageModel* const model = loaded.model.get();
   take_encoder_of(*model, options);
   ProgressLine progress(options.quiet);
   const Generation result = generate(*model, requests, options.generation, progress.of(requests, options.generation));
@@ -133,7 +156,7 @@ void generate_and_print(Options options) {
     }
     return;
   }
-  nlohmann::ordered_json json = about(*model, options);
+  nlohmann::ordered_json json = about(loaded, options);
   json["tokens"] = result.tokens;
   if (tokenizer) {
     for (const auto& tokens : result.tokens) {
@@ -157,9 +180,10 @@ void measure_and_print(Options options) {
     throw std::invalid_argument("--measure makes its own prompts, but others are given");
   }
   options.model.slots = options.batch;
-  const auto model = open_model(options);
+  const Loaded loaded = load_model(options);
+  LanguageModel* const model = loaded.model.get();
   take_encoder_of(*model, options);
-  nlohmann::ordered_json json = about(*model, options);
+  nlohmann::ordered_json json = about(loaded, options);
   json["measurements"] = nlohmann::ordered_json::array();
   for (const std::int64_t tokens : options.measure) {
     MeasurementOptions what;

@@ -265,6 +265,17 @@ const char* key_or_alias(const ConfigSection& root, const char* key, const char*
 
 }  // namespace
 
+const char* name_of(MixerKind kind) {
+  switch (kind) {
+    case MixerKind::convolution:
+      return "convolution";
+    case MixerKind::linear:
+      return "linear attention";
+    default:
+      return "window attention";
+  }
+}
+
 std::string description(const KernelShape& shape) {
   return "d = " + std::to_string(shape.feature_dim) + ", head dimension " + std::to_string(shape.head_dim) + ", window " +
          std::to_string(shape.left_window) + ", convolution " + std::to_string(shape.kernel_width);

@@ -15,6 +15,9 @@ enum class MixerKind {
   window,       ///< sliding-window attention with rotary embedding
 };
 
+/// "convolution", "linear attention", "window attention"
+const char* name_of(MixerKind kind);
+
 /// What kernels are compiled for; everything else of a model is known at run time only.
 struct KernelShape {
   int feature_dim = 16;   ///< d of linear attention

@@ -20,7 +20,8 @@
 namespace jrt_lm {
 
 const char* const usage =
-    R"(usage: jrt_lm FOLDER [options]                          config.json and *.safetensors in the authors' layout
+    R"(usage: jrt_lm FOLDER [options]                          config.json and the weights in the authors' layout, in
+                                                        pytorch_model.bin or model.safetensors or shards of either
        jrt_lm --random-weights 360m|1.3b [options]     a published layout without its weights
 
 Prompts; several are a batch, of any lengths:
@@ -54,7 +55,7 @@ Measuring, on random prompts:
   --measure N[,N...]     tokens of a prompt;  --batch B: prompts;  --repeats R: of which the median counts
 Output:
   --json                 everything, for programs
-  --quiet                no line of progress during long prefills
+  --quiet                no lines about loading and about long prefills
 )";
 
 namespace {

@@ -23,6 +23,11 @@ Sampler::Sampler(const SamplingOptions& options, std::uint64_t sequence)
 }
 
 std::int32_t Sampler::draw(std::span<const double> logits) {
+  const auto bad = std::find_if_not(logits.begin(), logits.end(), [](double logit) { return std::isfinite(logit); });
+  if (bad != logits.end()) {
+    throw std::invalid_argument("the logit of token " + std::to_string(bad - logits.begin()) + " is " +
+                                std::to_string(*bad) + ", but must be finite");
+  }
   if (options_.greedy()) {
     return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   }

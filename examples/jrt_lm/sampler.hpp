@@ -25,7 +25,7 @@ class Sampler {
   /// std::invalid_argument with both values for options out of range. `sequence` sets sequences with one seed apart.
   explicit Sampler(const SamplingOptions& options, std::uint64_t sequence = 0);
 
-  /// A token of `logits`, which is the vocabulary's part of a row.
+  /// A token of `logits`, which is the vocabulary's part of a row. std::invalid_argument where one of them is not finite.
   std::int32_t draw(std::span<const double> logits);
 
  private:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -114,6 +115,23 @@ class Transformer final : public LanguageModel {
     return logits_->likeliest.download(logits_->rows);
   }
 
+  [[nodiscard]] std::int64_t first_not_finite(std::int32_t token, std::int32_t slot) override {
+    StepBatch& batch = enqueue_step(std::span(&token, 1), std::span(&slot, 1), 1);
+    const Array<Sum>& residual = batch.activations.residual;
+    std::int64_t first = -1;
+    const auto look = [&](std::int64_t place) {
+      const std::vector<Sum> row = residual.download(config_.width);
+      if (first < 0 && !std::all_of(row.begin(), row.end(), [](Sum x) { return std::isfinite(x); })) {
+        first = place;
+      }
+    };
+    device_.embed(batch.tokens.data(), 1, weights_.embedding.weight.data(), config_.width,
+                  batch.activations.residual.data());
+    look(0);
+    run_layers(pass_of(batch, 1), batch.activations, look);
+    return first;
+  }
+
   void fork(std::int32_t from, std::int32_t to) override {
     tokens_read_[checked(to)] = tokens_read_[checked(from)];
     states_.copy(device_, from, to);
@@ -208,17 +226,21 @@ class Transformer final : public LanguageModel {
     batch.positions.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows)));
     batch.slots.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows), jrt::skip_slot));
     const auto run = [this, &batch, rows] {
-      Pass pass;
-      pass.rows = rows;
-      pass.tokens = batch.tokens.data();
-      pass.positions = batch.positions.data();
-      pass.slots = batch.slots.data();
-      run_layers(pass, batch.activations, [](std::int64_t) {});
+      run_layers(pass_of(batch, rows), batch.activations, [](std::int64_t) {});
       batch.logits.rows = 0;
       finish(batch.activations, nullptr, rows, batch.logits);
     };
     run();  // rows of padding: it changes no state, but all memory is there afterwards, and all kernels are loaded
     batch.graph = device_.capture(run);
+  }
+
+  static Pass pass_of(const StepBatch& batch, std::int64_t rows) {
+    Pass pass;
+    pass.rows = rows;
+    pass.tokens = batch.tokens.data();
+    pass.positions = batch.positions.data();
+    pass.slots = batch.slots.data();
+    return pass;
   }
 
   void count_steps(std::span<const std::int32_t> of_slots, std::int64_t steps) {

@@ -3,8 +3,10 @@
 // here.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
@@ -197,6 +199,59 @@ TEST_CASE("a measurement of more random tokens than memory has is refused at onc
                        doctest::Contains("--batch 1048576 and --measure 1073741824 are 1125899906842624 tokens"),
                        std::invalid_argument);
   CHECK(parsed({"--batch", "16", "--measure", "131072"}).measure.size() == 1);
+}
+
+TEST_CASE("the clone of a repository whose large files were not fetched is told from a broken file") {
+  const std::string pointer =
+      "version https://git-lfs.github.com/spec/v1\noid sha256:" + std::string(64, '0') + "\nsize 9\n";
+  for (const char* const name : {"model.safetensors", "pytorch_model.bin"}) {
+    const Folder clone;
+    const std::string path = clone.write(name, pointer);
+    check_message(message_of([&] { const Checkpoint checkpoint(clone.path()); }), {path + ": is a Git LFS pointer"});
+  }
+}
+
+TEST_CASE("a folder as the authors publish it, with PyTorch's file, is a model, and so is one with shards of it") {
+  for (const char* const form : {"published", "sharded"}) {
+    ModelConfig config = read(tiny_config());
+    const Checkpoint checkpoint(data_folder() + "/torch/" + form);
+    settle_tensors(config, checkpoint);
+    CHECK(made(config, CheckpointWeights(checkpoint), precisions.front().type)->config().layers.size() == 6);
+  }
+  ModelConfig config = read(tiny_config());
+  for (const char* const form : {"legacy", "hostile"}) {
+    check_message(message_of([&] { const Checkpoint checkpoint(data_folder() + "/torch/" + form); }),
+                  {"/torch/" + std::string(form) + "/pytorch_model.bin: "});
+  }
+}
+
+TEST_CASE("a NaN in a weight that no token of the prompt needs gives no tokens at all") {
+  // Ways and places: not_finite_test.cpp.
+  const ModelConfig config = small_config();
+  const SpoiltWeights weights(config, "transformer.embeddings.word_embeddings.weight", 20 * config.width, 1, std::nan(""));
+  const auto model = made(config, weights, precisions.front().type);
+  const std::vector<Request> requests{{{1, 2, 3}}};
+  CHECK_THROWS_WITH_AS(generate(*model, requests, {}, {}), doctest::Contains("sequence 0, step 0"), std::runtime_error);
+}
+
+TEST_CASE("a saved conversation that claims more tokens than can be counted does not load") {
+  // What else saved states may claim: state_exchange_test.cpp, window_attention_test.cpp and fuzz/saved_states_fuzz.cpp.
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  const auto model = made(config, weights, precisions.front().type, 1);
+  static_cast<void>(prefill_last(*model, Tokens{1, 2, 3}, 0, 0));
+  const std::vector<std::byte> saved = model->save(0);
+  for (std::size_t at = 0; at + 8 <= saved.size(); at += 4) {
+    std::int64_t number = 0;
+    std::memcpy(&number, saved.data() + at, sizeof number);
+    if (number == 3) {  // every place where the number of tokens may be
+      for (const std::int64_t claim : {INT64_MAX, INT64_MAX - 1, INT64_MIN, std::int64_t{-1}, std::int64_t{1} << 31}) {
+        std::vector<std::byte> claims = saved;
+        std::memcpy(claims.data() + at, &claim, sizeof claim);
+        CHECK_THROWS_AS(model->load(claims, 0), std::exception);
+      }
+    }
+  }
 }
 
 #if defined(JRT_LM_TOKENIZER)

@@ -21,6 +21,14 @@ for type in float32 float64; do
   [ "$printed" = "$expected" ] || { echo "wrong tokens ($type): $printed"; failed=1; }
 done
 
+# The same model as PyTorch writes it: under the authors' names, in shards, and with what is no tensor.
+for form in published sharded; do
+  cp -r "$data/torch/$form" "$folder/$form"
+  cp "$model/config.json" "$folder/$form"
+  printed=$("$program" "$folder/$form" --tokens-file "$data/jrt_tiny/prompts.txt" --generate 12)
+  [ "$printed" = "$expected" ] || { echo "wrong tokens ($form): $printed"; failed=1; }
+done
+
 # A temperature of 0 is greedy, and a byte order mark before prompts is passed over.
 { printf '\xEF\xBB\xBF'; cat "$data/jrt_tiny/prompts.txt"; } >"$folder/marked"
 printed=$("$program" "$model" --tokens-file "$folder/marked" --generate 12 --temperature 0 --top-p 0.9 --seed 5)
@@ -34,7 +42,7 @@ out = json.load(sys.stdin)
 assert len(out["tokens"]) == 1 and len(out["tokens"][0]) == 3, out
 assert out["prompt_tokens"] == 3 and out["decode_rounds"] == 2, out
 for key in ("prefill_ms", "prefill_tokens_per_s", "decode_ms_per_token", "decode_tokens_per_s", "state_bytes_per_sequence",
-            "device_bytes", "parameters"):
+            "device_bytes", "parameters", "load_ms"):
     assert out[key] > 0, key' || failed=1
 "$program" "$model" --measure 7,40 --batch 2 --repeats 1 --generate 3 --json | python3 -c '
 import json, sys
@@ -153,6 +161,36 @@ refused "transformer.layers.6." "$folder" --tokens 1
 sed -e 's/"n_inner": 128/"n_inner": 300/' "$model/config.json" >"$folder/config.json"
 refused "[512, 64]" "$folder" --tokens 1
 refused "[1024, 64]" "$folder" --tokens 1
+# Files of PyTorch's: the older format, a program in place of a tensor, a part of a file, a pointer in place of one.
+mkdir "$folder/torch"
+cp "$model/config.json" "$folder/torch"
+bin=$folder/torch/pytorch_model.bin
+cp "$data/torch/legacy/pytorch_model.bin" "$bin"
+refused "torch.save" "$folder/torch" --tokens 1
+cp "$data/torch/hostile/pytorch_model.bin" "$bin"
+refused "nothing was executed" "$folder/torch" --tokens 1
+[ ! -e executed.txt ] || { echo "a checkpoint was executed"; failed=1; }
+head -c 100000 "$data/torch/published/pytorch_model.bin" >"$bin"
+refused "$bin" "$folder/torch" --tokens 1
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 800000000\n' 1 >"$bin"
+refused "$bin: is a Git LFS pointer of" "$folder/torch" --tokens 1
+# A NaN in the embedding of token 96, which is nobody's: the last row of the table of 104.
+python3 - "$model/model.safetensors" "$folder/model.safetensors" <<'END'
+import json, struct, sys
+file = bytearray(open(sys.argv[1], "rb").read())
+size = struct.unpack("<Q", file[:8])[0]
+begin = json.loads(file[8 : 8 + size])["transformer.embeddings.word_embeddings.weight"]["data_offsets"][0]
+struct.pack_into("<f", file, 8 + size + begin + 4 * (96 * 64 + 9), float("nan"))
+open(sys.argv[2], "wb").write(file)
+END
+cp "$model/config.json" "$folder"
+for way in "--top-k 1" "--top-k 0" "--measure 7"; do
+  # shellcheck disable=SC2086
+  refused "sequence 0, step 0 (the prompt's last token): logits are NaN or infinite" \
+    "$folder" $([ "$way" = "--measure 7" ] || echo --tokens 1,2,3) $way
+done
+cp "$model/model.safetensors" "$folder"
+
 # A tensor that the model has no use for (its bias is switched off), and one with numbers of another kind.
 sed -e 's/"use_bias": true/"use_bias": false/' "$model/config.json" >"$folder/config.json"
 refused "mixer.in_proj.bias' is not part of the model" "$folder" --tokens 1

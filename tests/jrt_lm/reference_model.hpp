@@ -6,6 +6,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "jrt_lm/model_config.hpp"
@@ -52,6 +53,28 @@ class TestWeights : public WeightSourceOf<TestWeights> {
 
  private:
   std::map<std::string, Numbers> tensors_;
+};
+
+/// Those weights with some numbers of one tensor replaced.
+class SpoiltWeights : public WeightSourceOf<SpoiltWeights> {
+ public:
+  SpoiltWeights(const ModelConfig& config, std::string tensor, std::int64_t first, std::int64_t count, double number)
+      : weights_(config), tensor_(std::move(tensor)), first_(first), count_(count), number_(number) {}
+
+  template <class T>
+  void fill(const TensorSpec& tensor, T* to) const {
+    weights_.fill(tensor, to);
+    for (std::int64_t i = 0; tensor.name == tensor_ && i < count_; ++i) {
+      to[first_ + i] = jrt::convert<T>(number_);
+    }
+  }
+
+ private:
+  TestWeights weights_;
+  std::string tensor_;
+  std::int64_t first_;
+  std::int64_t count_;
+  double number_;
 };
 
 class ReferenceModel {

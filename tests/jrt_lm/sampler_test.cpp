@@ -76,6 +76,17 @@ TEST_CASE("the same seed gives the same tokens, another sequence or seed others"
   CHECK(tokens(1, 0) != tokens(2, 0));
 }
 
+TEST_CASE("logits that are not finite give no token, in whatever way it is taken") {
+  for (const double number : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+    for (const SamplingOptions& options : {SamplingOptions{}, SamplingOptions{.top_k = 0}, SamplingOptions{.top_k = 2}}) {
+      std::vector<double> spoilt = logits;
+      spoilt[2] = number;
+      Sampler sampler(options);
+      CHECK_THROWS_WITH_AS(sampler.draw(spoilt), doctest::Contains("the logit of token 2 is"), std::invalid_argument);
+    }
+  }
+}
+
 TEST_CASE("options out of range") {
   CHECK_THROWS_WITH_AS(Sampler({.top_k = -1}), "top-k is -1, but must be at least 0", std::invalid_argument);
   CHECK_THROWS_WITH_AS(Sampler({.top_p = 0}), "top-p is 0.000000, but must be above 0 and at most 1",
