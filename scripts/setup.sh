@@ -16,9 +16,12 @@ install_missing() {
     echo "they cannot be installed from here: that takes Debian or Ubuntu, and root or sudo" >&2
     exit 1
   fi
-  "${as_root[@]}" apt-get update -qq
   # By env, since sudo does not pass the caller's variables on.
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  if ! "${as_root[@]}" apt-get update -qq ||
+    ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; then
+    echo "apt-get could not install ${missing[*]}: is there a network? With these packages installed nothing is fetched" >&2
+    exit 1
+  fi
 }
 
 # sanitizer_runtime: the package of clang's sanitizer runtimes, where it is one of its own (Debian 12 and later).

@@ -20,7 +20,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t most = ConfigSection::most;
 constexpr std::int64_t most_layers = std::int64_t{1} << 12;
 
 std::int64_t rounded_up(std::int64_t value, std::int64_t multiple) {
@@ -44,10 +43,10 @@ void check_agrees(const ConfigSection& mixer, const char* key, bool agrees, cons
 
 void read_convolution(const ConfigSection& mixer, ModelConfig& config) {
   config.channels = mixer.integer_or("expand_proj", 2, 1) * config.width / 2;
-  if (config.channels < 1 || config.channels > most) {
+  if (config.channels < 1 || config.channels > ConfigSection::most) {
     mixer.fail("expand_proj", "is " + support::brief(mixer.at("expand_proj")) + ", which gives " +
                                   std::to_string(config.channels) + " channels, but there must be from 1 to " +
-                                  std::to_string(most));
+                                  std::to_string(ConfigSection::most));
   }
   config.convolution_projection_bias = mixer.flag("use_bias");
   config.shape.kernel_width = mixer.has("kernel_size") ? static_cast<int>(mixer.integer("kernel_size", 2, 8)) : 3;

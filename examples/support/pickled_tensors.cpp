@@ -17,7 +17,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "numbers are copied as they lie in the file");
 
-constexpr std::size_t max_values = 1'000'000;
+constexpr std::size_t max_pickled_values = 1'000'000;
 constexpr std::size_t max_dimensions = 64;  // PyTorch's own
 
 /// What a name stands for.
@@ -137,8 +137,8 @@ class Machine {
     return value(index);
   }
   void bound(std::size_t count, const char* what) const {
-    if (count >= max_values) {
-      fail(std::string("has more than ") + std::to_string(max_values) + " " + what);
+    if (count >= max_pickled_values) {
+      fail(std::string("has more than ") + std::to_string(max_pickled_values) + " " + what);
     }
   }
   Value& push(Kind kind) {

@@ -21,7 +21,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t max_levels = 16;
-constexpr std::size_t max_values = 1'000'000;
+constexpr std::size_t max_json_values = 1'000'000;
 
 std::string on_one_line(std::string_view text) {
   constexpr std::size_t max_size = 120;
@@ -62,7 +62,7 @@ PlainText without_special_numbers(std::string_view text) {
       {"-Infinity", {-infinity, "-0.000000"}}};
   PlainText plain{std::string(text), {}};
   std::size_t numbers = 0;
-  for (std::size_t i = 0; i < text.size() && numbers <= max_values;) {  // more are refused
+  for (std::size_t i = 0; i < text.size() && numbers <= max_json_values;) {  // more are refused
     if (text[i] == '"') {
       for (++i; i < text.size() && text[i] != '"'; ++i) {
         i += text[i] == '\\' ? 1 : 0;
@@ -145,8 +145,8 @@ class Builder : public nlohmann::json_sax<json> {
   }
 
   bool add(json&& value) {
-    if (++values_ > max_values) {
-      fail("has more than " + std::to_string(max_values) + " values");
+    if (++values_ > max_json_values) {
+      fail("has more than " + std::to_string(max_json_values) + " values");
     }
     if (open_.empty()) {
       last_ = &root_;
