@@ -27,22 +27,24 @@ export build
 
 checks() {
   # The longest first.
-  for test in windowed_linear_attention fuzz_window_16bit jrt_lm_generation fuzz_convolution fuzz_window fuzz_16bit \
-    jrt_lm_model jrt_lm_not_finite window_attention gated_convolution prefill decode laws golden state_exchange state_operations \
-    policy_feature_map policy_padding backend hopper golden_window stack checkpoints jrt_lm_products; do
+  for test in mixer_hybrid_attention fuzz_window_16bit jrt_lm_generation fuzz_convolution fuzz_window fuzz_16bit \
+    jrt_lm_model jrt_lm_not_finite mixer_window_attention mixer_gated_convolution prefill decode laws \
+    golden_linear_attention state_exchange state_operations policy_feature_map policy_padding backend hopper \
+    golden_window_attention mixer_stack checkpoints jrt_lm_products; do
     echo "memcheck $test"
   done
   # Not prefill, nor what contains it: racecheck does not see the order that mbarriers and the copy engine give, and takes
   # the zeroing of a tail in a stage that was in use before for a race with its last readers. The lengths in races_test have
   # a barrier of all threads between the two.
-  for test in window_attention gated_convolution golden_window decode golden policy_padding races; do
+  for test in mixer_window_attention mixer_gated_convolution golden_window_attention decode golden_linear_attention \
+    policy_padding races; do
     echo "racecheck $test"
   done
   # The same is reported of cuBLAS's own kernels for few rows, which half takes. (racecheck's filter of kernels is no way
   # out: with those of cuBLAS left out it stops with an error of its own and the program with a wrong access.)
   echo "racecheck jrt_lm_products --test-case-exclude=*Half*"
-  for test in windowed_linear_attention window_attention gated_convolution golden_window jrt_lm_model decode golden \
-    policy_padding races; do
+  for test in mixer_hybrid_attention mixer_window_attention mixer_gated_convolution golden_window_attention jrt_lm_model decode \
+    golden_linear_attention policy_padding races; do
     echo "initcheck $test"
   done
 }

@@ -4,15 +4,15 @@
 #include <doctest/doctest.h>
 
 #include <cstring>
-#include <jrt/stack.hpp>
+#include <jrt/mixer/stack.hpp>
 #include <string>
 
 #include "support/backend.hpp"
 #include "support/configs.hpp"
 #include "support/counted_states.hpp"
-#include "support/problem.hpp"
+#include "support/hybrid_problem.hpp"
+#include "support/linear_problem.hpp"
 #include "support/window_problem.hpp"
-#include "support/windowed_problem.hpp"
 
 namespace jrt::test {
 namespace {

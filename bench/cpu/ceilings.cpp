@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/ceilings.hpp"
 
-#include <jrt/detail/cpu/simd.hpp>
+#include <jrt/detail/cpu/core/simd.hpp>
 #include <jrt/thread_pool.hpp>
 #include <vector>
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <jrt/attention_config.hpp>
+#include <jrt/mixer/linear_attention.hpp>
 #include <jrt/prefill.hpp>
 #include <jrt/tensor_view.hpp>
 #include <memory>

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <jrt/repeated_prompt.hpp>
-#include <jrt/short_prompt.hpp>
+#include <jrt/prompt/repeated_prompt.hpp>
+#include <jrt/prompt/short_prompt.hpp>
 #include <jrt/state.hpp>
 #include <stdexcept>
 #include <string>

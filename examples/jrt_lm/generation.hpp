@@ -13,7 +13,7 @@
 namespace jrt_lm {
 
 /// What is done with a prompt of fewer tokens than the encoder region that the model was trained with
-/// (jrt/short_prompt.hpp).
+/// (jrt/prompt/short_prompt.hpp).
 enum class ShortPromptStrategy {
   shorten,     ///< the encoder region is the prompt: left padding whose positions are dropped. Costs nothing
   left_pad,    ///< the authors' left padding: padded positions are read, and linear attention sees their keys as 0

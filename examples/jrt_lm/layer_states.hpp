@@ -4,12 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <jrt/gated_convolution.hpp>
+#include <jrt/mixer/gated_convolution.hpp>
+#include <jrt/mixer/window_attention.hpp>
 #include <jrt/prefill.hpp>
 #include <jrt/state.hpp>
 #include <jrt/state_exchange.hpp>
 #include <jrt/state_operations.hpp>
-#include <jrt/window_attention.hpp>
 #include <span>
 #include <stdexcept>
 #include <string>

@@ -7,10 +7,10 @@
 #include <cstdint>
 #include <functional>
 #include <jrt/decode.hpp>
-#include <jrt/gated_convolution.hpp>
+#include <jrt/mixer/gated_convolution.hpp>
+#include <jrt/mixer/window_attention.hpp>
 #include <jrt/policy/rotary.hpp>
 #include <jrt/prefill.hpp>
-#include <jrt/window_attention.hpp>
 #include <map>
 #include <memory>
 #include <span>

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstdint>
 #include <jrt/checkpoints.hpp>
-#include <jrt/gated_convolution.hpp>
-#include <jrt/stack.hpp>
+#include <jrt/mixer/gated_convolution.hpp>
+#include <jrt/mixer/stack.hpp>
+#include <jrt/mixer/window_attention.hpp>
 #include <jrt/state_operations.hpp>
-#include <jrt/window_attention.hpp>
 #include <optional>
 #include <random>
 #include <stdexcept>

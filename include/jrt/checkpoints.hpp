@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "jrt/detail/checkpointed_prefill.hpp"
+#include "jrt/detail/shared/stack/checkpointed_prefill.hpp"
+#include "jrt/mixer/stack.hpp"
 #include "jrt/prefill.hpp"
-#include "jrt/stack.hpp"
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"
 #include "jrt/workspace.hpp"

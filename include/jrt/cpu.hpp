@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "jrt/detail/cpu/backend.hpp"
-#include "jrt/detail/cpu/convolution_backend.hpp"
-#include "jrt/detail/cpu/execution.hpp"
-#include "jrt/detail/cpu/simd.hpp"
-#include "jrt/detail/cpu/window_backend.hpp"
-#include "jrt/detail/cpu/windowed_backend.hpp"
-#include "jrt/detail/stack_backend.hpp"
+#include "jrt/detail/cpu/convolution/backend.hpp"
+#include "jrt/detail/cpu/core/execution.hpp"
+#include "jrt/detail/cpu/core/simd.hpp"
+#include "jrt/detail/cpu/hybrid/backend.hpp"
+#include "jrt/detail/cpu/linear/backend.hpp"
+#include "jrt/detail/cpu/window/backend.hpp"
+#include "jrt/detail/shared/stack/backend.hpp"
 
 /// The CPU backend. Including this header brings in Eigen/Core (for its SIMD packets); nothing else of the library does.
 namespace jrt {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "jrt/detail/cuda/backend.cuh"
-#include "jrt/detail/cuda/convolution_backend.cuh"
-#include "jrt/detail/cuda/execution.cuh"
-#include "jrt/detail/cuda/window_backend.cuh"
-#include "jrt/detail/cuda/windowed_backend.cuh"
-#include "jrt/detail/stack_backend.hpp"
+#include "jrt/detail/cuda/convolution/backend.cuh"
+#include "jrt/detail/cuda/core/execution.cuh"
+#include "jrt/detail/cuda/hybrid/backend.cuh"
+#include "jrt/detail/cuda/linear/backend.cuh"
+#include "jrt/detail/cuda/window/backend.cuh"
+#include "jrt/detail/shared/stack/backend.hpp"
 
 /// The CUDA backend, for GPUs from sm_80 on; needs nvcc, and no Eigen. Pass `jrt::Cuda{stream}` to any operation.

@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "jrt/attention_config.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/integer.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"
 #include "jrt/tensor_view.hpp"
@@ -20,8 +20,8 @@ template <class Config>
 struct DecodeArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: DecodeArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
+                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Of prefix linear attention, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
@@ -100,8 +100,8 @@ template <class Config>
 struct StagedStepArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: StagedStepArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
+                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Of prefix linear attention, with the letters of `DecodeArgs`.
@@ -146,8 +146,8 @@ template <class Config>
 struct CommitArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: CommitArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
+                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Of prefix linear attention.

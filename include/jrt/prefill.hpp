@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "jrt/attention_config.hpp"
 #include "jrt/detail/backend.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"
@@ -15,14 +15,15 @@
 /// Prefill: outputs for a run of tokens, from an initial state to a final one.
 namespace jrt {
 
-/// Arguments of `prefill` for one mixer: prefix linear attention below, `SlidingWindowAttention` in window_attention.hpp,
-/// `GatedConvolution` in gated_convolution.hpp, `WindowedLinearAttention` in windowed_linear_attention.hpp.
+/// Arguments of `prefill` for one mixer: prefix linear attention below, `SlidingWindowAttention` in
+/// mixer/window_attention.hpp, `GatedConvolution` in mixer/gated_convolution.hpp, `WindowedLinearAttention` in
+/// mixer/hybrid_attention.hpp.
 template <class Config>
 struct PrefillArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: PrefillArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/window_attention.hpp), a ConvolutionConfig (include jrt/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/windowed_linear_attention.hpp).");
+                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
+                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Arguments of prefix linear attention. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <jrt/repeated_prompt.hpp>
+#include <jrt/prompt/repeated_prompt.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "support/backend.hpp"
-#include "support/problem.hpp"
+#include "support/linear_problem.hpp"
 
 // A policy that is to run on the GPU as well says so in CUDA's words; host compilers need not see them.
 #if defined(__CUDACC__)

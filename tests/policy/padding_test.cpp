@@ -5,7 +5,7 @@
 
 #include "support/backend.hpp"
 #include "support/configs.hpp"
-#include "support/problem.hpp"
+#include "support/linear_problem.hpp"
 
 namespace jrt::test {
 namespace {

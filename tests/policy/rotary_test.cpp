@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "jrt/detail/cpu/window_block.hpp"
+#include "jrt/detail/cpu/window/block.hpp"
 
 namespace jrt::test {
 namespace {

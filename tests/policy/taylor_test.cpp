@@ -9,7 +9,7 @@
 #include <random>
 #include <utility>
 
-#include "jrt/detail/cpu/expand.hpp"
+#include "jrt/detail/cpu/core/expand.hpp"
 #include "support/tensor.hpp"
 
 namespace jrt::test {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <jrt/attention_config.hpp>
+#include <jrt/mixer/linear_attention.hpp>
 #include <jrt/policy/elementwise_maps.hpp>
 
 /// Operators that several tests use.

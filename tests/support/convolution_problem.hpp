@@ -5,11 +5,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <jrt/gated_convolution.hpp>
+#include <jrt/mixer/gated_convolution.hpp>
 #include <type_traits>
 #include <vector>
 
-#include "support/problem.hpp"
+#include "support/linear_problem.hpp"
 #include "support/tensor.hpp"
 
 /// A convolution's inputs as plain values, the formula in double, and functions that place inputs, run an operation on a

@@ -11,9 +11,9 @@
 #include <span>
 #include <vector>
 
-#include "support/problem.hpp"
+#include "support/hybrid_problem.hpp"
+#include "support/linear_problem.hpp"
 #include "support/window_problem.hpp"
-#include "support/windowed_problem.hpp"
 
 /// States of mixers that count tokens, with any number there, and what comes of them.
 namespace jrt::test {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "support/backend.hpp"
-#include "support/problem.hpp"
+#include "support/linear_problem.hpp"
 
 /// Random calls against the oracle in double.
 namespace jrt::test {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <jrt/gated_convolution.hpp>
+#include <jrt/mixer/gated_convolution.hpp>
 #include <string>
 #include <vector>
 

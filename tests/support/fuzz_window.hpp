@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <jrt/window_attention.hpp>
+#include <jrt/mixer/window_attention.hpp>
 #include <string>
 #include <vector>
 

@@ -2,14 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <jrt/stack.hpp>
+#include <jrt/mixer/stack.hpp>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "support/configs.hpp"
 #include "support/convolution_problem.hpp"
-#include "support/problem.hpp"
+#include "support/linear_problem.hpp"
 #include "support/window_problem.hpp"
 
 /// Inputs of a stack with every kind of mixer, and functions that place them and run its operations on a backend.

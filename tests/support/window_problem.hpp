@@ -7,11 +7,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <jrt/detail/window_range.hpp>
-#include <jrt/window_attention.hpp>
+#include <jrt/detail/plan/window_range.hpp>
+#include <jrt/mixer/window_attention.hpp>
 #include <vector>
 
-#include "support/problem.hpp"
+#include "support/linear_problem.hpp"
 #include "support/tensor.hpp"
 
 /// Inputs of window attention as plain values, an oracle, and functions that place them, run an operation on a backend and

@@ -13,7 +13,7 @@ namespace jrt {
 /// Guarantees: without left pads every padding policy gives the same result.
 /// Cost:       none.
 /// Default:    `DropPadding`.
-/// Tested by:  tests/policy/padding_test.cpp, tests/golden_test.cpp
+/// Tested by:  tests/policy/padding_test.cpp, tests/golden/linear_attention_test.cpp
 template <class P>
 concept Padding = requires {
   { P::keeps_padded_keys } -> std::convertible_to<bool>;

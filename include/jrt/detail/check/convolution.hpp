@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/check/mixer.hpp"
+#include "jrt/mixer/gated_convolution.hpp"
+
+/// What makes the arguments of the convolution's operations valid; `check_shapes` and `check_arrays` as in mixer.hpp.
+namespace jrt::detail {
+
+/// One of the views of channels: a head as wide as the input.
+template <class T, class Input>
+void check_channel_view(Checker& check, const char* argument, const TensorView<T>& view, const TensorView<Input>& input) {
+  check.given(argument, view, "heads", 1, "the number of a convolution's");
+  check.view(argument, view, view.dim);
+  check.equal(argument, "heads", view.heads, 1, "the number of a convolution's");
+  check.equal(argument, "dim", view.dim, input.dim, "input's");
+  check.same_tokens(argument, view, "input's", input);
+}
+
+/// Whether a call gates its outputs. An empty view of no tokens is as good as none.
+template <class E>
+bool has_gate(const TensorView<const E>& gate) {
+  return gate.data != nullptr || gate.tokens != 0;
+}
+
+/// Inputs, gates, outputs and weights of a prefill or a step.
+template <class Args>
+void check_channels(Checker& check, const Args& args) {
+  check_channel_view(check, "input", args.input, args.input);
+  check.at_least("input", "dim", args.input.dim, 1);
+  if (has_gate(args.gate)) {
+    check_channel_view(check, "gate", args.gate, args.input);
+  }
+  check_channel_view(check, "output", args.output, args.input);
+  check.rows_apart("output", args.output);
+  check.not_null("weight", args.weight);
+  check.aligned("weight", args.weight, alignof(typename Args::Weight));
+  check.aligned("bias", args.bias, alignof(typename Args::Weight));
+}
+
+template <ConvolutionConfig Config>
+Status check_shapes(const PrefillArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_channels(check, args);
+  check.sequence_shapes(args.sequences, args.input.batch);
+  check_prefill_states(check, args, args.input.dim);
+  return check.status();
+}
+template <ConvolutionConfig Config>
+Status check_arrays(const PrefillArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_plain_prefill_arrays(check, args, args.input.batch, args.input.tokens);
+  return check.status();
+}
+
+template <ConvolutionConfig Config>
+Status check_shapes(const DecodeArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_channels(check, args);
+  check_step_states(check, args, args.input.dim);
+  return check.status();
+}
+template <ConvolutionConfig Config>
+Status check_arrays(const DecodeArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_step_slots(check, args, args.input.batch);
+  return check.status();
+}
+
+template <ConvolutionConfig Config>
+Status check_shapes(const StagedStepArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_channels(check, args);
+  check_staged(check, args, {args.input.batch, "input's batch", args.input.tokens, args.input.dim, "input's dim"});
+  return check.status();
+}
+template <ConvolutionConfig Config>
+Status check_arrays(const StagedStepArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_staged_slots(check, args, args.input.batch);
+  return check.status();
+}
+
+template <ConvolutionConfig Config>
+Status check_shapes(const CommitArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_commit(check, args);
+  return check.status();
+}
+template <ConvolutionConfig Config>
+Status check_arrays(const CommitArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check_commit_arrays(check, args);
+  return check.status();
+}
+
+}  // namespace jrt::detail

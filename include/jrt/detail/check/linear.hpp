@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/check/mixer.hpp"
+#include "jrt/prefill.hpp"
+
+/// What makes the arguments of linear attention valid, and views of tokens of either attention; `check_shapes` and
+/// `check_arrays` as in mixer.hpp.
+namespace jrt::detail {
+
+/// Queries, keys, values and outputs of a prefill or a step, of either attention.
+template <class Args>
+void check_token_views(Checker& check, const Args& args, int head_dim, int value_dim) {
+  check.view("query", args.query, head_dim);
+  check.view("key", args.key, head_dim);
+  check.view("value", args.value, value_dim);
+  check.view("output", args.output, value_dim);
+  check.same_tokens("key", args.key, "query's", args.query);
+  check.same_tokens("value", args.value, "query's", args.query);
+  check.same_tokens("output", args.output, "query's", args.query);
+  check.equal("value", "heads", args.value.heads, args.key.heads, "key's");
+  check.equal("output", "heads", args.output.heads, args.query.heads, "query's");
+  check.multiple("query", "heads", args.query.heads, args.key.heads, "the heads of 'key'");
+  check.rows_apart("output", args.output);
+}
+
+/// Tensors, sequences and states of a prefill whose linear attention is `Config`'s.
+template <AttentionConfig Config, class Args>
+void check_prefill_views(Checker& check, const Args& args) {
+  constexpr int d = Config::FeatureMap::input_dim;
+  constexpr int dv = Config::value_dim;
+  check.take(check_map(args.feature_map));
+  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+  check.sequence_shapes(args.sequences, args.query.batch);
+  if constexpr (Config::Mask::reads_encoder) {
+    if (args.key_encoder.tokens != 0 || args.value_encoder.tokens != 0) {
+      check.given("key_encoder", args.key_encoder, "tokens", args.value_encoder.tokens, "value_encoder's");
+      check.given("value_encoder", args.value_encoder, "tokens", args.key_encoder.tokens, "key_encoder's");
+      check.same_tokens("value_encoder", args.value_encoder, "key_encoder's", args.key_encoder);
+      check.view("key_encoder", args.key_encoder, d);
+      check.view("value_encoder", args.value_encoder, dv);
+      check.equal("key_encoder", "heads", args.key_encoder.heads, args.key.heads, "key's");
+      check.equal("value_encoder", "heads", args.value_encoder.heads, args.key.heads, "key's");
+      if (args.sequences.cu_encoder_seqlens != nullptr) {
+        check.equal("key_encoder", "batch", args.key_encoder.batch, 1, "the batch of packed sequences");
+      } else if (args.sequences.cu_seqlens != nullptr) {
+        check.not_null("sequences.cu_encoder_seqlens", args.sequences.cu_encoder_seqlens);
+      } else {
+        check.equal("key_encoder", "batch", args.key_encoder.batch, args.query.batch, "query's");
+      }
+    }
+  } else {
+    check.equal("key_encoder", "tokens", args.key_encoder.tokens, 0, "what a mask without encoder region reads");
+    check.equal("value_encoder", "tokens", args.value_encoder.tokens, 0, "what a mask without encoder region reads");
+  }
+  check_prefill_states(check, args, args.key.heads);
+}
+
+template <AttentionConfig Config>
+Status check_shapes(const PrefillArgs<Config>& args) {
+  Checker check("prefill");
+  check_prefill_views<Config>(check, args);
+  if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
+    check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
+  }
+  return check.status();
+}
+
+/// Slots and arrays of sequences of a prefill whose linear attention is `Config`'s.
+template <AttentionConfig Config, class Args>
+void check_prefill_arrays(Checker& check, const Args& args, const Sequences& sequences) {
+  const std::int64_t count = sequence_count(sequences, args.query.batch);
+  check_prefill_slots(check, args, count);
+  check.sequence_arrays(sequences, count, args.query.tokens, args.key_encoder.tokens, Config::Mask::reads_encoder,
+                        max_position(args.feature_map), [&](std::int64_t b) {
+                          return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
+                        });
+}
+
+template <AttentionConfig Config>
+Status check_arrays(const PrefillArgs<Config>& args) {
+  Checker check("prefill");
+  check_prefill_arrays<Config>(check, args, args.sequences);
+  return check.status();
+}
+
+/// M <= T where both are extents of dense views: what shows of prefixes without a look into the arrays.
+template <class Args>
+void check_dense_prefix(Checker& check, const Args& args) {
+  const Sequences& s = args.sequences;
+  if (check.ok() && s.cu_seqlens == nullptr && s.cu_encoder_seqlens == nullptr && s.seq_lens == nullptr &&
+      s.prefix_lens == nullptr && sequence_count(s, args.query.batch) > 0) {
+    check.entry("prefix (key_encoder.tokens)", 0, args.key_encoder.tokens, 0, args.query.tokens, "the sequence's tokens");
+  }
+}
+
+template <AttentionConfig Config>
+Status check_shapes(const AccumulateArgs<Config>& args) {
+  Checker check("accumulate");
+  check.take(check_map(args.feature_map));
+  check.view("key", args.key, Config::FeatureMap::input_dim);
+  check.view("value", args.value, Config::value_dim);
+  check.same_tokens("value", args.value, "key's", args.key);
+  check.equal("value", "heads", args.value.heads, args.key.heads, "key's");
+  check.sequence_shapes(args.sequences, args.key.batch);
+  check_state(check, "initial_state", args.initial_state, args.key.heads);
+  check.pool("final_state", args.final_state.pool, args.key.heads);
+  if (args.has_initial_state != nullptr) {
+    check.not_null("initial_state", args.initial_state.pool.data);
+  }
+  if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
+    check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
+  }
+  return check.status();
+}
+
+template <AttentionConfig Config>
+Status check_arrays(const AccumulateArgs<Config>& args) {
+  Checker check("accumulate");
+  const std::int64_t count = sequence_count(args.sequences, args.key.batch);
+  check_prefill_slots(check, args, count);
+  // Neither the encoder's offsets nor prefixes mean anything here.
+  Sequences sequences = args.sequences;
+  sequences.cu_encoder_seqlens = nullptr;
+  sequences.prefix_lens = nullptr;
+  check.sequence_arrays(sequences, count, args.key.tokens, 0, false, max_position(args.feature_map), [&](std::int64_t b) {
+    return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
+  });
+  return check.status();
+}
+
+template <AttentionConfig Config>
+Status check_shapes(const DecodeArgs<Config>& args) {
+  Checker check("decode_step");
+  check.take(check_map(args.feature_map));
+  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+  check_step_states(check, args, args.key.heads);
+  return check.status();
+}
+
+/// Room for `tokens_of(b)` more positions after `first_positions[b]`, in all sequences that are not skipped.
+template <class Map, class TokensOf, class Skipped>
+void check_positions(Checker& check, const Map& map, const std::int32_t* first_positions, std::int64_t count,
+                     const TokensOf& tokens_of, const Skipped& skipped) {
+  if constexpr (Map::needs_position) {
+    check.not_null("first_positions (the feature map needs the position)", first_positions);
+  }
+  for (std::int64_t b = 0; check.ok() && first_positions != nullptr && b < count; ++b) {
+    if (!skipped(b)) {
+      check.entry("first_positions", b, first_positions[b], 0, max_position(map) - tokens_of(b),
+                  "the feature map's max_position less the new tokens");
+    }
+  }
+}
+
+template <AttentionConfig Config>
+Status check_arrays(const DecodeArgs<Config>& args) {
+  Checker check("decode_step");
+  const std::int64_t count = args.query.batch;
+  const auto& destination = destination_of(args);
+  check_step_slots(check, args, count);
+  check_positions(
+      check, args.feature_map, args.first_positions, count, [&](std::int64_t) { return args.query.tokens; },
+      [&](std::int64_t b) { return sequence_skipped(args.source, nullptr, destination, b); });
+  return check.status();
+}
+
+template <AttentionConfig Config>
+Status check_shapes(const StagedStepArgs<Config>& args) {
+  Checker check("staged_step");
+  check.take(check_map(args.feature_map));
+  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+  check_staged(check, args, {args.query.batch, "query's batch", args.query.tokens, args.key.heads, "key's heads"});
+  return check.status();
+}
+
+template <AttentionConfig Config>
+Status check_arrays(const StagedStepArgs<Config>& args) {
+  Checker check("staged_step");
+  const std::int64_t count = args.query.batch;
+  check_staged_slots(check, args, count);
+  check_positions(
+      check, args.feature_map, args.first_positions, count,
+      [&](std::int64_t) { return args.already_staged + args.query.tokens; },
+      [&](std::int64_t b) { return args.state.slot(b) == skip_slot; });
+  return check.status();
+}
+
+template <AttentionConfig Config>
+Status check_shapes(const CommitArgs<Config>& args) {
+  Checker check("commit");
+  check.take(check_map(args.feature_map));
+  check_commit(check, args);
+  return check.status();
+}
+
+template <AttentionConfig Config>
+Status check_arrays(const CommitArgs<Config>& args) {
+  Checker check("commit");
+  const std::int64_t count = args.staging.sequences;
+  const auto& destination = destination_of(args);
+  const auto skipped = [&](std::int64_t b) { return sequence_skipped(args.source, nullptr, destination, b); };
+  check_commit_arrays(check, args);
+  check_positions(
+      check, args.feature_map, args.first_positions, count,
+      [&](std::int64_t b) { return std::int64_t{args.accepted_tokens[b]}; }, skipped);
+  return check.status();
+}
+
+}  // namespace jrt::detail

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/check/checker.hpp"
+#include "jrt/prefill.hpp"
+
+/// What states, slots and staging buffers must be in the arguments of any mixer. Each mixer's header beside this one says
+/// when its arguments are valid: `check_shapes` looks at extents, strides and pointers only and serves every backend;
+/// `check_arrays` reads the int32 arrays and needs them in host memory.
+namespace jrt::detail {
+
+/// A state that may be left out; slots without a pool are a mistake, not an omission.
+template <class Format>
+void check_state(Checker& check, const char* argument, const StateSlots<Format>& state, std::int64_t heads) {
+  if (!state.empty() || state.slots != nullptr) {
+    check.pool(argument, state.pool, heads);
+  }
+}
+
+/// The states of a prefill, of any mixer.
+template <class Args>
+void check_prefill_states(Checker& check, const Args& args, std::int64_t heads) {
+  check_state(check, "initial_state", args.initial_state, heads);
+  check_state(check, "final_state", args.final_state, heads);
+  if (args.has_initial_state != nullptr) {
+    check.not_null("initial_state", args.initial_state.pool.data);
+  }
+}
+
+/// The states of a step or a commit, of any mixer.
+template <class Args>
+void check_step_states(Checker& check, const Args& args, std::int64_t heads) {
+  check.pool("source", args.source.pool, heads);
+  check_state(check, "destination", args.destination, heads);
+}
+
+/// What a mixer says of its tokens in a staged step, for messages.
+struct StagedTokens {
+  std::int64_t batch;
+  const char* batch_name;
+  std::int64_t tokens;
+  std::int64_t heads;
+  const char* heads_name;
+};
+
+/// Whether anything of a staging buffer is set. Of a layer's in a stack, the heads always are.
+template <class Staging>
+bool staging_given(const Staging& staging) {
+  return staging.data != nullptr || staging.sequences != 0 || staging.tokens != 0;
+}
+
+/// A staging buffer by itself.
+template <class Config>
+void check_staging(Checker& check, const StagingView<Config>& staging) {
+  check.at_least("staging", "sequences", staging.sequences, 0);
+  check.at_least("staging", "tokens", staging.tokens, 0);
+  check.at_least("staging", "heads", staging.heads, 1);
+  if (staging.sequences > 0 && staging.tokens > 0) {
+    check.not_null("staging", staging.data);
+    check.aligned("staging", staging.data, alignof(typename Config::Element));
+  }
+}
+
+/// State and staging buffer of a staged step, of any mixer.
+template <class Args>
+void check_staged(Checker& check, const Args& args, const StagedTokens& call) {
+  check.pool("state", args.state.pool, call.heads);
+  check.given("staging", call.batch == 0 || staging_given(args.staging), "sequences", call.batch, call.batch_name);
+  check_staging(check, args.staging);
+  check.equal("staging", "sequences", args.staging.sequences, call.batch, call.batch_name);
+  check.equal("staging", "heads", args.staging.heads, call.heads, call.heads_name);
+  check.at_least("already_staged", "value", args.already_staged, 0);
+  check.at_least("staging", "tokens", args.staging.tokens, args.already_staged);
+  if (check.ok()) {
+    check.at_least("staging", "tokens left", args.staging.tokens - args.already_staged, call.tokens);
+  }
+}
+
+/// Staging buffer, counts and states of a commit, of any mixer.
+template <class Config>
+void check_commit(Checker& check, const CommitArgs<Config>& args) {
+  check.not_null("source", args.source.pool.data);
+  check.given("staging", staging_given(args.staging) || args.staging.heads != 0, "heads", args.source.pool.heads,
+              "source's");
+  check_staging(check, args.staging);
+  check.not_null("accepted_tokens", args.accepted_tokens);
+  check_step_states(check, args, args.staging.heads);
+}
+
+/// Name of the operation, as messages spell it.
+template <class Config>
+const char* operation_name(const PrefillArgs<Config>& /*args*/) {
+  return "prefill";
+}
+template <class Config>
+const char* operation_name(const DecodeArgs<Config>& /*args*/) {
+  return "decode_step";
+}
+template <class Config>
+const char* operation_name(const StagedStepArgs<Config>& /*args*/) {
+  return "staged_step";
+}
+template <class Config>
+const char* operation_name(const CommitArgs<Config>& /*args*/) {
+  return "commit";
+}
+
+/// Sequences of a call.
+template <class Args>
+std::int64_t sequences_of(const Args& args) {
+  if constexpr (requires { args.accepted_tokens; }) {
+    return args.staging.sequences;
+  } else {
+    std::int64_t batch = 0;
+    if constexpr (requires { args.input; }) {
+      batch = args.input.batch;
+    } else {
+      batch = args.query.batch;
+    }
+    if constexpr (requires { args.sequences; }) {
+      return sequence_count(args.sequences, batch);
+    } else {
+      return batch;
+    }
+  }
+}
+
+/// What the host sees of slots when the arrays are in device memory: that without an array there are enough. Slots of
+/// sequences that start empty do not count, and which those are it cannot see.
+template <class Args>
+void check_implicit_slots(Checker& check, const Args& args, std::int64_t count) {
+  if constexpr (requires { args.final_state; }) {
+    if (args.has_initial_state == nullptr) {
+      check.implicit_slots("initial_state", args.initial_state, count);
+    }
+    check.implicit_slots("final_state", args.final_state, count);
+    check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
+  } else if constexpr (requires { args.state; }) {
+    check.implicit_slots("state", args.state, count);
+  } else {
+    check.implicit_slots("source", args.source, count);
+    check.implicit_slots("destination", args.destination, count);
+  }
+}
+
+/// Slots within their pools, and no state used twice.
+template <class Format>
+void check_slot_arrays(Checker& check, const char* source_name, const StateSlots<Format>& source,
+                       const std::uint8_t* has_source, const char* destination_name, const StateSlots<Format>& destination,
+                       std::int64_t count) {
+  for (std::int64_t b = 0; b < count; ++b) {
+    if (!source.empty() && (has_source == nullptr || has_source[b] != 0)) {
+      check.slot(source_name, source, b);
+    }
+    if (!destination.empty()) {
+      check.slot(destination_name, destination, b);
+    }
+  }
+  if (check.ok() && !destination.empty()) {
+    const auto skipped = [&](std::int64_t b) { return sequence_skipped(source, has_source, destination, b); };
+    check.states_apart(
+        source_name,
+        [&](std::int64_t b) {
+          const bool reads = !skipped(b) && (has_source == nullptr || has_source[b] != 0);
+          return reads ? Checker::memory_of(source, b) : Checker::StateMemory{};
+        },
+        destination_name,
+        [&](std::int64_t b) { return skipped(b) ? Checker::StateMemory{} : Checker::memory_of(destination, b); }, count);
+  }
+}
+
+template <class Args>
+void check_prefill_slots(Checker& check, const Args& args, std::int64_t count) {
+  check_slot_arrays(check, "initial_state.slots", args.initial_state, args.has_initial_state, "final_state.slots",
+                    args.final_state, count);
+}
+template <class Args>
+void check_step_slots(Checker& check, const Args& args, std::int64_t count) {
+  check_slot_arrays(check, "source.slots", args.source, nullptr,
+                    args.destination.empty() ? "source.slots" : "destination.slots", destination_of(args), count);
+}
+template <class Args>
+void check_staged_slots(Checker& check, const Args& args, std::int64_t count) {
+  for (std::int64_t b = 0; b < count; ++b) {
+    check.slot("state.slots", args.state, b);
+  }
+}
+
+/// Slots of a commit, and how many staged rows each sequence takes; of any mixer.
+template <class Config>
+void check_commit_arrays(Checker& check, const CommitArgs<Config>& args) {
+  check_step_slots(check, args, args.staging.sequences);
+  for (std::int64_t b = 0; check.ok() && b < args.staging.sequences; ++b) {
+    if (!sequence_skipped(args.source, nullptr, destination_of(args), b)) {
+      check.entry("accepted_tokens", b, args.accepted_tokens[b], 0, args.staging.tokens, "the staging buffer's tokens");
+    }
+  }
+}
+
+/// Slots and lengths of a prefill in which neither an encoder nor a given position means anything.
+template <class Config>
+void check_plain_prefill_arrays(Checker& check, const PrefillArgs<Config>& args, std::int64_t batch, std::int64_t tokens) {
+  const std::int64_t count = sequence_count(args.sequences, batch);
+  check_prefill_slots(check, args, count);
+  Sequences sequences = args.sequences;
+  sequences.cu_encoder_seqlens = nullptr;
+  sequences.prefix_lens = nullptr;
+  sequences.first_positions = nullptr;
+  check.sequence_arrays(sequences, count, tokens, 0, false, INT64_MAX / 2, [&](std::int64_t b) {
+    return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
+  });
+}
+
+}  // namespace jrt::detail

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/backend.hpp"
+#include "jrt/detail/check/convolution.hpp"
+#include "jrt/detail/cpu/convolution/convolution.hpp"
+#include "jrt/detail/cpu/core/execution.hpp"
+
+namespace jrt::detail {
+
+/// The convolution on the CPU: check the arguments, hand blocks of channels to the executor.
+template <ConvolutionConfig Config, Executor E>
+struct MixerBackend<Config, Cpu<E>> {
+  // Nothing needs a workspace.
+  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
+  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
+  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
+  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
+
+  static Status prefill(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+    const Status status = check(args);
+    if (!status.ok()) {
+      return status;
+    }
+    const std::int64_t count = sequences_of(args);
+    std::int64_t longest = 0;
+    for (std::int64_t b = 0; b < count; ++b) {
+      longest = larger(longest, sequence_span(args.sequences, b, args.input.tokens, 0).row_tokens);
+    }
+    const std::int64_t segment_tokens = tokens_per_task(longest, on);
+    const std::int64_t segments = ceil_div(longest, segment_tokens);
+    run(count * segments, args.input.dim, on, [&](std::int64_t task, std::int64_t channel) {
+      const std::int64_t first = task % segments * segment_tokens;
+      cpu::convolve_rows(args, task / segments, first, first + segment_tokens, channel);
+    });
+    if (!args.final_state.empty()) {
+      run(count, args.input.dim, on,
+          [&](std::int64_t b, std::int64_t channel) { cpu::store_final_inputs(args, b, channel); });
+    }
+    return status;
+  }
+
+  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+    const Status status = check(args);
+    if (status.ok()) {
+      run(args.input.batch, args.input.dim, on,
+          [&](std::int64_t b, std::int64_t channel) { cpu::convolve_step(args, b, channel); });
+    }
+    return status;
+  }
+
+  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+    const Status status = check(args);
+    if (status.ok()) {
+      run(args.input.batch, args.input.dim, on,
+          [&](std::int64_t b, std::int64_t channel) { cpu::convolve_staged(args, b, channel); });
+    }
+    return status;
+  }
+
+  static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+    const Status status = check(args);
+    if (status.ok()) {
+      run(args.staging.sequences, args.staging.heads, on,
+          [&](std::int64_t b, std::int64_t channel) { cpu::commit_inputs(args, b, channel); });
+    }
+    return status;
+  }
+
+  /// Runs `operation` with an empty workspace; wrong arguments are reported before.
+  template <class Args, class Operation>
+  static Status with_owned_workspace(const Args& args, const Cpu<E>& /*on*/, const Operation& operation) {
+    const Status status = check(args);
+    return status.ok() ? operation(Workspace{}) : status;
+  }
+
+  template <class Args>
+  static Status check(const Args& args) {
+    const Status status = check_shapes(args);
+    return status.ok() ? check_arrays(args) : status;
+  }
+
+ private:
+  /// A few tasks for each worker, none so short that the inputs before it and the weights show.
+  static std::int64_t tokens_per_task(std::int64_t longest, const Cpu<E>& on) {
+    const std::int64_t workers = workers_of(on);
+    return workers == 1 ? larger<std::int64_t>(longest, 1) : larger<std::int64_t>(64, ceil_div(longest, 4 * workers));
+  }
+
+  /// Runs `function(item, first channel)` for every item and block of channels.
+  template <class Function>
+  static void run(std::int64_t items, std::int64_t channels, const Cpu<E>& on, const Function& function) {
+    constexpr std::int64_t block = cpu::ConvolutionBlock<Config>::channels;
+    const std::int64_t blocks = ceil_div(channels, block);
+    on.executor().run(items * blocks,
+                      [&](std::int64_t task, int /*worker*/) { function(task / blocks, task % blocks * block); });
+  }
+};
+
+}  // namespace jrt::detail

@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/cpu/core/simd.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/convolution/inputs.hpp"
+
+namespace jrt::detail::cpu {
+
+// GCC 12 takes the "undefined" operand of AVX-512 intrinsics within pexp for a mistake.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+/// The activation of a packet; number by number unless it is one that is known here.
+template <class Activation, class T>
+EIGEN_STRONG_INLINE Packet<T> activated(const Packet<T>& sums) {
+  if constexpr (std::is_same_v<Activation, NoActivation>) {
+    return sums;
+  } else if constexpr (std::is_same_v<Activation, Silu> && Eigen::internal::packet_traits<T>::HasExp) {
+    namespace simd = Eigen::internal;
+    return simd::pdiv(sums, add(broadcast(T(1)), simd::pexp(simd::pnegate(sums))));
+  } else {
+    T numbers[lanes<T>];
+    store(numbers, sums);
+    for (T& number : numbers) {
+      number = Activation::apply(number);
+    }
+    return load(numbers);
+  }
+}
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+/// Rows of elements, one for each token.
+template <class E>
+struct Rows {
+  E* data = nullptr;
+  std::int64_t stride = 0;
+
+  [[nodiscard]] E* row(std::int64_t token) const { return data + token * stride; }
+};
+
+/// Neighbouring channels of one sequence on their way through its tokens: token by token, because rows are what lies
+/// together in memory, with all weights and the last K inputs in the first-level cache. Every number goes through the same
+/// operations whatever it stands beside, so that results do not depend on how a call is divided.
+template <class Config>
+class ConvolutionBlock {
+ public:
+  using E = typename Config::Element;
+  using Weight = typename Config::Weight;
+  using T = ConvolutionCompute<Config>;
+  static constexpr int kernel_width = Config::kernel_width;
+  static constexpr std::int64_t carried = kernel_width - 1;
+  /// Channels of a block: a page of inputs.
+  static constexpr std::int64_t channels = 4096 / static_cast<std::int64_t>(sizeof(T));
+
+  /// Channels from `first` on, `channels` or what is left of `all`.
+  ConvolutionBlock(std::int64_t first, std::int64_t all) : first_(first), count_(smaller(channels, all - first)) {}
+
+  /// Brings the K−1 inputs before `position`.
+  void start(const ConvolutionInputs<Config>& inputs, std::int64_t position) {
+    for (std::int64_t i = 0; i < carried; ++i) {
+      const std::int64_t p = position - carried + i;
+      T* const row = recent_[i];
+      for (std::int64_t c = 0; c < count_; ++c) {
+        row[c] = convert<T>(p < 0 ? inputs.carried_number(p, first_ + c) : inputs.row(p)[first_ + c]);
+      }
+      taps_[i] = row;
+    }
+  }
+
+  /// Transposes the weights, so that neighbouring channels' lie together.
+  void take_weights(const Weight* weight, const Weight* bias) {
+    for (std::int64_t c = 0; c < count_; ++c) {
+      for (int k = 0; k < kernel_width; ++k) {
+        weights_[k][c] = convert<T>(weight[(first_ + c) * kernel_width + k]);
+      }
+      bias_[c] = bias == nullptr ? T(0) : convert<T>(bias[first_ + c]);
+    }
+    for (std::int64_t c = count_; c < round_up<std::int64_t>(count_, width); ++c) {  // the rest of the last packet
+      for (int k = 0; k < kernel_width; ++k) {
+        weights_[k][c] = 0;
+      }
+      bias_[c] = 0;
+    }
+  }
+
+  /// Whether packets of outputs may be stored past the caches: rows of T, at multiples of a packet.
+  [[nodiscard]] bool rows_of_packets(const Rows<E>& output) const {
+    constexpr std::size_t bytes = sizeof(Packet<T>);
+    return stores_past_caches && !widens && reinterpret_cast<std::uintptr_t>(output.data + first_) % bytes == 0 &&
+           static_cast<std::size_t>(output.stride) * sizeof(E) % bytes == 0;
+  }
+
+  /// The next `tokens` tokens. `gate` may be without data. The K−1 last inputs stay.
+  template <bool past_caches = false>
+  void walk(Rows<const E> input, Rows<const E> gate, Rows<E> output, std::int64_t tokens) {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const E* const row = input.row(t) + first_;
+      const E* const gates = gate.data == nullptr ? nullptr : gate.row(t) + first_;
+      E* const outputs = output.row(t) + first_;
+      const std::int64_t ahead = t + 1 < tokens ? 1 : 0;
+      const Ahead next{row + ahead * input.stride, gates == nullptr ? row : gates + ahead * gate.stride,
+                       outputs + ahead * output.stride};
+      if constexpr (std::is_same_v<T, E>) {
+        taps_[carried] = row;
+        token<past_caches>(gates, outputs, next);
+      } else {
+        // Row by row: a conversion whose result is read at once would wait for its own store.
+        T* const widened = recent_[(next_ + carried) % kernel_width];
+        next_ = (next_ + 1) % kernel_width;
+        taps_[carried] = widened;
+        widen(row, widened);
+        if (gates != nullptr) {
+          widen(gates, gates_);
+        }
+        token<false>(gates == nullptr ? nullptr : gates_, outputs_, next);
+        for (std::int64_t c = 0; c < count_; ++c) {
+          outputs[c] = convert<E>(outputs_[c]);
+        }
+      }
+      std::copy(taps_ + 1, taps_ + kernel_width, taps_);
+    }
+    if constexpr (past_caches) {
+      finish_stores();
+    }
+  }
+
+  /// The last K−1 inputs, into a slot. Everything that depends on what the slot held must have been read.
+  void store_carried(E* state) const {
+    for (std::int64_t c = 0; c < count_; ++c) {
+      for (std::int64_t i = 0; i < carried; ++i) {
+        state[(first_ + c) * carried + i] = convert<E>(taps_[i][c]);
+      }
+    }
+  }
+
+  /// Outputs of padding.
+  void clear(Rows<E> output, std::int64_t tokens) const {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      std::fill_n(output.row(t) + first_, count_, E{});
+    }
+  }
+
+  /// These channels of `tokens` inputs as they are.
+  void copy(Rows<const E> input, Rows<E> to, std::int64_t tokens) const {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      std::copy_n(input.row(t) + first_, count_, to.row(t) + first_);
+    }
+  }
+
+ private:
+  static constexpr int width = lanes<T>;
+  static constexpr bool widens = !std::is_same_v<T, E>;
+
+  /// The same channels one token later. Rows lie pages apart, so that no prefetcher of the machine finds the next.
+  struct Ahead {
+    const E* input;
+    const E* gate;
+    E* output;
+
+    template <bool past_caches>
+    EIGEN_STRONG_INLINE void fetch(std::int64_t c) const {
+      __builtin_prefetch(input + c);
+      __builtin_prefetch(gate + c);
+      if constexpr (!past_caches) {
+        __builtin_prefetch(output + c, 1);
+      }
+    }
+  };
+
+  void widen(const E* from, T* to) const {
+    for (std::int64_t c = 0; c < count_; ++c) {
+      to[c] = convert<T>(from[c]);
+    }
+  }
+
+  template <bool past_caches>
+  void token(const T* gate, T* output, const Ahead& next) const {
+    const auto put = [](T* to, const Packet<T>& packet) {
+      if constexpr (past_caches) {
+        store_past_caches(to, packet);
+      } else {
+        store(to, packet);
+      }
+    };
+    std::int64_t c = 0;
+    if (gate != nullptr) {
+      for (; c + width <= count_; c += width) {
+        next.template fetch<past_caches>(c);
+        put(output + c, multiply(sums(taps_, c, c), load(gate + c)));
+      }
+    } else {
+      for (; c + width <= count_; c += width) {
+        next.template fetch<past_caches>(c);
+        put(output + c, sums(taps_, c, c));
+      }
+    }
+    if (c < count_) {
+      rest(gate, output, c);
+    }
+  }
+
+  /// The channels behind the last whole packet, in one that is filled up.
+  void rest(const T* gate, T* output, std::int64_t c) const {
+    const std::int64_t left = count_ - c;
+    T inputs[kernel_width][width] = {};
+    const T* taps[kernel_width];
+    for (int k = 0; k < kernel_width; ++k) {
+      std::copy_n(taps_[k] + c, left, inputs[k]);
+      taps[k] = inputs[k];
+    }
+    Packet<T> result = sums(taps, 0, c);
+    if (gate != nullptr) {
+      T gates[width] = {};
+      std::copy_n(gate + c, left, gates);
+      result = multiply(result, load(gates));
+    }
+    T outputs[width];
+    store(outputs, result);
+    std::copy_n(outputs, left, output + c);
+  }
+
+  /// Activated sums of the packet at `from` in the taps, which is at `c` in the block.
+  EIGEN_STRONG_INLINE Packet<T> sums(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
+    Packet<T> sum = load(bias_ + c);
+    for (int k = 0; k < kernel_width; ++k) {
+      sum = multiply_add(load(weights_[k] + c), load(taps[k] + from), sum);
+    }
+    return activated<typename Config::Activation, T>(sum);
+  }
+
+  std::int64_t first_;
+  std::int64_t count_;
+  int next_ = 0;                   // row of recent_ that the oldest input is in, where inputs are widened
+  const T* taps_[kernel_width]{};  // inputs from oldest to newest
+  alignas(64) T recent_[kernel_width][channels];
+  alignas(64) T gates_[widens ? channels : 1];
+  alignas(64) T outputs_[widens ? channels : 1];
+  alignas(64) T weights_[kernel_width][channels];
+  alignas(64) T bias_[channels];
+};
+
+/// A view's rows of one batch row, from `token` on.
+template <class E>
+Rows<E> rows_from(const TensorView<E>& view, std::int64_t b, std::int64_t token) {
+  return view.data == nullptr ? Rows<E>{} : Rows<E>{view.row(b, token, 0), view.token_stride};
+}
+/// The staged inputs of one sequence.
+template <class Config>
+Rows<typename Config::Element> staged_rows(const StagingView<Config>& staging, std::int64_t b) {
+  return {staging.row(b, 0, 0), staging.heads};
+}
+
+/// Outputs of rows [first, end) of sequence `b`, for the channels from `channel` on.
+template <class Config>
+void convolve_rows(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t first, std::int64_t end,
+                   std::int64_t channel) {
+  SequenceSpan span = sequence_span(args.sequences, b, args.input.tokens, 0);
+  end = smaller(end, span.row_tokens);
+  if (first >= end) {
+    return;
+  }
+  if (sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b)) {
+    span.tokens = span.left_pad = 0;
+  }
+  ConvolutionBlock<Config> block(channel, args.input.dim);
+  const auto at = [&](const auto& view, std::int64_t row) {
+    return rows_from(view, span.batch_row, span.first_token + row);
+  };
+  const std::int64_t begin = clamped(span.left_pad, first, end);
+  const std::int64_t stop = clamped(span.tokens, begin, end);
+  block.clear(at(args.output, first), begin - first);
+  if (begin < stop) {
+    block.take_weights(args.weight, args.bias);
+    block.start(prefill_inputs<Config>(args.input, span, carried_inputs(args.initial_state, args.has_initial_state, b)),
+                begin - span.left_pad);
+    // Outputs that no cache would keep until someone reads them.
+    constexpr std::int64_t large = std::int64_t{16} << 20;
+    const TensorView<typename Config::Element>& output = args.output;
+    const std::int64_t bytes = output.batch * output.tokens * output.dim * static_cast<std::int64_t>(sizeof(*output.data));
+    if (bytes >= large && block.rows_of_packets(at(output, begin))) {
+      block.template walk<true>(at(args.input, begin), at(args.gate, begin), at(output, begin), stop - begin);
+    } else {
+      block.walk(at(args.input, begin), at(args.gate, begin), at(output, begin), stop - begin);
+    }
+  }
+  block.clear(at(args.output, stop), end - stop);
+}
+
+/// The final state of sequence `b`, when no output needs the initial one any more: they may be the same slot.
+template <class Config>
+void store_final_inputs(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t channel) {
+  if (sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b)) {
+    return;
+  }
+  const SequenceSpan span = sequence_span(args.sequences, b, args.input.tokens, 0);
+  ConvolutionBlock<Config> block(channel, args.input.dim);
+  block.start(prefill_inputs<Config>(args.input, span, carried_inputs(args.initial_state, args.has_initial_state, b)),
+              span.tokens - span.left_pad);
+  block.store_carried(args.final_state.pool.head(args.final_state.slot(b), 0));
+}
+
+template <class Config>
+void convolve_step(const DecodeArgs<Config>& args, std::int64_t b, std::int64_t channel) {
+  const auto& destination = destination_of(args);
+  ConvolutionBlock<Config> block(channel, args.input.dim);
+  if (sequence_skipped(args.source, nullptr, destination, b)) {
+    block.clear(rows_from(args.output, b, 0), args.input.tokens);
+    return;
+  }
+  block.take_weights(args.weight, args.bias);
+  block.start({nullptr, 0, args.source.pool.head(args.source.slot(b), 0)}, 0);
+  block.walk(rows_from(args.input, b, 0), rows_from(args.gate, b, 0), rows_from(args.output, b, 0), args.input.tokens);
+  block.store_carried(destination.pool.head(destination.slot(b), 0));
+}
+
+template <class Config>
+void convolve_staged(const StagedStepArgs<Config>& args, std::int64_t b, std::int64_t channel) {
+  using E = typename Config::Element;
+  ConvolutionBlock<Config> block(channel, args.input.dim);
+  if (!args.state.has_slot(b)) {
+    block.clear(rows_from(args.output, b, 0), args.input.tokens);
+    return;
+  }
+  const Rows<E> staged = staged_rows(args.staging, b);
+  block.take_weights(args.weight, args.bias);
+  block.start({staged.data, staged.stride, args.state.pool.head(args.state.slot(b), 0)}, args.already_staged);
+  block.walk(rows_from(args.input, b, 0), rows_from(args.gate, b, 0), rows_from(args.output, b, 0), args.input.tokens);
+  block.copy(rows_from(args.input, b, 0), {staged.row(args.already_staged), staged.stride}, args.input.tokens);
+}
+
+template <class Config>
+void commit_inputs(const CommitArgs<Config>& args, std::int64_t b, std::int64_t channel) {
+  const auto& destination = destination_of(args);
+  if (sequence_skipped(args.source, nullptr, destination, b)) {
+    return;
+  }
+  const auto staged = staged_rows(args.staging, b);
+  ConvolutionBlock<Config> block(channel, args.staging.heads);
+  block.start({staged.data, staged.stride, args.source.pool.head(args.source.slot(b), 0)}, args.accepted_tokens[b]);
+  block.store_carried(destination.pool.head(destination.slot(b), 0));
+}
+
+}  // namespace jrt::detail::cpu

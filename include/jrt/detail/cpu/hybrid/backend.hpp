@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/check/hybrid.hpp"
+#include "jrt/detail/cpu/hybrid/step.hpp"
+#include "jrt/detail/cpu/linear/backend.hpp"
+#include "jrt/detail/cpu/window/backend.hpp"
+#include "jrt/detail/shared/hybrid/parts.hpp"
+
+namespace jrt::detail {
+
+/// Linear and window attention in one mixer, on the CPU: the linear part of a call over all heads, then the window's, in
+/// one workspace.
+template <WindowedLinearConfig Config, Executor E>
+struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
+  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cpu<E>& on) { return bytes(args, on); }
+  static Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
+    return run(args, workspace, on);
+  }
+
+  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& args, const Cpu<E>& on) { return bytes(args, on); }
+  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
+    return run(args, workspace, on);
+  }
+
+  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& args, const Cpu<E>& on) {
+    return bytes(args, on);
+  }
+  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
+    return run(args, workspace, on);
+  }
+
+  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& args, const Cpu<E>& on) { return bytes(args, on); }
+  static Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    if (checker.ok()) {
+      checker.take(run_linear(Parts::linear(args), workspace, on));
+    }
+    if (checker.ok()) {
+      Window::run_commit(Parts::window(args), on);
+    }
+    return checker.status();
+  }
+
+  /// Runs `operation(workspace)` with as much memory as the arguments need; wrong arguments are reported before.
+  template <class Args, class Operation>
+  static Status with_owned_workspace(const Args& args, const Cpu<E>& on, const Operation& operation) {
+    const Status status = check(args);
+    return status.ok() ? with_heap_workspace(bytes(args, on), operation) : status;
+  }
+
+  template <class Args>
+  static Status check(const Args& args) {
+    const Status status = check_shapes(args);
+    return status.ok() ? check_arrays(args) : status;
+  }
+
+ private:
+  using Parts = WindowedParts<Config>;
+  using Older = typename Parts::Older;
+  using Window = MixerBackend<typename Parts::Ring, Cpu<E>>;
+
+  /// Denominators, then what either part needs.
+  struct Memory {
+    typename Parts::Denominator* denominators = nullptr;
+    Workspace rest{};
+  };
+  template <class Args>
+  static Memory take(Arena& arena, const Args& args, const Cpu<E>& on) {
+    Memory memory;
+    memory.denominators = arena.take<typename Parts::Denominator>(Parts::denominator_count(args));
+    memory.rest.bytes = larger(linear_bytes(Parts::linear(args, {}), on), Window::call_bytes(Parts::window(args, {}), on));
+    memory.rest.data = arena.take<std::byte>(static_cast<std::int64_t>(memory.rest.bytes));
+    return memory;
+  }
+  template <class Args>
+  static std::size_t bytes(const Args& args, const Cpu<E>& on) {
+    Arena counting;
+    static_cast<void>(take(counting, args, on));
+    return counting.bytes_needed();
+  }
+  static std::size_t bytes(const CommitArgs<Config>& args, const Cpu<E>& on) {
+    return linear_bytes(Parts::linear(args), on);
+  }
+
+  template <class Args>
+  static Status run(const Args& args, const Workspace& workspace, const Cpu<E>& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? bytes(args, on) : 0);
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    Arena arena(workspace);
+    const Memory memory = take(arena, args, on);
+    const auto denominators = Parts::denominators(args, memory.denominators);
+    checker.take(run_linear(Parts::linear(args, denominators), memory.rest, on));
+    if (checker.ok()) {
+      Window::run_call(Parts::window(args, denominators), memory.rest, on);
+    }
+    return checker.status();
+  }
+
+  static cpu::Prefill<Older> prefill_of(const PrefillArgs<Older>& args, const Cpu<E>& on) {
+    return {args, sequence_count(args.sequences, args.query.batch), args.key.heads, workers_of(on)};
+  }
+  static std::size_t linear_bytes(const PrefillArgs<Older>& args, const Cpu<E>& on) {
+    return counted_bytes(prefill_of(args, on));
+  }
+  static Status run_linear(const PrefillArgs<Older>& args, const Workspace& workspace, const Cpu<E>& on) {
+    return Backend<Cpu<E>>::run_prefill("prefill", prefill_of(args, on), workspace, on);
+  }
+
+  static cpu::StepScratch<Older> scratch_of(const OlderStep<Older>& step) {
+    const bool commits = step.accepted_tokens != nullptr;
+    return {step.keys, commits ? step.keys : step.already_staged, step.group};
+  }
+  static std::size_t linear_bytes(const OlderStep<Older>& step, const Cpu<E>& on) {
+    return Backend<Cpu<E>>::step_bytes(scratch_of(step), workers_of(on));
+  }
+  static Status run_linear(const OlderStep<Older>& step, const Workspace& workspace, const Cpu<E>& on) {
+    const char* const operation = step.accepted_tokens != nullptr        ? "commit"
+                                  : step.leaving.staging.data != nullptr ? "staged_step"
+                                                                         : "decode_step";
+    return Backend<Cpu<E>>::run_heads(
+        operation, scratch_of(step), step.sequences, step.heads, workspace, on,
+        [&](const auto& tokens, std::int64_t b, std::int64_t h) { cpu::older_step_head(step, tokens, b, h); });
+  }
+};
+
+}  // namespace jrt::detail

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "jrt/detail/cpu/core/expand.hpp"
+#include "jrt/detail/cpu/core/simd.hpp"
+#include "jrt/detail/cpu/core/tile.hpp"
+#include "jrt/detail/shared/window/keys.hpp"
+#include "jrt/workspace.hpp"
+
+/// Window attention of a few queries, on the CPU. A worker keeps the keys and values that its queries may see in a ring of
+/// panels, so that each is converted, turned and transposed once:
+///
+///     panel:   keys d x 64 (transposed), values 64 x dv                     tokens 64 p … 64 p + 63
+///     scores:  6 queries x the panels' keys in the window                   q · Kᵀ, a register tile at a time
+///     softmax: row by row; what the window hides gets exactly 0
+///     output:  6 queries x dv                                               P · V, over the keys in the window only
+namespace jrt::detail::cpu {
+
+/// Keys in a panel.
+inline constexpr std::int64_t panel_keys = 64;
+
+/// eᵃ of a packet.
+template <class P>
+EIGEN_STRONG_INLINE P exponential(const P& a) {
+  return Eigen::internal::pexp(a);
+}
+
+/// x turned by the rotation at a position, in place.
+template <class Rotary, class T>
+void turn(const Rotary& rotary, std::int64_t position, T* x) {
+  if constexpr (Rotary::rotates) {
+    for (int i = 0; i < Rotary::half_dim; ++i) {
+      const Rotation<T> rotation = rotary.template rotation<T>(position, i);
+      const T first = x[i];
+      const T second = x[i + Rotary::half_dim];
+      x[i] = first * rotation.cosine - second * rotation.sine;
+      x[i + Rotary::half_dim] = first * rotation.sine + second * rotation.cosine;
+    }
+  }
+}
+
+template <WindowConfig Config>
+class WindowBlock {
+ public:
+  using Element = typename Config::Element;
+  using T = ComputeType<Element>;
+  using Keys = WindowKeys<Config>;
+
+  static constexpr std::int64_t left = Config::left_window;
+  static constexpr std::int64_t panels = ceil_div(left, panel_keys) + 1;  // that the queries of one panel see
+  static constexpr int head_dim = Config::head_dim;
+  static constexpr int value_dim = Config::value_dim;
+  static constexpr int value_stride = round_up(value_dim, lanes<T>);
+  static constexpr std::int64_t score_stride = panels * panel_keys;
+
+  static_assert(panel_keys % lanes<T> == 0);
+
+  void take(Arena& arena) {
+    keys_ = arena.take<T>(panels * panel_keys * head_dim);
+    values_ = arena.take<T>(panels * panel_keys * value_stride);
+    scores_ = arena.take<T>(tile_rows * score_stride);
+    queries_ = arena.take<T>(tile_rows * head_dim);
+    outputs_ = arena.take<T>(tile_rows * value_stride);
+    row_ = arena.take<T>(head_dim);
+    if constexpr (continues_sums<Config>) {
+      denominators_ = arena.take<T>(tile_rows);
+    }
+  }
+
+  /// Forgets all panels: what follows is another sequence or head.
+  void restart() { loaded_ = std::numeric_limits<std::int64_t>::min(); }
+
+  /// Brings the keys [range.begin, range.end) into panels, as far as they are not there. Ranges only move forward, by
+  /// whole panels.
+  void bring(const Keys& keys, const KeyRange& range, const typename Config::Rotary& rotary) {
+    for (std::int64_t token = larger(loaded_, range.begin); token < range.end; ++token) {
+      load_token(keys, token, rotary);
+    }
+    loaded_ = range.end;
+  }
+
+  /// Query `row` of the next `compute`, `scale` included.
+  void set_query(int row, const Element* query, std::int64_t position, T scale, const typename Config::Rotary& rotary) {
+    T* const to = queries_ + std::ptrdiff_t{row} * head_dim;
+    convert_row(query, to, head_dim);
+    turn(rotary, position, to);
+    for (int c = 0; c < head_dim; ++c) {
+      to[c] *= scale;
+    }
+  }
+
+  /// What query `row` of the next `compute` has seen before the window: a normalised sum and its denominator.
+  void set_before(int row, const Element* output, T denominator) {
+    T* const to = outputs_ + std::ptrdiff_t{row} * value_stride;
+    if (denominator == 0) {
+      std::fill(to, to + value_stride, T(0));
+    } else {
+      convert_row(output, to, value_dim);
+      std::fill(to + value_dim, to + value_stride, T(0));
+    }
+    denominators_[row] = denominator;
+  }
+
+  /// Outputs of `rows` queries from token `first` on, of which the loaded keys hold all that they see.
+  void compute(std::int64_t first, int rows, std::int64_t lowest) {
+    const KeyRange range = keys_in_window(first, rows, left, lowest);
+    const std::int64_t base = floor_to(range.begin, lanes<T>);
+    const auto columns = round_up<std::int64_t>(range.end - base, lanes<T>);
+    for_panels({base, base + columns}, [&](std::int64_t begin, std::int64_t end) {
+      const Right<T> panel{keys_ + slot_of(begin) * panel_keys * head_dim + within(begin), panel_keys};
+      sum_of_products(scores_ + (begin - base), score_stride, rows, static_cast<int>(end - begin),
+                      Left<T>{queries_, head_dim, 1}, panel, head_dim, Left<T>{queries_, head_dim, 1}, panel, 0);
+    });
+    T inverse[tile_rows];
+    for (int r = 0; r < rows; ++r) {
+      const KeyRange seen = keys_in_window(first + r, 1, left, lowest);
+      T* const scores = scores_ + r * score_stride;
+      T* const output = outputs_ + std::ptrdiff_t{r} * value_stride;
+      if constexpr (continues_sums<Config>) {
+        T factor = 0;
+        inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns, denominators_[r], factor);
+        for (int c = 0; c < value_stride; ++c) {
+          output[c] *= factor;
+        }
+      } else {
+        inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns);
+        std::fill(output, output + value_stride, T(0));
+      }
+    }
+    for_panels(range, [&](std::int64_t begin, std::int64_t end) {
+      const RowPrefetch none[2] = {};
+      add_product(outputs_, value_stride, rows, value_stride, Left<T>{scores_ + (begin - base), score_stride, 1},
+                  Right<T>{values_ + (slot_of(begin) * panel_keys + within(begin)) * value_stride, value_stride},
+                  static_cast<std::ptrdiff_t>(end - begin), none, 0);
+    });
+    for (int r = 0; r < rows; ++r) {
+      for (int c = 0; c < value_dim; ++c) {
+        outputs_[std::ptrdiff_t{r} * value_stride + c] *= inverse[r];
+      }
+    }
+  }
+
+  void write_output(int row, Element* output) const {
+    convert_row(outputs_ + std::ptrdiff_t{row} * value_stride, output, value_dim);
+  }
+
+  /// A key as the cache holds it: turned, and rounded to its type.
+  static void turned_key(const Keys& keys, std::int64_t token, const typename Config::Rotary& rotary, T* to) {
+    convert_row(keys.key(token), to, head_dim);
+    if (Config::Rotary::rotates && !Keys::is_turned(token)) {
+      turn(rotary, keys.position(token), to);
+      for (int c = 0; c < head_dim; ++c) {
+        to[c] = convert<T>(convert<Element>(to[c]));
+      }
+    }
+  }
+
+ private:
+  static constexpr std::int64_t floor_to(std::int64_t value, std::int64_t multiple) {
+    const std::int64_t remainder = value % multiple;
+    return value - (remainder < 0 ? remainder + multiple : remainder);
+  }
+  /// Place of a token's panel in the ring, and of the token in it.
+  static constexpr std::int64_t slot_of(std::int64_t token) {
+    const std::int64_t remainder = floor_to(token, panel_keys) / panel_keys % panels;
+    return remainder < 0 ? remainder + panels : remainder;
+  }
+  static constexpr std::int64_t within(std::int64_t token) { return token - floor_to(token, panel_keys); }
+
+  /// Calls `function(begin, end)` for the part of the range in each panel.
+  template <class Function>
+  static void for_panels(const KeyRange& range, const Function& function) {
+    for (std::int64_t begin = range.begin; begin < range.end;) {
+      const std::int64_t end = smaller(floor_to(begin, panel_keys) + panel_keys, range.end);
+      function(begin, end);
+      begin = end;
+    }
+  }
+
+  void load_token(const Keys& keys, std::int64_t token, const typename Config::Rotary& rotary) {
+    turned_key(keys, token, rotary, row_);
+    T* const column = keys_ + slot_of(token) * panel_keys * head_dim + within(token);
+    for (int c = 0; c < head_dim; ++c) {
+      column[c * panel_keys] = row_[c];
+    }
+    T* const value = values_ + (slot_of(token) * panel_keys + within(token)) * value_stride;
+    convert_row(keys.value(token), value, value_dim);
+    std::fill(value + value_dim, value + value_stride, T(0));
+  }
+
+  /// Scores [begin, end) of a row become e^(score − largest), all others 0; returns 1 over their sum.
+  static T softmax(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns) {
+    const T largest = largest_of(scores, begin, end, columns);
+    return T(1) / to_weights(scores, begin, end, columns, largest);
+  }
+  /// The same where weights of sum `before` come first, as those of scores up to 0. `factor` is what their normalised
+  /// values are to be multiplied with.
+  static T softmax(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns, T before, T& factor) {
+    const T largest = larger(T(0), largest_of(scores, begin, end, columns));
+    const T scale = std::exp(-largest);
+    factor = before * scale;
+    return T(1) / (factor + static_cast<T>(Config::epsilon) * scale + to_weights(scores, begin, end, columns, largest));
+  }
+
+  static T largest_of(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns) {
+    std::fill(scores, scores + begin, -std::numeric_limits<T>::infinity());
+    std::fill(scores + end, scores + columns, -std::numeric_limits<T>::infinity());
+    Packet<T> most = cpu::load(scores);
+    for (std::int64_t c = lanes<T>; c < columns; c += lanes<T>) {
+      most = Eigen::internal::pmax(most, cpu::load(scores + c));
+    }
+    return Eigen::internal::predux_max(most);
+  }
+  static T to_weights(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns, T largest) {
+    const Packet<T> shift = broadcast(largest);
+    for (std::int64_t c = 0; c < columns; c += lanes<T>) {
+      store(scores + c, exponential(Eigen::internal::psub(cpu::load(scores + c), shift)));
+    }
+    std::fill(scores, scores + begin, T(0));
+    std::fill(scores + end, scores + columns, T(0));
+    return cpu::sum(scores, columns);
+  }
+
+  T* keys_ = nullptr;          // [panels][head_dim][panel_keys]
+  T* values_ = nullptr;        // [panels][panel_keys][value_stride]
+  T* scores_ = nullptr;        // [tile_rows][score_stride]
+  T* queries_ = nullptr;       // [tile_rows][head_dim]
+  T* outputs_ = nullptr;       // [tile_rows][value_stride]
+  T* row_ = nullptr;           // [head_dim]
+  T* denominators_ = nullptr;  // [tile_rows], with sums that go on
+  std::int64_t loaded_ = 0;
+};
+
+}  // namespace jrt::detail::cpu

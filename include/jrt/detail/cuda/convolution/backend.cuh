@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/backend.hpp"
+#include "jrt/detail/check/convolution.hpp"
+#include "jrt/detail/cuda/convolution/convolution.cuh"
+#include "jrt/detail/cuda/core/execution.cuh"
+
+namespace jrt::detail {
+
+/// The convolution on a CUDA stream: check what the host can see, launch.
+template <ConvolutionConfig Config>
+struct MixerBackend<Config, Cuda> {
+  // Nothing needs a workspace.
+  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+
+  static Status prefill(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    if (!status.ok()) {
+      return status;
+    }
+    auto call = call_of_tokens(args);
+    call.sequences = args.sequences;
+    call.source = args.initial_state;
+    call.has_source = args.has_initial_state;
+    call.destination = args.final_state;
+    call.count = sequences_of(args);
+    return cuda::launch_prefill("prefill", call, on);
+  }
+
+  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    if (!status.ok()) {
+      return status;
+    }
+    auto call = call_of_tokens(args);
+    call.source = args.source;
+    call.destination = destination_of(args);
+    return cuda::launch_step("decode_step", call, on);
+  }
+
+  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    if (!status.ok()) {
+      return status;
+    }
+    auto call = call_of_tokens(args);
+    call.source = args.state;
+    call.staging = args.staging;
+    call.already_staged = args.already_staged;
+    return cuda::launch_step("staged_step", call, on);
+  }
+
+  static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    if (!status.ok()) {
+      return status;
+    }
+    cuda::ConvolutionCall<Config> call;
+    call.source = args.source;
+    call.destination = destination_of(args);
+    call.staging = args.staging;
+    call.accepted_tokens = args.accepted_tokens;
+    call.count = args.staging.sequences;
+    call.channels = args.staging.heads;
+    return cuda::launch_stores("commit", call, cuda::takes_vectors(call), on);
+  }
+
+  /// Runs `operation` with an empty workspace; wrong arguments are reported before.
+  template <class Args, class Operation>
+  static Status with_owned_workspace(const Args& args, const Cuda& /*on*/, const Operation& operation) {
+    const Status status = check(args);
+    return status.ok() ? operation(Workspace{}) : status;
+  }
+
+  /// As far as the host can see.
+  template <class Args>
+  static Status check(const Args& args) {
+    Checker check(operation_name(args));
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, sequences_of(args));
+    return check.status();
+  }
+
+ private:
+  /// What a prefill and a step have in common.
+  template <class Args>
+  static cuda::ConvolutionCall<Config> call_of_tokens(const Args& args) {
+    cuda::ConvolutionCall<Config> call;
+    call.input = args.input;
+    call.gate = args.gate;
+    call.output = args.output;
+    call.weight = args.weight;
+    call.bias = args.bias;
+    call.count = args.input.batch;
+    call.channels = args.input.dim;
+    return call;
+  }
+};
+
+}  // namespace jrt::detail

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/mma.cuh"
+#include "jrt/detail/host_device.hpp"
+#include "jrt/numeric.hpp"
+
+/// What the kernels for sm_90a know about an element type: how pairs of it are made and multiplied, and where factors stand
+/// that keep it in range.
+namespace jrt::detail::cuda {
+
+template <class Element>
+struct HopperNumbers;
+
+/// bfloat16 has the range of float: nothing to keep.
+template <>
+struct HopperNumbers<BFloat16> {
+  static constexpr CUtensorMapDataType tensor_map_type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  static constexpr bool narrow_range = false;
+  static constexpr int key_shift = 0;
+  static constexpr int answer_shift = 0;
+
+  /// 2^exponent, twice.
+  JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
+    return static_cast<Pair>((127 + exponent) << 7) * 0x10001U;
+  }
+
+  static __device__ Pair rounded(float first, float second) {
+    Pair pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+  }
+  static __device__ Pair product(Pair a, Pair b) {
+    Pair pair;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+  }
+};
+
+/// half ends at 65504, and below 6e-5 it loses bits. Products of inputs, weights of pairs, and above all sums over long
+/// sequences leave that range. So
+///
+///     keys count 2^-key_shift, their products its square, and the factors of queries make up for it;
+///     queries' features and weights count 2^-answer_shift, which comes back with the normaliser;
+///     a part of the state that is still too large is published with a factor (StateKeeper::publish, StateFactors).
+///
+/// All are powers of two. Inputs up to 700 and weights up to 5e5 are safe; sums have no limit.
+template <>
+struct HopperNumbers<Half> {
+  static constexpr CUtensorMapDataType tensor_map_type = CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  static constexpr bool narrow_range = true;
+  static constexpr int key_shift = 2;
+  static constexpr int answer_shift = 3;
+
+  JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
+    // From 2^-15 to 2^-24 a number has no exponent of its own; what is smaller is 0.
+    const int bits = exponent >= -14 ? (15 + exponent) << 10 : (exponent >= -24 ? 1 << (24 + exponent) : 0);
+    return static_cast<Pair>(bits) * 0x10001U;
+  }
+
+  static __device__ Pair rounded(float first, float second) {
+    Pair pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+  }
+  static __device__ Pair product(Pair a, Pair b) {
+    Pair pair;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+  }
+};
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/check/hybrid.hpp"
+#include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/linear/decode.cuh"
+#include "jrt/detail/cuda/linear/prefill.cuh"
+#include "jrt/detail/cuda/window/backend.cuh"
+#include "jrt/detail/shared/hybrid/parts.hpp"
+#include "jrt/detail/shared/hybrid/steps.hpp"
+#include "jrt/workspace.hpp"
+
+namespace jrt::detail {
+
+namespace cuda {
+
+/// The linear part of a prefill. Operators that work on the matrix unit take the steps of shared/hybrid/steps.hpp, with one
+/// state per sequence in the workspace between them: encoder region and all tokens but the first on the fastest kernels
+/// there are, the first L + 1 on ordinary units (none where sequences start empty). Other operators take one step on
+/// ordinary units.
+template <WindowedLinearConfig Config>
+class OlderPrefill {
+ public:
+  using Parts = WindowedParts<Config>;
+  using Steps = OlderSteps<Config>;
+  using Whole = typename Parts::Older;
+  using Denominators = typename Parts::Denominators;
+  using Format = StateFormatOf<Whole>;
+
+  static constexpr bool in_steps = MmaEngine<typename Steps::Others>::supported;
+
+  OlderPrefill(const PrefillArgs<Config>& args, const Cuda& on)
+      : args_(args), steps_(args), on_(on), sequences_(sequence_count(args.sequences, args.query.batch)) {}
+
+  void take(Arena& arena) {
+    if (in_steps) {
+      between_ = arena.take<std::byte>(Format::slot_bytes(args_.key.heads) * sequences_);
+    }
+    rest_.bytes = rest_bytes();
+    rest_.data = arena.take<std::byte>(static_cast<std::int64_t>(rest_.bytes));
+  }
+
+  Status run(const Denominators& denominators) const {
+    if constexpr (in_steps) {
+      return run_steps(denominators);
+    } else {
+      return run_taken(portable(Parts::linear(args_, denominators)));
+    }
+  }
+
+ private:
+  [[nodiscard]] StateSlots<Format> between() const {
+    return {view_pool<Format>(reinterpret_cast<typename Format::Scalar*>(between_), sequences_, args_.key.heads)};
+  }
+  template <class Part>
+  [[nodiscard]] PortablePrefill<Part> portable(const PrefillArgs<Part>& step) const {
+    return {step, sequences_, args_.key.heads, on_};
+  }
+  template <class Part>
+  [[nodiscard]] Prefill<Part> fastest(const PrefillArgs<Part>& step) const {
+    return {step, sequences_, args_.key.heads, on_};
+  }
+
+  [[nodiscard]] std::size_t rest_bytes() const {
+    if constexpr (in_steps) {
+      // Which steps there will be is not known when room is asked for.
+      std::size_t bytes = larger(counted_bytes(portable(steps_.first(between(), {}))),
+                                 fastest(steps_.others(between(), {})).workspace_bytes());
+      if constexpr (Steps::reads_encoder) {
+        bytes = larger(bytes, fastest(steps_.encoder(between())).workspace_bytes());
+      }
+      return bytes;
+    } else {
+      return counted_bytes(portable(Parts::linear(args_, {})));
+    }
+  }
+
+  Status run_steps(const Denominators& denominators) const {
+    Status status;
+    if (!steps_.has_first()) {
+      const std::int64_t count = denominators.batch * denominators.batch_stride;
+      status = device_status(
+          "prefill", cudaMemsetAsync(denominators.data, 0, sizeof(*denominators.data) * static_cast<std::size_t>(count),
+                                     on_.stream()));
+    }
+    if constexpr (Steps::reads_encoder) {
+      if (status.ok() && steps_.has_encoder()) {
+        status = run_fastest(fastest(steps_.encoder(between())));
+      }
+    }
+    if (status.ok() && steps_.has_first()) {
+      status = run_taken(portable(steps_.first(between(), denominators)));
+    }
+    if (status.ok() && steps_.has_others()) {
+      status = run_fastest(fastest(steps_.others(between(), denominators)));
+    }
+    return status;
+  }
+
+  template <class Part>
+  Status run_fastest(Prefill<Part> part) const {
+    static_cast<void>(part.choose());
+    return run_taken(part);
+  }
+  template <class Part>
+  Status run_taken(Part part) const {
+    Arena arena(rest_);
+    part.take(arena);
+    return part.run("prefill", on_);
+  }
+
+  const PrefillArgs<Config>& args_;
+  Steps steps_;
+  const Cuda& on_;
+  std::int64_t sequences_;
+  std::byte* between_ = nullptr;
+  Workspace rest_{};
+};
+
+}  // namespace cuda
+
+/// Linear and window attention in one mixer, on a CUDA stream: the linear part's kernels, then the window's, with the
+/// denominators between them in the workspace.
+template <WindowedLinearConfig Config>
+struct MixerBackend<Config, Cuda> {
+  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
+  static Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    return run(args, workspace, on);
+  }
+
+  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
+  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    return run(args, workspace, on);
+  }
+
+  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
+  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    return run(args, workspace, on);
+  }
+
+  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
+  static Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? bytes(args, on) : 0);
+    if (checker.ok()) {
+      checker.take(cuda::launch_step("commit", cuda::step_of(Parts::linear(args)), workspace, on));
+    }
+    if (checker.ok()) {
+      checker.take(cuda::launch("commit", cuda::commit_window<typename Parts::Ring>,
+                                {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on,
+                                Parts::window(args)));
+    }
+    return checker.status();
+  }
+
+  /// Runs `operation(workspace)` with as much memory of the stream as the arguments need; wrong arguments are reported
+  /// before.
+  template <class Args, class Operation>
+  static Status with_owned_workspace(const Args& args, const Cuda& on, const Operation& operation) {
+    const Status status = check(args);
+    return status.ok() ? cuda::with_stream_workspace("workspace", bytes(args, on), on, operation) : status;
+  }
+
+  /// As far as the host can see.
+  template <class Args>
+  static Status check(const Args& args) {
+    Checker check(operation_name(args));
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, sequences_of(args));
+    if constexpr (requires { args.key_encoder; }) {
+      check_dense_prefix(check, args);
+    }
+    return check.status();
+  }
+
+ private:
+  using Parts = WindowedParts<Config>;
+  using Denominator = typename Parts::Denominator;
+  using Older = typename Parts::Older;
+
+  /// Denominators first, then the linear part's own; the window needs nothing.
+  template <class Args, class Part>
+  static Denominator* take(Arena& arena, const Args& args, Part& part) {
+    auto* const denominators = arena.take<Denominator>(Parts::denominator_count(args));
+    part.take(arena);
+    return denominators;
+  }
+
+  /// A step's part of the workspace.
+  class StepPart {
+   public:
+    template <class Args>
+    StepPart(const Args& args, const Cuda& on) : step_(Parts::linear(args, {})), on_(on), name_(operation_name(args)) {}
+
+    void take(Arena& arena) {
+      rest_.bytes = step_bytes(step_);
+      rest_.data = arena.take<std::byte>(static_cast<std::int64_t>(rest_.bytes));
+    }
+    Status run(const typename Parts::Denominators& denominators) {
+      step_.leaving.denominators = denominators;
+      return cuda::launch_step(name_, cuda::step_of(step_), rest_, on_);
+    }
+
+   private:
+    OlderStep<Older> step_;
+    const Cuda& on_;
+    const char* name_;
+    Workspace rest_{};
+  };
+
+  static cuda::OlderPrefill<Config> part_of(const PrefillArgs<Config>& args, const Cuda& on) { return {args, on}; }
+  template <class Args>
+  static StepPart part_of(const Args& args, const Cuda& on) {
+    return {args, on};
+  }
+
+  static std::size_t step_bytes(const OlderStep<Older>& step) {
+    Arena counting;
+    counting.take<typename cuda::StepCall<Older>::T>(cuda::step_of(step).sum_elements());
+    return counting.bytes_needed();
+  }
+
+  template <class Args>
+  static std::size_t bytes(const Args& args, const Cuda& on) {
+    Arena counting;
+    auto part = part_of(args, on);
+    static_cast<void>(take(counting, args, part));
+    return counting.bytes_needed();
+  }
+  static std::size_t bytes(const CommitArgs<Config>& args, const Cuda& /*on*/) { return step_bytes(Parts::linear(args)); }
+
+  template <class Args>
+  static Status run(const Args& args, const Workspace& workspace, const Cuda& on) {
+    const char* const operation = operation_name(args);
+    Checker checker(operation);
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? bytes(args, on) : 0);
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    if (on.error() != cudaSuccess) {
+      return cuda::device_status(operation, on.error());
+    }
+    Arena arena(workspace);
+    auto part = part_of(args, on);
+    const auto denominators = Parts::denominators(args, take(arena, args, part));
+    const Status status = part.run(denominators);
+    return status.ok()
+               ? MixerBackend<typename Parts::Ring, Cuda>::run_call(operation, Parts::window(args, denominators), on)
+               : status;
+  }
+};
+
+}  // namespace jrt::detail

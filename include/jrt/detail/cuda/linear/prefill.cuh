@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/cuda/linear/prefill_portable.cuh"
+#include "jrt/detail/cuda/linear/sm90/prefill.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/workspace.hpp"
+
+namespace jrt::detail::cuda {
+
+/// Stands for the Hopper kernels where an operator has none, or where they are not compiled.
+template <class Config>
+struct NoHopperPrefill {
+  static bool available(const Cuda& /*on*/) { return false; }
+  NoHopperPrefill(const PrefillArgs<Config>&, std::int64_t, std::int64_t, const Cuda&) {}
+  [[nodiscard]] static bool describe_tensors() { return false; }
+  static void take(Arena& /*arena*/) {}
+  static Status run(const char* /*operation*/, const Cuda& /*on*/) { return {}; }
+};
+
+/// A prefill on whichever kernels there are for it: those for sm_90a if operator, device and tensors allow them, and the
+/// portable ones otherwise.
+template <class Config>
+class Prefill {
+ public:
+  Prefill(const PrefillArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on)
+      : portable_(args, sequences, heads, on),
+        hopper_(args, sequences, heads, on),
+        on_hopper_(on.kernels() == CudaKernels::automatic && Hopper::available(on)) {}
+
+  /// Whether the tensors may be read by the kernels for sm_90a. To be asked when they exist, and before `take`.
+  [[nodiscard]] bool choose() {
+    on_hopper_ = on_hopper_ && hopper_.describe_tensors();
+    return on_hopper_;
+  }
+
+  /// Room for either: where tensors will lie is not known when room is asked for.
+  [[nodiscard]] std::size_t workspace_bytes() const {
+    const std::size_t bytes = counted_bytes(portable_);
+    return on_hopper_ ? larger(bytes, counted_bytes(hopper_)) : bytes;
+  }
+
+  void take(Arena& arena) {
+    if (on_hopper_) {
+      hopper_.take(arena);
+    } else {
+      portable_.take(arena);
+    }
+  }
+
+  Status run(const char* operation, const Cuda& on) const {
+    return on_hopper_ ? hopper_.run(operation, on) : portable_.run(operation, on);
+  }
+
+ private:
+  static constexpr bool has_hopper = hopper_wanted && HopperLayout<Config>::supported && !takes_leaving_keys<Config>;
+  using Hopper = std::conditional_t<has_hopper, HopperPrefill<Config>, NoHopperPrefill<Config>>;
+
+  PortablePrefill<Config> portable_;
+  Hopper hopper_;
+  bool on_hopper_;
+};
+
+}  // namespace jrt::detail::cuda

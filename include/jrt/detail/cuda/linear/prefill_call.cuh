@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/prefill_plan.hpp"
+#include "jrt/detail/shared/linear/denominators.hpp"
+#include "jrt/workspace.hpp"
+
+/// Prefill of a batch. A block works on one segment of one head of one sequence (and, where v is wide, on a slice of its
+/// columns). An unsplit sequence takes one kernel: initial state, encoder sum, then chunk by chunk outputs and update. A
+/// split one takes three:
+///
+///     sum    every segment's own Σ φ(k)vᵀ: encoder segments first, then token segments (the last of those only if the mask
+///            reads all tokens);
+///     scan   initial state + encoder segments + the token segments before each: every token segment's sum is replaced by
+///            the state that it starts from;
+///     read   outputs from that state.
+///
+/// Every sum has a fixed order: no atomics, and the same bits from run to run.
+namespace jrt::detail::cuda {
+
+/// Which segment, head and slice a block is for. Slices and heads vary fastest: in [B,T,H,d] tensors their rows are
+/// neighbours in memory.
+struct BlockItem {
+  std::int64_t sequence = 0;
+  std::int64_t segment = 0;
+  std::int64_t head = 0;
+  int slice = 0;
+
+  __device__ BlockItem(std::int64_t block, std::int64_t segments, std::int64_t heads, int slices) {
+    slice = static_cast<int>(block % slices);
+    block /= slices;
+    head = block % heads;
+    block /= heads;
+    segment = block % segments;
+    sequence = block / segments;
+  }
+};
+
+/// What the kernels of one call share. `EngineT` is what works on a segment; here its `slices` matter, and whether it needs
+/// partial states for them.
+template <class ConfigT, class EngineT>
+struct PrefillCall {
+  using Config = ConfigT;
+  using Engine = EngineT;
+  using T = ConfigCompute<Config>;
+  using Format = StateFormatOf<Config>;
+
+  PrefillArgs<Config> args;
+  PrefillLayout layout;
+  std::int64_t sequences = 0;
+  std::int64_t heads = 0;       // key/value heads
+  T* partial_states = nullptr;  // [sequences][most_items()][heads][partial_elements]
+  std::byte* scratch = nullptr;
+
+  static constexpr bool full = Config::Mask::reads_future;
+  /// Of one partial state; heads of a pool may lie further apart.
+  static constexpr std::int64_t partial_elements = round_up<std::int64_t>(Format::head_numbers, 16);
+
+  [[nodiscard]] __host__ __device__ std::int64_t most_items() const {
+    return layout.most_encoder_segments + layout.most_token_segments;
+  }
+
+  /// Whether a sequence goes through partial states. Slices of v may have to: each needs z, and only one may write it, so
+  /// that with an in-place state one slice could read what another has written.
+  [[nodiscard]] __host__ __device__ static bool through_partials(const PrefillPlan& plan) {
+    return plan.split() || Engine::slices_need_partials;
+  }
+  [[nodiscard]] __host__ __device__ bool needs_partials() const {
+    return layout.most_encoder_segments > 1 || layout.most_token_segments > 1 || Engine::slices_need_partials;
+  }
+
+  [[nodiscard]] __device__ T* partial_state(std::int64_t b, std::int64_t item, std::int64_t head) const {
+    return partial_states + ((b * most_items() + item) * heads + head) * partial_elements;
+  }
+
+  /// S_0, if this sequence has one; null otherwise.
+  [[nodiscard]] __device__ const typename Format::Scalar* initial_state(std::int64_t b, std::int64_t head) const {
+    return reads_initial_state(args.initial_state, args.has_initial_state, b)
+               ? args.initial_state.pool.head(args.initial_state.slot(b), head)
+               : nullptr;
+  }
+  [[nodiscard]] __device__ typename Format::Scalar* final_state(std::int64_t b, std::int64_t head) const {
+    return args.final_state.empty() ? nullptr : args.final_state.pool.head(args.final_state.slot(b), head);
+  }
+
+  [[nodiscard]] __device__ PrefillPlan plan_of(std::int64_t b) const { return plan_prefill(args, layout, b); }
+
+  /// Whether a block's item is to be summed: the last token segment's own sum is nobody's starting state.
+  [[nodiscard]] static __device__ bool sums(const PrefillPlan& plan, const BlockItem& item) {
+    return !plan.skipped && through_partials(plan) &&
+           item.segment < plan.encoder_segments + plan.token_segments - (full ? 0 : 1);
+  }
+  /// The state that a token segment starts from, when the scan is over.
+  [[nodiscard]] __device__ T* starting_state(const PrefillPlan& plan, const BlockItem& item) const {
+    const std::int64_t start = plan.encoder_segments + (full ? plan.token_segments - 1 : item.segment);
+    return partial_state(item.sequence, start, item.head);
+  }
+  /// Where the state after a token segment goes; null if nowhere. Of a whole that goes through partial states, the scan has
+  /// written it.
+  [[nodiscard]] __device__ typename Format::Scalar* final_destination(const PrefillPlan& plan,
+                                                                      const BlockItem& item) const {
+    const bool writes = item.segment + 1 == plan.token_segments && !(full && through_partials(plan));
+    return writes ? final_state(item.sequence, item.head) : nullptr;
+  }
+
+  void take_partial_states(Arena& arena) {
+    if (needs_partials()) {
+      partial_states = arena.take<T>(sequences * most_items() * heads * partial_elements);
+    }
+  }
+};
+
+/// With the most segments that any sequence of the call may have: room is made before lengths are known.
+template <class Config>
+PrefillLayout layout_of(const PrefillArgs<Config>& args, PrefillLayout layout) {
+  using Split = typename Config::Split;
+  const std::int64_t bound = args.sequences.max_tokens > 0 ? args.sequences.max_tokens : INT64_MAX;
+  const std::int64_t tokens = smaller(bound, args.query.tokens);
+  const std::int64_t encoder_tokens = Config::Mask::reads_encoder ? smaller(bound, args.key_encoder.tokens) : 0;
+  layout.most_encoder_segments = layout.template encoder_segments<Split>(encoder_tokens, tokens);
+  layout.most_token_segments = layout.template token_segments<Split>(tokens);
+  return layout;
+}
+
+inline constexpr int scan_threads = 256;
+
+/// One thread for each number of a state: neighbouring threads read neighbouring numbers. Each has several on their way at
+/// a time and adds them in order.
+template <class Call>
+__global__ void __launch_bounds__(scan_threads) scan_segments(const __grid_constant__ Call call) {
+  using T = typename Call::T;
+  using Format = typename Call::Format;
+  constexpr int numbers = static_cast<int>(Format::normaliser_offset) + Format::rows;
+  constexpr unsigned blocks = ceil_div(numbers, scan_threads);
+  const unsigned head_of_all = blockIdx.x / blocks;
+  const unsigned head = head_of_all % static_cast<unsigned>(call.heads);
+  const unsigned b = head_of_all / static_cast<unsigned>(call.heads);
+  const int i = static_cast<int>(blockIdx.x % blocks * scan_threads + threadIdx.x);
+  const PrefillPlan plan = call.plan_of(b);
+  let_next_kernel_start();
+  await_previous_kernel();
+  if (plan.skipped || !Call::through_partials(plan) || i >= numbers) {
+    return;
+  }
+  const auto* const initial = call.initial_state(b, head);
+  T running = initial != nullptr ? convert<T>(initial[i]) : T(0);
+  const std::int64_t stride = call.heads * Call::partial_elements;
+  T* const partial = call.partial_state(b, 0, head) + i;
+  const auto encoder = static_cast<int>(plan.encoder_segments);
+  const auto items = static_cast<int>(plan.encoder_segments + plan.token_segments);
+  // The sum of the last token segment is there only if all are to be added up.
+  const int sums = items - (Call::full ? 0 : 1);
+  constexpr int at_a_time = 8;
+  for (int first = 0; first < items; first += at_a_time) {
+    T own[at_a_time];
+#pragma unroll
+    for (int j = 0; j < at_a_time; ++j) {
+      own[j] = first + j < sums ? partial[(first + j) * stride] : T(0);
+    }
+#pragma unroll
+    for (int j = 0; j < at_a_time; ++j) {
+      if (!Call::full && first + j >= encoder && first + j < items) {
+        partial[(first + j) * stride] = running;
+      }
+      running += own[j];
+    }
+  }
+  if constexpr (Call::full) {
+    partial[(items - 1) * stride] = running;
+    if (auto* const state = call.final_state(b, head); state != nullptr) {
+      state[i] = convert<typename Format::Scalar>(running);
+    }
+  }
+}
+
+template <class Call>
+Grid scan_grid(const Call& call, bool starts_early) {
+  constexpr std::int64_t numbers = Call::Format::normaliser_offset + Call::Format::rows;
+  return {call.sequences * call.heads * ceil_div<std::int64_t>(numbers, scan_threads), scan_threads, 0, starts_early};
+}
+
+/// Outputs of positions that are no tokens: left pads, what lies behind seq_lens, and all of a skipped sequence.
+template <class Call>
+__device__ void zero_outputs(const Call& call, const PrefillPlan& plan, std::int64_t head) {
+  using Config = typename Call::Config;
+  if constexpr (keeps_denominators<Config>) {
+    return;  // the window does it, when it has what it goes on from
+  }
+  const std::int64_t group = call.args.query.heads / call.heads;
+  const auto zero = [&](std::int64_t first, std::int64_t end) {
+    const std::int64_t row_elements = group * Config::value_dim;
+    for (std::int64_t i = threadIdx.x; i < (end - first) * row_elements; i += blockDim.x) {
+      const std::int64_t token = plan.span.first_token + first + i / row_elements;
+      const std::int64_t within = i % row_elements;
+      call.args.output.row(plan.span.batch_row, token,
+                           head * group + within / Config::value_dim)[within % Config::value_dim] =
+          typename Config::Element{};
+    }
+  };
+  zero(0, plan.skipped ? plan.span.row_tokens : plan.tokens.begin);
+  zero(plan.skipped ? plan.span.row_tokens : plan.tokens.end, plan.span.row_tokens);
+}
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/cuda/core/sm90/instructions.cuh"
+#include "jrt/detail/cuda/linear/sm90/packing.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/mixer/linear_attention.hpp"
+
+namespace jrt::detail::cuda {
+
+/// What can be tuned in the kernels for sm_90a; docs/hopper-kernel.md has the measurements.
+struct HopperTuning {
+  int stages = 4;              // chunks of keys and values on their way or in use
+  int keeper_registers = 152;  // of a thread that keeps the state
+  int answer_registers = 104;  // of a thread that makes outputs
+  int read_blocks = 2;         // blocks on a multiprocessor: kernel with outputs
+  int sum_blocks = 3;          // likewise: kernel that only sums
+  int fewest_segments = 3;     // splitting in two reads everything twice to use units that are busy already
+  int tokens_per_worker = 16;  // a block more for every so many tokens of a sequence is worth its partial states
+};
+template <class Element>
+inline constexpr HopperTuning hopper_tuning{};
+/// The largest number of a state must be found before it is published.
+template <>
+inline constexpr HopperTuning hopper_tuning<Half>{.keeper_registers = 160, .answer_registers = 96};
+
+/// Sizes of the kernels for sm_90a, and what is where in shared memory.
+///
+/// A block handles one head of one segment of a sequence, and where v is wider than 64, one of `slices` slices of its
+/// columns. The state has 8 columns more than v: with ones for their values they are z.
+template <class Config>
+struct HopperLayout {
+  using Map = typename Config::FeatureMap;
+  using Packing = HopperPacking;
+
+  static constexpr int chunk = 64;  // tokens
+  static constexpr int most_columns = 64;
+  static constexpr int slices = ceil_div(Config::value_dim, most_columns);
+  static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 8);  // of v, in a slice
+  static constexpr int width = columns + 8;                                         // of the state
+  static constexpr int stages = hopper_tuning<typename Config::Element>.stages;
+
+  /// Elements whose products the matrix unit takes as they are, the packing's feature map, rows of whole 16 bytes.
+  static constexpr bool supported = sizeof(typename Config::Element) == 2 &&
+                                    std::is_same_v<Map, Taylor2<Packing::input_dim, SymmetricPacking>> &&
+                                    std::is_same_v<ConfigCompute<Config>, float> && Config::value_dim % 8 == 0;
+
+  static constexpr int keeper_threads = 128;
+  static constexpr int read_threads = 256;
+
+  // Tiles as the copy engine writes them: 64 rows of keys or queries of 32 bytes, of values of 128 bytes (whatever
+  // `columns` is: where it is less than 64, the copies leave the rest of a row alone, and ones stand there).
+  static constexpr int input_row = 32;
+  static constexpr int value_row = 128;
+  static constexpr int input_tile = chunk * input_row;
+  static constexpr int value_tile = chunk * value_row;
+  static constexpr int input_bytes = chunk * input_row;  // that a copy brings
+  static constexpr int value_bytes = chunk * columns * 2;
+  static constexpr int warp_output = 16 * value_row;  // 16 tokens
+  static constexpr int ones_tile = 16 * value_row;
+  static constexpr int state_row_block = 8 * width * 2;  // 8 rows of the state
+  static constexpr int state_tile = Packing::rows / 8 * state_row_block;
+
+  /// Ones stand behind the values of every stage, or in a tile of their own that the matrix unit takes for the next 64
+  /// columns of v.
+  static constexpr bool ones_apart = columns == 64;
+
+  // Shared memory starts behind the 1024 bytes that the system keeps (checked by the kernels). Known as a number it costs
+  // no registers.
+  static constexpr SharedAddress base = 1024;
+  static constexpr SharedAddress barriers = base;
+  static constexpr SharedAddress values = base + 1024;  // [stages]
+  static constexpr SharedAddress ones = values + stages * value_tile;
+  static constexpr SharedAddress keys = ones + ones_tile;  // [stages]
+  static constexpr SharedAddress sum_end = keys + stages * input_tile;
+  static constexpr SharedAddress queries = sum_end;                        // [stages]
+  static constexpr SharedAddress outputs = queries + stages * input_tile;  // [4 warps]
+  static constexpr SharedAddress states = outputs + 4 * warp_output;       // [2]
+  static constexpr SharedAddress read_end = states + 2 * state_tile;
+  static constexpr std::size_t sum_bytes = sum_end - base;
+  static constexpr std::size_t read_bytes = read_end - base;
+  static_assert(outputs % 1024 == 0, "the swizzle repeats every 1024 bytes");
+
+  // Barriers. A stage is full when its copy has arrived, and free when its last reader is done.
+  static constexpr SharedAddress keys_full = barriers;                  // [stages]
+  static constexpr SharedAddress keys_free = keys_full + 8 * stages;    // [stages]; while only sums are formed
+  static constexpr SharedAddress query_full = keys_free + 8 * stages;   // [stages]
+  static constexpr SharedAddress query_free = query_full + 8 * stages;  // [stages]
+  static constexpr SharedAddress state_full = query_free + 8 * stages;  // [2]
+  static constexpr SharedAddress state_free = state_full + 16;          // [2]
+  // How many powers of two each warp of the keeper has published its part of a state too small.
+  static constexpr SharedAddress state_excess = state_free + 16;  // [2][4]
+  // Where the final state goes, kept here because the warps that write it have no registers to spare until then.
+  static constexpr SharedAddress final_state = state_excess + 32;
+};
+
+}  // namespace jrt::detail::cuda

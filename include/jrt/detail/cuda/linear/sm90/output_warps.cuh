@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/sm90/numbers.cuh"
+#include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/linear/sm90/layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/schedule.cuh"
+#include "jrt/detail/cuda/linear/sm90/state_factors.cuh"
+#include "jrt/detail/shared/linear/denominators.hpp"
+#include "jrt/numeric.hpp"
+#include "jrt/tensor_view.hpp"
+
+namespace jrt::detail::cuda {
+
+/// The four warps of a block that make the outputs, and of which the first asks for all copies. Warp w has
+/// tokens 16w … 16w + 15 of a chunk:
+///
+///     scores   s = q·kᵀ                          both tiles as the copy engine brought them
+///     weights  P = 1 + s/4 + s²/32, causal       in registers: accumulators are left operands as they stand
+///     answers  [y | den] = P·[v | 1] + φ(q)·S    φ(q) made in registers, S published by the StateKeeper
+///     output   y · factor(den)                   through shared memory, 16 rows at a time
+///
+/// A step is one chunk for one query head; with grouped heads, all steps of a chunk read the same published state.
+template <class Config, bool grouped, class Denominators = NoDenominators>
+class Answerer {
+ public:
+  using Layout = HopperLayout<Config>;
+  using Schedule = HopperSchedule<Config>;
+  using Element = typename Config::Element;
+  using Numbers = HopperNumbers<Element>;
+
+  __device__ Answerer(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output, int group,
+                      const Denominators& denominators = {})
+      : maps_(maps),
+        schedule_(schedule),
+        output_(output),
+        group_(group),
+        denominators_(denominators),
+        warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)) {}
+
+  /// The first copies, and those of chunks that are only summed, in whose time there is nothing to answer.
+  __device__ void start_copies(bool sums_own) const {
+    if (!copies()) {
+      return;
+    }
+    const int own = Schedule::chunks_of(schedule_.own);
+    const int summed = Schedule::chunks_of(schedule_.encoder) + (sums_own ? own : 0);
+    const int chunks = full ? summed : summed + own;
+#pragma unroll 1
+    for (int i = 0; i < Layout::stages; ++i) {
+      if (i < chunks) {
+        schedule_.load_keys(maps_, i);
+      }
+      if (i < own * group()) {
+        schedule_.load_queries(maps_, i, group());
+      }
+    }
+#pragma unroll 1
+    for (int i = Layout::stages; i < summed + Layout::stages && i < chunks; ++i) {
+      barrier_wait(Layout::keys_free + 8 * (i % Layout::stages), (i / Layout::stages - 1) % 2);
+      schedule_.load_keys(maps_, i);
+    }
+  }
+
+  __device__ void answer() const {
+    const int chunks = Schedule::chunks_of(schedule_.own);
+    if (chunks == 0) {
+      return;
+    }
+    // Not before: until the state is published, the barriers of keys are in phases of chunks that are only summed.
+    barrier_wait(Layout::state_full, 0);
+    int chunk = Schedule::chunks_of(schedule_.encoder);
+    for (int n = 0; n < chunks; ++n, ++chunk) {
+      if constexpr (grouped) {
+        for (int g = 0; g < group_; ++g) {
+          answer_step(n, chunk, g);
+        }
+      } else {
+        answer_step(n, chunk, 0);
+      }
+      if constexpr (!full) {
+        barrier_arrive(Layout::state_free + 8 * (n % 2));
+      }
+    }
+    await_stores();
+  }
+
+ private:
+  static constexpr bool full = Config::Mask::reads_future;
+  static constexpr int ones_column = 4 * (Layout::columns / 8);
+
+  static __device__ unsigned lane() {
+    return threadIdx.x % 32;
+  }
+  /// Whether this is the warp that asks for copies.
+  [[nodiscard]] __device__ bool copies() const {
+    return warp_ == 0;
+  }
+  [[nodiscard]] __device__ int group() const {
+    return grouped ? group_ : 1;
+  }
+  /// Of the first of this lane's two rows in a chunk.
+  [[nodiscard]] __device__ unsigned row() const {
+    return 16 * warp_ + lane() / 4;
+  }
+
+  /// Query head g of the n-th chunk of the block's own run, which is chunk `chunk` of the block.
+  __device__ void answer_step(int n, int chunk, int g) const {
+    const int step = n * group() + g;
+    const int stage = chunk % Layout::stages;
+    const int query_stage = step % Layout::stages;
+    const int buffer = full ? 0 : n % 2;
+    const SharedAddress query = Layout::queries + query_stage * Layout::input_tile;
+    const SharedAddress state = Layout::states + buffer * Layout::state_tile;
+    float scores[32];
+    float sums[Layout::width / 2];
+    if constexpr (!full) {
+      if (n + 1 == Schedule::chunks_of(schedule_.own) || Config::Padding::keeps_padded_keys) {
+        barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);  // if there was something to repair, it is by then
+      }
+      barrier_wait(Layout::keys_full + 8 * stage, chunk / Layout::stages % 2);
+      barrier_wait(Layout::query_full + 8 * query_stage, step / Layout::stages % 2);
+      const SharedAddress key = Layout::keys + stage * Layout::input_tile;
+      products_begin();
+      multiply_tiles<Element>(scores, input_tile(query).word(), input_tile(key).word());
+      products_commit();
+    } else {
+      barrier_wait(Layout::query_full + 8 * query_stage, step / Layout::stages % 2);
+#pragma unroll
+      for (float& sum : sums) {
+        sum = 0;
+      }
+    }
+    LeftFragment first[4];
+    first_features(query, first);
+    if constexpr (!full) {
+      products_wait<0>();
+      settled(scores);
+      LeftFragment weights[4];
+      weigh(scores, weights);
+      products_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        WarpgroupProduct<Layout::width>::template add<Element>(sums, weights[k], values_and_ones<Layout>(stage, k).word(),
+                                                               k > 0 ? 1 : 0);
+      }
+      products_commit();
+      barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);
+    }
+    // Warp w of the keeper has published the rows of steps w, 4 + w and 8 + w.
+    const StateFactors<Config> factors(buffer);
+    if (!factors.none()) {
+      products_wait<0>();
+      settled(sums);
+#pragma unroll
+      for (float& sum : sums) {
+        sum *= factors.of_sums();
+      }
+    }
+    factors.apply(first[0], 0);
+    factors.apply(first[1], 0);
+    factors.apply(first[2], 1);
+    factors.apply(first[3], 0);
+    products_begin();
+    add(sums, state, 0, first[0]);
+    add(sums, state, 8, first[1]);
+    add(sums, state, 9, first[2]);
+    add(sums, state, 4, first[3]);
+    products_commit();
+    products_wait<0>();
+    LeftFragment turned[6];
+    turned_features(query, turned);
+    const StateFactors<Config> again(buffer);  // rather than keeping it: there are no registers for that
+#pragma unroll
+    for (int i = 0; i < 6; ++i) {
+      again.apply(turned[i], i / 2 + 1);
+    }
+    products_begin();
+    add(sums, state, 1, turned[0]);
+    add(sums, state, 5, turned[1]);
+    add(sums, state, 2, turned[2]);
+    add(sums, state, 6, turned[3]);
+    add(sums, state, 3, turned[4]);
+    add(sums, state, 7, turned[5]);
+    products_commit();
+    ask_for_more(n, g, step);  // in the time of the products
+    products_wait<0>();
+    settled(sums);
+    barrier_arrive(Layout::query_free + 8 * query_stage);
+    write(n, g, sums, StateFactors<Config>(buffer).restored());
+  }
+
+  static __device__ MatrixDescriptor input_tile(SharedAddress tile) {
+    return {tile, 16, 8 * Layout::input_row, Swizzle::bytes_32};
+  }
+
+  /// sums += features · 16 rows of the state.
+  static __device__ void add(float (&sums)[Layout::width / 2], SharedAddress state, int step,
+                             const LeftFragment& features) {
+    const MatrixDescriptor right(state + step * 2 * Layout::state_row_block, Layout::state_row_block, 128, Swizzle::none);
+    WarpgroupProduct<Layout::width>::template add<Element>(sums, features, right.word(), 1);
+  }
+
+  /// All that was in the stage of the step before has been used: asks for what comes there next.
+  __device__ void ask_for_more(int n, int g, int step) const {
+    if (copies() && step > 0) {
+      const int done = step - 1;
+      const int next = done + Layout::stages;
+      const int next_chunk = n - 1 + Layout::stages;
+      const int own = Schedule::chunks_of(schedule_.own);
+      barrier_wait(Layout::query_free + 8 * (done % Layout::stages), done / Layout::stages % 2);
+      if (next < own * group()) {
+        schedule_.load_queries(maps_, next, group());
+      }
+      // The state of chunk n is there, so its keeper too is done with the chunk before.
+      if (!full && g == 0 && next_chunk < own) {
+        schedule_.template load_keys<false>(maps_, next_chunk, Schedule::chunks_of(schedule_.encoder) + next_chunk);
+      }
+    }
+  }
+
+  // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), with what HopperNumbers takes elsewhere.
+  static constexpr int shift = Numbers::answer_shift;
+  static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - shift);
+  static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - shift);
+  static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - shift);
+  static constexpr Pair constant_and_zero = Numbers::power_of_two(-shift) & 0xffffU;
+
+  /// Inputs 2(c + turn) and 2(c + turn) + 1 of half L of a row of queries, c = lane % 4; H is in the other 16 bytes. The
+  /// swizzle exchanges the halves of rows 4-7 of every 8.
+  [[nodiscard]] __device__ SharedAddress word(SharedAddress query, int h, unsigned turn) const {
+    return query + (row() + 8 * h) * Layout::input_row + (((lane() + turn) % 4 * 4) ^ (row() / 4 % 2 * 16));
+  }
+  static __device__ SharedAddress other_half(SharedAddress word) {
+    return word ^ 16;
+  }
+
+  /// Features of steps 0, 8, 9 and 4: those without a turn, or turned by four.
+  __device__ void first_features(SharedAddress query, LeftFragment (&features)[4]) const {
+    const unsigned c = lane() % 4;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const SharedAddress at = word(query, h, 0);
+      const SharedAddress turned_at = word(query, h, 2);
+      const Pair low = load_pair(at);
+      const Pair high = load_pair(other_half(at));
+      const Pair low_turned = load_pair(turned_at);
+      const Pair high_turned = load_pair(other_half(turned_at));
+      const Pair low_scaled = Numbers::product(low, cross_factor);
+      const Pair high_scaled = Numbers::product(high, cross_factor);
+      features[0].pairs[h] = Numbers::product(Numbers::product(low, square_factor), low);
+      features[0].pairs[2 + h] = Numbers::product(Numbers::product(high, square_factor), high);
+      features[1].pairs[h] = Numbers::product(low_scaled, high);
+      features[1].pairs[2 + h] = c == 0 ? constant_and_zero : 0;
+      features[2].pairs[h] = Numbers::product(low, linear_factor);
+      features[2].pairs[2 + h] = Numbers::product(high, linear_factor);
+      features[3].pairs[h] = Numbers::product(low_scaled, high_turned);
+      features[3].pairs[2 + h] = Numbers::product(c < 2 ? low_scaled : high_scaled, c < 2 ? low_turned : high_turned);
+    }
+  }
+
+  /// Features of steps 1, 5, 2, 6, 3 and 7: halves turned by one, two and three.
+  __device__ void turned_features(SharedAddress query, LeftFragment (&features)[6]) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      Pair low[3];
+      Pair high[3];
+#pragma unroll
+      for (unsigned turn = 0; turn < 3; ++turn) {
+        const SharedAddress at = word(query, h, turn);
+        low[turn] = load_pair(at);
+        high[turn] = load_pair(other_half(at));
+      }
+      const Pair low_scaled = Numbers::product(low[0], cross_factor);
+      const Pair high_scaled = Numbers::product(high[0], cross_factor);
+#pragma unroll
+      for (int turn = 1; turn <= 3; ++turn) {
+        // Turned by an odd number, a pair lies across two words.
+        const Pair low_turned = turn == 2 ? low[1] : __byte_perm(low[turn / 2], low[turn / 2 + 1], 0x5432);
+        const Pair high_turned = turn == 2 ? high[1] : __byte_perm(high[turn / 2], high[turn / 2 + 1], 0x5432);
+        LeftFragment& same = features[2 * turn - 2];
+        LeftFragment& cross = features[2 * turn - 1];
+        same.pairs[h] = Numbers::product(low_scaled, low_turned);
+        same.pairs[2 + h] = Numbers::product(high_scaled, high_turned);
+        cross.pairs[h] = Numbers::product(low_scaled, high_turned);
+        cross.pairs[2 + h] = Numbers::product(high_scaled, low_turned);
+      }
+    }
+  }
+
+  /// P of this warp's tokens as left operands for 16 keys each. Key j counts for token t if j <= t; the mask is laid over
+  /// pairs, so that whatever a masked score is, it counts nothing.
+  __device__ void weigh(const float (&scores)[32], LeftFragment (&weights)[4]) const {
+    using Map = typename Layout::Map;
+    constexpr float constant = 1.0F / (1 << Numbers::answer_shift);
+    constexpr float linear = static_cast<float>(Map::inverse_sqrt_dim) * constant;
+    constexpr float quadratic = static_cast<float>(Map::inverse_sqrt_dim) * linear / 2;
+    const auto weight = [](float dot) { return fmaf(dot, fmaf(dot, quadratic, linear), constant); };
+    const unsigned first = lane() % 4 * 2;
+    const Pair diagonal = (first <= lane() / 4 ? 0xffffu : 0u) | (first + 1 <= lane() / 4 ? 0xffff0000u : 0u);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      Pair(&pairs)[4] = weights[k].pairs;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        pairs[i] = Numbers::rounded(weight(scores[8 * k + 2 * i]), weight(scores[8 * k + 2 * i + 1]));
+      }
+      // Block (rows 0-7, keys 8-15) is masked on the diagonal, block (rows 8-15, keys 0-7) is not.
+      const Pair mask = k < warp_ ? ~0u : (k == warp_ ? diagonal : 0u);
+      pairs[0] &= mask;
+      pairs[1] = k <= warp_ ? pairs[1] : 0;
+      pairs[2] = k < warp_ ? pairs[2] : 0;
+      pairs[3] &= mask;
+    }
+  }
+
+  /// The normaliser's factor for what HopperNumbers has made of the denominator; a reciprocal to the last bit would be lost
+  /// on an output of bfloat16.
+  static __device__ float factor(float scaled_denominator, float restored) {
+    using Normaliser = typename Config::Normaliser;
+    const float scale = restored * (1 << Numbers::answer_shift);
+    const float denominator = scaled_denominator * scale;
+    if constexpr (is_sum_normaliser<Normaliser>) {
+      const float factor = approximate_reciprocal(denominator + static_cast<float>(Normaliser::epsilon)) * scale;
+      return denominator == 0 ? 0.0F : factor;
+    } else {
+      return Normaliser::factor(denominator) * scale;
+    }
+  }
+
+  /// The denominators of this lane's two rows; all four lanes of a row have them.
+  __device__ void keep_denominators(int n, int g, float first, float second) const {
+    const int t = n * Layout::chunk + static_cast<int>(row());
+    constexpr float scale = 1 << Numbers::answer_shift;
+    const auto keep = [&](int token, float denominator) {
+      if (lane() % 4 == 0 && schedule_.column == 0 && token < schedule_.own.tokens) {
+        denominators_.put(schedule_.own.row, schedule_.own.first + token, schedule_.key_head * group() + g,
+                          denominator * scale);
+      }
+    };
+    keep(t, first);
+    keep(t + 8, second);
+  }
+
+  /// Normalises this warp's 16 tokens and hands them to the copy engine; of the last ones, those that are there are stored
+  /// by hand, since behind them may be another sequence.
+  __device__ void write(int n, int g, const float (&sums)[Layout::width / 2], float restored) const {
+    const unsigned lane = computed_afresh(Answerer::lane());
+    const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
+    if constexpr (keeps_denominators<Config>) {
+      keep_denominators(n, g, sums[ones_column] * restored, sums[ones_column + 2] * restored);
+    }
+    const float factors[2] = {factor(sums[ones_column], restored), factor(sums[ones_column + 2], restored)};
+    const auto pair = [&](int j, int h) {
+      return Numbers::rounded(sums[4 * j + 2 * h] * factors[h], sums[4 * j + 2 * h + 1] * factors[h]);
+    };
+    // Rows of 128 bytes, of which 16 bytes j stand in place j ^ row % 8.
+    const SharedAddress to = tile + lane % 16 * Layout::value_row + (((lane / 16) ^ (lane % 8)) * 16);
+    await_stores_read();
+#pragma unroll
+    for (int j = 0; j + 1 < Layout::columns / 8; j += 2) {
+      store_blocks(to ^ (16 * j), pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
+    }
+    if constexpr (Layout::columns / 8 % 2 == 1) {
+      constexpr int j = Layout::columns / 8 - 1;
+      store_blocks(to ^ (16 * j), pair(j, 0), pair(j, 1));
+    }
+    const TileCoordinates at{schedule_.column, schedule_.own.first + n * Layout::chunk + 16 * warp_,
+                             schedule_.key_head * group() + g, schedule_.own.row};
+    const int present = schedule_.own.tokens - n * Layout::chunk - 16 * warp_;
+    if (present >= 16) {
+      async_proxy_fence();
+      __syncwarp();
+      store_tile(&maps_.output, tile, at);
+    } else if (present > 0) {
+      __syncwarp();
+      const int piece = static_cast<int>(lane % 8);
+      if (piece < Layout::columns / 8 && at.column + 8 * piece < Config::value_dim) {
+#pragma unroll 1
+        for (int t = static_cast<int>(lane / 8); t < present; t += 4) {
+          Pair pairs[4];
+          load_pairs(pairs, SharedNumbers::at(tile + t * Layout::value_row + (piece ^ (t % 8)) * 16));
+          auto* const to_row = output_.row(at.row, at.token + t, at.head) + at.column;
+          *reinterpret_cast<uint4*>(to_row + 8 * piece) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        }
+      }
+      __syncwarp();
+    }
+  }
+
+  const HopperMaps& maps_;
+  const Schedule& schedule_;
+  const TensorView<Element>& output_;
+  int group_;
+  [[no_unique_address]] Denominators denominators_;
+  int warp_;
+};
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/host_device.hpp"
+#include "jrt/policy/taylor.hpp"
+
+/// The order in which the sm_90a kernels keep the rows of a Taylor state, d = 16: each product of two inputs once, in 160
+/// rows, ten times the 16 rows that the matrix unit takes at a time (SymmetricPacking's 153 are in no such shape).
+///
+/// Inputs x = (L, H), two halves of 8, and (half)^r is a half turned by r: element u is input (u + r) mod 8 of it. Rows
+/// come in groups of 8: row 64m + 16w + 8h + u is element u of
+///
+///              m = 0                   m = 1                                        m = 2
+///     w = 0    h=0: L · L              h=0: L · H^4                                 h=0: L · H
+///              h=1: H · H              h=1: L · L^4 (u < 4), H · H^4 (u >= 4)       h=1: 1 (u = 0), nothing (u > 0)
+///     w > 0    h=0: L · L^w            h=0: L · H^w                                 w=1: L, H
+///              h=1: H · H^w            h=1: H · L^w                                 w=2, 3: nothing
+///
+/// so that warp w of the warps that keep the state (see state_warps.cuh) makes all of its products from one pair of halves
+/// and the same pair turned by w (by 4 for w = 0). Rows with nothing are 0, and the last two groups of 16 are not
+/// published.
+///
+/// Keys are multiplied as they are. All factors are on the query's side, where at d = 16 they are powers of two, exact in
+/// any type: φ(q)·φ(k) = 1 + (q/4)·k + Σ_{i<j} (q_i q_j/16)(k_i k_j) + Σ_i (q_i²/32) k_i².
+namespace jrt::detail::cuda {
+
+struct HopperPacking {
+  static constexpr int input_dim = 16;
+  static constexpr int row_tiles = 3;  // of 64 rows in the accumulators
+  static constexpr int rows = 160;     // that queries read
+  // Of the same map's state. (Through the map: nvcc 13.0 loses the argument of a packing's `rows` in some programs.)
+  static constexpr int format_rows = Taylor2<input_dim, SymmetricPacking>::feature_dim;
+
+  JRT_DETAIL_HD static constexpr TaylorRow nothing() { return {-2, -2}; }
+
+  /// What row 64m + 16w + 8h + u holds.
+  JRT_DETAIL_HD static constexpr TaylorRow row(int m, int w, int h, int u) {
+    const auto input = [&](int half, int turn) { return 8 * half + ((u + turn) & 7); };
+    if (m == 0) {
+      return {input(h, 0), input(h, w)};
+    }
+    if (m == 1) {
+      if (w > 0) {
+        return {input(h, 0), input(1 - h, w)};
+      }
+      const int half = h == 1 && u >= 4 ? 1 : 0;
+      return {input(half, 0), input(h == 0 ? 1 : half, 4)};
+    }
+    if (w == 0) {
+      return h == 0 ? TaylorRow{input(0, 0), input(1, 0)} : (u == 0 ? TaylorRow{} : nothing());
+    }
+    return w == 1 ? TaylorRow{input(h, 0), -1} : nothing();
+  }
+
+  /// Row of `SymmetricPacking` that holds the same; negative where there is nothing.
+  JRT_DETAIL_HD static constexpr int format_row(const TaylorRow& row) {
+    if (row == nothing()) {
+      return -1;
+    }
+    if (row.first < 0) {
+      return format_rows - 1;
+    }
+    if (row.second < 0) {
+      return row.first;
+    }
+    // Block s holds x_i · x_(i+s), s <= d/2; block d/2 its first half only.
+    const int turn = (row.second - row.first) & (input_dim - 1);
+    const bool swapped = turn > input_dim / 2 || (turn == input_dim / 2 && row.first >= input_dim / 2);
+    return input_dim + input_dim * (swapped ? input_dim - turn : turn) + (swapped ? row.second : row.first);
+  }
+
+  /// Factor of a key's feature in the state's format (`Taylor2::key_feature`), where this packing has none.
+  JRT_DETAIL_HD static constexpr float format_scale(const TaylorRow& row) {
+    using Map = Taylor2<input_dim, SymmetricPacking>;
+    return row.first < 0 ? 1.0F : static_cast<float>(row.second < 0 ? Map::linear_scale : Map::product_scale);
+  }
+};
+
+namespace packing_check {
+
+/// Every row of the format is in exactly one place, and holds there what the format says.
+constexpr bool complete() {
+  bool seen[HopperPacking::format_rows] = {};
+  for (int i = 0; i < 64 * HopperPacking::row_tiles; ++i) {
+    const TaylorRow row = HopperPacking::row(i / 64, i / 16 % 4, i / 8 % 2, i % 8);
+    const int r = HopperPacking::format_row(row);
+    if (r < 0) {
+      continue;
+    }
+    const TaylorRow wanted = SymmetricPacking::row<16>(r);
+    const bool same = wanted == row || (wanted.first == row.second && wanted.second == row.first);
+    if (i >= HopperPacking::rows || seen[r] || !same) {
+      return false;
+    }
+    seen[r] = true;
+  }
+  for (const bool present : seen) {
+    if (!present) {
+      return false;
+    }
+  }
+  return true;
+}
+static_assert(complete(), "HopperPacking: rows and SymmetricPacking's do not correspond.");
+
+}  // namespace packing_check
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/sm90/target.cuh"
+#include "jrt/detail/cuda/core/sm90/tensor_map.cuh"
+#include "jrt/detail/cuda/linear/prefill_call.cuh"
+#include "jrt/detail/cuda/linear/sm90/layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/output_warps.cuh"
+#include "jrt/detail/cuda/linear/sm90/schedule.cuh"
+#include "jrt/detail/cuda/linear/sm90/state_warps.cuh"
+#include "jrt/detail/plan/prefill_plan.hpp"
+#include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/workspace.hpp"
+
+/// Prefill on Hopper GPUs: the kernels of prefill_call.cuh for sm_90a. docs/hopper-kernel.md explains them with pictures.
+namespace jrt::detail::cuda {
+
+template <class Config>
+struct HopperEngine : HopperLayout<Config> {
+  static constexpr bool slices_need_partials = false;
+};
+
+/// What the kernels of one call share.
+template <class Config>
+struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
+  HopperMaps maps;
+  // Copies of initial z, where slices of v would read them while another writes the final one: [sequences][heads][rows].
+  float* initial_normalisers = nullptr;
+  int group = 1;  // query heads that share a key head
+};
+
+/// Prepares barriers and ones. Thread 0 writes the barriers; all threads take part.
+template <class Config>
+__device__ void prepare_shared_memory() {
+  using Layout = HopperLayout<Config>;
+  if (shared_address(hopper_shared_memory) != Layout::base) {
+    __trap();  // every address below is counted from there
+  }
+  const int thread = static_cast<int>(threadIdx.x);
+  constexpr Pair one = HopperNumbers<typename Config::Element>::power_of_two(0);
+  const Pair ones[4] = {one, one, one, one};
+  const auto threads = static_cast<int>(blockDim.x);
+  if constexpr (Layout::ones_apart) {
+    for (int i = thread; i < Layout::ones_tile / 16; i += threads) {
+      store_pairs(SharedNumbers::at(Layout::ones + 16 * i), ones);
+    }
+  } else {
+    for (int t = thread; t < Layout::stages * Layout::chunk; t += threads) {
+      store_pairs(SharedNumbers::at(Layout::values + t * Layout::value_row + ((Layout::columns / 8) ^ (t % 8)) * 16), ones);
+    }
+  }
+  if (thread == 0) {
+    for (int i = 0; i < Layout::stages; ++i) {
+      barrier_init(Layout::keys_full + 8 * i, 1);
+      barrier_init(Layout::keys_free + 8 * i, 4);
+      barrier_init(Layout::query_full + 8 * i, 1);
+      barrier_init(Layout::query_free + 8 * i, 4);
+    }
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(Layout::state_full + 8 * i, 4);
+      barrier_init(Layout::state_free + 8 * i, 4);
+    }
+    barrier_init_fence();
+  }
+  async_proxy_fence();
+  __syncthreads();
+}
+
+template <class Config>
+__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::keeper_threads>,
+                                  hopper_tuning<typename Config::Element>.sum_blocks)
+    sum_on_hopper(const __grid_constant__ HopperCall<Config> call) {
+  if constexpr (compiling_for_hopper) {
+    using Call = HopperCall<Config>;
+    using Layout = HopperLayout<Config>;
+    using Schedule = HopperSchedule<Config>;
+    // The last segments are the longest: those of tokens, where encoder regions are shorter.
+    const BlockItem item(gridDim.x - 1 - blockIdx.x, call.most_items(), call.heads, Layout::slices);
+    const PrefillPlan plan = call.plan_of(item.sequence);
+    let_next_kernel_start();  // lengths and slots have been read: what follows the last kernel may change them
+    if (!Call::sums(plan, item)) {
+      return;
+    }
+    const bool encoder = item.segment < plan.encoder_segments;
+    const TokenRun run =
+        encoder
+            ? TokenRun(encoder_source(call.args, plan, item.head),
+                       segment_of(plan.encoder, plan.encoder_segments, item.segment, Layout::chunk))
+            : TokenRun(token_source(call.args, plan, item.head),
+                       segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, Layout::chunk));
+    const Schedule schedule(encoder ? run : TokenRun{}, encoder ? TokenRun{} : run, item.head, item.slice);
+    const bool copies = common(static_cast<int>(threadIdx.x) / 32) == 0;
+    prepare_shared_memory<Config>();
+    const int chunks = Schedule::chunks_of(run.common());
+    for (int i = 0; copies && i < Layout::stages && i < chunks; ++i) {
+      schedule.load_keys(call.maps, i);
+    }
+    StateKeeper<Config> keeper;
+    keeper.clear();
+    keeper.accumulate(run.common(), [&] {
+      const int done = keeper.chunk() - 1;
+      const int next = done + Layout::stages;
+      if (copies && done >= 0 && next < chunks) {
+        barrier_wait(Layout::keys_free + 8 * (done % Layout::stages), done / Layout::stages % 2);
+        schedule.load_keys(call.maps, next);
+      }
+    });
+    keeper.write(call.partial_state(item.sequence, item.segment, item.head), schedule.column);
+  }
+}
+
+/// The state that a segment starts from.
+template <class Config>
+__device__ void read_start(StateKeeper<Config>& keeper, const HopperCall<Config>& call, const PrefillPlan& plan,
+                           const BlockItem& item, int column) {
+  using Call = HopperCall<Config>;
+  using Format = typename Call::Format;
+  await_previous_kernel();  // whether needed here or not: then whoever follows this kernel follows all of them
+  if (Call::through_partials(plan)) {
+    const float* const partial = call.starting_state(plan, item);
+    keeper.read(partial, partial + Format::normaliser_offset, column);
+  } else if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
+    if constexpr (HopperLayout<Config>::slices > 1) {
+      if (!call.args.final_state.empty()) {
+        keeper.read(initial, call.initial_normalisers + (item.sequence * call.heads + item.head) * Format::rows, column);
+        return;
+      }
+    }
+    keeper.read(initial, initial + Format::normaliser_offset, column);
+  } else {
+    keeper.clear();
+  }
+}
+
+/// The final state of a sequence without tokens: the initial one to the bit.
+template <class Config>
+__device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item) {
+  using Call = HopperCall<Config>;
+  using Scalar = typename Call::Format::Scalar;
+  await_previous_kernel();
+  const Scalar* const initial = call.initial_state(item.sequence, item.head);
+  Scalar* const final_state = call.final_state(item.sequence, item.head);
+  if (final_state == nullptr || initial == final_state || item.slice > 0) {
+    return;
+  }
+  for (std::int64_t i = threadIdx.x; i < Call::Format::normaliser_offset + Call::Format::rows; i += blockDim.x) {
+    final_state[i] = initial == nullptr ? Scalar{} : initial[i];
+  }
+}
+
+/// `grouped`: whether several query heads share a key head.
+template <class Config, bool grouped>
+__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_threads>,
+                                  hopper_tuning<typename Config::Element>.read_blocks)
+    read_on_hopper(const __grid_constant__ HopperCall<Config> call) {
+  if constexpr (compiling_for_hopper) {
+    using Call = HopperCall<Config>;
+    using Layout = HopperLayout<Config>;
+    using Schedule = HopperSchedule<Config>;
+    const BlockItem item(blockIdx.x, call.layout.most_token_segments, call.heads, Layout::slices);
+    const PrefillPlan plan = call.plan_of(item.sequence);
+    if (item.segment == 0 && item.slice == 0) {
+      zero_outputs(call, plan, item.head);
+    }
+    if (plan.skipped || item.segment >= plan.token_segments) {
+      return;
+    }
+    const bool through = Call::through_partials(plan);
+    TokenRun encoder;
+    if constexpr (Config::Mask::reads_encoder) {
+      if (!through) {
+        encoder = TokenRun(encoder_source(call.args, plan, item.head), plan.encoder);
+      }
+    }
+    const TokenRun own(token_source(call.args, plan, item.head),
+                       segment_of(plan.tokens, plan.token_segments, item.segment, Layout::chunk));
+    const Schedule schedule(encoder, own, item.head, item.slice);
+    if (!through && schedule.encoder.tokens + schedule.own.tokens == 0) {
+      copy_state(call, item);
+      return;
+    }
+    if (threadIdx.x == 0) {
+      store_pointer(Layout::final_state, call.final_destination(plan, item));
+    }
+    prepare_shared_memory<Config>();
+    // With the full mask, all tokens are summed before the first is read; of a split sequence, by the kernels before.
+    const bool sums_own = Call::full && !through;
+    if (threadIdx.x < Layout::keeper_threads) {
+      take_registers<hopper_tuning<typename Config::Element>.keeper_registers>();
+      StateKeeper<Config> keeper;
+      read_start(keeper, call, plan, item, schedule.column);
+      if constexpr (Config::Mask::reads_encoder) {
+        keeper.accumulate(schedule.encoder, [] {});
+      }
+      if constexpr (Call::full) {
+        if (sums_own) {
+          keeper.accumulate(schedule.own, [] {});
+        }
+        keeper.publish_last();
+      } else {
+        keeper.publish_and_accumulate(schedule.own);
+      }
+      if (void* const final_state = load_pointer(Layout::final_state); final_state != nullptr) {
+        keeper.write(static_cast<typename Call::Format::Scalar*>(final_state), schedule.column);
+      }
+    } else {
+      give_registers<hopper_tuning<typename Config::Element>.answer_registers>();
+      const auto denominators = denominators_of(call.args);
+      const Answerer<Config, grouped, decltype(denominators)> answerer(call.maps, schedule, call.args.output, call.group,
+                                                                       denominators);
+      answerer.start_copies(sums_own);
+      __syncwarp();
+      if constexpr (has_queries<Config>) {
+        answerer.answer();
+      }
+    }
+  }
+}
+
+/// z of every initial state, in float.
+template <class Config>
+__global__ void copy_normalisers(const __grid_constant__ HopperCall<Config> call) {
+  using Format = typename HopperCall<Config>::Format;
+  const std::int64_t b = blockIdx.x / call.heads;
+  const std::int64_t head = blockIdx.x % call.heads;
+  if (call.plan_of(b).skipped) {
+    return;
+  }
+  if (const auto* const initial = call.initial_state(b, head); initial != nullptr) {
+    for (int r = static_cast<int>(threadIdx.x); r < Format::rows; r += static_cast<int>(blockDim.x)) {
+      call.initial_normalisers[(b * call.heads + head) * Format::rows + r] =
+          convert<float>(initial[Format::normaliser_offset + r]);
+    }
+  }
+}
+
+/// Sizes, slices the workspace, describes the tensors, and launches.
+template <class Config>
+class HopperPrefill {
+ public:
+  using Call = HopperCall<Config>;
+  using Layout = HopperLayout<Config>;
+
+  /// Whether there is something to use at all: the type of operator, the device, and kernels compiled for it.
+  static bool available(const Cuda& on) {
+    if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
+      return false;
+    }
+    return kernel_exists<read_on_hopper<Config, false>, Layout::read_threads>() && tensor_map_encoder() != nullptr;
+  }
+
+  HopperPrefill(const PrefillArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {
+    call_.args = args;
+    call_.sequences = sequences;
+    call_.heads = heads;
+    call_.group = static_cast<int>(args.query.heads / larger<std::int64_t>(heads, 1));
+    PrefillLayout layout{sequences * heads,
+                         std::int64_t{on.multiprocessors()} * hopper_tuning<typename Config::Element>.read_blocks,
+                         Layout::chunk};
+    layout.fewest_segments = hopper_tuning<typename Config::Element>.fewest_segments;
+    layout.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
+    call_.layout = layout_of(args, layout);
+  }
+
+  /// Describes the tensors; false if the copy engine cannot read one of them.
+  [[nodiscard]] bool describe_tensors() {
+    const TensorBox inputs{Layout::chunk, Layout::Packing::input_dim, CU_TENSOR_MAP_SWIZZLE_32B};
+    const TensorBox values{Layout::chunk, Layout::columns, CU_TENSOR_MAP_SWIZZLE_128B};
+    const TensorBox outputs{16, Layout::columns, CU_TENSOR_MAP_SWIZZLE_128B};
+    const auto& args = call_.args;
+    HopperMaps& maps = call_.maps;
+    if (ceil_div<std::int64_t>(args.query.tokens, Layout::chunk) * call_.group > INT32_MAX) {
+      return false;  // steps are counted in 32 bits
+    }
+    return describe(args.query, inputs, maps.query) && describe(args.key, inputs, maps.key) &&
+           describe(args.value, values, maps.value) && describe(args.key_encoder, inputs, maps.key_encoder) &&
+           describe(args.value_encoder, values, maps.value_encoder) && describe(args.output, outputs, maps.output);
+  }
+
+  void take(Arena& arena) {
+    call_.take_partial_states(arena);
+    if (Layout::slices > 1) {
+      call_.initial_normalisers = arena.take<float>(call_.sequences * call_.heads * Call::Format::rows);
+    }
+  }
+
+  Status run(const char* operation, const Cuda& on) const {
+    Status status;
+    Grid read{call_.sequences * call_.layout.most_token_segments * call_.heads * Layout::slices, Layout::read_threads,
+              Layout::read_bytes};
+    if (Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty()) {
+      status = launch(operation, copy_normalisers<Config>, {call_.sequences * call_.heads, 128, 0}, on, call_);
+    }
+    if (status.ok() && call_.needs_partials()) {
+      const std::int64_t items = call_.sequences * call_.most_items() * call_.heads;
+      status = launch(operation, sum_on_hopper<Config>, {items * Layout::slices, Layout::keeper_threads, Layout::sum_bytes},
+                      on, call_);
+      if (status.ok()) {
+        status = launch(operation, scan_segments<Call>, scan_grid(call_, true), on, call_);
+      }
+      read.starts_early = true;
+    }
+    if (!status.ok()) {
+      return status;
+    }
+    return call_.group > 1 ? launch(operation, read_on_hopper<Config, true>, read, on, call_)
+                           : launch(operation, read_on_hopper<Config, false>, read, on, call_);
+  }
+
+ private:
+  Call call_;
+};
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/sm90/instructions.cuh"
+#include "jrt/detail/cuda/linear/sm90/layout.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/segment.hpp"
+#include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/sequences.hpp"
+
+/// In which order a block goes through its tokens, and the copies that bring them.
+namespace jrt::detail::cuda {
+
+/// Descriptions of the tensors of one call.
+struct HopperMaps {
+  CUtensorMap query, key, value, key_encoder, value_encoder, output;
+};
+
+/// A run of neighbouring tokens in one tensor, in chunks.
+struct TokenRun {
+  int first = 0;  // in the tensor
+  int row = 0;    // of the batch
+  int tokens = 0;
+  int zero_keys = 0;  // leading tokens whose key counts as 0
+
+  TokenRun() = default;
+  template <class Element>
+  __device__ TokenRun(const KeySource<Element>& source, const TokenRange& range)
+      : first(static_cast<int>(source.first + range.begin)),
+        row(static_cast<int>(source.row)),
+        tokens(static_cast<int>(range.size())),
+        zero_keys(static_cast<int>(clamped(source.zero_keys - range.begin, 0, range.size()))) {}
+
+  /// The same, with numbers that the compiler knows to be the same in all lanes.
+  [[nodiscard]] __device__ TokenRun common() const {
+    TokenRun run;
+    run.first = cuda::common(first);
+    run.row = cuda::common(row);
+    run.tokens = cuda::common(tokens);
+    run.zero_keys = cuda::common(zero_keys);
+    return run;
+  }
+};
+
+/// A block's chunks: those of the encoder's run, then those of its own tokens.
+template <class Config>
+struct HopperSchedule {
+  using Layout = HopperLayout<Config>;
+
+  TokenRun encoder;
+  TokenRun own;
+  int key_head = 0;
+  int column = 0;  // first of the slice
+
+  __device__ HopperSchedule(const TokenRun& encoder_run, const TokenRun& own_run, std::int64_t head, int slice)
+      : encoder(encoder_run.common()),
+        own(own_run.common()),
+        key_head(cuda::common(static_cast<int>(head))),
+        column(cuda::common(slice * Layout::columns)) {}
+
+  static __device__ int chunks_of(const TokenRun& run) { return (run.tokens + Layout::chunk - 1) / Layout::chunk; }
+
+  /// Asks for keys and values of chunk n of a run, the block's chunk i. By a whole warp, as the next.
+  template <bool from_encoder>
+  __device__ void load_keys(const HopperMaps& maps, int n, int i) const {
+    const TokenRun& run = from_encoder ? encoder : own;
+    const int stage = i % Layout::stages;
+    const SharedAddress barrier = Layout::keys_full + 8 * stage;
+    const int token = run.first + n * Layout::chunk;
+    barrier_expect(barrier, Layout::input_bytes + Layout::value_bytes);
+    load_tile(Layout::keys + stage * Layout::input_tile, from_encoder ? &maps.key_encoder : &maps.key,
+              {0, token, key_head, run.row}, barrier);
+    load_tile(Layout::values + stage * Layout::value_tile, from_encoder ? &maps.value_encoder : &maps.value,
+              {column, token, key_head, run.row}, barrier);
+  }
+  /// The same for the block's chunk i.
+  __device__ void load_keys(const HopperMaps& maps, int i) const {
+    const int encoder_chunks = chunks_of(encoder);
+    if (i < encoder_chunks) {
+      load_keys<true>(maps, i, i);
+    } else {
+      load_keys<false>(maps, i - encoder_chunks, i);
+    }
+  }
+
+  /// Asks for the queries of step s: chunk s / group of the block's tokens, query head s % group of the key head.
+  __device__ void load_queries(const HopperMaps& maps, int s, int group) const {
+    const int stage = s % Layout::stages;
+    const int n = group == 1 ? s : s / group;
+    const SharedAddress barrier = Layout::query_full + 8 * stage;
+    barrier_expect(barrier, Layout::input_bytes);
+    load_tile(Layout::queries + stage * Layout::input_tile, &maps.query,
+              {0, own.first + n * Layout::chunk, key_head * group + (s - n * group), own.row}, barrier);
+  }
+};
+
+}  // namespace jrt::detail::cuda

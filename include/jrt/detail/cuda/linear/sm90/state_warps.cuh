@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/sm90/numbers.cuh"
+#include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/linear/sm90/layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/schedule.cuh"
+#include "jrt/numeric.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
+
+namespace jrt::detail::cuda {
+
+/// The four warps of a block that keep the state, in registers in float: S += φ(k)·[v | 1] with S in HopperPacking's order
+/// (three tiles of 64 rows, of which warp w of the four has rows 16w … 16w + 15), v and the ones from shared memory.
+///
+/// A lane's share of φ(k) for 16 tokens comes from one ldmatrix and four shuffles: transposed keys are fragments as the
+/// matrix unit wants them,
+///
+///     inputs[0] = L, tokens 0-7    inputs[1] = H, tokens 0-7    inputs[2] = L, tokens 8-15    inputs[3] = H, tokens 8-15
+///
+/// with lane 4u + c holding input u of the half for tokens 2c and 2c+1: a half is turned by taking it from lane + 4·turn.
+/// φ(k) is therefore never in shared memory, and the four warps need no barrier among themselves.
+template <class Config>
+class StateKeeper {
+ public:
+  using Layout = HopperLayout<Config>;
+  using Packing = typename Layout::Packing;
+  using Format = StateFormatOf<Config>;
+  using Numbers = HopperNumbers<typename Config::Element>;
+
+  __device__ StateKeeper()
+      : warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)),
+        turned_lane_((lane() + 4 * (warp_ == 0 ? 4 : warp_)) % 32),
+        key_row_(Layout::keys + (lane() / 16 * 8 + lane() % 8) * Layout::input_row +
+                 ((lane() / 8 % 2 * 16) ^ (lane() / 4 % 2 * 16))),
+        published_row_(Layout::states + (warp_ * 2 + lane() / 8 % 2) * Layout::state_row_block + lane() / 16 * 128 +
+                       lane() % 8 * 16) {}
+
+  __device__ void clear() {
+#pragma unroll
+    for (auto& tile : state_) {
+#pragma unroll
+      for (float& number : tile) {
+        number = 0;
+      }
+    }
+  }
+
+  /// Reads S and z in the state's format; all slices need z.
+  template <class Scalar, class NormaliserScalar>
+  __device__ void read(const Scalar* state, const NormaliserScalar* normaliser, int column) {
+    const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(state) % (2 * sizeof(Scalar)) == 0;
+    for_rows([&](float(&tile)[Layout::width / 2], int h, int r, float scale) {
+      const bool present = r >= 0;
+      const float factor = 1 / scale;
+#pragma unroll
+      for (int j = 0; j < Layout::columns / 8; ++j) {
+        const int c = column + 8 * j + lane() % 4 * 2;
+        Vector<Scalar, 2> pair{};
+        if (present && (Format::columns % Layout::columns == 0 || c < Format::columns)) {
+          const Scalar* const from = state + r * Format::columns + c;
+          if (pairs_aligned) {
+            pair = load_vector<2>(from);
+          } else {
+            pair[0] = from[0];
+            pair[1] = from[1];
+          }
+        }
+        tile[4 * j + 2 * h] = convert<float>(pair[0]) * factor;
+        tile[4 * j + 2 * h + 1] = convert<float>(pair[1]) * factor;
+      }
+      const float z = present ? convert<float>(normaliser[r]) * factor : 0.0F;
+      tile[ones_column + 2 * h] = z;
+      tile[ones_column + 2 * h + 1] = z;
+    });
+  }
+
+  /// Writes this slice's columns of S, and z if it is the first.
+  template <class Scalar>
+  __device__ void write(Scalar* state, int column) {
+    const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(state) % (2 * sizeof(Scalar)) == 0;
+    for_rows([&](float(&tile)[Layout::width / 2], int h, int r, float scale) {
+      if (r < 0) {
+        return;
+      }
+#pragma unroll
+      for (int j = 0; j < Layout::columns / 8; ++j) {
+        const int c = column + 8 * j + lane() % 4 * 2;
+        if (Format::columns % Layout::columns == 0 || c < Format::columns) {
+          const Vector<Scalar, 2> pair{
+              {convert<Scalar>(tile[4 * j + 2 * h] * scale), convert<Scalar>(tile[4 * j + 2 * h + 1] * scale)}};
+          Scalar* const to = state + r * Format::columns + c;
+          if (pairs_aligned) {
+            store_vector(to, pair);
+          } else {
+            to[0] = pair[0];
+            to[1] = pair[1];
+          }
+        }
+      }
+      if (column == 0 && lane() % 4 == 0) {
+        state[Format::normaliser_offset + r] = convert<Scalar>(tile[ones_column + 2 * h] * scale);
+      }
+    });
+  }
+
+  /// Sums the chunks of a run. `refill()` is called when one is under way.
+  template <class Refill>
+  __device__ void accumulate(const TokenRun& run, const Refill& refill) {
+    int left = run.tokens;
+    if (left > 0) {
+      await_keys(run, 0, left);
+    }
+    for (int n = 0; left > 0; ++n, left -= Layout::chunk) {
+      add<0, Packing::row_tiles>();
+      refill();
+      add<Packing::row_tiles, all_products>();
+      to_next_chunk(run, n, left);
+      barrier_arrive(Layout::keys_free + 8 * ((chunk_ - 1) % Layout::stages));
+    }
+  }
+
+  /// For each chunk of the block's own run: publishes the state before it, then adds it.
+  __device__ void publish_and_accumulate(const TokenRun& run) {
+    int left = run.tokens;
+    if (left > 0) {
+      await_keys(run, 0, left);
+    }
+    for (int n = 0; left > 0; ++n, left -= Layout::chunk) {
+      if (n >= 2) {
+        barrier_wait(Layout::state_free + 8 * (n % 2), (n / 2 - 1) % 2);
+      }
+      publish(n % 2);
+      // The first products are on their way while the fence makes the others wait.
+      add<0, Packing::row_tiles>();
+      announce(n % 2);
+      add<Packing::row_tiles, all_products>();
+      to_next_chunk(run, n, left);
+    }
+  }
+
+  /// Publishes a state that changes no more.
+  __device__ void publish_last() {
+    publish(0);
+    announce(0);
+  }
+
+  /// Of all the chunks of the block, the one that is next.
+  [[nodiscard]] __device__ int chunk() const {
+    return chunk_;
+  }
+
+ private:
+  static constexpr int ones_column = 4 * (Layout::columns / 8);
+  static constexpr int depth_steps = Layout::chunk / 16;
+  static constexpr int all_products = depth_steps * Packing::row_tiles;
+  static constexpr int fragments = 2;  // in use by the matrix unit at a time
+  static constexpr Pair one_one = Numbers::power_of_two(0);
+
+  static __device__ int lane() {
+    return static_cast<int>(threadIdx.x) % 32;
+  }
+
+  /// Calls `function(tile, h, row of the format or -1, its scale)` for the six rows of which this lane has numbers.
+  template <class Function>
+  __device__ void for_rows(const Function& function) {
+#pragma unroll
+    for (int m = 0; m < Packing::row_tiles; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const TaylorRow row = Packing::row(m, warp_, h, lane() / 4);
+        const int inputs = row.first < 0 ? 0 : (row.second < 0 ? 1 : 2);
+        const auto shifted = static_cast<float>(1 << (inputs * Numbers::key_shift));
+        function(state_[m], h, Packing::format_row(row), Packing::format_scale(row) * shifted);
+      }
+    }
+  }
+
+  /// Asks for the keys of 16 tokens, and makes them the ones to work with.
+  __device__ void ask_for_inputs(int stage, int step) {
+    load_blocks<true>(next_inputs_,
+                      SharedNumbers::at(key_row_ + stage * Layout::input_tile + step * 16 * Layout::input_row));
+  }
+  __device__ void take_inputs() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      inputs_[i] = Numbers::key_shift == 0 ? next_inputs_[i]
+                                           : Numbers::product(next_inputs_[i], Numbers::power_of_two(-Numbers::key_shift));
+      turned_[i] = __shfl_sync(~0u, inputs_[i], turned_lane_);
+    }
+  }
+
+  /// Features of this warp's rows of tile m.
+  template <int m>
+  __device__ void multiply_inputs(LeftFragment& features) const {
+    Pair(&f)[4] = features.pairs;
+    if constexpr (m == 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        f[i] = Numbers::product(inputs_[i], warp_ == 0 ? inputs_[i] : turned_[i]);
+      }
+    } else if constexpr (m == 1) {
+      f[0] = Numbers::product(inputs_[0], turned_[1]);
+      f[2] = Numbers::product(inputs_[2], turned_[3]);
+      if (warp_ == 0) {
+        const bool low = lane() / 4 < 4;
+        f[1] = Numbers::product(low ? inputs_[0] : inputs_[1], low ? turned_[0] : turned_[1]);
+        f[3] = Numbers::product(low ? inputs_[2] : inputs_[3], low ? turned_[2] : turned_[3]);
+      } else {
+        f[1] = Numbers::product(inputs_[1], turned_[0]);
+        f[3] = Numbers::product(inputs_[3], turned_[2]);
+      }
+    } else if (warp_ == 0) {
+      f[0] = Numbers::product(inputs_[0], inputs_[1]);
+      f[2] = Numbers::product(inputs_[2], inputs_[3]);
+      f[1] = f[3] = lane() / 4 == 0 ? one_one : 0;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        f[i] = warp_ == 1 ? inputs_[i] : 0;
+      }
+    }
+  }
+
+  /// Products [first, end) of a chunk, three for every 16 tokens. Expects the keys of the first 16 in `inputs_`.
+  template <int first, int end>
+  __device__ void add() {
+    const int stage = chunk_ % Layout::stages;
+    if constexpr (first < end) {
+      constexpr int step = first / Packing::row_tiles;
+      constexpr int m = first % Packing::row_tiles;
+      LeftFragment& features = features_[first % fragments];
+      products_wait<fragments - 1>();
+      multiply_inputs<m>(features);
+      const std::uint64_t right = values_and_ones<Layout>(stage, step).word();
+      products_begin();
+      WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right, 1);
+      products_commit();
+      // The next 16 tokens' keys, in time: nothing of this step needs turned halves any more.
+      if constexpr (m == 1 && step + 1 < depth_steps) {
+        ask_for_inputs(stage, step + 1);
+      } else if constexpr (m == 2 && step + 1 < depth_steps) {
+        take_inputs();
+      }
+      add<first + 1, end>();
+    }
+  }
+
+  /// Waits for chunk n of a run, of which `left` tokens are left with it, and fetches the keys of its first 16 tokens.
+  __device__ void await_keys(const TokenRun& run, int n, int left) {
+    const int stage = chunk_ % Layout::stages;
+    barrier_wait(Layout::keys_full + 8 * stage, chunk_ / Layout::stages % 2);
+    if (left < Layout::chunk || (Config::Padding::keeps_padded_keys && run.zero_keys > n * Layout::chunk)) {
+      repair(stage, left, Config::Padding::keeps_padded_keys ? run.zero_keys - n * Layout::chunk : 0);
+    }
+    ask_for_inputs(stage, 0);
+    take_inputs();
+  }
+
+  /// When all products of chunk n are under way: has the keys of the next one ready, if there is one, and finishes.
+  __device__ void to_next_chunk(const TokenRun& run, int n, int left) {
+    ++chunk_;
+    if (left > Layout::chunk) {
+      await_keys(run, n + 1, left - Layout::chunk);
+    }
+    finish(left);
+  }
+
+  /// Waits for the products of a chunk with which `left` tokens are left, and takes back what tokens that are not there
+  /// have added to the count.
+  __device__ void finish(int left) {
+    products_wait<0>();
+#pragma unroll
+    for (auto& tile : state_) {
+      settled(tile);
+    }
+    if (left < Layout::chunk && warp_ == 0 && lane() / 4 == 0) {  // tile 2, h = 1: the constant feature
+      const auto missing = static_cast<float>(Layout::chunk - left);
+      state_[2][ones_column + 2] -= missing;
+      state_[2][ones_column + 3] -= missing;
+    }
+  }
+
+  /// Zeroes what the copy engine has brought from behind the last token (it may be anything), and keys that count as 0.
+  static __device__ void repair(int stage, int tokens, int zero_keys) {
+    const int thread = static_cast<int>(threadIdx.x) % Layout::keeper_threads;
+#pragma unroll 1
+    for (int piece = thread; piece < Layout::chunk * 2; piece += Layout::keeper_threads) {
+      const int t = piece / 2;
+      if (t >= tokens || t < zero_keys) {
+        zero_piece(Layout::keys + stage * Layout::input_tile + piece * 16);
+      }
+    }
+    constexpr int pieces = Layout::columns / 8;
+#pragma unroll 1
+    for (int piece = thread; piece < Layout::chunk * pieces; piece += Layout::keeper_threads) {
+      const int t = piece / pieces;
+      if (t >= tokens) {
+        zero_piece(Layout::values + stage * Layout::value_tile + t * Layout::value_row + ((piece % pieces) ^ (t % 8)) * 16);
+      }
+    }
+    async_proxy_fence();
+    named_barrier(1, Layout::keeper_threads);
+  }
+  static __device__ void zero_piece(SharedAddress at) {
+    const Pair zeros[4] = {};
+    store_pairs(SharedNumbers::at(at), zeros);
+  }
+
+  /// The state, rounded to the element type, in shared memory: blocks of 8 rows by 8 columns, contiguous, as the matrix
+  /// unit reads them without a swizzle. What would leave the type's range is published too small by a power of
+  /// two, the excess, which is published with it.
+  __device__ void publish(int buffer) const {
+    if constexpr (!Numbers::narrow_range) {
+      publish(buffer, [](float number) { return number; });
+    } else {
+      float largest = 0;
+      for (const auto& tile : state_) {
+        for (const float number : tile) {
+          largest = fmaxf(largest, fabsf(number));
+        }
+      }
+      const unsigned bits = __reduce_max_sync(~0u, __float_as_uint(largest));
+      const int exponent = static_cast<int>(bits >> 23) - 127;
+      const int excess = clamped(exponent - 14, 0, 100);
+      if (lane() == 0) {
+        store_pair(SharedNumbers::at(Layout::state_excess + 16 * buffer + 4 * warp_), static_cast<Pair>(excess));
+      }
+      if (excess == 0) {
+        publish(buffer, [](float number) { return number; });
+      } else {
+        const float factor = __int_as_float((127 - excess) << 23);
+        publish(buffer, [factor](float number) { return number * factor; });
+      }
+    }
+  }
+  template <class Scale>
+  __device__ void publish(int buffer, const Scale& scale) const {
+    const SharedAddress to = published_row_ + buffer * Layout::state_tile;
+    const auto pair = [&](int m, int i) { return Numbers::rounded(scale(state_[m][i]), scale(state_[m][i + 1])); };
+#pragma unroll
+    for (int m = 0; m < Packing::row_tiles; ++m) {
+      if (64 * m + 16 * warp_ < Packing::rows) {
+        const SharedAddress tile = to + m * 8 * Layout::state_row_block;
+#pragma unroll
+        for (int j = 0; j + 1 < Layout::width / 8; j += 2) {
+          store_blocks(tile + j * 128, pair(m, 4 * j), pair(m, 4 * j + 2), pair(m, 4 * j + 4), pair(m, 4 * j + 6));
+        }
+        if constexpr (Layout::width / 8 % 2 == 1) {
+          constexpr int j = Layout::width / 8 - 1;
+          store_blocks(tile + j * 128, pair(m, 4 * j), pair(m, 4 * j + 2));
+        }
+      }
+    }
+  }
+
+  __device__ void announce(int buffer) const {
+    async_proxy_fence();
+    barrier_arrive(Layout::state_full + 8 * buffer);
+  }
+
+  int chunk_ = 0;
+  int warp_;
+  int turned_lane_;
+  SharedAddress key_row_;        // of stage 0, for ldmatrix
+  SharedAddress published_row_;  // of buffer 0, for stmatrix
+  float state_[Packing::row_tiles][Layout::width / 2];
+  Pair next_inputs_[4];
+  Pair inputs_[4];
+  Pair turned_[4];
+  LeftFragment features_[fragments];
+};
+
+}  // namespace jrt::detail::cuda

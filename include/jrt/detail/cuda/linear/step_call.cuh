@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/hybrid/parts.hpp"
+
+/// A step of decoding as its kernel sees it.
+namespace jrt::detail::cuda {
+
+/// How the threads of a block share a head's state.
+template <class Format, class T>
+struct StepLayout {
+  static constexpr int widest = access_bytes / static_cast<int>(sizeof(typename Format::Scalar));
+
+  /// Columns per thread: as many as one access holds and divide the row.
+  static constexpr int columns = [] {
+    int width = widest;
+    while (Format::columns % width != 0) {
+      width /= 2;
+    }
+    return width;
+  }();
+  static constexpr int lanes = Format::columns / columns;  // threads that share a row
+
+  /// Numbers of the state that a thread keeps in registers.
+  static constexpr int most_numbers = 48 * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
+
+  static constexpr int rows_with(int threads) { return ceil_div(Format::rows, larger(1, threads / lanes)); }
+  static constexpr int threads = [] {
+    int wanted = 128;
+    while (wanted < 512 && (rows_with(wanted) * columns > most_numbers || wanted < lanes)) {
+      wanted *= 2;
+    }
+    return wanted;
+  }();
+  static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; up to 512 always works.");
+  static constexpr int groups = threads / lanes;  // rows worked on at a time
+  /// Whether a warp's groups add up among themselves before they go to shared memory. Wider numbers leave no registers for
+  /// it.
+  static constexpr bool sums_in_warps = sizeof(typename Format::Scalar) == 2 && lanes <= 32 && 32 % lanes == 0;
+  static constexpr int partial_sums = sums_in_warps ? threads / 32 : groups;
+
+  /// Memory-bound: the more loads in flight the better, so that registers are kept few.
+  static constexpr int blocks_per_multiprocessor(bool one_token) {
+    return sizeof(T) == 4 ? larger(1, (one_token ? 1024 : 768) / threads) : 1;
+  }
+
+  /// Rows per thread that are in registers together; larger states take several passes.
+  static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));
+  static constexpr int passes = ceil_div(Format::rows, groups* rows);
+
+  /// Whether there is a kernel for one token that keeps numbers as they are stored.
+  static constexpr bool keeps_stored = sizeof(typename Format::Scalar) == 2 && passes == 1;
+};
+
+/// Where keys come from that leave a window, if they do.
+struct NoLeavingStep {};
+template <class Config>
+using LeavingStepOf = typename std::conditional_t<takes_leaving_keys<Config>, std::type_identity<LeavingStep<Config>>,
+                                                  std::type_identity<NoLeavingStep>>::type;
+
+/// One step in terms that decode_step, staged_step and commit share.
+template <class Config>
+struct StepCall {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  using T = ConfigCompute<Config>;
+  using Layout = StepLayout<Format, T>;
+
+  TensorView<const Element> query{};
+  TensorView<const Element> key{};
+  TensorView<const Element> value{};
+  TensorView<Element> output{};
+  StateSlots<Format> source{};
+  StateSlots<Format> destination{};  // empty: the state is not written
+  StagingView<Config> staging{};     // empty: keys and values come from the views
+  std::int64_t already_staged = 0;
+  const std::int32_t* accepted_tokens = nullptr;  // the number of keys, if it differs between sequences
+  const std::int32_t* first_positions = nullptr;
+  typename Config::FeatureMap map{};
+  std::int64_t sequences = 0;
+  std::int64_t heads = 0;
+  std::int64_t keys = 0;   // tokens whose keys go into the state
+  std::int64_t group = 0;  // query heads that read one state; 0 without queries
+  T* sums = nullptr;       // [sequences * heads][queries][columns + 1], with more than one pass
+  LeavingStepOf<Config> leaving{};
+
+  [[nodiscard]] __host__ __device__ std::int64_t queries() const { return (keys - already_staged) * group; }
+  [[nodiscard]] __host__ __device__ std::int64_t sum_elements() const {
+    return Layout::passes > 1 ? sequences * heads * queries() * (Format::columns + 1) : 0;
+  }
+};
+
+/// What a step and a staged step have in common.
+template <class Config, class Args>
+StepCall<Config> step_of_tokens(const Args& args) {
+  StepCall<Config> call;
+  call.query = args.query;
+  call.key = args.key;
+  call.value = args.value;
+  call.output = args.output;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.query.batch;
+  call.heads = args.key.heads;
+  call.keys = args.key.tokens;
+  call.group = query_group(args);
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const DecodeArgs<Config>& args) {
+  auto call = step_of_tokens<Config>(args);
+  call.source = args.source;
+  call.destination = destination_of(args);
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const StagedStepArgs<Config>& args) {
+  auto call = step_of_tokens<Config>(args);
+  call.source = args.state;
+  call.staging = args.staging;
+  call.already_staged = args.already_staged;
+  call.keys += args.already_staged;
+  return call;
+}
+
+template <class Config>
+StepCall<Config> step_of(const CommitArgs<Config>& args) {
+  StepCall<Config> call;
+  call.source = args.source;
+  call.destination = destination_of(args);
+  call.staging = args.staging;
+  call.accepted_tokens = args.accepted_tokens;
+  call.first_positions = args.first_positions;
+  call.map = args.feature_map;
+  call.sequences = args.staging.sequences;
+  call.heads = args.staging.heads;
+  call.keys = args.staging.tokens;
+  return call;
+}
+
+/// The linear part of a mixer's step. Its staging buffer is the window's.
+template <class Config>
+StepCall<Config> step_of(const OlderStep<Config>& step) {
+  StepCall<Config> call;
+  call.query = step.query;
+  call.key = step.key;
+  call.value = step.value;
+  call.output = step.output;
+  call.source = step.source;
+  call.destination = step.destination;
+  call.already_staged = step.already_staged;
+  call.accepted_tokens = step.accepted_tokens;
+  call.map = step.feature_map;
+  call.sequences = step.sequences;
+  call.heads = step.heads;
+  call.keys = step.keys;
+  call.group = step.group;
+  call.leaving = step.leaving;
+  return call;
+}
+
+/// The keys of a step that leave a window, of a block's head.
+template <class Config>
+struct StepLeaving {
+  __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
+  }
+};
+template <class Config>
+requires(takes_leaving_keys<Config>) struct StepLeaving<Config> {
+  WindowKeys<typename Config::Ring> source;
+  std::int64_t missing = 0;  // the first tokens, at which none leaves
+
+  /// With `keys` tokens, all of them staged if they are to be committed.
+  __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
+    source = call.leaving.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
+    missing = LeavingStep<Config>::missing(source);
+  }
+  [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return LeavingStep<Config>::leaving(source, t); }
+};
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/backend.hpp"
+#include "jrt/detail/check/window.hpp"
+#include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/window/query.cuh"
+#include "jrt/detail/cuda/window/sm90/attention.cuh"
+#include "jrt/detail/cuda/window/step.cuh"
+#include "jrt/detail/cuda/window/tiles.cuh"
+
+namespace jrt::detail {
+
+/// Window attention on a CUDA stream: check what the host can see, launch. No operation needs a workspace.
+template <WindowConfig Config>
+struct MixerBackend<Config, Cuda> {
+  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status prefill(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? run("prefill", window_call(args), on) : status;
+  }
+
+  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? run("decode_step", window_call(args), on) : status;
+  }
+
+  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? run("staged_step", window_call(args), on) : status;
+  }
+
+  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? cuda::launch("commit", cuda::commit_window<Config>,
+                                      {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on, args)
+                       : status;
+  }
+
+  /// Wrong arguments are reported before `operation(workspace)` runs.
+  template <class Args, class Operation>
+  static Status with_owned_workspace(const Args& args, const Cuda& /*on*/, const Operation& operation) {
+    const Status status = check(args);
+    return status.ok() ? operation(Workspace{}) : status;
+  }
+
+  /// As far as the host can see.
+  template <class Args>
+  static Status check(const Args& args) {
+    Checker check(operation_name(args));
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, sequences_of(args));
+    return check.status();
+  }
+
+  /// What a mixer that a window is part of calls; arguments are checked.
+  static Status run_call(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
+    return run(operation, call, on);
+  }
+
+ private:
+  /// Outputs, then the caches or the staging buffer.
+  static Status run(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
+    const bool aligned = rows_aligned_everywhere(call);
+    if constexpr (cuda::WindowStepLayout<Config>::supported) {
+      if (aligned && cuda::is_window_step(call, on)) {
+        return cuda::launch_window_steps(operation, call, on);
+      }
+    }
+    const Status status = answer(operation, call, aligned, on);
+    if (!status.ok() || (call.final.empty() && !call.stages())) {
+      return status;
+    }
+    return cuda::launch(operation, cuda::keep_window<Config>, {call.count() * call.key.heads, cuda::keep_threads, 0}, on,
+                        call);
+  }
+
+  static Status answer(const char* operation, const WindowCall<Config>& call, bool aligned, const Cuda& on) {
+    if constexpr (cuda::hopper_wanted && cuda::HopperWindowLayout<Config>::supported) {
+      cuda::HopperWindowCall<Config> on_hopper;
+      if (aligned && call.query.tokens >= cuda::HopperWindowLayout<Config>::tile &&
+          cuda::HopperWindow<Config>::available(on) && cuda::HopperWindow<Config>::describe_tensors(call, on_hopper)) {
+        return cuda::HopperWindow<Config>::run(operation, on_hopper, on);
+      }
+    }
+    if constexpr (cuda::WindowTileLayout<Config>::supported) {
+      using Layout = cuda::WindowTileLayout<Config>;
+      // A tile of rows is worth its products from a few queries on.
+      if (aligned && call.query.tokens >= 16) {
+        const std::int64_t runs = runs_of(call, Layout::rows);
+        return cuda::launch(operation, cuda::answer_window_tiles<Config>,
+                            {runs * call.query.heads, Layout::threads, Layout::shared_bytes}, on, call, runs);
+      }
+    }
+    return cuda::launch(operation, cuda::answer_window_queries<Config>,
+                        {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call, aligned);
+  }
+
+  static std::int64_t runs_of(const WindowCall<Config>& call, std::int64_t run) {
+    return cuda::row_runs(call.sequences, call.query.batch, call.query.tokens, run);
+  }
+
+  /// Whether all rows of keys, values, queries and outputs can be read and written 16 bytes at a time; those of caches can
+  /// if their length can.
+  static bool rows_aligned_everywhere(const WindowCall<Config>& call) {
+    const auto aligned = [](const auto& view) {
+      return cuda::rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);
+    };
+    constexpr int each = cuda::access_bytes / static_cast<int>(sizeof(typename Config::Element));
+    return Config::head_dim % each == 0 && Config::value_dim % each == 0 && aligned(call.query) && aligned(call.key) &&
+           aligned(call.value) && aligned(call.output) && cuda::rows_aligned(call.staging.data);
+  }
+};
+
+}  // namespace jrt::detail

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cfloat>
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/sequence.cuh"
+
+/// One query by one block, for every type and dimension: steps of several tokens, and prefill where the matrix unit does
+/// not serve.
+///
+/// A warp's lanes form groups; each group takes one key at a time, a lane a few of its numbers. A group keeps its own
+/// largest score, sum and weighted values; at the end groups and warps are brought together.
+///
+///     bfloat16, d = 64: 8 lanes of 8 numbers to a key, 16 groups in a block
+///     keys   i−L … i      0  1  2 … 15 | 16 … 31 | …     the ring's rows in any order, then the call's own
+///     group               0  1  2 … 15 |  0 … 15 | …     four keys of each are on their way at a time
+namespace jrt::detail::cuda {
+
+template <WindowConfig Config>
+struct QueryLayout {
+  using Element = typename Config::Element;
+  using T = ComputeType<Element>;
+  static constexpr int threads = 128;
+  static constexpr int warps = threads / 32;
+  static constexpr int dim = larger(Config::head_dim, Config::value_dim);
+  static constexpr int vector = access_bytes / static_cast<int>(sizeof(Element));  // numbers of one access
+
+  static constexpr int power_of_two(int least) {
+    int power = 1;
+    while (power < least) {
+      power *= 2;
+    }
+    return power;
+  }
+  static constexpr int lanes = smaller(32, power_of_two(ceil_div(dim, vector)));  // of a group
+  static constexpr int parts = ceil_div(dim, vector* lanes);                      // vectors of a lane
+  static constexpr int groups = warps * 32 / lanes;
+  static constexpr int keys_in_flight = parts > 1 ? 2 : 4;  // of a group
+};
+
+template <WindowConfig Config>
+class WindowQuery {
+ public:
+  using Layout = QueryLayout<Config>;
+  using Element = typename Layout::Element;
+  using T = typename Layout::T;
+  using Numbers = StoredNumbers<Element, Layout::vector>;
+  static constexpr int vector = Layout::vector;
+  static constexpr int parts = Layout::parts;
+  static constexpr int keys_in_flight = Layout::keys_in_flight;
+
+  struct Shared {
+    T largest[Layout::groups];
+    T sums[Layout::groups];
+    T values[Layout::groups][round_up(Config::value_dim, vector)];
+  };
+
+  __device__ WindowQuery(const WindowCall<Config>& call, const WindowSequence<Config>& sequence, bool aligned,
+                         Shared& shared)
+      : call_(call), sequence_(sequence), aligned_(aligned), shared_(shared) {}
+
+  /// The output of one query that is a token, into `output`. With sums that go on, it holds what has been seen before, and
+  /// `before` is the denominator of that.
+  __device__ void run(std::int64_t token, const Element* query, Element* output, T before) {
+    read_query(query, sequence_.keys.position(token));
+    const KeyRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
+    constexpr int step = Layout::groups * keys_in_flight;
+    for (std::int64_t first = range.begin; first < range.end; first += step) {
+      take_keys(first, range.end);
+    }
+    finish(output, before);
+  }
+
+ private:
+  static __device__ int group() { return static_cast<int>(threadIdx.x) / Layout::lanes; }
+  static __device__ int column(int part) {
+    return (part * Layout::lanes + static_cast<int>(threadIdx.x) % Layout::lanes) * vector;
+  }
+
+  /// Some of a row's numbers; 0 behind its end.
+  template <int dim>
+  __device__ void load(Numbers& numbers, const Element* row, int column) const {
+    if (column + vector <= dim) {
+      numbers.load(row + column, aligned_);
+    } else {
+      Element tail[vector] = {};
+      for (int c = 0; c < vector; ++c) {
+        if (column + c < dim) {
+          tail[c] = row[column + c];
+        }
+      }
+      numbers.load(tail, false);
+    }
+  }
+
+  __device__ void read_query(const Element* query, std::int64_t position) {
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+#pragma unroll
+      for (int c = 0; c < vector; ++c) {
+        const int number = column(part) + c;
+        query_[part][c] = number < Config::head_dim
+                              ? turned_number(call_.rotary, query, position, number) * static_cast<T>(call_.scale)
+                              : T(0);
+      }
+    }
+  }
+
+  __device__ void take_keys(std::int64_t first, std::int64_t end) {
+    Numbers keys[keys_in_flight][parts];
+    Numbers values[keys_in_flight][parts];
+#pragma unroll
+    for (int i = 0; i < keys_in_flight; ++i) {
+      const std::int64_t token = first + i * Layout::groups + group();
+      if (token < end) {
+        const Element* const key = sequence_.keys.key(token);
+        const Element* const value = sequence_.keys.value(token);
+#pragma unroll
+        for (int part = 0; part < parts; ++part) {
+          load<Config::head_dim>(keys[i][part], key, column(part));
+          load<Config::value_dim>(values[i][part], value, column(part));
+        }
+      }
+    }
+    T scores[keys_in_flight];
+    T most = largest_;
+#pragma unroll
+    for (int i = 0; i < keys_in_flight; ++i) {
+      const std::int64_t token = first + i * Layout::groups + group();
+      scores[i] = score(keys[i], token, end);
+      most = most < scores[i] ? scores[i] : most;
+    }
+    if (most == lowest_score()) {
+      return;  // the same for all lanes of a group; shuffles are behind us
+    }
+    const T factor = exponential(largest_ - most);
+    largest_ = most;
+    sum_ *= factor;
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+#pragma unroll
+      for (int c = 0; c < vector; ++c) {
+        sums_[part][c] *= factor;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < keys_in_flight; ++i) {
+      if (first + i * Layout::groups + group() >= end) {
+        continue;
+      }
+      const T weight = exponential(scores[i] - most);
+      sum_ += weight;
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {
+        T numbers[vector];
+        values[i][part].get(numbers);
+#pragma unroll
+        for (int c = 0; c < vector; ++c) {
+          sums_[part][c] += weight * numbers[c];
+        }
+      }
+    }
+  }
+
+  [[nodiscard]] __device__ T score(const Numbers (&key)[parts], std::int64_t token, std::int64_t end) const {
+    T dot = 0;
+    if (token < end) {
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {
+        T numbers[vector];
+        key[part].get(numbers);
+        turn_if_new(numbers, token, part);
+#pragma unroll
+        for (int c = 0; c < vector; ++c) {
+          dot += query_[part][c] * numbers[c];
+        }
+      }
+    }
+#pragma unroll
+    for (int distance = Layout::lanes / 2; distance > 0; distance /= 2) {
+      dot += __shfl_xor_sync(~0u, dot, distance);
+    }
+    return token < end ? dot : lowest_score();
+  }
+
+  /// A key of this call is turned where it is used, and rounded as the cache will hold it.
+  __device__ void turn_if_new(T (&numbers)[vector], std::int64_t token, int part) const {
+    if constexpr (Config::Rotary::rotates) {
+      if (!WindowKeys<Config>::is_turned(token)) {
+        const Element* const key = sequence_.keys.key(token);
+#pragma unroll
+        for (int c = 0; c < vector; ++c) {
+          if (column(part) + c < Config::head_dim) {
+            numbers[c] = convert<T>(
+                convert<Element>(turned_number(call_.rotary, key, sequence_.keys.position(token), column(part) + c)));
+          }
+        }
+      }
+    }
+  }
+
+  /// Brings groups and warps together.
+  __device__ void finish(Element* output, [[maybe_unused]] T before) {
+    if (threadIdx.x % Layout::lanes == 0) {
+      shared_.largest[group()] = largest_;
+      shared_.sums[group()] = sum_;
+    }
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+#pragma unroll
+      for (int c = 0; c < vector; ++c) {
+        if (column(part) + c < Config::value_dim) {
+          shared_.values[group()][column(part) + c] = sums_[part][c];
+        }
+      }
+    }
+    __syncthreads();
+    T most = continues_sums<Config> ? T(0) : lowest_score();
+    for (int g = 0; g < Layout::groups; ++g) {
+      most = most < shared_.largest[g] ? shared_.largest[g] : most;
+    }
+    for (int c = static_cast<int>(threadIdx.x); c < Config::value_dim; c += Layout::threads) {
+      T total = 0;
+      T value = 0;
+      if constexpr (continues_sums<Config>) {
+        const T factor = exponential(-most);
+        total = (before + static_cast<T>(Config::epsilon)) * factor;
+        value = before == 0 ? T(0) : before * factor * convert<T>(output[c]);
+      }
+      for (int g = 0; g < Layout::groups; ++g) {
+        const T factor = exponential(shared_.largest[g] - most);
+        total += factor * shared_.sums[g];
+        value += factor * shared_.values[g][c];
+      }
+      output[c] = convert<Element>(value / total);
+    }
+  }
+
+  static __device__ T exponential(T x) {
+    return exp(x);
+  }
+  /// Of a group without keys; its differences are finite.
+  static __device__ constexpr T lowest_score() {
+    return sizeof(T) == sizeof(float) ? T(-FLT_MAX / 4) : T(-DBL_MAX / 4);
+  }
+
+  const WindowCall<Config>& call_;
+  const WindowSequence<Config>& sequence_;
+  bool aligned_;
+  Shared& shared_;
+  T query_[parts][vector];
+  T sums_[parts][vector] = {};
+  T largest_ = lowest_score();
+  T sum_ = 0;
+};
+
+/// A block a row and query head.
+template <WindowConfig Config>
+__global__ void __launch_bounds__(QueryLayout<Config>::threads)
+    answer_window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned) {
+  __shared__ typename WindowQuery<Config>::Shared shared;
+  const std::int64_t query_head = blockIdx.x % call.query.heads;
+  const RowRun run(call.sequences, call.query.tokens, blockIdx.x / call.query.heads, 1);
+  const std::int64_t head = query_head / call.group();
+  const WindowSequence<Config> sequence(call, run.b, head);
+  if (!run.within(sequence.span)) {
+    return;
+  }
+  const std::int64_t row = sequence.span.first_token + run.first_row;
+  auto* const output = call.output.row(sequence.span.batch_row, row, query_head);
+  if (!sequence.has_token(run.first_row)) {
+    for (int c = static_cast<int>(threadIdx.x); c < Config::value_dim; c += static_cast<int>(blockDim.x)) {
+      output[c] = typename Config::Element{};
+    }
+    return;
+  }
+  typename QueryLayout<Config>::T before = 0;
+  if constexpr (continues_sums<Config>) {
+    before = call.before.denominator(sequence.span.batch_row, row, query_head);
+  }
+  WindowQuery<Config>(call, sequence, aligned, shared)
+      .run(run.first_row - sequence.span.left_pad, call.query.row(sequence.span.batch_row, row, query_head), output,
+           before);
+}
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/sequence_runs.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/shared/window/keys.hpp"
+
+/// What the blocks of all window kernels do first: find their sequence, its keys and its rows of outputs.
+namespace jrt::detail::cuda {
+
+/// One sequence and key/value head of a call, as a block sees it.
+template <WindowConfig Config>
+struct WindowSequence {
+  SequenceSpan span;
+  bool skipped = false;
+  WindowKeys<Config> keys;
+  std::int64_t tokens = 0;  // without left pads
+
+  __device__ WindowSequence(const WindowCall<Config>& call, std::int64_t b, std::int64_t head)
+      : span(call.span(b)), skipped(call.skipped(b)) {
+    if (!skipped) {
+      keys = call.keys(span, b, head);
+      tokens = span.tokens - span.left_pad;
+    }
+  }
+
+  /// Whether a row of the views is a token; otherwise its output is 0.
+  [[nodiscard]] __device__ bool has_token(std::int64_t row) const {
+    return !skipped && row >= span.left_pad && row < span.tokens;
+  }
+};
+
+__device__ inline float power_of_two(float exponent) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  return power;
+}
+
+/// Two numbers turned by an angle.
+template <class T>
+__device__ void turn_pair(const Rotation<T>& rotation, T& first, T& second) {
+  const T turned = first * rotation.cosine - second * rotation.sine;
+  second = first * rotation.sine + second * rotation.cosine;
+  first = turned;
+}
+
+/// Cosine and sine for vectors of `Element`: on the special function unit where those have 16 bits (its error, 2^-21, is
+/// less than theirs).
+template <class Element, class Rotary>
+__device__ auto rotation_for(const Rotary& rotary, std::int64_t position, int i) {
+  using T = ComputeType<Element>;
+  if constexpr (sizeof(Element) == 2 && is_rotary_halves<Rotary>) {
+    const float angle = rotary.template half_turns<float>(position, i) * 3.14159265F;
+    return Rotation<float>{__cosf(angle), __sinf(angle)};
+  } else {
+    return rotary.template rotation<T>(position, i);
+  }
+}
+
+/// Number c of a key or query at a position, turned.
+template <class Rotary, class Element>
+__device__ auto turned_number(const Rotary& rotary, const Element* x, std::int64_t position, int c) {
+  using T = ComputeType<Element>;
+  const T number = convert<T>(x[c]);
+  if constexpr (Rotary::rotates) {
+    const bool is_first = c < Rotary::half_dim;
+    T first = is_first ? number : convert<T>(x[c - Rotary::half_dim]);
+    T second = is_first ? convert<T>(x[c + Rotary::half_dim]) : number;
+    turn_pair(rotation_for<Element>(rotary, position, is_first ? c : c - Rotary::half_dim), first, second);
+    return is_first ? first : second;
+  } else {
+    return number;
+  }
+}
+
+/// By all threads of a block: a token's key, as the cache holds it, and its value. Tokens of earlier calls are turned
+/// already; without others `rotary` may be NoRotary.
+template <WindowConfig Config, class Rotary>
+__device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, const Rotary& rotary,
+                            typename Config::Element* key, typename Config::Element* value, int thread, int threads) {
+  using Element = typename Config::Element;
+  for (int c = thread; c < Config::head_dim + Config::value_dim; c += threads) {
+    if (c >= Config::head_dim) {
+      value[c - Config::head_dim] = keys.value(token)[c - Config::head_dim];
+    } else {
+      key[c] = WindowKeys<Config>::is_turned(token)
+                   ? keys.key(token)[c]
+                   : convert<Element>(turned_number(rotary, keys.key(token), keys.position(token), c));
+    }
+  }
+}
+
+/// By all threads of a block: `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind
+/// it. Nobody reads the ring any more.
+template <WindowConfig Config, class Rotary>
+__device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, const Rotary& rotary,
+                            typename Config::Element* cache) {
+  using Format = StateFormatOf<Config>;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+  if (keys.ring != cache) {
+    constexpr int each = access_bytes / static_cast<int>(sizeof(typename Config::Element));
+    for (std::int64_t i = std::int64_t{thread} * each; i < Format::ring_elements; i += std::int64_t{threads} * each) {
+      Vector<typename Config::Element, each> numbers{};
+      if (keys.ring != nullptr) {
+        numbers = load_vector<each>(keys.ring + i);
+      }
+      store_vector(cache + i, numbers);
+    }
+    __syncthreads();
+  }
+  for (std::int64_t token = larger(tokens.begin, tokens.end - Format::rows); token < tokens.end; ++token) {
+    const std::int64_t row = ring_row(keys.position(token), Config::left_window);
+    write_token(keys, token, rotary, cache + row * Config::head_dim, cache + Format::value_offset + row * Config::value_dim,
+                thread, threads);
+  }
+  __syncthreads();  // all threads have read the count, where cache and ring are one
+  if (thread == 0) {
+    set_cached_count<Format>(cache, keys.position(tokens.end));
+  }
+}
+
+inline constexpr int keep_threads = 128;
+
+/// The call's tokens go into the caches, or behind the staged ones; a block a head.
+template <WindowConfig Config>
+__global__ void __launch_bounds__(keep_threads) keep_window(const __grid_constant__ WindowCall<Config> call) {
+  const std::int64_t b = blockIdx.x / call.key.heads;
+  const std::int64_t head = blockIdx.x % call.key.heads;
+  const WindowSequence<Config> sequence(call, b, head);
+  if (sequence.skipped) {
+    return;
+  }
+  if (!call.stages()) {
+    write_cache(sequence.keys, {0, sequence.tokens}, call.rotary, call.final.pool.head(call.final.slot(b), head));
+    return;
+  }
+  for (std::int64_t token = 0; token < sequence.tokens; ++token) {
+    auto* const row = call.staging.row(b, call.already_staged + token, head);
+    write_token(sequence.keys, token, call.rotary, row, row + Config::head_dim, static_cast<int>(threadIdx.x),
+                keep_threads);
+  }
+}
+
+/// The first staged rows of one head, whose keys are turned already, go into its cache; a block a head.
+template <WindowConfig Config>
+__global__ void __launch_bounds__(keep_threads) commit_window(const __grid_constant__ CommitArgs<Config> args) {
+  const std::int64_t b = blockIdx.x / args.staging.heads;
+  const std::int64_t head = blockIdx.x % args.staging.heads;
+  const auto& destination = args.destination.empty() ? args.source : args.destination;
+  if (sequence_skipped(args.source, nullptr, destination, b)) {
+    return;
+  }
+  const std::int64_t accepted = clamped(args.accepted_tokens[b], 0, args.staging.tokens);
+  WindowKeys<Config> keys;
+  keys.set_ring(args.source.pool.head(args.source.slot(b), head));
+  keys.set_staging(args.staging, b, head, accepted);
+  write_cache(keys, {-accepted, 0}, NoRotary{}, destination.pool.head(destination.slot(b), head));
+}
+
+}  // namespace jrt::detail::cuda

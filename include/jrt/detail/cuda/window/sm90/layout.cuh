@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/sm90/instructions.cuh"
+#include "jrt/detail/cuda/window/sequence.cuh"
+#include "jrt/detail/integer.hpp"
+
+/// Prefill of window attention on Hopper GPUs. A block walks along a long run of queries of one head, in tiles of 64.
+/// Keys and values pass once, through a ring in shared memory that the copy engine fills well ahead; three groups of four
+/// warps (two, where heads are wide) take the tiles of queries in turn. A window of 128 is three tiles of keys, whose 192
+/// scores a query has at once: no sum is ever rescaled.
+///
+///     queries, tile i         0    1    2    3    4         worker i mod 3
+///     keys, tile j       0 1 2    3    4    5    6          tile i needs j = i … i + 2; 0 and 1 lie before the run
+///     ring                    [ 2 | 3 | 4 | 5 | 6 | 7 | … ]
+///
+///     scores of a tile: 16 rows a warp, in blocks of 16 columns   # masked   . hidden: neither exponential nor weight
+///       j = i          j = i + 1      j = i + 2
+///       # x x x        x x x x        # . . .                     warp 0
+///       . # x x        x x x x        x # . .                     warp 1
+///       . . # x        x x x x        x x # .                     warp 2
+///       . . . #        x x x x        x x x #                     warp 3
+namespace jrt::detail::cuda {
+
+template <WindowConfig Config>
+struct HopperWindowLayout {
+  using Element = typename Config::Element;
+  static constexpr int head_dim = Config::head_dim;
+  static constexpr int value_dim = Config::value_dim;
+  static constexpr int tile = 64;  // tokens
+
+  // In shared memory a tile is panels of 64 numbers a row, 128 bytes, as the copy engine swizzles them; behind the last
+  // number of a head it writes zeros.
+  static constexpr int panel_columns = 64;
+  static constexpr int panel_row = 128;
+  static constexpr int panel_bytes = tile * panel_row;
+  static constexpr int key_panels = ceil_div(head_dim, panel_columns);
+  static constexpr int value_panels = ceil_div(value_dim, panel_columns);
+  static constexpr int panels = larger(key_panels, value_panels);
+  static constexpr int first_columns = smaller(value_dim, panel_columns);
+  static constexpr int other_columns = larger(16, value_dim - panel_columns);  // 16 where there are none
+
+  static constexpr int window_tiles = ceil_div(Config::left_window, tile) + 1;  // that one tile of queries sees
+  static constexpr int group_tiles = window_tiles <= 3 ? window_tiles : 2;      // whose scores are there at a time
+  static constexpr int workers = panels == 1 ? 3 : 2;
+  static constexpr int threads = 128 * (1 + workers);
+  static constexpr int worker_registers = workers == 3 ? 152 : 224;
+  static constexpr int copier_registers = 56;
+
+  static constexpr int key_bytes = key_panels * panel_bytes;
+  static constexpr int stage_bytes = key_bytes + value_panels * panel_bytes;
+  static constexpr int query_bytes = panels * panel_bytes;  // of a buffer, in which outputs stand afterwards
+  static constexpr int query_buffers = 2;                   // of a worker
+  static constexpr int barrier_bytes = 1024;
+  static constexpr int most_bytes = 226 * 1024;
+  static constexpr int stages = (most_bytes - barrier_bytes - workers * query_buffers * query_bytes) / stage_bytes;
+
+  // Shared memory starts behind the 1024 bytes that the system keeps (checked by the kernel).
+  static constexpr SharedAddress base = 1024;
+  static constexpr SharedAddress full = base;               // [stages]
+  static constexpr SharedAddress free = full + 8 * stages;  // [stages]
+  static constexpr SharedAddress query_full = free + 8 * stages;
+  static constexpr SharedAddress query_free = query_full + 8 * workers * query_buffers;
+  static constexpr SharedAddress queries = base + barrier_bytes;
+  static constexpr SharedAddress ring = queries + workers * query_buffers * query_bytes;
+  static constexpr SharedAddress end = ring + stages * stage_bytes;
+  static constexpr std::size_t shared_bytes = end - base;
+
+  /// Rows of whole 16 numbers, no rotation (keys come as they are), sums that start here, and a ring that holds what the
+  /// workers read with room for what is on its way.
+  static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
+                                    value_dim <= 128 && !Config::Rotary::rotates && !continues_sums<Config> &&
+                                    stages >= window_tiles + workers && query_free + 8 * workers * query_buffers <= queries;
+};
+
+template <WindowConfig Config>
+struct HopperWindowCall {
+  WindowCall<Config> window;
+  CUtensorMap query;
+  CUtensorMap key;
+  CUtensorMap value;
+  std::int64_t runs = 0;  // of rows, in all sequences
+  int run_tiles = 0;      // tiles of rows in a run
+};
+
+/// The tiles of one block, in numbers of 32 bits (the copy engine has no others): workers have no register to spare. Tile j
+/// of keys stands `window_tiles` − 1 tiles further left than tile j of queries.
+template <WindowConfig Config>
+struct HopperWindowRun {
+  using Layout = HopperWindowLayout<Config>;
+
+  int sequence;    // of the call
+  int query_head;  // of the views
+  int batch_row;
+  int row;          // of the views, in which token 0 of the sequence stands
+  int first_token;  // of the run
+  int tokens;       // of the sequence
+  int lowest;       // token that may be seen
+  int tiles;        // of queries
+
+  __device__ HopperWindowRun(const WindowSequence<Config>& of, std::int64_t b, std::int64_t head, std::int64_t first,
+                             int run_tiles)
+      : sequence(common(static_cast<int>(b))),
+        query_head(common(static_cast<int>(head))),
+        batch_row(common(static_cast<int>(of.span.batch_row))),
+        row(common(static_cast<int>(of.span.first_token + of.span.left_pad))),
+        first_token(common(static_cast<int>(first))),
+        tokens(common(static_cast<int>(of.tokens))),
+        lowest(common(static_cast<int>(of.keys.lowest()))),
+        tiles(smaller(run_tiles, ceil_div(larger(0, tokens - first_token), Layout::tile))) {}
+
+  [[nodiscard]] __device__ int key_tiles() const { return tiles + Layout::window_tiles - 1; }
+  [[nodiscard]] __device__ int key_token(int j) const {
+    return first_token + (j - (Layout::window_tiles - 1)) * Layout::tile;
+  }
+  /// Where tile j of keys is in the ring, and which time around it is.
+  static __device__ int stage(int j) { return j % Layout::stages; }
+  static __device__ std::uint32_t lap(int j) { return static_cast<std::uint32_t>(j) / Layout::stages; }
+  static __device__ SharedAddress keys(int stage) { return Layout::ring + stage * Layout::stage_bytes; }
+  static __device__ SharedAddress values(int stage) { return keys(stage) + Layout::key_bytes; }
+  /// Buffer of a worker's turn: its turn-th tile of queries.
+  static __device__ int buffer(int worker, int turn) {
+    return worker * Layout::query_buffers + turn % Layout::query_buffers;
+  }
+  static __device__ SharedAddress queries(int buffer) { return Layout::queries + buffer * Layout::query_bytes; }
+};
+
+}  // namespace jrt::detail::cuda

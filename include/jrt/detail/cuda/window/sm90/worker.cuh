@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/sm90/numbers.cuh"
+#include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/sm90/layout.cuh"
+
+namespace jrt::detail::cuda {
+
+/// Four warps that answer every `workers`-th tile of queries.
+template <WindowConfig Config>
+class HopperWindowWorker {
+ public:
+  using Layout = HopperWindowLayout<Config>;
+  using Run = HopperWindowRun<Config>;
+  using Element = typename Config::Element;
+  using Numbers = HopperNumbers<Element>;
+  static constexpr int left = Config::left_window;
+  static constexpr int group_tiles = Layout::group_tiles;
+
+  __device__ HopperWindowWorker(const WindowCall<Config>& call, const Run& run, int worker)
+      : call_(call), run_(run), worker_(worker), warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)) {
+    constexpr float log2_e = 1.4426950408889634F;
+    const auto scale = static_cast<float>(call.scale);
+    negative_ = scale < 0;
+    scale_ = fmaxf(fabsf(scale), 1e-30F) * log2_e;  // never 0, so that what is hidden stays −∞
+  }
+
+  __device__ void answer_all() {
+    int released = 0;
+    for (int turn = 0; turn * Layout::workers + worker_ < run_.tiles; ++turn) {
+      const int i = turn * Layout::workers + worker_;
+      const int buffer = Run::buffer(worker_, turn);
+      barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
+      answer(i, Run::queries(buffer));
+      // The copies wait for all workers: also for those that have no use for a tile, once it is there.
+      for (const int last = smaller(i + Layout::workers, run_.key_tiles()); released < last; ++released) {
+        if (released >= i + Layout::window_tiles) {
+          await_keys(released);
+        }
+        barrier_arrive(Layout::free + 8 * Run::stage(released));
+      }
+      write(i, Run::queries(buffer));
+      async_proxy_fence();
+      barrier_arrive(Layout::query_free + 8 * buffer);
+    }
+  }
+
+ private:
+  static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  static __device__ void await_keys(int j) { barrier_wait(Layout::full + 8 * Run::stage(j), Run::lap(j) % 2); }
+
+  /// Outputs of tile i of queries and their sums of weights.
+  __device__ void answer(int i, SharedAddress queries) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      largest_[h] = -INFINITY;
+      sums_[h] = 0;
+    }
+    answer_groups<0>(i, queries);
+  }
+  template <int first>
+  __device__ void answer_groups(int i, SharedAddress queries) {
+    answer_group<first, smaller(group_tiles, Layout::window_tiles - first)>(i, queries);
+    if constexpr (first + group_tiles < Layout::window_tiles) {
+      answer_groups<first + group_tiles>(i, queries);
+    }
+  }
+
+  /// What `tiles` tiles of keys contribute, from the first-th of the window on. The products of a stage are issued without
+  /// a branch between them.
+  template <int first, int tiles>
+  __device__ void answer_group(int i, SharedAddress queries) {
+    float scores[tiles][32];
+    SharedAddress stages[tiles];
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+      await_keys(i + first + t);
+      stages[t] = Run::keys(Run::stage(i + first + t));
+    }
+    products_begin();
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+      for (int k = 0; k < Config::head_dim / 16; ++k) {
+        const int at = k / 4 * Layout::panel_bytes + k % 4 * 32;
+        const std::uint64_t left_word = MatrixDescriptor(queries + at, 16, 1024, Swizzle::bytes_128).word();
+        const std::uint64_t right_word = MatrixDescriptor(stages[t] + at, 16, 1024, Swizzle::bytes_128).word();
+        if (k == 0) {
+          multiply_tiles<Element>(scores[t], left_word, right_word);
+        } else {
+          add_tiles<Element>(scores[t], left_word, right_word);
+        }
+      }
+    }
+    products_commit();
+    products_wait<0>();
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+      settled(scores[t]);
+    }
+    to_weights<first>(i, scores);
+    LeftFragment weights[tiles][4];
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+          weights[t][c].pairs[p] = Numbers::rounded(scores[t][8 * c + 2 * p], scores[t][8 * c + 2 * p + 1]);
+        }
+      }
+    }
+    if constexpr (first == 0) {
+      clear(outputs_);
+      clear(others_);
+    }
+    products_begin();
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const SharedAddress rows = stages[t] + Layout::key_bytes + c * 16 * Layout::panel_row;
+        WarpgroupProduct<Layout::first_columns>::template add<Element>(
+            outputs_, weights[t][c], MatrixDescriptor(rows, 16, 1024, Swizzle::bytes_128).word(), 1);
+        if constexpr (Layout::value_panels > 1) {
+          WarpgroupProduct<Layout::other_columns>::template add<Element>(
+              others_, weights[t][c], MatrixDescriptor(rows + Layout::panel_bytes, 16, 1024, Swizzle::bytes_128).word(), 1);
+        }
+      }
+    }
+    products_commit();
+    products_wait<0>();
+    settled(outputs_);
+    if constexpr (Layout::value_panels > 1) {
+      settled(others_);
+    }
+  }
+
+  /// Calls `function(t, c, hides)` for the blocks of 16 columns in which this warp's rows see anything, and `otherwise(t,
+  /// c)` for the others. `hides`: whether they see less than all of it.
+  template <int first, int tiles, class Function, class Otherwise>
+  __device__ void for_blocks(int i, const Function& function, const Otherwise& otherwise) const {
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) {
+      const bool starts = run_.key_token(i + first + t) < run_.lowest;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int distance = block_distance(first + t, c);
+        if (distance <= 15 && distance >= -left - 15) {
+          function(t, c, distance > -15 || distance < 15 - left || starts);
+        } else {
+          otherwise(t, c);
+        }
+      }
+    }
+  }
+  /// Of a block's first column from this warp's first row.
+  [[nodiscard]] __device__ int block_distance(int tile, int c) const {
+    return (tile - (Layout::window_tiles - 1)) * Layout::tile + 16 * c - 16 * warp_;
+  }
+
+  /// Scores become 2^(scale (score − largest)); sums and outputs so far are brought to the new largest.
+  template <int first, int tiles>
+  __device__ void to_weights(int i, float (&scores)[tiles][32]) {
+    const int row = lane() / 4;
+    const int column = lane() % 4 * 2;
+    float most[2] = {largest_[0], largest_[1]};
+    for_blocks<first, tiles>(
+        i,
+        [&](int t, int c, bool hides) {
+          if (negative_) {
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+              scores[t][8 * c + n] = -scores[t][8 * c + n];
+            }
+          }
+          if (hides) {
+            const int distance = block_distance(first + t, c) + column - row;
+            const int lowest = run_.lowest - run_.key_token(i + first + t) - 16 * c;
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+              const int from_column = n / 4 * 8 + n % 2;  // of this lane's first
+              const int from_row = n / 2 % 2 * 8;
+              const int between = distance + from_column - from_row;
+              if (between > 0 || between < -left || column + from_column < lowest) {
+                scores[t][8 * c + n] = -INFINITY;
+              }
+            }
+          }
+#pragma unroll
+          for (int n = 0; n < 8; ++n) {
+            most[n / 2 % 2] = fmaxf(most[n / 2 % 2], scores[t][8 * c + n]);
+          }
+        },
+        [](int, int) {});
+    float shift[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 1));
+      most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 2));
+      shift[h] = most[h] == -INFINITY ? 0.0F : most[h] * scale_;
+    }
+    if constexpr (first > 0) {
+      const float factors[2] = {power_of_two(largest_[0] * scale_ - shift[0]),
+                                power_of_two(largest_[1] * scale_ - shift[1])};
+      rescale(outputs_, factors);
+      rescale(others_, factors);
+      sums_[0] *= factors[0];
+      sums_[1] *= factors[1];
+    }
+    largest_[0] = most[0];
+    largest_[1] = most[1];
+    for_blocks<first, tiles>(
+        i,
+        [&](int t, int c, bool) {
+#pragma unroll
+          for (int n = 0; n < 8; ++n) {
+            float& score = scores[t][8 * c + n];
+            score = power_of_two(score * scale_ - shift[n / 2 % 2]);
+            sums_[n / 2 % 2] += score;
+          }
+        },
+        [&](int t, int c) {
+#pragma unroll
+          for (int n = 0; n < 8; ++n) {
+            scores[t][8 * c + n] = 0;
+          }
+        });
+  }
+
+  template <int count>
+  static __device__ void clear(float (&outputs)[count]) {
+#pragma unroll
+    for (int n = 0; n < count; ++n) {
+      outputs[n] = 0;
+    }
+  }
+  template <int count>
+  static __device__ void rescale(float (&outputs)[count], const float (&factors)[2]) {
+#pragma unroll
+    for (int n = 0; n < count; ++n) {
+      outputs[n] *= factors[n / 2 % 2];
+    }
+  }
+
+  /// Outputs of tile i, by way of `rows` in shared memory, where this warp's queries were.
+  __device__ void write(int i, SharedAddress rows) {
+    float inverse[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float sum = sums_[h];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      inverse[h] = 1 / sum;
+    }
+    rescale(outputs_, inverse);
+    store_panel(rows, outputs_);
+    if constexpr (Layout::value_panels > 1) {
+      rescale(others_, inverse);
+      store_panel(rows + Layout::panel_bytes, others_);
+    }
+    __syncwarp();
+    constexpr int parts = Config::value_dim / 8;
+    const int token = run_.first_token + i * Layout::tile + 16 * warp_;
+    const int count = run_.tokens - token;
+    const TensorView<Element>& output = call_.output;
+    Element* const first = output.row(run_.batch_row, run_.row + token, run_.query_head);
+#pragma unroll
+    for (int at = lane(); at < 16 * parts; at += 32) {
+      const int row = at / parts;
+      const int part = at % parts;
+      Pair pairs[4];
+      load_pairs(pairs, SharedNumbers::at(rows + part / 8 * Layout::panel_bytes + (16 * warp_ + row) * Layout::panel_row +
+                                          ((part % 8) ^ (row % 8)) * 16));
+      if (row < count) {
+        store_vector(reinterpret_cast<Pair*>(first + row * output.token_stride + part * 8),
+                     Vector<Pair, 4>{{pairs[0], pairs[1], pairs[2], pairs[3]}});
+      }
+    }
+  }
+
+  template <int count>
+  __device__ void store_panel(SharedAddress rows, const float (&outputs)[count]) const {
+    const int block = lane() / 8;
+    const int row = 16 * warp_ + block % 2 * 8 + lane() % 8;
+#pragma unroll
+    for (int c = 0; c < count / 8; ++c) {
+      Pair pairs[4];
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        pairs[p] = Numbers::rounded(outputs[8 * c + 2 * p], outputs[8 * c + 2 * p + 1]);
+      }
+      store_blocks(rows + row * Layout::panel_row + ((2 * c + block / 2) ^ (row % 8)) * 16, pairs[0], pairs[1], pairs[2],
+                   pairs[3]);
+    }
+  }
+
+  const WindowCall<Config>& call_;
+  const Run& run_;
+  int worker_;
+  int warp_;
+  bool negative_;
+  float scale_;
+  float largest_[2];
+  float sums_[2];
+  float outputs_[Layout::first_columns / 2];
+  float others_[Layout::other_columns / 2];  // of the second panel
+};
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_pipeline.h>
+
+#include <cfloat>
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/query.cuh"
+#include "jrt/detail/cuda/window/sequence.cuh"
+
+/// Decode step of window attention for one token a sequence: it reads every cache once, so that all there is to gain is in
+/// having enough of them on their way. Blocks stay, and go from one cache to the next; while the queries of one are
+/// answered from shared memory, the next is copied there. All query heads of a cache read the same copy.
+///
+///     buffer 0   cache 0 ──── queries ──── cache 2 ──── queries …
+///     buffer 1        cache 1 ──────────── queries ──── cache 3 …
+///
+///     a buffer: keys and values as the cache has them, the new ones where they will be | queries
+namespace jrt::detail::cuda {
+
+template <WindowConfig Config>
+struct WindowStepLayout {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  static constexpr int each = access_bytes / static_cast<int>(sizeof(Element));
+  static constexpr std::int64_t queries = round_up<std::int64_t>(Format::count_offset, each);
+
+  static constexpr std::int64_t most_bytes = 220 * 1024;  // of a multiprocessor's shared memory
+  JRT_DETAIL_HD static constexpr std::int64_t buffer_bytes(std::int64_t group) {
+    return (queries + group * Config::head_dim) * static_cast<std::int64_t>(sizeof(Element));
+  }
+  /// What warps bring together: a largest score, a sum and values each.
+  JRT_DETAIL_HD static constexpr std::int64_t sum_bytes(int of_threads) {
+    return of_threads / 32 * (Config::value_dim + 2) * static_cast<std::int64_t>(sizeof(ComputeType<Element>));
+  }
+  static constexpr int blocks = static_cast<int>(clamped(most_bytes / (2 * buffer_bytes(1) + sum_bytes(128)), 1, 4));
+  static constexpr int threads = blocks >= 3 ? 128 : 512;
+  /// Two buffers, then what warps bring together.
+  JRT_DETAIL_HD static constexpr std::int64_t shared_bytes(std::int64_t group) {
+    return 2 * buffer_bytes(group) + sum_bytes(threads);
+  }
+  /// Rows of whole accesses, two copies in a block; sums that start here.
+  static constexpr bool supported = !continues_sums<Config> && Config::head_dim % each == 0 &&
+                                    Config::value_dim % each == 0 && shared_bytes(1) <= 160 * 1024;
+
+  using Query = QueryLayout<Config>;  // how lanes share a key
+  static constexpr int warps = threads / 32;
+  static constexpr int groups = threads / Query::lanes;
+  static constexpr int rounds = smaller(9, ceil_div(Format::rows, groups));  // keys of a group at a time
+};
+
+template <WindowConfig Config>
+class WindowSteps {
+ public:
+  using Layout = WindowStepLayout<Config>;
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  using T = ComputeType<Element>;
+  static constexpr int vector = Layout::Query::vector;
+  static constexpr int parts = Layout::Query::parts;
+  static constexpr int lanes = Layout::Query::lanes;
+  using Numbers = StoredNumbers<Element, vector>;
+
+  struct Shared {
+    T largest[Layout::warps];
+    T sums[Layout::warps];
+    T values[Layout::warps][Config::value_dim];
+  };
+
+  __device__ WindowSteps(const WindowCall<Config>& call, Element* buffers, Shared& shared)
+      : call_(call),
+        buffers_(buffers),
+        shared_(shared),
+        heads_(static_cast<unsigned>(call.key.heads)),
+        group_(static_cast<int>(call.group())) {}
+
+  /// `items`: caches of all sequences.
+  __device__ void run(unsigned items) {
+    const unsigned step = gridDim.x;
+    Item current = item_of(blockIdx.x);
+    Item next = blockIdx.x + step < items ? item_of(blockIdx.x + step) : Item{};
+    int buffer = 0;
+    bring(current, buffer);
+    __pipeline_commit();
+    for (unsigned i = blockIdx.x; i < items; i += step) {
+      bring(next, 1 - buffer);
+      __pipeline_commit();
+      // Known a round before it is needed: nothing waits for the count that says which rows there are.
+      const Item after = i + 2 * step < items ? item_of(i + 2 * step) : Item{};
+      __pipeline_wait_prior(1);
+      __syncthreads();
+      answer(current, buffer_at(buffer));
+      __syncthreads();
+      buffer = 1 - buffer;
+      current = next;
+      next = after;
+    }
+  }
+
+ private:
+  static __device__ int thread() { return static_cast<int>(threadIdx.x); }
+  static __device__ int group() { return thread() / lanes; }
+  static __device__ int column(int part) { return (part * lanes + thread() % lanes) * vector; }
+  [[nodiscard]] __device__ Element* buffer_at(int buffer) const {
+    return buffers_ + buffer * (Layout::buffer_bytes(group_) / static_cast<std::int64_t>(sizeof(Element)));
+  }
+
+  /// One cache, and the sequence that it belongs to.
+  struct Item {
+    int b = -1;  // −1: none
+    int head = 0;
+    const Element* cache = nullptr;  // null: the sequence is skipped
+    std::int64_t cached = 0;         // as it stands there: to make it legal is to wait for it
+  };
+  [[nodiscard]] __device__ Item item_of(unsigned index) const {
+    Item item{static_cast<int>(index / heads_), static_cast<int>(index % heads_)};
+    if (!call_.skipped(item.b)) {
+      item.cache = call_.initial.pool.head(call_.initial.slot(item.b), item.head);
+      item.cached = stored_count<Format>(item.cache);
+    }
+    return item;
+  }
+  /// Row of the ring that the new token takes: behind the others, or where the oldest was, which it no longer sees.
+  static __device__ int new_row(std::int64_t cached) {
+    constexpr unsigned rows = Format::rows;
+    return cached >> 32 == 0 ? static_cast<int>(static_cast<unsigned>(cached) % rows)
+                             : static_cast<int>(ring_row(legal_count(cached, Config::left_window), Config::left_window));
+  }
+
+  /// One cache, the new key and value in it, and the queries that read them, on their way.
+  __device__ void bring(const Item& item, int buffer) const {
+    if (item.cache == nullptr) {
+      return;
+    }
+    Element* const to = buffer_at(buffer);
+    const auto rows = static_cast<int>(clamped(item.cached, 0, Format::rows));
+    const int row = new_row(item.cached);
+    bring_rows<Config::head_dim>(to, item.cache, rows, row);
+    bring_rows<Config::value_dim>(to + Format::value_offset, item.cache + Format::value_offset, rows, row);
+    bring_row(to + row * Config::head_dim, call_.key.row(item.b, 0, item.head), Config::head_dim);
+    bring_row(to + Format::value_offset + row * Config::value_dim, call_.value.row(item.b, 0, item.head),
+              Config::value_dim);
+    for (int q = 0; q < group_; ++q) {
+      bring_row(to + Layout::queries + q * Config::head_dim, call_.query.row(item.b, 0, item.head * group_ + q),
+                Config::head_dim);
+    }
+  }
+  /// Rows of a ring but one.
+  template <int dim>
+  static __device__ void bring_rows(Element* to, const Element* from, int rows, int but) {
+    const int numbers = rows * dim;
+#pragma unroll 8
+    for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
+      if (static_cast<unsigned>(i - but * dim) >= static_cast<unsigned>(dim)) {
+        __pipeline_memcpy_async(to + i, from + i, access_bytes);
+      }
+    }
+  }
+  static __device__ void bring_row(Element* to, const Element* from, int numbers) {
+    for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
+      __pipeline_memcpy_async(to + i, from + i, access_bytes);
+    }
+  }
+
+  __device__ void answer(const Item& item, Element* buffer) {
+    const auto output = [&](int q) { return call_.output.row(item.b, 0, item.head * group_ + q); };
+    if (item.cache == nullptr) {
+      for (int q = 0; q < group_; ++q) {
+        for (int c = thread(); c < Config::value_dim; c += Layout::threads) {
+          output(q)[c] = Element{};
+        }
+      }
+      return;
+    }
+    const std::int64_t cached = legal_count(item.cached, Config::left_window);
+    const int row = new_row(item.cached);
+    const auto rows = static_cast<int>(smaller<std::int64_t>(cached + 1, Format::rows));
+    turn_new_key(buffer + row * Config::head_dim, cached);
+    for (int q = 0; q < group_; ++q) {
+      answer_query(buffer, rows, buffer + Layout::queries + q * Config::head_dim, cached, output(q));
+    }
+    if (!call_.final.empty()) {
+      Element* const cache = call_.final.pool.head(call_.final.slot(item.b), item.head);
+      keep(buffer, rows, row, cache, cache != item.cache);
+      if (thread() == 0) {
+        set_cached_count<Format>(cache, cached + 1);
+      }
+    }
+  }
+
+  __device__ void turn_new_key(Element* key, std::int64_t position) const {
+    if constexpr (Config::Rotary::rotates) {
+      constexpr int half = Config::Rotary::half_dim;
+      for (int i = thread(); i < half; i += Layout::threads) {
+        T first = convert<T>(key[i]);
+        T second = convert<T>(key[i + half]);
+        turn_pair(rotation_for<Element>(call_.rotary, position, i), first, second);
+        key[i] = convert<Element>(first);
+        key[i + half] = convert<Element>(second);
+      }
+      __syncthreads();
+    }
+  }
+
+  __device__ void answer_query(const Element* buffer, int rows, const Element* query, std::int64_t position,
+                               Element* output) {
+    T numbers[parts][vector];
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      read_query(numbers[part], query, position, column(part));
+    }
+    T values[parts][vector] = {};
+    T largest = lowest_score();
+    T sum = 0;
+    for (int first = group(); first - group() < rows; first += Layout::rounds * Layout::groups) {
+      T scores[Layout::rounds];
+      T most = largest;
+#pragma unroll
+      for (int r = 0; r < Layout::rounds; ++r) {
+        const int n = first + r * Layout::groups;
+        // All lanes take part; what stands behind the rows is read, within the ring, and left out.
+        const T score = dot(numbers, buffer + smaller(n, Format::rows - 1) * Config::head_dim);
+        scores[r] = n < rows ? score : lowest_score();
+        most = most < scores[r] ? scores[r] : most;
+      }
+      // For a warp as a whole: what is left to bring together is then one row of values each.
+#pragma unroll
+      for (int distance = lanes; distance < 32; distance *= 2) {
+        const T other = __shfl_xor_sync(~0u, most, distance);
+        most = most < other ? other : most;
+      }
+      const T factor = exponential(largest - most);
+      largest = most;
+      sum *= factor;
+      scale(values, factor);
+#pragma unroll
+      for (int r = 0; r < Layout::rounds; ++r) {
+        const int n = first + r * Layout::groups;
+        if (n < rows) {
+          const T weight = exponential(scores[r] - most);
+          sum += weight;
+          add_weighted(values, weight, buffer + Format::value_offset + n * Config::value_dim);
+        }
+      }
+    }
+    finish(values, largest, sum, output);
+  }
+
+  __device__ void read_query(T (&numbers)[vector], const Element* query, std::int64_t position, int first) const {
+    if constexpr (Config::Rotary::rotates) {
+#pragma unroll
+      for (int c = 0; c < vector; ++c) {
+        numbers[c] = first + c < Config::head_dim ? turned_number(call_.rotary, query, position, first + c) : T(0);
+      }
+    } else {
+      Numbers stored;
+      if (first < Config::head_dim) {
+        stored.load(query + first, true);
+      }
+      stored.get(numbers);
+    }
+#pragma unroll
+    for (int c = 0; c < vector; ++c) {
+      numbers[c] *= static_cast<T>(call_.scale);
+    }
+  }
+  /// Of a query and a key, the same in all lanes of a group.
+  static __device__ T dot(const T (&query)[parts][vector], const Element* key) {
+    T dot = 0;
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      if (column(part) < Config::head_dim) {
+        Numbers stored;
+        stored.load(key + column(part), true);
+        T numbers[vector];
+        stored.get(numbers);
+#pragma unroll
+        for (int c = 0; c < vector; ++c) {
+          dot += query[part][c] * numbers[c];
+        }
+      }
+    }
+#pragma unroll
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+      dot += __shfl_xor_sync(~0u, dot, distance);
+    }
+    return dot;
+  }
+  static __device__ void scale(T (&values)[parts][vector], T factor) {
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+#pragma unroll
+      for (int c = 0; c < vector; ++c) {
+        values[part][c] *= factor;
+      }
+    }
+  }
+  static __device__ void add_weighted(T (&values)[parts][vector], T weight, const Element* value) {
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      if (column(part) < Config::value_dim) {
+        Numbers stored;
+        stored.load(value + column(part), true);
+        T numbers[vector];
+        stored.get(numbers);
+#pragma unroll
+        for (int c = 0; c < vector; ++c) {
+          values[part][c] += weight * numbers[c];
+        }
+      }
+    }
+  }
+
+  /// Brings groups and warps together.
+  __device__ void finish(T (&values)[parts][vector], T largest, T sum, Element* output) {
+    const int warp = thread() / 32;
+#pragma unroll
+    for (int distance = lanes; distance < 32; distance *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, distance);
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {
+#pragma unroll
+        for (int c = 0; c < vector; ++c) {
+          values[part][c] += __shfl_xor_sync(~0u, values[part][c], distance);
+        }
+      }
+    }
+    if (thread() % 32 == 0) {
+      shared_.largest[warp] = largest;
+      shared_.sums[warp] = sum;
+    }
+    if (thread() % 32 < lanes) {
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {
+#pragma unroll
+        for (int c = 0; c < vector; ++c) {
+          if (column(part) < Config::value_dim) {
+            shared_.values[warp][column(part) + c] = values[part][c];
+          }
+        }
+      }
+    }
+    __syncthreads();
+    T most = lowest_score();
+#pragma unroll
+    for (int w = 0; w < Layout::warps; ++w) {
+      most = most < shared_.largest[w] ? shared_.largest[w] : most;
+    }
+    for (int c = thread(); c < Config::value_dim; c += Layout::threads) {
+      T total = 0;
+      T value = 0;
+#pragma unroll
+      for (int w = 0; w < Layout::warps; ++w) {
+        const T factor = exponential(shared_.largest[w] - most);
+        total += factor * shared_.sums[w];
+        value += factor * shared_.values[w][c];
+      }
+      output[c] = convert<Element>(value / total);
+    }
+    if (group_ > 1) {
+      __syncthreads();  // before the next query's
+    }
+  }
+
+  /// Into `cache`, from the copy: the new token, or all if the cache is another.
+  __device__ void keep(const Element* buffer, int rows, int row, Element* cache, bool all) const {
+    const int first = all ? 0 : row;
+    const int count = all ? rows : 1;
+    store_rows(cache + first * Config::head_dim, buffer + first * Config::head_dim, count * Config::head_dim);
+    store_rows(cache + Format::value_offset + first * Config::value_dim,
+               buffer + Format::value_offset + first * Config::value_dim, count * Config::value_dim);
+  }
+  static __device__ void store_rows(Element* to, const Element* from, int numbers) {
+    for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
+      store_vector(to + i, load_vector<Layout::each>(from + i));
+    }
+  }
+
+  static __device__ T exponential(T x) {
+    if constexpr (sizeof(Element) == 2) {
+      return __expf(x);  // its error, 2^-21, is less than that of the weights' values
+    } else {
+      return exp(x);
+    }
+  }
+  /// Of a group without keys; its differences are finite.
+  static __device__ constexpr T lowest_score() {
+    return sizeof(T) == sizeof(float) ? T(-FLT_MAX / 4) : T(-DBL_MAX / 4);
+  }
+
+  const WindowCall<Config>& call_;
+  Element* buffers_;
+  Shared& shared_;
+  unsigned heads_;  // of keys
+  int group_;       // queries that read one
+};
+
+extern __shared__ __align__(16) std::byte window_step_buffers[];
+
+template <WindowConfig Config>
+__global__ void __launch_bounds__(WindowStepLayout<Config>::threads, WindowStepLayout<Config>::blocks)
+    answer_window_steps(const __grid_constant__ WindowCall<Config> call, unsigned items) {
+  await_previous_kernel();
+  let_next_kernel_start();
+  using Steps = WindowSteps<Config>;
+  auto* const sums = window_step_buffers + 2 * WindowStepLayout<Config>::buffer_bytes(call.group());
+  Steps(call, reinterpret_cast<typename Config::Element*>(window_step_buffers),
+        *reinterpret_cast<typename Steps::Shared*>(sums))
+      .run(items);
+}
+
+/// Whether a call is one new token for each of some caches, whose rings fit in shared memory. Rows must be aligned.
+template <WindowConfig Config>
+bool is_window_step(const WindowCall<Config>& call, const Cuda& on) {
+  using Layout = WindowStepLayout<Config>;
+  const Sequences& sequences = call.sequences;
+  return Layout::supported && call.query.tokens == 1 && !call.initial.empty() && call.has_initial == nullptr &&
+         !call.stages() && sequences.cu_seqlens == nullptr && sequences.seq_lens == nullptr &&
+         sequences.left_pads == nullptr && call.count() * call.key.heads <= INT32_MAX / 4 &&
+         Layout::shared_bytes(call.group()) <= on.shared_bytes_per_block();
+}
+
+template <WindowConfig Config>
+Status launch_window_steps(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
+  using Layout = WindowStepLayout<Config>;
+  const std::int64_t items = call.count() * call.key.heads;
+  const std::int64_t resident = std::int64_t{Layout::blocks} * on.multiprocessors();
+  Grid grid{smaller(items, resident), Layout::threads, static_cast<std::size_t>(Layout::shared_bytes(call.group()))};
+  grid.starts_early = can_start_early<answer_window_steps<Config>>(on);
+  return launch(operation, answer_window_steps<Config>, grid, on, call, static_cast<unsigned>(items));
+}
+
+}  // namespace jrt::detail::cuda

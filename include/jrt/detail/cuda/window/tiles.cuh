@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_pipeline.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/cuda/core/mma.cuh"
+#include "jrt/detail/cuda/window/sequence.cuh"
+
+/// Prefill of window attention on the matrix unit, for 16-bit types. A block has four warps, each some 16-row tiles of
+/// queries, whose fragments stay in registers. Keys and values pass through shared memory in tiles of 64 tokens, a few on
+/// their way; of each tile a warp takes the halves that its own window reaches, so that a window of 128 costs 32 queries
+/// 160 keys, not the 384 of square blocks. Scores become weights in registers (online softmax, Milakov and Gimelshein
+/// 2018).
+///
+///     128 queries 0 …, L = 128:   tile 0    tile 1    tile 2    tile 3      # a step of 32 keys that a warp takes:
+///     keys                       −128 …     −64 …       0 …      64 …       the first has the window's edge in it,
+///     warp 0, queries 0 …         #  #      #  #      #                     the last the diagonal
+///     warp 1, queries 32 …           #      #  #      #  #
+///     warp 2, queries 64 …                  #  #      #  #      #
+///     warp 3, queries 96 …                     #      #  #      #  #
+///
+///     shared memory: `stages` times keys [64][d + 8], values [64][dv + 8]; outputs [rows][dv + 8] in the same place
+namespace jrt::detail::cuda {
+
+template <WindowConfig Config>
+struct WindowTileLayout {
+  using Element = typename Config::Element;
+  static constexpr int head_dim = Config::head_dim;
+  static constexpr int value_dim = Config::value_dim;
+  static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
+                                    value_dim <= 128 &&
+                                    (!Config::Rotary::rotates || is_rotary_halves<typename Config::Rotary>);
+  static constexpr int warps = 4;
+  static constexpr int threads = warps * 32;
+  static constexpr int row_tiles = larger(head_dim, value_dim) <= 64 ? 2 : 1;  // of a warp
+  static constexpr int warp_rows = 16 * row_tiles;
+  static constexpr int rows = warps * warp_rows;  // of a block
+  static constexpr int tile_keys = 64;
+  static constexpr int step_keys = 32;                                      // scores of these are in registers at a time
+  static constexpr int stages = larger(head_dim, value_dim) <= 64 ? 4 : 3;  // of keys and values on their way
+  static constexpr int padding = 8;                                         // a column of rows touches all banks
+  static constexpr int key_stride = head_dim + padding;
+  static constexpr int value_stride = value_dim + padding;
+  static constexpr int stage_elements = tile_keys * (key_stride + value_stride);
+  static constexpr int output_elements = rows * value_stride;
+  static constexpr std::size_t shared_bytes = sizeof(Element) * larger(stages * stage_elements, output_elements);
+  static constexpr int blocks_per_multiprocessor = larger(head_dim, value_dim) <= 64 ? 3 : 2;
+};
+
+template <class Element>
+__device__ void multiply_add_16bit(Accumulator& sums, const Pair (&left)[4], const RightFragment& right) {
+  if constexpr (std::is_same_v<Element, Half>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sums.values[0]), "+f"(sums.values[1]), "+f"(sums.values[2]), "+f"(sums.values[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right.pairs[0]), "r"(right.pairs[1]));
+  } else {
+    multiply_add(sums, LeftFragment{{left[0], left[1], left[2], left[3]}}, right);
+  }
+}
+
+/// Two floats, rounded, the first in the low half.
+template <class Element>
+__device__ Pair rounded_pair(float first, float second) {
+  Pair pair;
+  if constexpr (std::is_same_v<Element, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  }
+  return pair;
+}
+template <class Element>
+__device__ float number_of(Pair pair, int which) {
+  Element number;
+  number.bits = static_cast<std::uint16_t>(pair >> (16 * which));
+  return convert<float>(number);
+}
+
+template <WindowConfig Config>
+class WindowTiles {
+ public:
+  using Layout = WindowTileLayout<Config>;
+  using Element = typename Config::Element;
+  static constexpr int row_tiles = Layout::row_tiles;
+  static constexpr int left = Config::left_window;
+
+  __device__ WindowTiles(const WindowCall<Config>& call, const WindowSequence<Config>& sequence, std::int64_t query_head,
+                         std::int64_t first_row, Element* shared)
+      : call_(call), sequence_(sequence), query_head_(query_head), first_row_(first_row), shared_(shared) {
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) {
+      largest_[m][0] = continues_sums<Config> ? 0 : -INFINITY;
+      largest_[m][1] = continues_sums<Config> ? 0 : -INFINITY;
+    }
+  }
+
+  __device__ void run() {
+    const std::int64_t first = first_row_ - sequence_.span.left_pad;
+    const std::int64_t count = smaller<std::int64_t>(Layout::rows, sequence_.tokens - first);
+    const std::int64_t lowest = sequence_.keys.lowest();
+    const KeyRange range = keys_in_window(first, larger<std::int64_t>(count, 0), left, lowest);
+    const std::int64_t begin = range.begin;
+    const int tiles = static_cast<int>(ceil_div(range.end - begin, std::int64_t{Layout::tile_keys}));
+    for (int i = 0; i < Layout::stages - 1; ++i) {
+      fetch(begin, i, tiles, range);
+    }
+    read_queries();
+    if constexpr (continues_sums<Config>) {
+      read_before();
+    }
+    for (int i = 0; i < tiles; ++i) {
+      fetch(begin, i + Layout::stages - 1, tiles, range);
+      __pipeline_wait_prior(Layout::stages - 1);
+      __syncthreads();
+      const std::int64_t tile = begin + std::int64_t{i} * Layout::tile_keys;
+      turn_keys(tile, i % Layout::stages, range.end);
+      take_tile(tile - first, i % Layout::stages);
+      __syncthreads();
+    }
+    write_outputs();
+  }
+
+ private:
+  static __device__ int lane() {
+    return static_cast<int>(threadIdx.x) % 32;
+  }
+  static __device__ int warp() {
+    return static_cast<int>(threadIdx.x) / 32;
+  }
+  /// First query of this warp, counted from the block's first.
+  static __device__ int warp_first() {
+    return warp() * Layout::warp_rows;
+  }
+
+  [[nodiscard]] __device__ Element* key_tile(int stage) const {
+    return shared_ + stage * Layout::stage_elements;
+  }
+  [[nodiscard]] __device__ Element* value_tile(int stage) const {
+    return key_tile(stage) + Layout::tile_keys * Layout::key_stride;
+  }
+
+  /// A tile of keys and values on its way to shared memory; 0 for tokens outside the range.
+  __device__ void fetch(std::int64_t begin, int tile, int tiles, const KeyRange& range) {
+    if (tile < tiles) {
+      const std::int64_t first = begin + std::int64_t{tile} * Layout::tile_keys;
+      Element* const keys = key_tile(tile % Layout::stages);
+      Element* const values = value_tile(tile % Layout::stages);
+      const WindowKeys<Config>& source = sequence_.keys;
+      if (first >= 0 && first + Layout::tile_keys <= range.end) {
+        // All of them are tokens of this call.
+        const Element* const key = source.keys + first * source.key_stride;
+        const Element* const value = source.values + first * source.value_stride;
+        copy_rows<Config::head_dim>(
+            keys, [&](int row) { return key + row * source.key_stride; }, Layout::tile_keys);
+        copy_rows<Config::value_dim>(
+            values, [&](int row) { return value + row * source.value_stride; }, Layout::tile_keys);
+      } else {
+        const int rows = static_cast<int>(smaller<std::int64_t>(Layout::tile_keys, range.end - first));
+        copy_rows<Config::head_dim>(
+            keys, [&](int row) { return source.key(first + row); }, rows);
+        copy_rows<Config::value_dim>(
+            values, [&](int row) { return source.value(first + row); }, rows);
+      }
+    }
+    __pipeline_commit();
+  }
+
+  /// `count` rows from `row_of(row)` on their way to a tile, whose other rows become 0.
+  template <int dim, class RowOf>
+  static __device__ void copy_rows(Element* tile, const RowOf& row_of, int count) {
+    constexpr int parts = dim / 8;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < Layout::tile_keys * parts; i += Layout::threads) {
+      const int row = i / parts;
+      const int column = i % parts * 8;
+      const bool exists = row < count;
+      __pipeline_memcpy_async(tile + row * (dim + Layout::padding) + column, row_of(exists ? row : 0) + column, 16,
+                              exists ? 0 : 16);
+    }
+  }
+
+  /// Keys of this call are turned in place, and rounded as the cache will hold them.
+  __device__ void turn_keys(std::int64_t first, int stage, std::int64_t end) {
+    if constexpr (Config::Rotary::rotates) {
+      constexpr int half = Config::Rotary::half_dim;
+      Element* const keys = key_tile(stage);
+      for (int i = static_cast<int>(threadIdx.x); i < Layout::tile_keys * half; i += Layout::threads) {
+        const std::int64_t token = first + i / half;
+        if (token < end && !WindowKeys<Config>::is_turned(token)) {
+          Element* const number = keys + i / half * Layout::key_stride + i % half;
+          float a = convert<float>(number[0]);
+          float b = convert<float>(number[half]);
+          turn_pair(rotation_for<Element>(call_.rotary, sequence_.keys.position(token), i % half), a, b);
+          number[0] = convert<Element>(a);
+          number[half] = convert<Element>(b);
+        }
+      }
+      __syncthreads();
+    }
+  }
+
+  /// Fragments of this warp's queries, straight from memory.
+  __device__ void read_queries() {
+    const SequenceSpan& span = sequence_.span;
+    const Pair signs = call_.scale < 0 ? 0x80008000u : 0u;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t row = first_row_ + warp_first() + m * 16 + i * 8 + lane() / 4;
+        const bool exists = row < span.row_tokens;
+        const Element* const query =
+            exists ? call_.query.row(span.batch_row, span.first_token + row, query_head_) + lane() % 4 * 2 : nullptr;
+#pragma unroll
+        for (int k = 0; k < Config::head_dim / 8; ++k) {
+          queries_[m][k / 2][i + k % 2 * 2] = exists ? *reinterpret_cast<const Pair*>(query + k * 8) ^ signs : 0;
+        }
+        turn_query(m, i, sequence_.keys.position(row - span.left_pad));
+      }
+    }
+  }
+
+  /// Sums go on from what the outputs hold. Of the four lanes of a row, one has what is no key's.
+  __device__ void read_before() {
+    const SequenceSpan& span = sequence_.span;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t row = first_row_ + warp_first() + m * 16 + i * 8 + lane() / 4;
+        if (!sequence_.has_token(row)) {
+          continue;
+        }
+        const float before = call_.before.denominator(span.batch_row, span.first_token + row, query_head_);
+        sums_[m][i] = lane() % 4 == 0 ? before + static_cast<float>(Config::epsilon) : 0;
+        if (before == 0) {
+          continue;
+        }
+        const Element* const output =
+            call_.output.row(span.batch_row, span.first_token + row, query_head_) + lane() % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < Config::value_dim / 8; ++n) {
+          const Pair pair = *reinterpret_cast<const Pair*>(output + n * 8);
+          outputs_[m][n].values[2 * i] = number_of<Element>(pair, 0) * before;
+          outputs_[m][n].values[2 * i + 1] = number_of<Element>(pair, 1) * before;
+        }
+      }
+    }
+  }
+
+  /// Of the exponents of two. Queries have its sign, and it is never 0, so that what is hidden stays −∞.
+  [[nodiscard]] __device__ float scale() const {
+    constexpr float log2_e = 1.4426950408889634F;
+    return fmaxf(fabsf(static_cast<float>(call_.scale)), 1e-30F) * log2_e;
+  }
+
+  /// Both numbers of a pair are in the same lane.
+  __device__ void turn_query(int m, int i, std::int64_t position) {
+    if constexpr (Config::Rotary::rotates) {
+      constexpr int half_blocks = Config::Rotary::half_dim / 8;
+#pragma unroll
+      for (int k = 0; k < half_blocks; ++k) {
+        Pair& first = queries_[m][k / 2][i + k % 2 * 2];
+        Pair& second = queries_[m][(k + half_blocks) / 2][i + (k + half_blocks) % 2 * 2];
+        float a[2];
+        float b[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          a[j] = number_of<Element>(first, j);
+          b[j] = number_of<Element>(second, j);
+          turn_pair(rotation_for<Element>(call_.rotary, position, k * 8 + lane() % 4 * 2 + j), a[j], b[j]);
+        }
+        first = rounded_pair<Element>(a[0], a[1]);
+        second = rounded_pair<Element>(b[0], b[1]);
+      }
+    }
+  }
+
+  /// A tile whose first key stands `tile` tokens behind the block's first query.
+  __device__ void take_tile(std::int64_t tile, int stage) {
+#pragma unroll
+    for (int step = 0; step < Layout::tile_keys; step += Layout::step_keys) {
+      const std::int64_t distance = tile + step - warp_first();  // of the step's first key from the warp's first query
+      if (distance + Layout::step_keys <= -left || distance >= Layout::warp_rows) {
+        continue;
+      }
+      const int first = static_cast<int>(distance);  // at most the window and a few tiles
+      take_step(first, SharedNumbers(key_tile(stage) + step * Layout::key_stride),
+                SharedNumbers(value_tile(stage) + step * Layout::value_stride));
+    }
+  }
+
+  __device__ void take_step(int first, SharedNumbers keys, SharedNumbers values) {
+    constexpr int tiles = Layout::step_keys / 8;
+    Accumulator scores[row_tiles][tiles] = {};
+#pragma unroll
+    for (int k = 0; k < Config::head_dim / 16; ++k) {
+#pragma unroll
+      for (int n = 0; n < tiles; n += 2) {
+        RightFragment right[2];
+        load_right_transposed(right, keys + (n * 8 * Layout::key_stride + k * 16), Layout::key_stride, lane());
+#pragma unroll
+        for (int m = 0; m < row_tiles; ++m) {
+          multiply_add_16bit<Element>(scores[m][n], queries_[m][k], right[0]);
+          multiply_add_16bit<Element>(scores[m][n + 1], queries_[m][k], right[1]);
+        }
+      }
+    }
+    const bool hidden = first < Layout::warp_rows - 1 - left || first + Layout::step_keys - 1 > 0;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) {
+      if (hidden) {
+        hide(scores[m], first - m * 16);
+      }
+      to_weights(scores[m], m);
+    }
+#pragma unroll
+    for (int k = 0; k < Layout::step_keys / 16; ++k) {
+      Pair weights[row_tiles][4];
+#pragma unroll
+      for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Accumulator& from = scores[m][2 * k + i / 2];
+          weights[m][i] = rounded_pair<Element>(from.values[i % 2 * 2], from.values[i % 2 * 2 + 1]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < Config::value_dim / 8; n += 2) {
+        RightFragment right[2];
+        load_right(right, values + (k * 16 * Layout::value_stride + n * 8), Layout::value_stride, lane());
+#pragma unroll
+        for (int m = 0; m < row_tiles; ++m) {
+          multiply_add_16bit<Element>(outputs_[m][n], weights[m], right[0]);
+          multiply_add_16bit<Element>(outputs_[m][n + 1], weights[m], right[1]);
+        }
+      }
+    }
+  }
+
+  /// Scores of keys that a query does not see become −∞. `first` is the step's first key, counted from the tile's first
+  /// query.
+  template <int tiles>
+  static __device__ void hide(Accumulator (&scores)[tiles], int first) {
+#pragma unroll
+    for (int n = 0; n < tiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = n * 8 + lane() % 4 * 2 + i % 2;
+        const int distance = first + column - (lane() / 4 + i / 2 * 8);
+        if (distance > 0 || distance < -left) {
+          scores[n].values[i] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  /// Scores become e^(scale (score − largest)); sums and outputs so far are brought to the new largest.
+  template <int tiles>
+  __device__ void to_weights(Accumulator (&scores)[tiles], int m) {
+    const float scale = this->scale();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float most = largest_[m][i];
+#pragma unroll
+      for (int n = 0; n < tiles; ++n) {
+        most = fmaxf(most, fmaxf(scores[n].values[2 * i], scores[n].values[2 * i + 1]));
+      }
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+      const float shift = most == -INFINITY ? 0.0F : most * scale;
+      const float factor = power_of_two(largest_[m][i] * scale - shift);
+      largest_[m][i] = most;
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < tiles; ++n) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& score = scores[n].values[2 * i + j];
+          score = power_of_two(score * scale - shift);
+          sum += score;
+        }
+      }
+      sums_[m][i] = sums_[m][i] * factor + sum;
+#pragma unroll
+      for (int n = 0; n < Config::value_dim / 8; ++n) {
+        outputs_[m][n].values[2 * i] *= factor;
+        outputs_[m][n].values[2 * i + 1] *= factor;
+      }
+    }
+  }
+
+  /// Outputs pass through shared memory, so that memory gets whole rows.
+  __device__ void write_outputs() {
+    const SequenceSpan& span = sequence_.span;
+    Element* const rows = shared_ + warp_first() * Layout::value_stride;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float sum = sums_[m][i];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        const int row = m * 16 + i * 8 + lane() / 4;
+        const float inverse = sequence_.has_token(first_row_ + warp_first() + row) ? 1 / sum : 0;
+#pragma unroll
+        for (int n = 0; n < Config::value_dim / 8; ++n) {
+          const Accumulator& from = outputs_[m][n];
+          const bool is_token = inverse != 0;
+          *reinterpret_cast<Pair*>(rows + row * Layout::value_stride + n * 8 + lane() % 4 * 2) =
+              is_token ? rounded_pair<Element>(from.values[2 * i] * inverse, from.values[2 * i + 1] * inverse) : 0;
+        }
+      }
+    }
+    __syncwarp();
+    constexpr int parts = Config::value_dim / 8;
+    for (int i = lane(); i < Layout::warp_rows * parts; i += 32) {
+      const std::int64_t row = first_row_ + warp_first() + i / parts;
+      if (row < span.row_tokens) {
+        store_vector(call_.output.row(span.batch_row, span.first_token + row, query_head_) + i % parts * 8,
+                     load_vector<8>(rows + i / parts * Layout::value_stride + i % parts * 8));
+      }
+    }
+  }
+
+  const WindowCall<Config>& call_;
+  const WindowSequence<Config>& sequence_;
+  std::int64_t query_head_;
+  std::int64_t first_row_;
+  Element* shared_;
+  Pair queries_[row_tiles][Config::head_dim / 16][4];
+  Accumulator outputs_[row_tiles][Config::value_dim / 8] = {};
+  float largest_[row_tiles][2];
+  float sums_[row_tiles][2] = {};
+};
+
+extern __shared__ __align__(16) std::byte window_shared_memory[];
+
+/// A block a run of rows and query head.
+template <WindowConfig Config>
+__global__ void __launch_bounds__(WindowTileLayout<Config>::threads, WindowTileLayout<Config>::blocks_per_multiprocessor)
+    answer_window_tiles(const __grid_constant__ WindowCall<Config> call, std::int64_t runs) {
+  const std::int64_t query_head = blockIdx.x / runs;
+  const RowRun run(call.sequences, call.query.tokens, blockIdx.x % runs, WindowTileLayout<Config>::rows);
+  const WindowSequence<Config> sequence(call, run.b, query_head / call.group());
+  if (!run.within(sequence.span)) {
+    return;
+  }
+  WindowTiles<Config> tiles(call, sequence, query_head, run.first_row,
+                            reinterpret_cast<typename Config::Element*>(window_shared_memory));
+  tiles.run();
+}
+
+}  // namespace jrt::detail::cuda

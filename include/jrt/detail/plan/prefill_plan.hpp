@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/host_device.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/segment.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/sequences.hpp"
+
+/// The integer arithmetic of a prefill, the same on every backend: which tokens of a sequence take part, and into how many
+/// segments they are split.
+namespace jrt::detail {
+
+/// How one sequence is worked on. A sequence that is not split needs no partial states. A split one has a partial state for
+/// every item: its encoder segments, then its token segments.
+struct PrefillPlan {
+  SequenceSpan span;
+  TokenRange encoder;  // tokens of the encoder region that take part
+  TokenRange tokens;   // tokens that take part
+  std::int64_t encoder_segments = 0;
+  std::int64_t token_segments = 1;
+  bool skipped = false;
+  std::int64_t sequence = 0;
+
+  [[nodiscard]] JRT_DETAIL_HD constexpr bool split() const { return encoder_segments > 1 || token_segments > 1; }
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t items() const {
+    return split() ? encoder_segments + token_segments : 0;
+  }
+};
+
+/// What a backend lays down for all sequences of a call.
+struct PrefillLayout {
+  std::int64_t heads_in_batch = 1;  // sequences x key/value heads
+  std::int64_t workers = 1;
+  std::int64_t chunk = 1;  // tokens
+  // What the backend has room for.
+  std::int64_t most_token_segments = INT64_MAX;
+  std::int64_t most_encoder_segments = INT64_MAX;
+  // Sequences of fewer are not split: what reads everything twice must be worth it.
+  std::int64_t fewest_segments = 1;
+  // Tokens of a sequence for which one more worker is worth its partial states; 0 if any are.
+  std::int64_t tokens_per_worker = 0;
+
+  /// Segments of `tokens` tokens: what the policy says, but no more than there are chunks.
+  template <class Split>
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t segments(std::int64_t tokens) const {
+    const auto chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
+    const std::int64_t worthwhile =
+        tokens_per_worker == 0 ? workers : clamped(tokens / tokens_per_worker, 1, larger<std::int64_t>(workers, 1));
+    return clamped(Split::segments(tokens, heads_in_batch, worthwhile), 1, chunks);
+  }
+  template <class Split>
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t token_segments(std::int64_t tokens) const {
+    const std::int64_t wanted = smaller(segments<Split>(tokens), most_token_segments);
+    return wanted < fewest_segments ? 1 : wanted;
+  }
+  /// Segments of the encoder region of a sequence with `tokens` tokens: one if those are not split for being few.
+  template <class Split>
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t encoder_segments(std::int64_t encoder_tokens,
+                                                                      std::int64_t tokens) const {
+    if (encoder_tokens <= 0) {
+      return 0;
+    }
+    const bool whole = fewest_segments > 1 && tokens > 0 && token_segments<Split>(tokens) == 1;
+    return whole ? 1 : smaller(segments<Split>(encoder_tokens), most_encoder_segments);
+  }
+};
+
+/// Plan of sequence `b` of a prefill.
+template <class Config>
+JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const PrefillLayout& layout,
+                                                 std::int64_t b) {
+  // The linear part of a mixer may answer a part of the tokens, with views of those alone.
+  constexpr bool is_part = requires {
+    args.participants;
+  };
+  PrefillPlan plan;
+  plan.sequence = b;
+  const std::int64_t extent = is_part ? args.key.tokens : args.query.tokens;
+  plan.span =
+      within_views(sequence_span(args.sequences, b, extent, args.key_encoder.tokens), extent, args.key_encoder.tokens);
+  if constexpr (is_part) {
+    plan.skipped = args.participants.skipped(b);
+  } else {
+    plan.skipped = sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
+  }
+  if (plan.skipped) {
+    return plan;
+  }
+  const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
+  plan.tokens = {smaller(start, plan.span.tokens), plan.span.tokens};
+  if constexpr (is_part) {
+    plan.tokens = Config::part_of(plan.tokens);
+  }
+  plan.token_segments = layout.token_segments<typename Config::Split>(plan.tokens.size());
+  if constexpr (Config::Mask::reads_encoder) {
+    plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};
+    plan.encoder_segments = layout.encoder_segments<typename Config::Split>(plan.encoder.size(), plan.tokens.size());
+  }
+  return plan;
+}
+
+/// Leading tokens whose key stands for zero.
+template <class Config>
+JRT_DETAIL_HD constexpr std::int64_t zero_keys(const PrefillPlan& plan) {
+  return Config::Padding::keeps_padded_keys ? plan.span.left_pad : 0;
+}
+
+/// Accumulation is a prefill without queries whose encoder region is the run of keys. The operator with what matters to it:
+/// operators that differ elsewhere share one.
+template <Element ElementT, Element Scalar, class Map, class PaddingT, class SplitT, int ValueDim>
+struct EncoderOperator {
+  using Element = ElementT;
+  using StateScalar = Scalar;
+  using FeatureMap = Map;
+  using Mask = PrefixMask;
+  using Normaliser = Unnormalised;
+  using Padding = PaddingT;
+  using Split = SplitT;
+  static constexpr int value_dim = ValueDim;
+  static constexpr bool has_queries = false;
+};
+
+template <class Config>
+using EncoderOnly = EncoderOperator<typename Config::Element, typename Config::StateScalar, typename Config::FeatureMap,
+                                    typename Config::Padding, typename Config::Split, Config::value_dim>;
+
+/// Whether an operator is a whole one, not an EncoderOperator.
+template <class Config>
+inline constexpr bool has_queries = [] {
+  if constexpr (requires { Config::has_queries; }) {
+    return Config::has_queries;
+  } else {
+    return true;
+  }
+}();
+
+template <class Config>
+PrefillArgs<EncoderOnly<Config>> as_encoder(const AccumulateArgs<Config>& args) {
+  PrefillArgs<EncoderOnly<Config>> encoder;
+  encoder.query.heads = args.key.heads;
+  encoder.key.heads = args.key.heads;
+  encoder.key_encoder = args.key;
+  encoder.value_encoder = args.value;
+  encoder.sequences.cu_encoder_seqlens = args.sequences.cu_seqlens;
+  encoder.sequences.prefix_lens = args.sequences.seq_lens;
+  encoder.sequences.left_pads = args.sequences.left_pads;
+  encoder.sequences.first_positions = args.sequences.first_positions;
+  encoder.sequences.max_tokens = args.sequences.max_tokens;
+  encoder.initial_state = args.initial_state;
+  encoder.final_state = args.final_state;
+  encoder.has_initial_state = args.has_initial_state;
+  encoder.feature_map = args.feature_map;
+  return encoder;
+}
+
+}  // namespace jrt::detail

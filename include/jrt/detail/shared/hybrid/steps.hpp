@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/shared/hybrid/parts.hpp"
+
+/// The linear part of a prefill in three steps, for kernels that read keys in tiles, from views alone. The first L + 1
+/// tokens are the only ones that go with keys of the ring. All others go with keys of the call, for which queries and
+/// outputs begin `delay` tokens behind keys and values:
+///
+///     encoder   initial state + encoder region
+///     first     tokens 0 … L, with what the ring holds          (on kernels that read keys row by row)
+///     others    tokens L + 1 …, token i with key i − L − 1
+///
+/// Each starts from the states that the one before leaves in slots of the workspace.
+namespace jrt::detail {
+
+template <class Linear, class Window>
+struct OlderEncoder : EncoderOnly<Linear> {
+  using PartFormat = typename OlderKeys<Linear, Window>::PartFormat;
+};
+
+template <class Linear, class Window>
+struct OlderFirstKeys : OlderKeys<Linear, Window> {
+  using Mask = CausalMask;
+
+  static JRT_DETAIL_HD constexpr TokenRange part_of(const TokenRange& tokens) {
+    return {tokens.begin, smaller(tokens.end, tokens.begin + OlderKeys<Linear, Window>::delay)};
+  }
+};
+
+/// Its tokens are counted as their keys are, which begin with the sequence.
+template <class Linear, class Window>
+struct OlderOtherKeys : OlderKeys<Linear, Window> {
+  using Mask = CausalMask;
+  static constexpr bool takes_leaving_keys = false;
+
+  static JRT_DETAIL_HD constexpr TokenRange part_of(const TokenRange& tokens) {
+    return {tokens.begin, larger(tokens.begin, tokens.end - OlderKeys<Linear, Window>::delay)};
+  }
+};
+
+template <WindowedLinearConfig Config>
+class OlderSteps {
+ public:
+  using Parts = WindowedParts<Config>;
+  using Linear = typename Parts::Linear;
+  using Window = typename Parts::Window;
+  using Encoder = OlderEncoder<Linear, Window>;
+  using First = OlderFirstKeys<Linear, Window>;
+  using Others = OlderOtherKeys<Linear, Window>;
+  using Denominators = typename Parts::Denominators;
+  using Format = StateFormatOf<First>;
+
+  static constexpr std::int64_t delay = First::delay;
+  static constexpr bool reads_encoder = Linear::Mask::reads_encoder;
+
+  /// `args` must outlive it.
+  explicit OlderSteps(const PrefillArgs<Config>& args) : args_(args) {}
+
+  [[nodiscard]] bool has_encoder() const { return reads_encoder && args_.key_encoder.tokens > 0; }
+  /// Without a first step, no key is old for the first tokens, and there is no state.
+  [[nodiscard]] bool has_first() const { return !args_.initial_state.empty() || has_encoder() || !has_others(); }
+  [[nodiscard]] bool has_others() const { return args_.query.tokens > delay; }
+
+  [[nodiscard]] PrefillArgs<Encoder> encoder(const StateSlots<Format>& between) const {
+    PrefillArgs<Encoder> step;
+    step.query.heads = args_.key.heads;
+    step.key.heads = args_.key.heads;
+    step.key_encoder = args_.key_encoder;
+    step.value_encoder = args_.value_encoder;
+    step.sequences.cu_encoder_seqlens = args_.sequences.cu_encoder_seqlens;
+    step.sequences.prefix_lens = args_.sequences.prefix_lens;
+    step.sequences.left_pads = args_.sequences.left_pads;
+    step.sequences.max_tokens = args_.sequences.max_tokens;
+    step.initial_state = Parts::template linear_slots<Encoder>(args_.initial_state);
+    step.has_initial_state = args_.has_initial_state;
+    step.final_state = between;
+    step.feature_map = args_.feature_map;
+    return step;
+  }
+
+  [[nodiscard]] PrefillArgs<First> first(const StateSlots<Format>& between, const Denominators& denominators) const {
+    PrefillArgs<First> step = Parts::template linear<First>(args_, denominators);
+    if (has_encoder()) {
+      step.initial_state = between;
+      step.has_initial_state = nullptr;
+    }
+    if (has_others()) {
+      step.final_state = between;
+    }
+    return step;
+  }
+
+  [[nodiscard]] PrefillArgs<Others> others(const StateSlots<Format>& between, const Denominators& denominators) const {
+    PrefillArgs<Others> step = Parts::template linear<Others>(args_, denominators);
+    const std::int64_t count = larger<std::int64_t>(0, args_.query.tokens - delay);
+    const auto shift = [&](auto& view) {
+      if (view.data != nullptr && count > 0) {
+        view = view.slice_tokens(delay, count);
+      }
+      view.tokens = count;
+    };
+    shift(step.query);
+    shift(step.output);
+    shift(step.denominators);
+    step.has_initial_state = nullptr;
+    step.initial_state = has_first() ? between : StateSlots<Format>{};
+    return step;
+  }
+
+ private:
+  const PrefillArgs<Config>& args_;
+};
+
+}  // namespace jrt::detail

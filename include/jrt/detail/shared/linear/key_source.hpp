@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/host_device.hpp"
+#include "jrt/detail/plan/prefill_plan.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/tensor_view.hpp"
+
+namespace jrt::detail {
+
+/// Where one head of one sequence has its keys and values, and which of its tokens are padded keys that count as zero.
+template <class Element>
+struct KeySource {
+  TensorView<const Element> key;
+  TensorView<const Element> value;
+  std::int64_t row = 0;    // batch row of the views
+  std::int64_t first = 0;  // the sequence's token 0 in that row
+  std::int64_t head = 0;
+  std::int64_t zero_keys = 0;  // leading tokens whose key is replaced by 0
+  SequenceSpan span;
+
+  [[nodiscard]] JRT_DETAIL_HD const Element* key_row(std::int64_t token) const { return key.row(row, first + token, head); }
+  [[nodiscard]] JRT_DETAIL_HD const Element* value_row(std::int64_t token) const {
+    return value.row(row, first + token, head);
+  }
+};
+
+/// Whether an operator's keys are those that leave a window; shared/hybrid/parts.hpp has their source.
+template <class Config>
+inline constexpr bool takes_leaving_keys = [] {
+  if constexpr (requires { Config::takes_leaving_keys; }) {
+    return Config::takes_leaving_keys;
+  } else {
+    return false;
+  }
+}();
+
+/// Keys and values of the sequence's own tokens, or of its encoder region.
+template <class Config>
+JRT_DETAIL_HD KeySource<typename Config::Element> token_source(const PrefillArgs<Config>& args, const PrefillPlan& plan,
+                                                               std::int64_t head) {
+  return {args.key, args.value, plan.span.batch_row, plan.span.first_token, head, zero_keys<Config>(plan), plan.span};
+}
+template <class Config>
+JRT_DETAIL_HD KeySource<typename Config::Element> encoder_source(const PrefillArgs<Config>& args, const PrefillPlan& plan,
+                                                                 std::int64_t head) {
+  return {args.key_encoder,        args.value_encoder, plan.span.encoder_row, plan.span.encoder_first, head,
+          zero_keys<Config>(plan), plan.span};
+}
+
+}  // namespace jrt::detail

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/backend.hpp"
+#include "jrt/detail/check/mixer.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/mixer/stack.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/status.hpp"
+#include "jrt/workspace.hpp"
+
+namespace jrt::detail {
+
+/// One mixer's operation, by the type of its arguments.
+template <class Config, class Execution>
+Status run_mixer(const PrefillArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return prefill(args, workspace, on);
+}
+template <class Config, class Execution>
+Status run_mixer(const DecodeArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return decode_step(args, workspace, on);
+}
+template <class Config, class Execution>
+Status run_mixer(const StagedStepArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return staged_step(args, workspace, on);
+}
+template <class Config, class Execution>
+Status run_mixer(const CommitArgs<Config>& args, const Workspace& workspace, const Execution& on) {
+  return commit(args, workspace, on);
+}
+template <class Config, class Execution>
+std::size_t mixer_workspace_bytes(const PrefillArgs<Config>& args, const Execution& on) {
+  return prefill_workspace_bytes(args, on);
+}
+template <class Config, class Execution>
+std::size_t mixer_workspace_bytes(const DecodeArgs<Config>& args, const Execution& on) {
+  return decode_workspace_bytes(args, on);
+}
+template <class Config, class Execution>
+std::size_t mixer_workspace_bytes(const StagedStepArgs<Config>& args, const Execution& on) {
+  return staged_workspace_bytes(args, on);
+}
+template <class Config, class Execution>
+std::size_t mixer_workspace_bytes(const CommitArgs<Config>& args, const Execution& on) {
+  return commit_workspace_bytes(args, on);
+}
+
+/// The arguments of one layer, with what the stack's say for all.
+template <int layer, class... Layers>
+auto layer_args(const PrefillArgs<Stack<Layers...>>& args) {
+  auto of_layer = std::get<static_cast<std::size_t>(layer)>(args.layers);
+  of_layer.sequences = args.sequences;
+  of_layer.initial_state = layer_slots<layer>(args.initial_state);
+  of_layer.final_state = layer_slots<layer>(args.final_state);
+  of_layer.has_initial_state = args.has_initial_state;
+  return of_layer;
+}
+template <int layer, class Args>
+auto positioned_layer(const Args& args) {
+  auto of_layer = std::get<static_cast<std::size_t>(layer)>(args.layers);
+  if constexpr (requires { of_layer.first_positions; }) {
+    of_layer.first_positions = args.first_positions;
+  }
+  return of_layer;
+}
+template <int layer, class... Layers>
+auto layer_args(const DecodeArgs<Stack<Layers...>>& args) {
+  auto of_layer = positioned_layer<layer>(args);
+  of_layer.source = layer_slots<layer>(args.source);
+  of_layer.destination = layer_slots<layer>(args.destination);
+  return of_layer;
+}
+template <int layer, class... Layers>
+auto layer_args(const StagedStepArgs<Stack<Layers...>>& args) {
+  auto of_layer = positioned_layer<layer>(args);
+  of_layer.state = layer_slots<layer>(args.state);
+  of_layer.staging = args.staging.template view<layer>();
+  of_layer.already_staged = args.already_staged;
+  return of_layer;
+}
+template <int layer, class... Layers>
+auto layer_args(const CommitArgs<Stack<Layers...>>& args) {
+  auto of_layer = positioned_layer<layer>(args);
+  of_layer.staging = args.staging.template view<layer>();
+  of_layer.accepted_tokens = args.accepted_tokens;
+  of_layer.source = layer_slots<layer>(args.source);
+  of_layer.destination = layer_slots<layer>(args.destination);
+  return of_layer;
+}
+
+/// `function(std::integral_constant<int, i>)` for i = 0 … count − 1, as long as it succeeds; a failure's message gets the
+/// layer's number.
+template <int count, class Function>
+Status for_layers(const Function& function) {
+  Status status;
+  const auto step = [&](auto layer) {
+    if (status.ok()) {
+      const Status of_layer = function(layer);
+      if (!of_layer.ok()) {
+        status = Status::error(of_layer.code(), "layer %d: %s", decltype(layer)::value, of_layer.c_str());
+      }
+    }
+  };
+  [&]<int... layer>(std::integer_sequence<int, layer...>) {
+    (step(std::integral_constant<int, layer>{}), ...);
+  }
+  (std::make_integer_sequence<int, count>{});
+  return status;
+}
+
+/// All operations of a stack: check every layer, then run them in turn with one workspace.
+template <class... Layers, class Execution>
+struct MixerBackend<Stack<Layers...>, Execution> {
+  using Whole = Stack<Layers...>;
+
+  template <class Args>
+  static std::size_t workspace_bytes(const Args& args, const Execution& on) {
+    std::size_t bytes = 0;
+    [&]<int... layer>(std::integer_sequence<int, layer...>) {
+      ((bytes = larger(bytes, mixer_workspace_bytes(layer_args<layer>(args), on))), ...);
+    }
+    (std::make_integer_sequence<int, Whole::layers>{});
+    return bytes;
+  }
+
+  template <class Args>
+  static Status check(const Args& args) {
+    Checker check(operation_name(args));
+    check.take(check_whole(args));
+    check.take(check_layers(args));
+    return check.status();
+  }
+
+  /// The pools of whole states, and that all layers have the same tokens.
+  template <class Args>
+  static Status check_whole(const Args& args) {
+    Checker check(operation_name(args));
+    if constexpr (requires { args.final_state; }) {
+      check_prefill_states(check, args, 1);
+    } else if constexpr (requires { args.state; }) {
+      check.pool("state", args.state.pool, 1);
+    } else {
+      check_step_states(check, args, 1);
+    }
+    if constexpr (requires { args.accepted_tokens; }) {
+      check.given("staging", staging_given(args.staging), "tokens", 1, "the least that is of use");
+    }
+    if constexpr (requires { std::get<0>(args.layers).output; }) {
+      const auto& first = std::get<0>(args.layers).output;
+      check.take(for_layers<Whole::layers>([&](auto layer) {
+        Checker of_layer(operation_name(args));
+        if (Checker::is_given(first)) {  // layer 0's own check says otherwise
+          const auto& output = std::get<static_cast<std::size_t>(decltype(layer)::value)>(args.layers).output;
+          of_layer.given("output", output, "tokens", first.tokens, "layer 0's");
+          of_layer.equal("output", "batch", output.batch, first.batch, "layer 0's");
+          of_layer.equal("output", "tokens", output.tokens, first.tokens, "layer 0's");
+        }
+        return of_layer.status();
+      }));
+    }
+    return check.status();
+  }
+
+  template <class Args>
+  static Status check_layers(const Args& args) {
+    return for_layers<Whole::layers>([&](auto layer) {
+      using Config = typename Whole::template ConfigAt<decltype(layer)::value>;
+      return MixerBackend<Config, Execution>::check(layer_args<decltype(layer)::value>(args));
+    });
+  }
+
+  template <class Args, class BeforeLayer>
+  static Status run(const Args& args, const BeforeLayer& before_layer, const Workspace& workspace, const Execution& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    return for_layers<Whole::layers>([&](auto layer) {
+      const Status before = before_layer(decltype(layer)::value);
+      return before.ok() ? run_mixer(layer_args<decltype(layer)::value>(args), workspace, on) : before;
+    });
+  }
+
+  template <class Args>
+  static Status run(const Args& args, const Workspace& workspace, const Execution& on) {
+    return run(
+        args, [](int /*layer*/) { return Status{}; }, workspace, on);
+  }
+
+  // -- what prefill.hpp and decode.hpp call ------------------------------------------------------------------------------
+
+  static std::size_t prefill_workspace_bytes(const PrefillArgs<Whole>& args, const Execution& on) {
+    return workspace_bytes(args, on);
+  }
+  static std::size_t decode_workspace_bytes(const DecodeArgs<Whole>& args, const Execution& on) {
+    return workspace_bytes(args, on);
+  }
+  static std::size_t staged_workspace_bytes(const StagedStepArgs<Whole>& args, const Execution& on) {
+    return workspace_bytes(args, on);
+  }
+  static std::size_t commit_workspace_bytes(const CommitArgs<Whole>& args, const Execution& on) {
+    return workspace_bytes(args, on);
+  }
+  static Status prefill(const PrefillArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
+    return run(args, workspace, on);
+  }
+  static Status decode_step(const DecodeArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
+    return run(args, workspace, on);
+  }
+  static Status staged_step(const StagedStepArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
+    return run(args, workspace, on);
+  }
+  static Status commit(const CommitArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
+    return run(args, workspace, on);
+  }
+
+  /// Runs `operation(workspace)` with as much memory as the largest layer needs; wrong arguments are reported before.
+  template <class Args, class Operation>
+  static Status with_owned_workspace(const Args& args, const Execution& on, const Operation& operation) {
+    const Status status = check(args);
+    return status.ok() ? Backend<Execution>::with_workspace(workspace_bytes(args, on), on, operation) : status;
+  }
+};
+
+}  // namespace jrt::detail

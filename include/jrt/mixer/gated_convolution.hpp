@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/decode.hpp"
+#include "jrt/mixer/linear_attention.hpp"
+#include "jrt/numeric.hpp"
+#include "jrt/policy/activation.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
+#include "jrt/tensor_view.hpp"
+
+/// The gated short convolution between BaseConv's projections (arXiv 2402.18668): each channel by itself, causal, K taps,
+///
+///     y_t = activation(Σ_{τ<K} w_τ u_{t−K+1+τ} + bias) · gate_t,
+///
+/// with inputs before the start 0, or from the carried state. Its operations are `prefill`, `decode_step`, `staged_step`
+/// and `commit`, chosen by the configuration of their arguments.
+namespace jrt {
+
+/// A convolution is chosen at compile time by a struct of policies. `KernelWidth` is K, from 2 to 8; the number of channels
+/// is a run-time extent. Any other one is a struct that inherits this and replaces what differs.
+template <Element ElementT, int KernelWidth>
+struct GatedConvolution {
+  using Element = ElementT;  ///< Type of inputs, gates, outputs and the carried inputs.
+  using Weight = ElementT;   ///< Type of weights and bias.
+  using Activation = Silu;
+  static constexpr int kernel_width = KernelWidth;  ///< K
+};
+
+namespace detail {
+
+template <class Config>
+struct CheckedConvolution {
+  static_assert(Element<typename Config::Element> && Element<typename Config::Weight>,
+                "jrt config: Element and Weight must each be float, double, jrt::Half or jrt::BFloat16.");
+  static_assert(Activation<typename Config::Activation>,
+                "jrt config: Activation needs a static apply(sum) that returns the type of its argument, for float and "
+                "double; see jrt/policy/activation.hpp.");
+  static_assert(Config::kernel_width >= 2 && Config::kernel_width <= 8,
+                "jrt config: kernel_width must be from 2 to 8 taps; one tap needs no convolution, more no short one.");
+  static constexpr bool ok = true;
+};
+
+}  // namespace detail
+
+/// A struct of policies that forms a legal convolution; an illegal one stops the compiler with a sentence that says why.
+template <class Config>
+concept ConvolutionConfig = requires {
+  typename Config::Element;
+  typename Config::Weight;
+  typename Config::Activation;
+  { Config::kernel_width } -> std::convertible_to<int>;
+}
+&&detail::CheckedConvolution<Config>::ok;
+
+/// What one channel carries: its last K−1 inputs, oldest first. The heads of a pool are the channels.
+template <int KernelWidth, Element ScalarT>
+struct ConvolutionFormat {
+  using Scalar = ScalarT;
+
+  static constexpr const char* name = "gated convolution";
+  static constexpr int input_dim = 1;
+  static constexpr int rows = KernelWidth - 1;
+  static constexpr int columns = 1;
+  static constexpr std::int64_t head_numbers = rows;
+  static constexpr std::int64_t head_elements = rows;
+  static constexpr std::size_t alignment = alignof(Scalar);
+
+  /// Bytes of one slot: the decode state of one sequence in one layer of `channels` channels.
+  static constexpr std::int64_t slot_bytes(std::int64_t channels) {
+    return head_elements * channels * static_cast<std::int64_t>(sizeof(Scalar));
+  }
+};
+
+namespace detail {
+
+template <ConvolutionConfig Config>
+struct FormatOf<Config> {
+  using type = ConvolutionFormat<Config::kernel_width, typename Config::Element>;
+};
+
+template <ConvolutionConfig Config>
+inline constexpr std::int64_t staged_row_elements<Config> = 1;
+
+}  // namespace detail
+
+/// Arguments of `prefill` for the convolution. B sequences, T tokens, C channels, K taps. The views have one head of dim C;
+/// input and gate may be halves of one packed projection.
+///
+/// Of `sequences`, prefixes and positions mean nothing here. Left pads contribute nothing and their outputs are 0. Outputs
+/// must not overlap inputs. O(T · C · K), one pass over memory, no workspace.
+template <ConvolutionConfig Config>
+struct PrefillArgs<Config> {
+  using Element = typename Config::Element;
+  using Weight = typename Config::Weight;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> input{};                ///< (B, T, 1, C): u
+  TensorView<const Element> gate{};                 ///< (B, T, 1, C); left out, outputs are not gated
+  TensorView<Element> output{};                     ///< (B, T, 1, C); every row of every sequence is written
+  const Weight* weight = nullptr;                   ///< (C, K), contiguous; tap K−1 meets the token itself
+  const Weight* bias = nullptr;                     ///< (C); left out, 0
+  Sequences sequences{};                            ///< lengths and pads
+  StateSlots<Format> initial_state{};               ///< inputs before the first; left out, 0
+  StateSlots<Format> final_state{};                 ///< receives the last K−1 inputs; left out, they are dropped
+  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
+};
+
+/// Arguments of `decode_step` for the convolution, with the same letters; T is the number of new tokens, usually 1.
+template <ConvolutionConfig Config>
+struct DecodeArgs<Config> {
+  using Element = typename Config::Element;
+  using Weight = typename Config::Weight;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> input{};  ///< (B, T, 1, C)
+  TensorView<const Element> gate{};   ///< (B, T, 1, C); left out, outputs are not gated
+  TensorView<Element> output{};       ///< (B, T, 1, C)
+  const Weight* weight = nullptr;     ///< (C, K)
+  const Weight* bias = nullptr;       ///< (C); left out, 0
+  StateSlots<Format> source{};        ///< the inputs before; required
+  StateSlots<Format> destination{};   ///< where the last K−1 inputs go; left out, back to `source`
+};
+
+/// Arguments of `staged_step` for the convolution.
+template <ConvolutionConfig Config>
+struct StagedStepArgs<Config> {
+  using Element = typename Config::Element;
+  using Weight = typename Config::Weight;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> input{};  ///< (B, T, 1, C)
+  TensorView<const Element> gate{};   ///< (B, T, 1, C); left out, outputs are not gated
+  TensorView<Element> output{};       ///< (B, T, 1, C)
+  const Weight* weight = nullptr;     ///< (C, K)
+  const Weight* bias = nullptr;       ///< (C); left out, 0
+  StateSlots<Format> state{};         ///< the committed inputs; only read
+  StagingView<Config> staging{};      ///< (B, capacity, C): receives the T new inputs behind the staged ones
+  std::int64_t already_staged = 0;    ///< rows of every sequence staged by earlier steps since the last commit
+};
+
+/// Arguments of `commit` for the convolution.
+template <ConvolutionConfig Config>
+struct CommitArgs<Config> {
+  using Format = StateFormatOf<Config>;
+
+  StagingView<Config> staging{};                  ///< as the staged steps left it
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) inputs to take, 0 … staging.tokens; read by the executing device
+  StateSlots<Format> source{};                    ///< the committed inputs
+  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+};
+
+}  // namespace jrt

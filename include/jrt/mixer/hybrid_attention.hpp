@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/state/joined_names.hpp"
+#include "jrt/mixer/linear_attention.hpp"
+#include "jrt/mixer/window_attention.hpp"
+#include "jrt/numeric.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
+#include "jrt/tensor_view.hpp"
+
+/// Linear attention and window attention in one mixer, on the same queries and keys: the last keys are weighted exactly,
+/// all older ones and the encoder region by the feature map, and one sum normalises both. With s_ij = q_i·k_j/√d,
+///
+///           Σ_{i−L ≤ j ≤ i} e^{s_ij} v_j + Σ_{j < i−L} φ(q_i)·φ(k_j) v_j + Σ_{j<M} φ(q_i)·φ(k_enc_j) v_enc_j
+///     y_i = ─────────────────────────────────────────────────────────────────────────────────────────────────
+///                                  the same sums without the values, + ε
+///
+/// (for a Taylor map φ(q)·φ(k) = 1 + s + s²/2 is the expansion of e^s, so that the two weights meet where s is small; of
+/// two separate mixers each would have its own normaliser). Its operations are `prefill`, `decode_step`, `staged_step` and
+/// `commit`, chosen by the configuration of their arguments.
+///
+/// Every sum is of weights >= 0: the state takes a key when it leaves the window, and not before, so that nothing is ever
+/// subtracted. No score overflows.
+namespace jrt {
+
+namespace detail {
+
+template <class Config>
+struct CheckedWindowedLinear {
+  using Linear = typename Config::Linear;
+  using Window = typename Config::Window;
+  static_assert(std::is_same_v<typename Linear::Element, typename Window::Element>,
+                "jrt config: Linear and Window must have the same Element; WindowBeside<Linear, L> takes it from Linear.");
+  static_assert(
+      Linear::FeatureMap::input_dim == Window::head_dim,
+      "jrt config: Window::head_dim must be the input_dim of Linear's FeatureMap, since both read the same queries "
+      "and keys; use WindowBeside<Linear, L>.");
+  static_assert(Linear::value_dim == Window::value_dim,
+                "jrt config: Linear and Window must have the same value_dim, since both read the same values; use "
+                "WindowBeside<Linear, L>.");
+  static_assert(
+      !Window::Rotary::rotates,
+      "jrt config: Window must not turn queries and keys, since the feature map sees them unturned; use NoRotary.");
+  static_assert(Linear::FeatureMap::has_closed_form && !Linear::FeatureMap::needs_position,
+                "jrt config: Linear's FeatureMap must have a closed form and need no position, so that its weights stand "
+                "beside e^s as functions of q.k; use Taylor2.");
+  static_assert(Linear::FeatureMap::nonnegative_kernel,
+                "jrt config: Linear's FeatureMap must have a kernel that is never negative, since one sum normalises both "
+                "kinds of weights; use Taylor2.");
+  static_assert(is_sum_normaliser<typename Linear::Normaliser>,
+                "jrt config: Linear's Normaliser must be a SumNormaliser, since one sum normalises both kinds of weights.");
+  static_assert(
+      !Linear::Mask::reads_future,
+      "jrt config: Linear's Mask must not read the future, since a window lies behind its query; use PrefixMask or "
+      "CausalMask.");
+  static_assert(!Linear::Padding::keeps_padded_keys,
+                "jrt config: Linear's Padding must be DropPadding, since a window does not see padded keys.");
+  static constexpr bool ok = true;
+};
+
+}  // namespace detail
+
+/// The window of L keys to the left of the query that fits a linear attention: its element type and dimensions.
+template <AttentionConfig Linear, int LeftWindow>
+struct WindowBeside : SlidingWindowAttention<typename Linear::Element, Linear::FeatureMap::input_dim, LeftWindow> {
+  static constexpr int value_dim = Linear::value_dim;
+};
+
+/// The mixer of `LinearT` (feature map, mask, ε, state type, split) and `WindowT` (L):
+///
+///     using Linear = jrt::PrefixLinearAttention<jrt::BFloat16, 16, 64>;
+///     using Mixer = jrt::WindowedLinearAttention<Linear, jrt::WindowBeside<Linear, 128>>;
+///     jrt::PrefillArgs<Mixer> args;
+///
+/// Both must have one element type, d and dv; no rotary embedding; a feature map with a closed form, never negative;
+/// `SumNormaliser`; `PrefixMask` or `CausalMask`; `DropPadding`.
+template <AttentionConfig LinearT, WindowConfig WindowT>
+struct WindowedLinearAttention {
+  using Linear = LinearT;                     ///< How older keys and the encoder region are weighted and kept.
+  using Window = WindowT;                     ///< How many keys are weighted with e^s.
+  using Element = typename LinearT::Element;  ///< Type of queries, keys, values, outputs and the ring.
+};
+
+/// A legal pair; an illegal one stops the compiler with a sentence that says what to change.
+template <class Config>
+concept WindowedLinearConfig = requires {
+  typename Config::Linear;
+  typename Config::Window;
+}
+&&AttentionConfig<typename Config::Linear>&& WindowConfig<typename Config::Window>&&
+    detail::CheckedWindowedLinear<Config>::ok;
+
+/// What one head keeps: the linear state of the tokens that have left the window (and of the encoder region), as
+/// `StateFormat` has it, then the ring of the last L+1 keys and values, as `WindowFormat` has it.
+template <class LinearFormatT, class WindowFormatT>
+struct WindowedLinearFormat {
+  using LinearFormat = LinearFormatT;
+  using WindowFormat = WindowFormatT;
+  using Scalar = std::uint64_t;  ///< Only a unit of memory: the parts have types of their own.
+
+  static constexpr const char* name = detail::joined_names<detail::window_and, LinearFormat>;
+  static constexpr const char* scalar_name =
+      detail::joined_scalars<typename LinearFormat::Scalar, typename WindowFormat::Scalar>;
+  static constexpr int input_dim = LinearFormat::input_dim;
+  static constexpr int rows = LinearFormat::rows + WindowFormat::rows;  ///< of the state, then of the ring
+  static constexpr int columns = LinearFormat::columns;
+  static constexpr std::size_t alignment = 16;  ///< of pools and their slots, in bytes
+  /// Byte in a head at which the ring begins.
+  static constexpr std::int64_t window_offset = detail::round_up<std::int64_t>(LinearFormat::slot_bytes(1), 16);
+  static constexpr std::int64_t head_bytes =
+      window_offset + detail::round_up<std::int64_t>(WindowFormat::slot_bytes(1), 16);
+  static constexpr std::int64_t head_numbers = head_bytes / static_cast<std::int64_t>(sizeof(Scalar));
+  static constexpr std::int64_t head_elements = head_numbers;
+
+  /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
+  static constexpr std::int64_t slot_bytes(std::int64_t heads) { return head_bytes * heads; }
+};
+
+namespace detail {
+
+template <WindowedLinearConfig Config>
+struct FormatOf<Config> {
+  using type = WindowedLinearFormat<StateFormatOf<typename Config::Linear>, StateFormatOf<typename Config::Window>>;
+};
+
+template <WindowedLinearConfig Config>
+inline constexpr std::int64_t staged_row_elements<Config> = staged_row_elements<typename Config::Window>;
+
+}  // namespace detail
+
+/// Arguments of `prefill` for the mixer. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads, d =
+/// Window::head_dim, dv = Linear::value_dim.
+///
+/// With an initial state the call continues where it left off: prefill(a ‖ b) = prefill(b) from the state of prefill(a);
+/// the encoder part is added once. Left pads are seen by nobody and their outputs are 0. The output must not overlap the
+/// inputs. O((T + M) · D · dv + T · L · (d + dv)) per head; the workspace also holds a number per token and query head.
+template <WindowedLinearConfig Config>
+struct PrefillArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                  ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                    ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                  ///< (B, T, Hkv, dv)
+  TensorView<const Element> key_encoder{};            ///< (B, M, Hkv, d); only with a mask that reads the encoder
+  TensorView<const Element> value_encoder{};          ///< (B, M, Hkv, dv); likewise
+  TensorView<Element> output{};                       ///< (B, T, Hq, dv); every row of every sequence is written
+  Sequences sequences{};                              ///< lengths, prefixes and pads of the sequences
+  StateSlots<Format> initial_state{};                 ///< tokens before the first; left out, none
+  StateSlots<Format> final_state{};                   ///< receives the state after the last; left out, it is dropped
+  const std::uint8_t* has_initial_state = nullptr;    ///< (B), 0 where the slot's content is to be ignored
+  typename Config::Linear::FeatureMap feature_map{};  ///< run-time data of the feature map, if it has any
+};
+
+/// Arguments of `decode_step` for the mixer; T is the number of new tokens, usually 1.
+template <WindowedLinearConfig Config>
+struct DecodeArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};  ///< (B, T, Hq, d)
+  TensorView<const Element> key{};    ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};  ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};       ///< (B, T, Hq, dv)
+  StateSlots<Format> source{};        ///< the states read; required
+  StateSlots<Format> destination{};   ///< where they go; left out, back to `source`
+  typename Config::Linear::FeatureMap feature_map{};
+};
+
+/// Arguments of `staged_step` for the mixer.
+template <WindowedLinearConfig Config>
+struct StagedStepArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};  ///< (B, T, Hq, d)
+  TensorView<const Element> key{};    ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};  ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};       ///< (B, T, Hq, dv)
+  StateSlots<Format> state{};         ///< the committed states; only read
+  StagingView<Config> staging{};      ///< receives the T new rows behind the staged ones
+  std::int64_t already_staged = 0;    ///< rows of every sequence staged since the last commit
+  typename Config::Linear::FeatureMap feature_map{};
+};
+
+/// Arguments of `commit` for the mixer.
+template <WindowedLinearConfig Config>
+struct CommitArgs<Config> {
+  using Format = StateFormatOf<Config>;
+
+  StagingView<Config> staging{};                  ///< as the staged steps left it
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to take, 0 … staging.tokens; read by the executing device
+  StateSlots<Format> source{};                    ///< the committed states
+  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+  typename Config::Linear::FeatureMap feature_map{};
+};
+
+}  // namespace jrt

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/decode.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/window_range.hpp"
+#include "jrt/mixer/linear_attention.hpp"
+#include "jrt/numeric.hpp"
+#include "jrt/policy/rotary.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
+#include "jrt/tensor_view.hpp"
+
+/// Sliding-window softmax attention, Based's local mixer (arXiv 2402.18668):
+///
+///     y_i = Σ_{i−L ≤ j ≤ i} softmax_j(scale · q_i·k_j) v_j,
+///
+/// L keys to the left and itself. Decoding keeps a ring of L+1 keys and values. Its operations are `prefill`,
+/// `decode_step`, `staged_step` and `commit`, chosen by the configuration of their arguments.
+namespace jrt {
+
+/// A window is chosen at compile time by a struct of policies. `HeadDim` is d of queries, keys and values, `LeftWindow` is
+/// L, the visible keys to the left of the query itself. Any other one is a struct that inherits this and replaces what
+/// differs:
+///
+///     struct Mine : jrt::SlidingWindowAttention<jrt::BFloat16, 64, 128> {
+///       using Rotary = jrt::RotaryHalves<64>;
+///     };
+template <Element ElementT, int HeadDim, int LeftWindow>
+struct SlidingWindowAttention {
+  using Element = ElementT;                       ///< Type of queries, keys, values, outputs and the cache.
+  using Rotary = NoRotary;                        ///< Whether queries and keys are turned by their position.
+  static constexpr int head_dim = HeadDim;        ///< of queries and keys
+  static constexpr int value_dim = HeadDim;       ///< of values and outputs
+  static constexpr int left_window = LeftWindow;  ///< L
+};
+
+/// L for the `window_size` of the authors' configurations, half of which lies to the left: 256 means 128 keys and itself.
+constexpr int left_window_of(int window_size) {
+  return window_size / 2;
+}
+
+namespace detail {
+
+template <class Config>
+constexpr bool rotary_fits() {
+  if constexpr (Config::Rotary::rotates) {
+    return 2 * Config::Rotary::half_dim == Config::head_dim;
+  } else {
+    return true;
+  }
+}
+
+template <class Config>
+struct CheckedWindow {
+  static_assert(Element<typename Config::Element>,
+                "jrt config: Element must be float, double, jrt::Half or jrt::BFloat16.");
+  static_assert(Config::head_dim >= 1 && Config::value_dim >= 1, "jrt config: head_dim and value_dim must be at least 1.");
+  static_assert(Config::left_window >= 0,
+                "jrt config: left_window must be at least 0; a query always sees itself, and left_window keys before it.");
+  static_assert(Rotary<typename Config::Rotary>, "jrt config: Rotary needs the bool constant rotates.");
+  static_assert(rotary_fits<Config>(), "jrt config: Rotary turns vectors of another size; use RotaryHalves<head_dim>.");
+  static constexpr bool ok = true;
+};
+
+}  // namespace detail
+
+/// A struct of policies that forms a legal window; an illegal one stops the compiler with a sentence that says why.
+template <class Config>
+concept WindowConfig = requires {
+  typename Config::Element;
+  typename Config::Rotary;
+  { Config::head_dim } -> std::convertible_to<int>;
+  { Config::value_dim } -> std::convertible_to<int>;
+  { Config::left_window } -> std::convertible_to<int>;
+}
+&&detail::CheckedWindow<Config>::ok;
+
+/// What one head of a window keeps: a ring of L+1 keys (already turned by their position), `rows` x d, one of values,
+/// `rows` x dv, and the number of tokens seen, as 64 bits. The token with index n, counted from 0, is in row n mod (L+1) of
+/// each.
+///
+/// The number is from 0 to `most_tokens`. Whatever else stands there is read as one of these: a negative one as 0, a larger
+/// one as the largest that is less by a multiple of L+1. So does a sequence that gets there go on: its ring stays as it is,
+/// but keys that are turned by their position have, for the next L tokens, other distances.
+template <int HeadDim, int ValueDim, int LeftWindow, Element ScalarT, bool KeysTurned>
+struct WindowFormat {
+  using Scalar = ScalarT;
+
+  static constexpr const char* name = KeysTurned ? "sliding window, turned keys" : "sliding window";
+  static constexpr int input_dim = HeadDim;
+  static constexpr int rows = LeftWindow + 1;
+  static constexpr int columns = ValueDim;
+  static constexpr std::int64_t value_offset = detail::round_up<std::int64_t>(std::int64_t{rows} * HeadDim, 16);
+  static constexpr std::int64_t count_offset =
+      value_offset + detail::round_up<std::int64_t>(std::int64_t{rows} * ValueDim, 16);
+  static constexpr std::int64_t head_numbers =
+      count_offset + static_cast<std::int64_t>(sizeof(std::int64_t) / sizeof(Scalar));
+  static constexpr std::int64_t ring_elements = detail::round_up<std::int64_t>(head_numbers, 16);
+  static constexpr std::int64_t head_elements = ring_elements;
+  static constexpr std::size_t alignment = 16;                       ///< of pools and their slots, in bytes
+  static constexpr std::int64_t most_tokens = detail::most_counted;  ///< 2^62
+
+  /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
+  static constexpr std::int64_t slot_bytes(std::int64_t heads) {
+    return head_elements * heads * static_cast<std::int64_t>(sizeof(Scalar));
+  }
+};
+
+namespace detail {
+
+template <WindowConfig Config>
+struct FormatOf<Config> {
+  using type = WindowFormat<Config::head_dim, Config::value_dim, Config::left_window, typename Config::Element,
+                            Config::Rotary::rotates>;
+};
+
+template <WindowConfig Config>
+inline constexpr std::int64_t staged_row_elements<Config> = Config::head_dim + Config::value_dim;
+
+/// 1/√d, the usual scale.
+template <class Config>
+inline constexpr double default_window_scale = 1 / square_root(Config::head_dim);
+
+}  // namespace detail
+
+/// Arguments of `prefill` for a window, with the letters of linear attention: B sequences, T tokens, Hq query heads, Hkv
+/// key/value heads, d = head_dim, dv = value_dim.
+///
+/// With an initial state the call continues where it left off: prefill(a ‖ b) = prefill(b) from the state of prefill(a).
+/// Of `sequences`, prefixes and positions mean nothing here (the cache counts positions). Left pads are seen by nobody and
+/// their outputs are 0. The output must not overlap the inputs. O(T · L · (d + dv)) per head.
+template <WindowConfig Config>
+struct PrefillArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                    ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                      ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                    ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};                         ///< (B, T, Hq, dv); every row of every sequence is written
+  Sequences sequences{};                                ///< lengths and pads
+  StateSlots<Format> initial_state{};                   ///< tokens before the first; left out, none
+  StateSlots<Format> final_state{};                     ///< receives the last L+1; left out, they are dropped
+  const std::uint8_t* has_initial_state = nullptr;      ///< (B), 0 where the slot's content is to be ignored
+  double scale = detail::default_window_scale<Config>;  ///< of the scores
+  typename Config::Rotary rotary{};
+};
+
+/// Arguments of `decode_step` for a window; T is the number of new tokens, usually 1.
+template <WindowConfig Config>
+struct DecodeArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                    ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                      ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                    ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};                         ///< (B, T, Hq, dv)
+  StateSlots<Format> source{};                          ///< the caches read; required
+  StateSlots<Format> destination{};                     ///< where they go; left out, back to `source`
+  double scale = detail::default_window_scale<Config>;  ///< of the scores
+  typename Config::Rotary rotary{};
+};
+
+/// Arguments of `staged_step` for a window. Staged keys are turned by their position.
+template <WindowConfig Config>
+struct StagedStepArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                    ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                      ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                    ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};                         ///< (B, T, Hq, dv)
+  StateSlots<Format> state{};                           ///< the committed caches; only read
+  StagingView<Config> staging{};                        ///< receives the T new rows behind the staged ones
+  std::int64_t already_staged = 0;                      ///< rows of every sequence staged since the last commit
+  double scale = detail::default_window_scale<Config>;  ///< of the scores
+  typename Config::Rotary rotary{};
+};
+
+/// Arguments of `commit` for a window.
+template <WindowConfig Config>
+struct CommitArgs<Config> {
+  using Format = StateFormatOf<Config>;
+
+  StagingView<Config> staging{};                  ///< as the staged steps left it
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to take, 0 … staging.tokens; read by the executing device
+  StateSlots<Format> source{};                    ///< the committed caches
+  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+};
+
+}  // namespace jrt
