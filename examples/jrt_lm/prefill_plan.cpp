@@ -15,9 +15,10 @@ namespace {
 }
 
 void check_token(const ModelConfig& config, std::int32_t token, const std::string& where) {
-  if (token < 0 || token >= config.vocabulary) {
-    fail(where + " is token " + std::to_string(token) + ", but the vocabulary has tokens from 0 to " +
-         std::to_string(config.vocabulary - 1));
+  // The padding of the vocabulary may be read: training masks tokens with its last row (50263 of 50264).
+  if (token < 0 || token >= config.vocabulary_rows) {
+    fail(where + " is token " + std::to_string(token) + ", but the embeddings have tokens from 0 to " +
+         std::to_string(config.vocabulary_rows - 1));
   }
 }
 

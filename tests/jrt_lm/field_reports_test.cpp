@@ -234,6 +234,25 @@ TEST_CASE("a NaN in a weight that no token of the prompt needs gives no tokens a
   CHECK_THROWS_WITH_AS(generate(*model, requests, {}, {}), doctest::Contains("sequence 0, step 0"), std::runtime_error);
 }
 
+TEST_CASE("the mask token, a row with which the vocabulary is padded, can be read and never comes out") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  const ReferenceModel reference(config, weights);
+  const auto model = made(config, weights, precisions.front().type, 1);
+  const auto mask = static_cast<std::int32_t>(config.vocabulary_rows - 1);
+  const Tokens prompt{1, mask, 3, mask, 5};
+  CHECK(relative_error(prefill_last(*model, prompt, 0, 5), reference.last_logits(prompt, 5, 0)) <=
+        precisions.front().bound);
+  GenerationOptions options;
+  options.new_tokens = 40;
+  options.sampling = {.top_k = 0, .top_p = 1, .temperature = 5, .seed = 1};
+  const std::vector<Request> requests{{prompt}};
+  const Generation result = generate(*model, requests, options, {});
+  for (const std::int32_t token : result.tokens.front()) {
+    CHECK(token < config.vocabulary);
+  }
+}
+
 TEST_CASE("a saved conversation that claims more tokens than can be counted does not load") {
   // What else saved states may claim: state_exchange_test.cpp, window_attention_test.cpp and fuzz/saved_states_fuzz.cpp.
   const ModelConfig config = small_config();

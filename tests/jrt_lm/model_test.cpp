@@ -349,10 +349,10 @@ TEST_CASE("wrong arguments are refused with both values, and change nothing") {
     CHECK_THROWS_WITH_AS(model->prefill(prompts, LogitsOf::last_tokens, {}), message, std::invalid_argument);
     CHECK(model->save(0) == before);
   };
-  const Tokens outside{1, 29};
+  const Tokens outside{1, 32};
   const Tokens negative{-1};
-  refused({{good, 0, 0}, {outside, 1, 0}}, "prompt 1, position 1, is token 29, but the vocabulary has tokens from 0 to 28");
-  refused({{negative, 0, 0}}, "prompt 0, position 0, is token -1, but the vocabulary has tokens from 0 to 28");
+  refused({{good, 0, 0}, {outside, 1, 0}}, "prompt 1, position 1, is token 32, but the embeddings have tokens from 0 to 31");
+  refused({{negative, 0, 0}}, "prompt 0, position 0, is token -1, but the embeddings have tokens from 0 to 31");
   refused({{Tokens{}, 0, 0}}, "prompt 0 has 0 tokens, but must have from 1 to 2147483647");
   refused({{good, 2, 0}}, "slot 2 is not one of the model's, which are from 0 to 1");
   refused({{good, 0, 0}, {good, 0, 0}}, "two sequences of a call have slot 0");
@@ -364,7 +364,7 @@ TEST_CASE("wrong arguments are refused with both values, and change nothing") {
                        "a step has 3 tokens for 2 slots, but must have one for each, and at least one",
                        std::invalid_argument);
   CHECK_THROWS_WITH_AS(model->step(outside, slots),
-                       "row 1 of a step is token 29, but the vocabulary has tokens from 0 to 28", std::invalid_argument);
+                       "row 1 of a step is token 32, but the embeddings have tokens from 0 to 31", std::invalid_argument);
   CHECK_THROWS_WITH_AS(model->fork(0, 2), "slot 2 is not one of the model's, which are from 0 to 1", std::invalid_argument);
   ModelConfig causal = config;
   causal.has_encoder = false;

@@ -113,8 +113,8 @@ refused "both a folder" "$model" --random-weights 360m --tokens 1
 refused "the model '7b' is not known" --random-weights 7b --tokens 1
 refused "there is no prompt" "$model"
 refused "--tokens has 0 tokens" "$model" --tokens ""
-refused "is token 300, but the vocabulary has tokens from 0 to 96" "$model" --tokens 1,300
-refused "is token -4, but the vocabulary has tokens from 0 to 96" "$model" --tokens=-4
+refused "is token 300, but the embeddings have tokens from 0 to 103" "$model" --tokens 1,300
+refused "is token -4, but the embeddings have tokens from 0 to 103" "$model" --tokens=-4
 refused "--tokens has the value '1x'" "$model" --tokens 1x
 refused "--tokens has the value '99999999999'" "$model" --tokens 99999999999
 refused "'--nonsense' is not an option" "$model" --nonsense
