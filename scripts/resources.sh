@@ -22,8 +22,8 @@ c++filt <"$build/ptxas.log" | awk '
     match($0, /Used [0-9]+/)
     registers = substr($0, RSTART + 5, RLENGTH - 5)
     printf "%4d registers %5d stack %5d spilled %5d restored  %s\n", registers, stack, stores, loads, kernel
-    if (kernel ~ /on_hopper/ && stores + loads > 0) { bad = bad "\n  spills: " kernel }
+    if (kernel ~ /_sm90/ && stores + loads > 0) { bad = bad "\n  spills: " kernel }
   }
-  /\(C75[0-9][0-9]\)/ { print; if ($0 ~ /on_hopper/) { bad = bad "\n  " $0 } }
+  /\(C75[0-9][0-9]\)/ { print; if ($0 ~ /_sm90/) { bad = bad "\n  " $0 } }
   END { if (bad != "") { print "Tuned kernels with spills or serialised products:" bad; exit 1 } }
 ' | sort -u | tee "$build/resources.txt"

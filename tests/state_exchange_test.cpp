@@ -150,7 +150,7 @@ TEST_CASE("bytes that are not these states are refused, and nothing is written")
 
 // Rows that are no power of two, so that a wrong count is a wrong row.
 using Ring = Plain<float, 16, 6>;
-using TurnedRing = Turned<float, 16, 6>;
+using RotatedRing = Turned<float, 16, 6>;
 using Hybrid = Mixed<float, 6, 16, 16>;
 using Layers = Stack<Layer<GatedConvolution<float, 3>, 5>, Layer<Config, 2>, Layer<Ring, 2>, Layer<Hybrid, 3>>;
 
@@ -172,7 +172,7 @@ struct SavedCounts {
 template <class Mixer>
 SavedCounts counts_alone() {
   using Saved = StateFormatOf<Mixer>;
-  constexpr std::size_t head = Saved::head_numbers * sizeof(typename Saved::Scalar);
+  constexpr std::size_t head = Saved::head_values * sizeof(typename Saved::Scalar);
   return {sizeof(SavedStatesHeader) + count_at<Mixer>(), head, 2 * head, 2};
 }
 /// Of a layer of the stack.
@@ -209,7 +209,7 @@ void check_counts_are_checked(const SavedCounts& counts, std::int64_t pool_heads
     CHECK(status.message() == "load_states: " + counts.part + "the saved number of tokens of " + message);
     CHECK(unchanged());
   };
-  for (const std::int64_t count : {INT64_MAX, INT64_MAX - 1, std::int64_t{-1}, INT64_MIN, most_tokens + 1}) {
+  for (const std::int64_t count : {INT64_MAX, INT64_MAX - 1, std::int64_t{-1}, INT64_MIN, max_tokens + 1}) {
     for (int state = 0; state < 2; ++state) {
       for (int head = 0; head < counts.heads; ++head) {
         auto bytes = good;
@@ -223,7 +223,7 @@ void check_counts_are_checked(const SavedCounts& counts, std::int64_t pool_heads
   auto bytes = good;
   bytes[counts.at(1, 1)] = std::byte{3};
   refuses(bytes, "state 1, head 1 is 3, but that of its head 0 is 0.");
-  for (const std::int64_t count : {std::int64_t{0}, std::int64_t{5}, most_tokens}) {
+  for (const std::int64_t count : {std::int64_t{0}, std::int64_t{5}, max_tokens}) {
     bytes = good;
     for (int head = 0; head < counts.heads; ++head) {
       std::memcpy(bytes.data() + counts.at(1, head), &count, sizeof count);
@@ -268,8 +268,8 @@ CountedState<Ring> full_state(const WindowProblem<Ring>& problem) {
   return CountedState<Ring>(run_window<Backend>(problem).caches);
 }
 template <class Backend, class E, int left, int d, int dv>
-CountedState<Mixed<E, left, d, dv>> full_state(const WindowedProblem<Mixed<E, left, d, dv>>& problem) {
-  return CountedState<Mixed<E, left, d, dv>>(run_windowed<Backend>(problem).states);
+CountedState<Mixed<E, left, d, dv>> full_state(const HybridProblem<Mixed<E, left, d, dv>>& problem) {
+  return CountedState<Mixed<E, left, d, dv>>(run_hybrid<Backend>(problem).states);
 }
 
 /// Without positions, a count says only which rows there are, and which is the next.
@@ -278,8 +278,8 @@ void check_any_count() {
   constexpr std::int64_t rows = Ring::left_window + 1;
   const auto state = full_state<Backend>(counted_problem<Mixer>(19));
   REQUIRE(state.count(0) == 19);
-  for (const std::int64_t count : {most_tokens - 30, most_tokens - 2, most_tokens - 1, most_tokens, most_tokens + 1,
-                                   most_tokens + 2, most_tokens + 6, INT64_MAX - 1, INT64_MAX, std::int64_t{-1},
+  for (const std::int64_t count : {max_tokens - 30, max_tokens - 2, max_tokens - 1, max_tokens, max_tokens + 1,
+                                   max_tokens + 2, max_tokens + 6, INT64_MAX - 1, INT64_MAX, std::int64_t{-1},
                                    std::int64_t{-2}, INT64_MIN, std::int64_t{1} << 32, (std::int64_t{1} << 32) - 1}) {
     CAPTURE(count);
     const std::int64_t same = count < 0 ? 0 : rows + count % rows;
@@ -291,7 +291,7 @@ void check_any_count() {
     // What is left can be saved, and loaded again.
     for (const std::int64_t head : {0, 1}) {
       CHECK(found.state.count(head) >= rows);
-      CHECK(found.state.count(head) <= most_tokens);
+      CHECK(found.state.count(head) <= max_tokens);
       CHECK(found.state.count(head) % rows == (same + continued_tokens) % rows);
     }
   }
@@ -305,15 +305,15 @@ TEST_CASE_TEMPLATE("whatever number of tokens stands in a pool, outputs are righ
 
 TEST_CASE_TEMPLATE("keys turn by their positions as far as those are counted", Backend, JRT_TEST_BACKENDS) {
   constexpr std::int64_t tokens = 30;
-  WindowProblem<TurnedRing> problem({.batch = 1, .tokens = tokens});
-  auto state = CountedState<TurnedRing>().with_count(most_tokens - tokens);
+  WindowProblem<RotatedRing> problem({.batch = 1, .tokens = tokens});
+  auto state = CountedState<RotatedRing>().with_count(max_tokens - tokens);
   std::vector<float> caches = state.numbers;
   auto output = step_window<Backend>(problem, 0, tokens, caches);
   // The first tokens see zeros that stand in the ring.
-  const std::int64_t first = TurnedRing::left_window + 1;
+  const std::int64_t first = RotatedRing::left_window + 1;
   const auto behind = [&](const auto& all) { return token_slice(all, first, tokens - first).values; };
   CHECK(relative_error(behind(output), behind(reference_window(problem))) <= tolerance<float>());
-  CHECK(CountedState<TurnedRing>(caches).count(1) == most_tokens);
+  CHECK(CountedState<RotatedRing>(caches).count(1) == max_tokens);
 }
 
 }  // namespace

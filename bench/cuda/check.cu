@@ -7,7 +7,7 @@ namespace jrt::bench {
 namespace {
 
 constexpr int threads = 256;
-constexpr int most_inputs = 128;  // d
+constexpr int max_inputs = 128;  // d
 
 /// A key's feature as Taylor2 documents it.
 template <class E>
@@ -23,7 +23,7 @@ __device__ double key_feature(const E* key, const TaylorRow& row, double d) {
 template <class E>
 __global__ void __launch_bounds__(threads)
     add_weighted(const AttentionInputs<E> inputs, const Sample* samples, double* sums) {
-  __shared__ double query[most_inputs];
+  __shared__ double query[max_inputs];
   __shared__ double weights[threads];
   __shared__ double partial_sums[threads];
   const Sample sample = samples[blockIdx.x];
@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(threads)
 
 template <class E>
 std::vector<double> weighted_sums(const AttentionInputs<E>& inputs, const std::vector<Sample>& samples) {
-  if (inputs.key.dim > most_inputs || inputs.value.dim > threads) {
-    std::fprintf(stderr, "the reference takes at most d = %d and dv = %d\n", most_inputs, threads);
+  if (inputs.key.dim > max_inputs || inputs.value.dim > threads) {
+    std::fprintf(stderr, "the reference takes at most d = %d and dv = %d\n", max_inputs, threads);
     std::exit(1);
   }
   const DeviceArray<Sample> device_samples(samples);

@@ -87,9 +87,9 @@ def rotated(rows, cosine, sine):
 
 @Fused
 def into_cache(projected, cosine, sine, keys, values):
-    """Turned queries [B,N,H,d]; turned keys and values go to their places, [B,H,N,d]."""
+    """Turned queries [B,N,H,d]; rotated keys and values go to their places, [B,H,N,d]."""
     query, key, value = projected.unflatten(-1, (3, HEADS, keys.shape[-1])).unbind(2)
-    # Not `copy_`, for which torch.compile forms the turned keys elsewhere first.
+    # Not `copy_`, for which torch.compile forms the rotated keys elsewhere first.
     places = torch.arange(keys.shape[2], device=keys.device)
     keys.index_copy_(2, places, rotated(key.transpose(1, 2), cosine, sine))
     values.copy_(value.transpose(1, 2))
@@ -106,7 +106,7 @@ class Cache:
 
 
 class Model:
-    def __init__(self, layout, most_tokens, device="cuda"):
+    def __init__(self, layout, max_tokens, device="cuda"):
         def weight(rows, columns):
             return torch.empty(rows, columns, dtype=NUMBER, device=device).normal_(std=0.02)
 
@@ -118,7 +118,7 @@ class Model:
         self.norms = [torch.ones(width, device=device) for _ in range(2 * layout.layers + 1)]
         half = layout.head_dim // 2
         frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
-        angles = torch.arange(most_tokens, dtype=torch.float64, device=device)[:, None] * frequencies
+        angles = torch.arange(max_tokens, dtype=torch.float64, device=device)[:, None] * frequencies
         self.cosine = angles.cos().float()[:, None]
         self.sine = torch.stack([-angles.sin(), angles.sin()], dim=1).float()
 
@@ -133,13 +133,13 @@ class Model:
             residual, x = add_and_norm(residual, x, self.norms[2 * number + 2])
         return linear(x[:, -1], self.embedding)
 
-    def turn_at(self, first, count):
+    def rotate_at(self, first, count):
         return self.cosine[first:first + count], self.sine[first:first + count]
 
     def prefill(self, ids, cache, tokens_per_group):
         """Chooses the first token after each prompt, [B,1]."""
         batch, tokens = ids.shape
-        turn = self.turn_at(0, tokens)
+        turn = self.rotate_at(0, tokens)
         chosen = []
         size = max(1, tokens_per_group // tokens)
         for group in (slice(first, first + size) for first in range(0, batch, size)):
@@ -154,7 +154,7 @@ class Model:
 
     def step(self, ids, cache, position):
         """Chooses the token after `ids`, [B,1], in its place."""
-        turn = self.turn_at(position, 1)
+        turn = self.rotate_at(position, 1)
 
         def attend(layer, projected):
             keys, values = cache.keys[layer], cache.values[layer]

@@ -57,8 +57,8 @@ class LogAxis:
 
 def text(x, y, content, size=12, anchor="middle", weight="normal", rotate=False):
     """`content` is markup; what is not made here goes through `escape` first."""
-    turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if rotate else ""
-    return (f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"{turned}>'
+    rotated = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if rotate else ""
+    return (f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"{rotated}>'
             f"{content}</text>")
 
 

@@ -35,9 +35,9 @@ Sequence sequence_of(const Request& request, const GenerationOptions& options) {
   Sequence sequence;
   const jrt::RepeatedPrompt repeated{request.context, request.query, options.separator, options.reads};
   require(jrt::check_repeated_prompt(repeated));
-  if (options.reads > most_reads) {
+  if (options.reads > max_reads) {
     throw std::invalid_argument("a context is shown " + std::to_string(options.reads) +
-                                " times, but may be shown at most " + std::to_string(most_reads) +
+                                " times, but may be shown at most " + std::to_string(max_reads) +
                                 " times: each time is a prefill of its own");
   }
   sequence.read.resize(static_cast<std::size_t>(jrt::repeated_prompt_tokens(repeated)));
@@ -59,10 +59,10 @@ Sequence sequence_of(const Request& request, const GenerationOptions& options) {
                                 "' for short prompts needs one that is shown once");
   }
   if (missing > 0 && (strategy == ShortPromptStrategy::left_pad || strategy == ShortPromptStrategy::read_twice)) {
-    if (options.encoder_tokens > most_padded_tokens) {
+    if (options.encoder_tokens > max_padded_tokens) {
       throw std::invalid_argument("a prompt of " + std::to_string(first.count) + " tokens is to be padded to " +
                                   std::to_string(options.encoder_tokens) + " ('" + name_of(strategy) +
-                                  "'), but padding reaches up to " + std::to_string(most_padded_tokens) +
+                                  "'), but padding reaches up to " + std::to_string(max_padded_tokens) +
                                   ": all of it is read as text is");
     }
     std::vector<std::int32_t> padded(static_cast<std::size_t>(options.encoder_tokens));
@@ -94,7 +94,7 @@ class Run {
       samplers_.emplace_back(options.sampling, sequences_.size());
       sequences_.push_back(sequence_of(request, options));
       // The last new token is not read.
-      const std::int64_t room = most_tokens - std::ssize(sequences_.back().read) + 1;
+      const std::int64_t room = max_tokens - std::ssize(sequences_.back().read) + 1;
       if (options.new_tokens > room) {
         throw std::invalid_argument("prompt " + std::to_string(sequences_.size() - 1) + " is read as " +
                                     std::to_string(std::ssize(sequences_.back().read)) + " tokens and " +
@@ -223,7 +223,7 @@ class Run {
   void step(const std::vector<std::size_t>& rows, bool all_step) {
     std::vector<std::int32_t> tokens;
     std::vector<std::int32_t> slots;
-    std::int64_t steps = std::min(options_.new_tokens, most_steps_at_once);
+    std::int64_t steps = std::min(options_.new_tokens, max_steps_at_once);
     for (const std::size_t i : rows) {
       const bool padding = i == nobody();
       tokens.push_back(padding ? 0 : sequences_[i].generated.back());
@@ -302,7 +302,7 @@ class Run {
   }
 
   /// Tokens of greedy steps wait on the device until all are done, and so do logits that are not finite to be noticed.
-  static constexpr std::int64_t most_steps_at_once = 256;
+  static constexpr std::int64_t max_steps_at_once = 256;
 
   LanguageModel& model_;
   const GenerationOptions& options_;

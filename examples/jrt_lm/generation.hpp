@@ -25,10 +25,10 @@ const char* name_of(ShortPromptStrategy strategy);
 
 /// Padding (`left_pad`, `read_twice`) reaches up to so many tokens: all of it is read as text is, so that an encoder region
 /// that is longer by mistake would take memory and hours for a short prompt. The authors' has 1024.
-inline constexpr std::int64_t most_padded_tokens = std::int64_t{1} << 20;
+inline constexpr std::int64_t max_padded_tokens = std::int64_t{1} << 20;
 
 /// A context is shown at most so often: each time is a prefill of its own. JRT-Prompt shows it twice.
-inline constexpr std::int64_t most_reads = 1024;
+inline constexpr std::int64_t max_reads = 1024;
 
 /// A request: context and query as jrt::RepeatedPrompt has them. Plain prompts are a context that is shown once.
 struct Request {

@@ -102,9 +102,9 @@ class LayerStates {
     if (std::memcmp(header.magic, SavedHeader{}.magic, sizeof header.magic) != 0) {
       throw std::invalid_argument("a saved sequence does not begin with the header of one");
     }
-    if (header.tokens_read < 0 || header.tokens_read > most_tokens) {
+    if (header.tokens_read < 0 || header.tokens_read > max_tokens) {
       throw std::invalid_argument("a saved sequence has read " + std::to_string(header.tokens_read) +
-                                  " tokens, but may have read from 0 to " + std::to_string(most_tokens));
+                                  " tokens, but may have read from 0 to " + std::to_string(max_tokens));
     }
     if (header.layers != std::ssize(config_->layers)) {
       throw std::invalid_argument("a saved sequence has " + std::to_string(header.layers) + " layers, but the model has " +

@@ -20,7 +20,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t most_layers = std::int64_t{1} << 12;
+constexpr std::int64_t max_layers = std::int64_t{1} << 12;
 
 std::int64_t rounded_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -117,13 +117,13 @@ void read_linear(const ConfigSection& root, const ConfigSection& mixer, bool pre
 void read_rotary(const ConfigSection& root, const ConfigSection& mixer, ModelConfig& config) {
   const std::int64_t head_dim = config.shape.head_dim;
   const double fraction = root.number_or("rotary_emb_fraction", 0, 0, 1);
-  const auto turned = static_cast<std::int64_t>(fraction * static_cast<double>(head_dim));
-  check_agrees(mixer, "rotary_emb_dim", mixer.integer_or("rotary_emb_dim", turned, 0) == turned, turned);
-  if (turned != 0 && turned != head_dim) {
-    root.fail("rotary_emb_fraction", "turns " + std::to_string(turned) + " dimensions of a head, but only none or all " +
+  const auto rotated = static_cast<std::int64_t>(fraction * static_cast<double>(head_dim));
+  check_agrees(mixer, "rotary_emb_dim", mixer.integer_or("rotary_emb_dim", rotated, 0) == rotated, rotated);
+  if (rotated != 0 && rotated != head_dim) {
+    root.fail("rotary_emb_fraction", "turns " + std::to_string(rotated) + " dimensions of a head, but only none or all " +
                                          std::to_string(head_dim) + " are supported");
   }
-  config.rotates = turned != 0;
+  config.rotates = rotated != 0;
   config.rotary_base = root.positive_or("rotary_emb_base", 1e4);
   check_agrees(mixer, "rotary_emb_base", mixer.positive_or("rotary_emb_base", config.rotary_base) == config.rotary_base,
                config.rotary_base);
@@ -162,7 +162,7 @@ void read_window(const ConfigSection& root, const ConfigSection& mixer, ModelCon
   mixer.require("causal", true);
   mixer.require("cross_attn", false);
   read_rotary(root, mixer, config);
-  // Where the model's section is silent, the tensors tell; what the mixer says does not count.
+  // Where the model's section is keys_without_query, the tensors tell; what the mixer says does not count.
   config.window_input_bias = root.flag("qkv_proj_bias");
   config.window_output_bias = root.flag("out_proj_bias");
 }
@@ -315,7 +315,7 @@ ModelConfig ModelConfig::from_json(const std::string& text, const std::string& s
   config.mlp_output_bias = root.flag("mlp_fc2_bias");
   require_known_model(root);
   const auto layers =
-      static_cast<std::size_t>(root.integer(key_or_alias(root, "n_layer", "num_hidden_layers"), 1, most_layers));
+      static_cast<std::size_t>(root.integer(key_or_alias(root, "n_layer", "num_hidden_layers"), 1, max_layers));
   std::set<MixerKind> kinds;
   config.layers.assign(layers, read_mixer(root, "mixer", kinds, config));
   std::vector<bool> placed(layers);

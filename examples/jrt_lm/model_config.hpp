@@ -48,7 +48,7 @@ struct ModelConfig {
   bool has_encoder = false;         ///< whether linear attention has keys and values of its own for an encoder region
   double norm_epsilon = 1e-5;
   double window_scale = 0;   ///< of the scores
-  bool rotates = true;       ///< whether windows turn queries and keys
+  bool rotates = true;       ///< whether windows rotate queries and keys
   double rotary_base = 1e4;  ///< of the rotary embedding
   /// Whether projections and convolutions have a bias; where the configuration does not say, whether there is such a
   /// tensor.

@@ -34,9 +34,9 @@ class NarrowProduct {
                 std::int64_t y_columns) {
     const std::int64_t panel = std::clamp<std::int64_t>(panel_weights / by.in / 16 * 16, 16, 128);
     const std::int64_t panels = (by.out + panel - 1) / panel;
-    reserve(std::min(rows, most_rows) * by.in, panel * by.in, std::min(rows, block_rows) * panel);
-    for (std::int64_t row = 0; row < rows; row += most_rows) {
-      const std::int64_t count = std::min(most_rows, rows - row);
+    reserve(std::min(rows, max_rows) * by.in, panel * by.in, std::min(rows, block_rows) * panel);
+    for (std::int64_t row = 0; row < rows; row += max_rows) {
+      const std::int64_t count = std::min(max_rows, rows - row);
       const std::int64_t blocks = (count + block_rows - 1) / block_rows;
       const E* const from = x + row * x_columns;
       Out* const to = y + row * y_columns;
@@ -60,7 +60,7 @@ class NarrowProduct {
 
   static constexpr std::int64_t panel_weights = 1 << 16;  // 256 KiB of float
   static constexpr std::int64_t block_rows = 256;  // enough that widening the weights costs little beside the product
-  static constexpr std::int64_t most_rows = 2048;  // of x in float at a time; long prompts would take gigabytes
+  static constexpr std::int64_t max_rows = 2048;   // of x in float at a time; long prompts would take gigabytes
 
   struct Scratch {
     std::vector<float> weight{};

@@ -96,7 +96,7 @@ void check_prompts(const ModelConfig& config, std::span<const std::int64_t> toke
     const std::int64_t count = std::ssize(prompt.tokens);
     const std::string name = "prompt " + std::to_string(i);
     check_slot(std::ssize(tokens_read), prompt.slot);
-    const std::int64_t room = most_tokens - (prompt.continues ? tokens_read[static_cast<std::size_t>(prompt.slot)] : 0);
+    const std::int64_t room = max_tokens - (prompt.continues ? tokens_read[static_cast<std::size_t>(prompt.slot)] : 0);
     if (count == 0 || count > room) {
       fail(name + " has " + std::to_string(count) + " tokens, but must have from 1 to " + std::to_string(room));
     }
@@ -127,7 +127,7 @@ void check_step(const ModelConfig& config, std::span<const std::int64_t> tokens_
   }
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     check_token(config, tokens[i], "row " + std::to_string(i) + " of a step");
-    std::int64_t room = most_tokens;
+    std::int64_t room = max_tokens;
     if (slots[i] != jrt::skip_slot) {
       check_slot(std::ssize(tokens_read), slots[i]);
       room -= tokens_read[static_cast<std::size_t>(slots[i])];

@@ -61,7 +61,7 @@ class PrefillPlan {
 };
 
 /// Positions are counted in 32 bits.
-inline constexpr std::int64_t most_tokens = INT32_MAX;
+inline constexpr std::int64_t max_tokens = INT32_MAX;
 
 /// Checks of a model's arguments, of which slot i has read `tokens_read[i]` tokens; std::invalid_argument with both values.
 void check_slot(std::int64_t slots, std::int32_t slot);

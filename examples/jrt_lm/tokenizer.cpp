@@ -159,9 +159,9 @@ TokenMap Tokenizer::Parts::read_vocabulary(const std::string& source, std::strin
   TokenMap token_of;
   std::unordered_map<std::int32_t, const std::string*> name_of;
   for (const auto& [name, number] : parsed.items()) {
-    if (!number.is_number_integer() || number < 0 || number >= most_numbers) {
+    if (!number.is_number_integer() || number < 0 || number >= max_numbers) {
       fail(source, "token " + shown(name) + " has the number " + number.dump().substr(0, 100) +
-                       ", but must have an integer from 0 to " + std::to_string(most_numbers - 1));
+                       ", but must have an integer from 0 to " + std::to_string(max_numbers - 1));
     }
     const auto token = number.get<std::int32_t>();
     const auto [other, is_new] = name_of.emplace(token, &token_of.emplace(name, token).first->first);

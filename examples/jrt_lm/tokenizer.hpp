@@ -23,7 +23,7 @@ namespace jrt_lm {
 class Tokenizer {
  public:
   /// No token has a higher number: no model has a larger vocabulary.
-  static constexpr std::int64_t most_numbers = std::int64_t{1} << 24;
+  static constexpr std::int64_t max_numbers = std::int64_t{1} << 24;
 
   /// Reads `vocab.json`, an object with the number of each token, and `merges.txt`, a line "left right" for each merge,
   /// after an optional line "#version: 0.2". Numbers may leave gaps. Tokens are written in GPT-2's alphabet of 256

@@ -34,7 +34,7 @@ template <class Config, class Execution>
 }
 
 /// `prefill` that leaves checkpoints: it runs in pieces of `every` tokens, each from the state of the one before; an
-/// encoder region that reaches behind the first piece is accumulated before (that of WindowedLinearAttention must lie
+/// encoder region that reaches behind the first piece is accumulated before (that of HybridAttention must lie
 /// within the first piece). Results are those of prefill in pieces.
 ///
 /// For dense batches of sequences of one length without left pads (engines that pack sequences divide them themselves, and

@@ -21,7 +21,7 @@ struct DecodeArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: DecodeArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
                 "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
+                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Of prefix linear attention, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
@@ -101,7 +101,7 @@ struct StagedStepArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: StagedStepArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
                 "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
+                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Of prefix linear attention, with the letters of `DecodeArgs`.
@@ -147,7 +147,7 @@ struct CommitArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: CommitArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
                 "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
+                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Of prefix linear attention.

@@ -16,14 +16,14 @@
 namespace jrt {
 
 /// Arguments of `prefill` for one mixer: prefix linear attention below, `SlidingWindowAttention` in
-/// mixer/window_attention.hpp, `GatedConvolution` in mixer/gated_convolution.hpp, `WindowedLinearAttention` in
+/// mixer/window_attention.hpp, `GatedConvolution` in mixer/gated_convolution.hpp, `HybridAttention` in
 /// mixer/hybrid_attention.hpp.
 template <class Config>
 struct PrefillArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: PrefillArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
                 "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "WindowedLinearConfig (include jrt/mixer/hybrid_attention.hpp).");
+                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
 };
 
 /// Arguments of prefix linear attention. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a

@@ -32,8 +32,8 @@ struct StateFormat {
   static constexpr int rows = Map::feature_dim;
   static constexpr int columns = ValueDim;
   static constexpr std::int64_t normaliser_offset = std::int64_t{rows} * columns;
-  static constexpr std::int64_t head_numbers = normaliser_offset + rows;  ///< without the padding
-  static constexpr std::int64_t head_elements = detail::round_up<std::int64_t>(head_numbers, 16);
+  static constexpr std::int64_t head_values = normaliser_offset + rows;  ///< without the padding
+  static constexpr std::int64_t head_elements = detail::round_up<std::int64_t>(head_values, 16);
   static constexpr std::size_t alignment = alignof(Scalar);  ///< of pools and their slots, in bytes
 
   /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.

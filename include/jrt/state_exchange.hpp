@@ -118,7 +118,7 @@ inline constexpr std::int64_t saved_headers = 1;
 template <class Format>
 constexpr std::int64_t saved_states_bytes(std::int64_t count, std::int64_t heads) {
   return detail::saved_headers<Format> * static_cast<std::int64_t>(sizeof(SavedStatesHeader)) +
-         count * heads * Format::head_numbers * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
+         count * heads * Format::head_values * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
 }
 
 /// Writes `count` states, with a header that says what they are, into a buffer of at least `saved_states_bytes` bytes of
@@ -133,7 +133,7 @@ Status save_states(const StateSlots<Format>& source, std::int64_t count, std::sp
 
 /// Reads `count` states that `save_states` wrote. Error `corrupt_data`, with nothing written, if the bytes are truncated or
 /// not of this version, feature map, shape, type, or count, or if a head of a window has seen fewer than 0 tokens, more
-/// than `WindowFormat::most_tokens`, or not as many as its state's other heads; the message gives both values. All other
+/// than `WindowFormat::max_tokens`, or not as many as its state's other heads; the message gives both values. All other
 /// numbers are only added and multiplied: bytes from anywhere may make outputs wrong, but nothing outside them.
 ///
 /// On a stream as `save_states`. The bytes are checked at once, so they must be there when the call is made (after a save

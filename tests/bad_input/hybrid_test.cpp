@@ -14,7 +14,7 @@ namespace jrt::test {
 namespace {
 
 using Linear = PrefixLinearAttention<float, 4, 8>;
-using Config = WindowedLinearAttention<Linear, WindowBeside<Linear, 2>>;
+using Config = HybridAttention<Linear, WindowBeside<Linear, 2>>;
 using Format = StateFormatOf<Config>;
 
 constexpr std::int64_t batch = 2;
@@ -188,7 +188,7 @@ TEST_CASE("what is left out is named, not what follows from it") {
 
 TEST_CASE("a mask without encoder region has none") {
   using Based = BasedLinearAttention<float, 4, 8>;
-  using Causal = WindowedLinearAttention<Based, WindowBeside<Based, 2>>;
+  using Causal = HybridAttention<Based, WindowBeside<Based, 2>>;
   F fixture;
   const auto from = fixture.prefill_args();
   PrefillArgs<Causal> args;

@@ -3,4 +3,4 @@
 #include <jrt/jrt.hpp>
 
 using Linear = jrt::PrefixLinearAttention<float, 16, 64>;
-jrt::PrefillArgs<jrt::WindowedLinearAttention<Linear, jrt::SlidingWindowAttention<float, 16, 128>>> args;
+jrt::PrefillArgs<jrt::HybridAttention<Linear, jrt::SlidingWindowAttention<float, 16, 128>>> args;

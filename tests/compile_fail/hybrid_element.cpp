@@ -3,4 +3,4 @@
 #include <jrt/jrt.hpp>
 
 using Linear = jrt::PrefixLinearAttention<float, 16, 16>;
-jrt::PrefillArgs<jrt::WindowedLinearAttention<Linear, jrt::SlidingWindowAttention<jrt::Half, 16, 128>>> args;
+jrt::PrefillArgs<jrt::HybridAttention<Linear, jrt::SlidingWindowAttention<jrt::Half, 16, 128>>> args;

@@ -6,4 +6,4 @@ struct Linear : jrt::PrefixLinearAttention<float, 16, 64> {
   using FeatureMap = jrt::Identity<16>;
   using Normaliser = jrt::Unnormalised;
 };
-jrt::PrefillArgs<jrt::WindowedLinearAttention<Linear, jrt::WindowBeside<Linear, 128>>> args;
+jrt::PrefillArgs<jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, 128>>> args;

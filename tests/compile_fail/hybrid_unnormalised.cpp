@@ -5,4 +5,4 @@
 struct Linear : jrt::PrefixLinearAttention<float, 16, 64> {
   using Normaliser = jrt::Unnormalised;
 };
-jrt::PrefillArgs<jrt::WindowedLinearAttention<Linear, jrt::WindowBeside<Linear, 128>>> args;
+jrt::PrefillArgs<jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, 128>>> args;

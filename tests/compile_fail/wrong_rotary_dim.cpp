@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// expect: Rotary turns vectors of another size; use RotaryHalves<head_dim>
+// expect: Rotary rotates vectors of another size; use RotaryHalves<head_dim>
 #include <jrt/jrt.hpp>
 
 struct Config : jrt::SlidingWindowAttention<float, 64, 128> {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Compiles every public header alone as C++17 and wants a failure that says once what is missing, in few lines.
-set(most_lines 20)
+set(max_lines 20)
 file(GLOB headers RELATIVE "${INCLUDE}" "${INCLUDE}/jrt/*.hpp" "${INCLUDE}/jrt/policy/*.hpp")
 list(REMOVE_ITEM headers jrt/version.hpp)
 list(LENGTH headers count)
@@ -17,7 +17,7 @@ function(check header extension)
   string(REGEX MATCHALL "\n" lines "${out}")
   list(LENGTH said times)
   list(LENGTH lines lines)
-  if(failed EQUAL 0 OR NOT times EQUAL 1 OR lines GREATER ${most_lines})
+  if(failed EQUAL 0 OR NOT times EQUAL 1 OR lines GREATER ${max_lines})
     message(SEND_ERROR "${header} as C++17: said ${times} times, in ${lines} lines:\n${out}")
   endif()
 endfunction()

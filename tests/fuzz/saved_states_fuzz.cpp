@@ -18,14 +18,14 @@ using jrt::StateSlots;
 
 using Linear = jrt::BasedLinearAttention<float, 8, 8>;
 using Window = jrt::SlidingWindowAttention<float, 8, 6>;
-struct TurnedWindow : jrt::SlidingWindowAttention<jrt::BFloat16, 8, 2> {
+struct RotatedWindow : jrt::SlidingWindowAttention<jrt::BFloat16, 8, 2> {
   using Rotary = jrt::RotaryHalves<8>;
 };
-using Hybrid = jrt::WindowedLinearAttention<Linear, jrt::WindowBeside<Linear, 4>>;
+using Hybrid = jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, 4>>;
 using Convolution = jrt::GatedConvolution<float, 3>;
 using Layers = jrt::Stack<jrt::Layer<Convolution, 5>, jrt::Layer<Linear, 1>, jrt::Layer<Window, 1>, jrt::Layer<Hybrid, 2>>;
 
-constexpr std::int64_t most_tokens = 8;  // of a call
+constexpr std::int64_t max_tokens = 8;  // of a call
 constexpr std::int64_t staged_tokens = 3;
 
 void require(bool condition) {
@@ -78,7 +78,7 @@ struct Mixer {
   using E = typename Config::Element;
   static constexpr std::int64_t heads = heads_;
 
-  std::vector<E> inputs = some_numbers<E>(most_tokens * heads * 8 * 3);
+  std::vector<E> inputs = some_numbers<E>(max_tokens * heads * 8 * 3);
   std::vector<E> outputs = std::vector<E>(inputs.size() / 3);
   std::vector<E> staged = std::vector<E>(staging(nullptr).bytes() / sizeof(E));
 
@@ -170,9 +170,9 @@ class Sequence {
   }
   void run(Choices& choices) {
     step(1);
-    step(1 + choices.take<std::uint8_t>() % most_tokens);
+    step(1 + choices.take<std::uint8_t>() % max_tokens);
     stage_and_commit(choices.take<std::uint8_t>() % (staged_tokens + 1));
-    prefill(choices.take<std::uint8_t>() % (most_tokens + 1));
+    prefill(choices.take<std::uint8_t>() % (max_tokens + 1));
     step(1);
   }
 
@@ -252,7 +252,7 @@ void fuzz(Choices& choices) {
     return;
   }
   Sequence<Subject> sequence;
-  sequence.prefill(choices.take<std::uint8_t>() % (most_tokens + 1));
+  sequence.prefill(choices.take<std::uint8_t>() % (max_tokens + 1));
   if (kind == unchecked) {
     // A pool is the caller's memory; whatever got there, nothing leaves the slot.
     change(sequence.slot_bytes(), choices);
@@ -283,7 +283,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       fuzz<Mixer<Window, 2>>(choices);
       break;
     case 2:
-      fuzz<Mixer<TurnedWindow, 1>>(choices);
+      fuzz<Mixer<RotatedWindow, 1>>(choices);
       break;
     case 3:
       fuzz<Mixer<Hybrid, 1>>(choices);

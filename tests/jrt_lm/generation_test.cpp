@@ -172,7 +172,7 @@ TEST_CASE("what would take hours by mistake is refused before it is begun") {
   };
   GenerationOptions options;
   options.new_tokens = 1;
-  options.encoder_tokens = most_padded_tokens + 1;
+  options.encoder_tokens = max_padded_tokens + 1;
   for (const auto strategy : {ShortPromptStrategy::left_pad, ShortPromptStrategy::read_twice}) {
     options.short_prompt = strategy;
     CHECK(error(options) == "a prompt of 3 tokens is to be padded to 1048577 ('" + std::string(name_of(strategy)) +
@@ -185,10 +185,10 @@ TEST_CASE("what would take hours by mistake is refused before it is begun") {
     CHECK(error(options).empty());
   }
   options = {};
-  options.reads = most_reads + 1;
+  options.reads = max_reads + 1;
   CHECK(error(options) ==
         "a context is shown 1025 times, but may be shown at most 1024 times: each time is a prefill of its own");
-  options.reads = most_reads;
+  options.reads = max_reads;
   options.new_tokens = 0;
   CHECK(error(options).empty());
   const std::int64_t read_before = model->tokens_read(0);

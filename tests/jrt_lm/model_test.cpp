@@ -351,7 +351,8 @@ TEST_CASE("wrong arguments are refused with both values, and change nothing") {
   };
   const Tokens outside{1, 32};
   const Tokens negative{-1};
-  refused({{good, 0, 0}, {outside, 1, 0}}, "prompt 1, position 1, is token 32, but the embeddings have tokens from 0 to 31");
+  refused({{good, 0, 0}, {outside, 1, 0}},
+          "prompt 1, position 1, is token 32, but the embeddings have tokens from 0 to 31");
   refused({{negative, 0, 0}}, "prompt 0, position 0, is token -1, but the embeddings have tokens from 0 to 31");
   refused({{Tokens{}, 0, 0}}, "prompt 0 has 0 tokens, but must have from 1 to 2147483647");
   refused({{good, 2, 0}}, "slot 2 is not one of the model's, which are from 0 to 1");

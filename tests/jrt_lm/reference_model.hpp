@@ -244,9 +244,9 @@ class ReferenceModel {
                                std::pow(config_.rotary_base, -2.0 * static_cast<double>(i) / static_cast<double>(d));
           double& low = qkv[static_cast<std::size_t>(t * columns + h * d + i)];
           double& high = qkv[static_cast<std::size_t>(t * columns + h * d + i + d / 2)];
-          const double turned = low * std::cos(angle) - high * std::sin(angle);
+          const double rotated = low * std::cos(angle) - high * std::sin(angle);
           high = low * std::sin(angle) + high * std::cos(angle);
-          low = turned;
+          low = rotated;
         }
       }
     }

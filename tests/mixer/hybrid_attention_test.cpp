@@ -26,14 +26,14 @@ static_assert(StateFormatOf<Published>::slot_bytes(3) ==
               StateFormatOf<Published::Linear>::slot_bytes(3) + StateFormatOf<Published::Window>::slot_bytes(3));
 
 template <class Config>
-double error_of(const Tensor<typename Config::Element>& output, const WindowedProblem<Config>& problem) {
-  return relative_error(output.values, reference_windowed(problem).values);
+double error_of(const Tensor<typename Config::Element>& output, const HybridProblem<Config>& problem) {
+  return relative_error(output.values, reference_hybrid(problem).values);
 }
 
 /// Outputs within the specified bound of the oracle, which works in double on the same rounded inputs.
 template <class Backend, class Config>
-void check_against_reference(const WindowedProblem<Config>& problem, const RunOptions& options = {}) {
-  CHECK(error_of(run_windowed<Backend>(problem, {}, options).output, problem) <= tolerance<typename Config::Element>());
+void check_against_reference(const HybridProblem<Config>& problem, const RunOptions& options = {}) {
+  CHECK(error_of(run_hybrid<Backend>(problem, {}, options).output, problem) <= tolerance<typename Config::Element>());
 }
 
 TEST_CASE_TEMPLATE("prefill agrees with the formula at every size", Config, Small, MixedCausal<double, 0>,
@@ -43,7 +43,7 @@ TEST_CASE_TEMPLATE("prefill agrees with the formula at every size", Config, Smal
       if (prefix == 0 || Config::Linear::Mask::reads_encoder) {
         CAPTURE(tokens);
         CAPTURE(prefix);
-        check_against_reference<Simple>(WindowedProblem<Config>({.batch = 1, .tokens = tokens, .prefix = prefix}));
+        check_against_reference<Simple>(HybridProblem<Config>({.batch = 1, .tokens = tokens, .prefix = prefix}));
       }
     }
   }
@@ -53,53 +53,53 @@ TEST_CASE_TEMPLATE("prefill is within the bound of each element type", E, float,
   const ProblemShape shape{.batch = 1, .tokens = 300, .heads = 1};
   ProblemShape prefixed = shape;
   prefixed.prefix = 70;
-  check_against_reference<Simple>(WindowedProblem<Mixed<E, 7, 16, 64>>(prefixed));
-  check_against_reference<Simple>(WindowedProblem<Mixed<E, 128, 16, 64>>(prefixed));
-  check_against_reference<Simple>(WindowedProblem<Mixed<E, 128, 16, 64>>(shape));
+  check_against_reference<Simple>(HybridProblem<Mixed<E, 7, 16, 64>>(prefixed));
+  check_against_reference<Simple>(HybridProblem<Mixed<E, 128, 16, 64>>(prefixed));
+  check_against_reference<Simple>(HybridProblem<Mixed<E, 128, 16, 64>>(shape));
   // The first tokens alone, whose window holds all there is: nothing is subtracted there.
   for (unsigned seed = 1; seed < 20; ++seed) {
-    check_against_reference<Simple>(WindowedProblem<Mixed<E, 7, 16, 64>>({.batch = 1, .tokens = 3}, seed));
+    check_against_reference<Simple>(HybridProblem<Mixed<E, 7, 16, 64>>({.batch = 1, .tokens = 3}, seed));
   }
 }
 
 TEST_CASE_TEMPLATE("a window of nothing but the query itself, and a mask without encoder region", Config,
                    Mixed<BFloat16, 0, 16, 64>, MixedCausal<BFloat16, 128, 16, 64>, MixedCausal<float, 30>) {
-  check_against_reference<Concurrent>(WindowedProblem<Config>({.batch = 1, .tokens = 300}));
+  check_against_reference<Concurrent>(HybridProblem<Config>({.batch = 1, .tokens = 300}));
 }
 
 TEST_CASE_TEMPLATE("other dimensions", Config, Mixed<float, 15, 24, 48>, Mixed<BFloat16, 15, 32, 32>, Mixed<float, 3, 5, 7>,
                    Mixed<Half, 64, 16, 112>) {
-  check_against_reference<Simple>(WindowedProblem<Config>({.tokens = 101, .prefix = 20}));
+  check_against_reference<Simple>(HybridProblem<Config>({.tokens = 101, .prefix = 20}));
 }
 
 TEST_CASE("a sequence that is split over workers") {
   using Linear = SplitByLength<Prefix<float, 16, 24>, 64>;
-  using Split = WindowedLinearAttention<Linear, WindowBeside<Linear, 30>>;
-  check_against_reference<Concurrent>(WindowedProblem<Split>({.batch = 1, .tokens = 500, .prefix = 130}));
+  using Split = HybridAttention<Linear, WindowBeside<Linear, 30>>;
+  check_against_reference<Concurrent>(HybridProblem<Split>({.batch = 1, .tokens = 500, .prefix = 130}));
   check_against_reference<Concurrent>(
-      WindowedProblem<MixedCausal<float, 30>>({.batch = 1, .tokens = 1500, .heads = 1, .query_heads = 1}));
+      HybridProblem<MixedCausal<float, 30>>({.batch = 1, .tokens = 1500, .heads = 1, .query_heads = 1}));
 }
 
 TEST_CASE_TEMPLATE("a window of at least all tokens is full causal softmax attention", E, double, float, BFloat16) {
   for (const std::int64_t tokens : {1, 60, 129}) {
-    const WindowedProblem<Mixed<E, 128, 16, 64>> problem({.tokens = tokens});
-    const auto output = run_windowed<Simple>(problem).output;
-    CHECK(relative_error(output.values, reference_windowed(problem, 1000).values) <= tolerance<E>());
+    const HybridProblem<Mixed<E, 128, 16, 64>> problem({.tokens = tokens});
+    const auto output = run_hybrid<Simple>(problem).output;
+    CHECK(relative_error(output.values, reference_hybrid(problem, 1000).values) <= tolerance<E>());
   }
 }
 
 TEST_CASE_TEMPLATE("scores far beyond the range of the exponential", E, float, Half, BFloat16) {
   // Standard deviation of scores: scale² · √d / √d; up to 60 and more.
-  const WindowedProblem<Mixed<E, 7, 16, 64>> problem({.tokens = 90, .prefix = 30}, 1, 4);
-  const auto output = run_windowed<Simple>(problem).output;
+  const HybridProblem<Mixed<E, 7, 16, 64>> problem({.tokens = 90, .prefix = 30}, 1, 4);
+  const auto output = run_hybrid<Simple>(problem).output;
   for (const E y : output.values) {
     REQUIRE(std::isfinite(convert<double>(y)));
   }
   CHECK(error_of(output, problem) <= 20 * tolerance<E>());
-  const WindowedProblem<Mixed<E, 7, 16, 64>> larger({.tokens = 90, .prefix = 30}, 1, 12);
+  const HybridProblem<Mixed<E, 7, 16, 64>> larger({.tokens = 90, .prefix = 30}, 1, 12);
   auto states = empty_mixed<Mixed<E, 7, 16, 64>>(2, 2);
-  const auto prefilled = run_windowed<Simple>(larger).output;
-  const auto stepped = step_windowed<Simple>(larger, 0, 90, states);
+  const auto prefilled = run_hybrid<Simple>(larger).output;
+  const auto stepped = step_hybrid<Simple>(larger, 0, 90, states);
   for (const auto* outputs : {&prefilled, &stepped}) {
     for (const E y : outputs->values) {
       REQUIRE(std::isfinite(convert<double>(y)));
@@ -109,18 +109,18 @@ TEST_CASE_TEMPLATE("scores far beyond the range of the exponential", E, float, H
 
 TEST_CASE_TEMPLATE("every layout gives the same result", E, float, Half) {
   using Config = Mixed<E, 7, 16, 64>;
-  const WindowedProblem<Config> problem({.tokens = 70, .prefix = 20});
-  const auto contiguous = run_windowed<Simple>(problem);
+  const HybridProblem<Config> problem({.tokens = 70, .prefix = 20});
+  const auto contiguous = run_hybrid<Simple>(problem);
   for (const Layout layout : all_layouts) {
     CAPTURE(static_cast<int>(layout));
-    const auto placed = run_windowed<Simple>(problem, {}, {.layout = layout});
+    const auto placed = run_hybrid<Simple>(problem, {}, {.layout = layout});
     CHECK(relative_error(placed.output.values, contiguous.output.values) <= 2 * tolerance<E>());
     check_same_state<Config>(placed.states, contiguous.states);
   }
 }
 
 TEST_CASE_TEMPLATE("grouped query heads read their key head", Config, Small, Published) {
-  check_against_reference<Simple>(WindowedProblem<Config>({.tokens = 150, .prefix = 40, .heads = 2, .query_heads = 6}));
+  check_against_reference<Simple>(HybridProblem<Config>({.tokens = 150, .prefix = 40, .heads = 2, .query_heads = 6}));
 }
 
 TEST_CASE_TEMPLATE("packed sequences are within the bound, and equal separate calls", Backend, JRT_TEST_BACKENDS) {
@@ -128,20 +128,20 @@ TEST_CASE_TEMPLATE("packed sequences are within the bound, and equal separate ca
   const std::vector<std::int64_t> prefixes{20, 0, 1, 0, 5};
   const auto check = [&](auto config) {
     using Config = decltype(config);
-    WindowedProblem<Config> packed({.batch = 1, .tokens = 155, .prefix = 26});
+    HybridProblem<Config> packed({.batch = 1, .tokens = 155, .prefix = 26});
     packed.sequences.count = 5;
     packed.sequences.cu_seqlens = {0, 49, 49, 50, 150, 155};
     packed.sequences.cu_encoder_seqlens = {0, 20, 20, 21, 21, 26};
-    const auto together = run_windowed<Backend>(packed);
+    const auto together = run_hybrid<Backend>(packed);
     CHECK(error_of(together.output, packed) <= tolerance<typename Config::Element>());
     std::int64_t first = 0;
     std::int64_t encoder_first = 0;
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       CAPTURE(s);
-      WindowedProblem<Config> one = packed.piece(first, lengths[s]);
+      HybridProblem<Config> one = packed.piece(first, lengths[s]);
       one.key_encoder = token_slice(packed.key_encoder, encoder_first, prefixes[s]);
       one.value_encoder = token_slice(packed.value_encoder, encoder_first, prefixes[s]);
-      const auto alone = run_windowed<Backend>(one);
+      const auto alone = run_hybrid<Backend>(one);
       CHECK(relative_error(token_slice(together.output, first, lengths[s]).values, alone.output.values) <=
             2 * tolerance<typename Config::Element>());
       check_same_state<Config>(mixed_of<Config>(together.states, static_cast<std::int64_t>(s), 2), alone.states);
@@ -154,7 +154,7 @@ TEST_CASE_TEMPLATE("packed sequences are within the bound, and equal separate ca
 }
 
 TEST_CASE_TEMPLATE("left pads and right padding are seen by nobody", Backend, JRT_TEST_BACKENDS) {
-  WindowedProblem<Small> problem({.batch = 4, .tokens = 40, .prefix = 12});
+  HybridProblem<Small> problem({.batch = 4, .tokens = 40, .prefix = 12});
   problem.sequences.left_pads = {0, 3, 40, 7};
   problem.sequences.seq_lens = {40, 25, 40, 7};
   problem.sequences.prefix_lens = {12, 12, 0, 7};
@@ -168,25 +168,25 @@ TEST_CASE_TEMPLATE("left pads and right padding are seen by nobody", Backend, JR
       }
     }
   }
-  const auto results = run_windowed<Backend>(problem);
+  const auto results = run_hybrid<Backend>(problem);
   CHECK(error_of(results.output, problem) <= tolerance<double>());
   CHECK(results.output.at(1, 2, 0, 0) == 0);
   CHECK(results.output.at(1, 25, 1, 15) == 0);
   CHECK(results.output.at(2, 39, 1, 15) == 0);
-  WindowedProblem<Small> alone;
+  HybridProblem<Small> alone;
   alone.query = token_slice(batch_slice(problem.query, 1), 3, 22);
   alone.key = token_slice(batch_slice(problem.key, 1), 3, 22);
   alone.value = token_slice(batch_slice(problem.value, 1), 3, 22);
   alone.key_encoder = token_slice(batch_slice(problem.key_encoder, 1), 3, 9);
   alone.value_encoder = token_slice(batch_slice(problem.value_encoder, 1), 3, 9);
-  check_same_state<Small>(mixed_of<Small>(results.states, 1, 2), run_windowed<Backend>(alone).states);
+  check_same_state<Small>(mixed_of<Small>(results.states, 1, 2), run_hybrid<Backend>(alone).states);
   CHECK(contents_of<Small>(mixed_of<Small>(results.states, 2, 2)) == contents_of<Small>(empty_mixed<Small>(1, 2)));
 }
 
 template <class Backend, class Config>
 void check_pieces(std::int64_t prefix) {
-  const WindowedProblem<Config> problem({.tokens = 150, .prefix = prefix});
-  const auto whole = run_windowed<Backend>(problem);
+  const HybridProblem<Config> problem({.tokens = 150, .prefix = prefix});
+  const auto whole = run_hybrid<Backend>(problem);
   for (const std::vector<std::int64_t>& lengths :
        std::vector<std::vector<std::int64_t>>{{1, 149}, {3, 1, 2, 0, 144}, {64, 5, 65, 16}, {8, 7, 135}, {150, 0}}) {
     if (lengths[0] < prefix) {
@@ -197,7 +197,7 @@ void check_pieces(std::int64_t prefix) {
     MixedStates states;
     std::int64_t first = 0;
     for (const std::int64_t length : lengths) {
-      auto part = run_windowed<Backend>(problem.piece(first, length), states);
+      auto part = run_hybrid<Backend>(problem.piece(first, length), states);
       output = joined_tokens(output, part.output);
       states = part.states;
       first += length;
@@ -218,14 +218,14 @@ TEST_CASE_TEMPLATE("pieces equal the whole", Backend, JRT_TEST_BACKENDS) {
 
 template <class Backend, class Config>
 void check_steps(std::int64_t tokens, std::int64_t prefix, const std::vector<std::int64_t>& widths) {
-  const WindowedProblem<Config> problem({.tokens = tokens, .prefix = prefix, .heads = 2, .query_heads = 4});
-  const auto whole = run_windowed<Backend>(problem);
+  const HybridProblem<Config> problem({.tokens = tokens, .prefix = prefix, .heads = 2, .query_heads = 4});
+  const auto whole = run_hybrid<Backend>(problem);
   for (const std::int64_t width : widths) {
     for (const std::int64_t prompt : {prefix, std::max(prefix, tokens / 3)}) {
       CAPTURE(width);
       CAPTURE(prompt);
-      auto begun = run_windowed<Backend>(problem.piece(0, prompt));
-      const auto steps = step_windowed<Backend>(problem, prompt, tokens - prompt, begun.states, width);
+      auto begun = run_hybrid<Backend>(problem.piece(0, prompt));
+      const auto steps = step_hybrid<Backend>(problem, prompt, tokens - prompt, begun.states, width);
       CHECK(error_of(joined_tokens(begun.output, steps), problem) <= tolerance<typename Config::Element>());
       check_same_state<Config>(begun.states, whole.states);
     }
@@ -245,25 +245,25 @@ TEST_CASE("decode steps for windows around an edge") {
 }
 
 TEST_CASE("a sequence without initial state starts empty, whatever its slot holds") {
-  const WindowedProblem<Small> problem({.tokens = 12});
-  const auto fresh = run_windowed<Simple>(problem);
-  const auto ignoring = run_windowed<Simple>(problem, poisoned_mixed<Small>(2, 2), {.has_initial_state = {0, 0}});
+  const HybridProblem<Small> problem({.tokens = 12});
+  const auto fresh = run_hybrid<Simple>(problem);
+  const auto ignoring = run_hybrid<Simple>(problem, poisoned_mixed<Small>(2, 2), {.has_initial_state = {0, 0}});
   CHECK(ignoring.output == fresh.output);
   CHECK(contents_of<Small>(ignoring.states) == contents_of<Small>(fresh.states));
   // One sequence goes on, the other begins.
-  const auto mixed = run_windowed<Simple>(problem, fresh.states, {.has_initial_state = {1, 0}});
+  const auto mixed = run_hybrid<Simple>(problem, fresh.states, {.has_initial_state = {1, 0}});
   CHECK(batch_slice(mixed.output, 1) == batch_slice(fresh.output, 1));
-  CHECK(batch_slice(mixed.output, 0) == batch_slice(run_windowed<Simple>(problem, fresh.states).output, 0));
+  CHECK(batch_slice(mixed.output, 0) == batch_slice(run_hybrid<Simple>(problem, fresh.states).output, 0));
 }
 
 TEST_CASE_TEMPLATE("no tokens leave the state as it was", Backend, JRT_TEST_BACKENDS) {
-  const auto states = run_windowed<Backend>(WindowedProblem<Small>({.tokens = 17})).states;
-  const WindowedProblem<Small> none({.tokens = 0});
-  CHECK(contents_of<Small>(run_windowed<Backend>(none, states).states) == contents_of<Small>(states));
-  CHECK(contents_of<Small>(run_windowed<Backend>(none).states) == contents_of<Small>(empty_mixed<Small>(2, 2)));
+  const auto states = run_hybrid<Backend>(HybridProblem<Small>({.tokens = 17})).states;
+  const HybridProblem<Small> none({.tokens = 0});
+  CHECK(contents_of<Small>(run_hybrid<Backend>(none, states).states) == contents_of<Small>(states));
+  CHECK(contents_of<Small>(run_hybrid<Backend>(none).states) == contents_of<Small>(empty_mixed<Small>(2, 2)));
   using Format = StateFormatOf<Small>;
   typename Backend::template Array<std::uint64_t> pool(states);
-  PlacedWindowed<Backend, Small> placed(none, Layout::bthd);
+  PlacedHybrid<Backend, Small> placed(none, Layout::bthd);
   auto args = placed.template args<DecodeArgs<Small>>();
   args.source = {view_pool<Format>(pool.data(), 2, 2)};
   JRT_REQUIRE_OK(decode_step(args, Backend::execution()));
@@ -274,12 +274,12 @@ template <class Backend, class Config>
 void check_slots() {
   using Format = StateFormatOf<Config>;
   using E = typename Config::Element;
-  const auto states = run_windowed<Backend>(WindowedProblem<Config>({.batch = 3, .tokens = 19}, 5)).states;
+  const auto states = run_hybrid<Backend>(HybridProblem<Config>({.batch = 3, .tokens = 19}, 5)).states;
   for (const std::int64_t tokens : {2, 40}) {
     CAPTURE(tokens);
-    const WindowedProblem<Config> problem({.batch = 3, .tokens = tokens});
+    const HybridProblem<Config> problem({.batch = 3, .tokens = tokens});
     auto expected_states = states;
-    const auto expected = step_windowed<Backend>(problem, 0, tokens, expected_states, tokens);
+    const auto expected = step_hybrid<Backend>(problem, 0, tokens, expected_states, tokens);
     // Sequences 0, 1, 2 read slots 4, 1, - and write 0, -, 2: only the first is complete. Slots lie apart.
     const auto numbers = static_cast<std::int64_t>(mixed_units<Config>(1, 2));
     const std::int64_t stride = numbers + 2;
@@ -301,7 +301,7 @@ void check_slots() {
       CHECK(std::equal(after.begin() + numbers, after.end(), pool.begin() + numbers));
     };
     {
-      PlacedWindowed<Backend, Config> placed(problem, Layout::spaced);
+      PlacedHybrid<Backend, Config> placed(problem, Layout::spaced);
       auto args = placed.template args<DecodeArgs<Config>>();
       args.source = {view, source.data()};
       args.destination = {view, destination.data()};
@@ -309,7 +309,7 @@ void check_slots() {
       check(placed.output.read(), memory.read());
     }
     {
-      PlacedWindowed<Backend, Config> placed(problem, Layout::bthd);
+      PlacedHybrid<Backend, Config> placed(problem, Layout::bthd);
       auto args = placed.template args<PrefillArgs<Config>>();
       args.initial_state = {view, source.data()};
       args.final_state = {view, destination.data()};
@@ -328,13 +328,13 @@ TEST_CASE_TEMPLATE("in place and to another slot give the same bits", Backend, J
   using Format = StateFormatOf<Small>;
   for (const std::int64_t tokens : {1, 3, 19}) {
     CAPTURE(tokens);
-    const auto states = run_windowed<Backend>(WindowedProblem<Small>({.tokens = 17}, 5)).states;
-    const WindowedProblem<Small> problem({.tokens = tokens});
+    const auto states = run_hybrid<Backend>(HybridProblem<Small>({.tokens = 17}, 5)).states;
+    const HybridProblem<Small> problem({.tokens = tokens});
     auto in_place = states;
-    const auto expected = step_windowed<Backend>(problem, 0, tokens, in_place, tokens, Layout::bthd);
+    const auto expected = step_hybrid<Backend>(problem, 0, tokens, in_place, tokens, Layout::bthd);
     typename Backend::template Array<std::uint64_t> source(states);
     typename Backend::template Array<std::uint64_t> destination(poisoned_mixed<Small>(2, 2));
-    PlacedWindowed<Backend, Small> placed(problem, Layout::bthd);
+    PlacedHybrid<Backend, Small> placed(problem, Layout::bthd);
     auto args = placed.template args<DecodeArgs<Small>>();
     args.source = {view_pool<Format>(source.data(), 2, 2)};
     args.destination = {view_pool<Format>(destination.data(), 2, 2)};
@@ -343,8 +343,8 @@ TEST_CASE_TEMPLATE("in place and to another slot give the same bits", Backend, J
     CHECK(contents_of<Small>(destination.read()) == contents_of<Small>(in_place));
     CHECK(source.read() == states);
     // The same for prefill.
-    const auto apart = run_windowed<Backend>(problem, states);
-    PlacedWindowed<Backend, Small> again(problem, Layout::bthd);
+    const auto apart = run_hybrid<Backend>(problem, states);
+    PlacedHybrid<Backend, Small> again(problem, Layout::bthd);
     auto prefill_args = again.template args<PrefillArgs<Small>>();
     prefill_args.initial_state = args.source;
     prefill_args.final_state = args.source;
@@ -361,10 +361,10 @@ void check_staged(std::int64_t before) {
   CAPTURE(before);
   constexpr std::int64_t drafted = 11;
   constexpr std::int64_t batch = drafted + 1;  // sequence b accepts b tokens
-  const auto states = run_windowed<Backend>(WindowedProblem<Config>({.batch = batch, .tokens = before}, 5)).states;
-  const WindowedProblem<Config> problem({.batch = batch, .tokens = drafted});
+  const auto states = run_hybrid<Backend>(HybridProblem<Config>({.batch = batch, .tokens = before}, 5)).states;
+  const HybridProblem<Config> problem({.batch = batch, .tokens = drafted});
   auto stepped = states;
-  const auto expected = step_windowed<Backend>(problem, 0, drafted, stepped);
+  const auto expected = step_hybrid<Backend>(problem, 0, drafted, stepped);
 
   typename Backend::template Array<std::uint64_t> memory(states);
   const StatePoolView<Format> pool = view_pool<Format>(memory.data(), batch, 2);
@@ -374,7 +374,7 @@ void check_staged(std::int64_t before) {
   std::int64_t first = 0;
   for (const std::int64_t width : {1, 3, 1, 0, 6}) {
     CAPTURE(first);
-    PlacedWindowed<Backend, Config> placed(problem.piece(first, width), Layout::spaced);
+    PlacedHybrid<Backend, Config> placed(problem.piece(first, width), Layout::spaced);
     auto args = placed.template args<StagedStepArgs<Config>>();
     args.state = {pool};
     args.staging = staging;
@@ -405,7 +405,7 @@ void check_staged(std::int64_t before) {
   for (std::int64_t b = 0; b < batch; ++b) {
     CAPTURE(b);
     auto wanted = states;
-    step_windowed<Backend>(problem, 0, b, wanted);
+    step_hybrid<Backend>(problem, 0, b, wanted);
     const auto contents = contents_of<Config>(mixed_of<Config>(wanted, b, 2));
     CHECK(contents_of<Config>(mixed_of<Config>(apart, b, 2)) == contents);
     CHECK(contents_of<Config>(mixed_of<Config>(in_place, b, 2)) == contents);
@@ -423,15 +423,15 @@ TEST_CASE_TEMPLATE("staged steps: outputs as if committed, commit of k is k step
 
 TEST_CASE_TEMPLATE("staged steps and commit skip padding rows", Backend, JRT_TEST_BACKENDS) {
   using Format = StateFormatOf<Small>;
-  const auto states = run_windowed<Backend>(WindowedProblem<Small>({.batch = 3, .tokens = 16}, 5)).states;
-  const WindowedProblem<Small> problem({.batch = 3, .tokens = 2});
+  const auto states = run_hybrid<Backend>(HybridProblem<Small>({.batch = 3, .tokens = 16}, 5)).states;
+  const HybridProblem<Small> problem({.batch = 3, .tokens = 2});
   typename Backend::template Array<std::uint64_t> memory(states);
   typename Backend::template Array<std::uint64_t> expected(states);
   typename Backend::template Array<std::int32_t> slots({2, skip_slot, 0});
   StagingView<Small> staging{nullptr, 3, 2, 2};
   typename Backend::template Array<double> staged(std::vector<double>(staging.bytes() / sizeof(double), poison<double>()));
   staging.data = staged.data();
-  PlacedWindowed<Backend, Small> placed(problem, Layout::spaced);
+  PlacedHybrid<Backend, Small> placed(problem, Layout::spaced);
   auto args = placed.template args<StagedStepArgs<Small>>();
   args.state = {view_pool<Format>(memory.data(), 3, 2), slots.data()};
   args.staging = staging;
@@ -449,7 +449,7 @@ TEST_CASE_TEMPLATE("staged steps and commit skip padding rows", Backend, JRT_TES
   // Both take the first token, the first sequence the second, too.
   for (const std::int64_t token : {0, 1}) {
     typename Backend::template Array<std::int32_t> taking({2, skip_slot, token == 0 ? 0 : skip_slot});
-    PlacedWindowed<Backend, Small> step(problem.piece(token, 1), Layout::spaced);
+    PlacedHybrid<Backend, Small> step(problem.piece(token, 1), Layout::spaced);
     auto step_args = step.template args<DecodeArgs<Small>>();
     step_args.source = {view_pool<Format>(expected.data(), 3, 2), taking.data()};
     JRT_REQUIRE_OK(decode_step(step_args, Backend::execution()));
@@ -459,9 +459,9 @@ TEST_CASE_TEMPLATE("staged steps and commit skip padding rows", Backend, JRT_TES
 
 TEST_CASE_TEMPLATE("a fork goes its own way, a cleared slot begins anew", Backend, JRT_TEST_BACKENDS) {
   using Format = StateFormatOf<Small>;
-  const WindowedProblem<Small> prompt({.batch = 1, .tokens = 17}, 5);
-  const WindowedProblem<Small> rest({.batch = 1, .tokens = 9}, 20);
-  const auto begun = run_windowed<Backend>(prompt);
+  const HybridProblem<Small> prompt({.batch = 1, .tokens = 17}, 5);
+  const HybridProblem<Small> rest({.batch = 1, .tokens = 9}, 20);
+  const auto begun = run_hybrid<Backend>(prompt);
   MixedStates pool = poisoned_mixed<Small>(2, 2);
   std::copy(begun.states.begin(), begun.states.end(), pool.begin());
   typename Backend::template Array<std::uint64_t> memory(pool);
@@ -472,23 +472,23 @@ TEST_CASE_TEMPLATE("a fork goes its own way, a cleared slot begins anew", Backen
   JRT_REQUIRE_OK(copy_states(StateSlots<Format>{view, from.data()}, destination, 1, Backend::execution()));
   auto second = mixed_of<Small>(memory.read(), 1, 2);
   CHECK(contents_of<Small>(second) == contents_of<Small>(begun.states));
-  WindowedProblem<Small> whole;
+  HybridProblem<Small> whole;
   whole.query = joined_tokens(prompt.query, rest.query);
   whole.key = joined_tokens(prompt.key, rest.key);
   whole.value = joined_tokens(prompt.value, rest.value);
   whole.key_encoder = prompt.key_encoder;
   whole.value_encoder = prompt.value_encoder;
-  CHECK(error_of(joined_tokens(begun.output, step_windowed<Backend>(rest, 0, 9, second, 2)), whole) <= tolerance<double>());
+  CHECK(error_of(joined_tokens(begun.output, step_hybrid<Backend>(rest, 0, 9, second, 2)), whole) <= tolerance<double>());
 
   JRT_REQUIRE_OK(clear_states(destination, 1, Backend::execution()));
   auto cleared = mixed_of<Small>(memory.read(), 1, 2);
   CHECK(contents_of<Small>(cleared) == contents_of<Small>(empty_mixed<Small>(1, 2)));
-  CHECK(error_of(step_windowed<Backend>(rest, 0, 9, cleared), rest) <= tolerance<double>());
+  CHECK(error_of(step_hybrid<Backend>(rest, 0, 9, cleared), rest) <= tolerance<double>());
 }
 
 TEST_CASE_TEMPLATE("saved states come back to the bit, those of another mixer are refused", Backend, JRT_TEST_BACKENDS) {
   using Format = StateFormatOf<Published>;
-  const auto states = run_windowed<Backend>(WindowedProblem<Published>({.batch = 3, .tokens = 140})).states;
+  const auto states = run_hybrid<Backend>(HybridProblem<Published>({.batch = 3, .tokens = 140})).states;
   typename Backend::template Array<std::uint64_t> memory(states);
   typename Backend::template Array<std::uint64_t> back(poisoned_mixed<Published>(3, 2));
   typename Backend::template Array<std::int32_t> from({2, skip_slot, 0});
@@ -520,16 +520,16 @@ TEST_CASE_TEMPLATE("saved states come back to the bit, those of another mixer ar
 
 TEST_CASE_TEMPLATE("as a layer of a stack, beside others", Backend, JRT_TEST_BACKENDS) {
   using Whole = Stack<Layer<Causal<float, 16, 64>, 2>, Layer<SmallFloat, 2>, Layer<Mixed<float, 3, 8, 8>, 2>>;
-  const WindowedProblem<SmallFloat> problem({.tokens = 30});
-  const WindowedProblem<Mixed<float, 3, 8, 8>> other({.tokens = 30}, 9);
-  const WindowedProblem<SmallFloat> linear({.tokens = 30}, 17);
+  const HybridProblem<SmallFloat> problem({.tokens = 30});
+  const HybridProblem<Mixed<float, 3, 8, 8>> other({.tokens = 30}, 9);
+  const HybridProblem<SmallFloat> linear({.tokens = 30}, 17);
   typename Backend::template Array<std::uint64_t> pool(
       std::vector<std::uint64_t>(static_cast<std::size_t>(2 * Whole::head_elements), ~std::uint64_t{0}));
   const StateSlots<Whole> states{view_pool<Whole>(pool.data(), 2, 1)};
   const auto outputs_of = [&](std::int64_t first, std::int64_t count, auto args) {
-    PlacedWindowed<Backend, SmallFloat> a(linear.piece(first, count), Layout::bthd);
-    PlacedWindowed<Backend, SmallFloat> b(problem.piece(first, count), Layout::spaced);
-    PlacedWindowed<Backend, Mixed<float, 3, 8, 8>> c(other.piece(first, count), Layout::packed);
+    PlacedHybrid<Backend, SmallFloat> a(linear.piece(first, count), Layout::bthd);
+    PlacedHybrid<Backend, SmallFloat> b(problem.piece(first, count), Layout::spaced);
+    PlacedHybrid<Backend, Mixed<float, 3, 8, 8>> c(other.piece(first, count), Layout::packed);
     auto& layers = args.layers;
     const auto fill = [](auto& to, auto& placed) {
       to.query = placed.query.view();
@@ -576,8 +576,8 @@ TEST_CASE_TEMPLATE("as a layer of a stack, beside others", Backend, JRT_TEST_BAC
 
 TEST_CASE("checkpoints on the way: each is where a prefill may go on") {
   using Format = StateFormatOf<SmallFloat>;
-  const WindowedProblem<SmallFloat> problem({.tokens = 50, .prefix = 9});
-  PlacedWindowed<Simple, SmallFloat> placed(problem, Layout::bthd);
+  const HybridProblem<SmallFloat> problem({.tokens = 50, .prefix = 9});
+  PlacedHybrid<Simple, SmallFloat> placed(problem, Layout::bthd);
   Simple::Array<std::uint64_t> memory(poisoned_mixed<SmallFloat>(4, 2));
   auto args = placed.args<PrefillArgs<SmallFloat>>();
   const Checkpoints<SmallFloat> checkpoints{20, {view_pool<Format>(memory.data(), 4, 2)}};
@@ -585,7 +585,7 @@ TEST_CASE("checkpoints on the way: each is where a prefill may go on") {
   CHECK(error_of(placed.output.read(), problem) <= tolerance<float>());
   const auto all = memory.read();
   const MixedStates second(all.begin() + static_cast<std::ptrdiff_t>(mixed_units<SmallFloat>(2, 2)), all.end());
-  check_same_state<SmallFloat>(second, run_windowed<Simple>(problem.piece(0, 40)).states);
+  check_same_state<SmallFloat>(second, run_hybrid<Simple>(problem.piece(0, 40)).states);
   // The encoder region must lie within the first piece.
   const Checkpoints<SmallFloat> narrow{5, checkpoints.states};
   const Status status = prefill_with_checkpoints(args, narrow, Simple::execution());
@@ -594,12 +594,12 @@ TEST_CASE("checkpoints on the way: each is where a prefill may go on") {
 
 TEST_CASE_TEMPLATE("a workspace of the size asked for is enough, and one byte less is refused", Config, SmallFloat,
                    Mixed<BFloat16, 7, 16, 64>) {
-  const WindowedProblem<Config> problem({.tokens = 70, .prefix = 30});
-  PlacedWindowed<Concurrent, Config> placed(problem, Layout::bthd);
+  const HybridProblem<Config> problem({.tokens = 70, .prefix = 30});
+  PlacedHybrid<Concurrent, Config> placed(problem, Layout::bthd);
   auto args = placed.template args<PrefillArgs<Config>>();
   const auto on = Concurrent::execution();
   const std::size_t bytes = prefill_workspace_bytes(args, on);
-  const auto expected = run_windowed<Concurrent>(problem).output;
+  const auto expected = run_hybrid<Concurrent>(problem).output;
   for (const std::size_t shift : {0, 1, 63}) {
     CAPTURE(shift);
     Concurrent::Array<unsigned char> workspace(std::vector<unsigned char>(bytes + shift + 64, 0xff));
@@ -651,11 +651,11 @@ double random_case(Random& random) {
       }
     }
   }
-  WindowedProblem<Config> problem(shape, seed, 1 + 0.1 * static_cast<double>(random.between(-3, 3)));
+  HybridProblem<Config> problem(shape, seed, 1 + 0.1 * static_cast<double>(random.between(-3, 3)));
   problem.sequences = lists;
   Tensor<E> output;
   if (!lists.left_pads.empty()) {
-    output = run_windowed<Backend>(problem, {}, options).output;
+    output = run_hybrid<Backend>(problem, {}, options).output;
   } else {
     output = Tensor<E>{problem.output_shape(), {}};
     output.shape.tokens = 0;
@@ -663,17 +663,17 @@ double random_case(Random& random) {
     for (std::int64_t first = 0; first < shape.tokens;) {
       const std::int64_t count = std::min(shape.tokens - first, random.between(1, random.chance(0.5) ? 12 : 160));
       if (random.chance(0.5)) {
-        auto part = run_windowed<Backend>(problem.piece(first, count), states, options);
+        auto part = run_hybrid<Backend>(problem.piece(first, count), states, options);
         output = joined_tokens(output, part.output);
         states = part.states;
       } else {
         output = joined_tokens(output,
-                               step_windowed<Backend>(problem, first, count, states, random.between(1, 9), options.layout));
+                               step_hybrid<Backend>(problem, first, count, states, random.between(1, 9), options.layout));
       }
       first += count;
     }
   }
-  return relative_error(output.values, reference_windowed(problem).values);
+  return relative_error(output.values, reference_hybrid(problem).values);
 }
 
 template <class Backend, class Config>

@@ -16,7 +16,7 @@ namespace {
 static_assert(left_window_of(256) == 128);
 static_assert(StateFormatOf<Plain<float, 64, 128>>::rows == 129);
 
-/// Small, turned, with a window that a few tokens fill: what most cases use.
+/// Small, rotated, with a window that a few tokens fill: what most cases use.
 using Small = Turned<double, 16, 4>;
 using SmallFloat = Turned<float, 16, 4>;
 

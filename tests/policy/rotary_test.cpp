@@ -115,7 +115,7 @@ TEST_CASE("position 0 turns nothing, to the bit") {
   }
 }
 
-TEST_CASE("products of turned vectors depend on the distance of their positions only") {
+TEST_CASE("products of rotated vectors depend on the distance of their positions only") {
   const RotaryHalves<16> rotary;
   std::mt19937 generator(5);
   std::normal_distribution<double> normal;
@@ -128,8 +128,8 @@ TEST_CASE("products of turned vectors depend on the distance of their positions 
   const auto product = [&](std::int64_t i, std::int64_t j) {
     auto a = query;
     auto b = key;
-    detail::cpu::turn(rotary, i, a.data());
-    detail::cpu::turn(rotary, j, b.data());
+    detail::cpu::rotate(rotary, i, a.data());
+    detail::cpu::rotate(rotary, j, b.data());
     double sum = 0;
     for (std::size_t c = 0; c < 16; ++c) {
       sum += a[c] * b[c];

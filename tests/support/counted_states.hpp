@@ -18,7 +18,7 @@
 /// States of mixers that count tokens, with any number there, and what comes of them.
 namespace jrt::test {
 
-inline constexpr std::int64_t most_tokens = std::int64_t{1} << 62;
+inline constexpr std::int64_t max_tokens = std::int64_t{1} << 62;
 
 template <class T>
 bool same_bytes(std::span<const T> a, std::span<const T> b) {
@@ -33,7 +33,7 @@ constexpr std::size_t count_at() {
   using Format = StateFormatOf<Config>;
   return static_cast<std::size_t>(Format::count_offset) * sizeof(typename Format::Scalar);
 }
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 constexpr std::size_t count_at() {
   return static_cast<std::size_t>(StateFormatOf<Config>::window_offset) + count_at<typename Config::Window>();
 }
@@ -42,16 +42,16 @@ template <WindowConfig Config>
 WindowProblem<Config> counted_problem(std::int64_t tokens) {
   return WindowProblem<Config>({.batch = 1, .tokens = tokens});
 }
-template <WindowedLinearConfig Config>
-WindowedProblem<Config> counted_problem(std::int64_t tokens) {
-  return WindowedProblem<Config>({.batch = 1, .tokens = tokens, .query_heads = 4});
+template <HybridConfig Config>
+HybridProblem<Config> counted_problem(std::int64_t tokens) {
+  return HybridProblem<Config>({.batch = 1, .tokens = tokens, .query_heads = 4});
 }
 template <class Backend, class Config>
 PlacedWindow<Backend, Config> placed(const WindowProblem<Config>& problem) {
   return {problem, Layout::bthd};
 }
 template <class Backend, class Config>
-PlacedWindowed<Backend, Config> placed(const WindowedProblem<Config>& problem) {
+PlacedHybrid<Backend, Config> placed(const HybridProblem<Config>& problem) {
   return {problem, Layout::bthd};
 }
 

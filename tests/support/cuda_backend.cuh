@@ -70,7 +70,7 @@ inline CudaKernels tested_kernels() {
 /// Whether this operator has kernels of its own for the architecture, compiled and with a device for them.
 template <class Config>
 bool has_own_kernels() {
-  if constexpr (detail::cuda::hopper_wanted && detail::cuda::HopperLayout<Config>::supported) {
+  if constexpr (detail::cuda::targets_hopper && detail::cuda::HopperLayout<Config>::supported) {
     return detail::cuda::HopperPrefill<Config>::available(Cuda{});
   } else {
     return false;

@@ -37,7 +37,7 @@ inline std::int64_t random_length(Random& random, std::int64_t most) {
 }
 
 template <class Config>
-Problem<Config> random_problem(Random& random, std::int64_t most_tokens) {
+Problem<Config> random_problem(Random& random, std::int64_t max_tokens) {
   constexpr bool reads_encoder = Config::Mask::reads_encoder;
   ProblemShape shape;
   shape.heads = random.between(1, 3);
@@ -51,7 +51,7 @@ Problem<Config> random_problem(Random& random, std::int64_t most_tokens) {
     lists.cu_seqlens = {0};
     lists.cu_encoder_seqlens = {0};
     for (std::int64_t b = 0; b < lists.count; ++b) {
-      const std::int64_t tokens = random_length(random, most_tokens / 2);
+      const std::int64_t tokens = random_length(random, max_tokens / 2);
       const std::int64_t prefix = reads_encoder ? random.between(0, tokens) : 0;
       lists.cu_seqlens.push_back(lists.cu_seqlens.back() + as_int(tokens));
       lists.cu_encoder_seqlens.push_back(lists.cu_encoder_seqlens.back() + as_int(prefix));
@@ -66,7 +66,7 @@ Problem<Config> random_problem(Random& random, std::int64_t most_tokens) {
     shape.prefix = lists.cu_encoder_seqlens.back();
   } else {
     shape.batch = random.between(1, 4);
-    shape.tokens = random_length(random, most_tokens);
+    shape.tokens = random_length(random, max_tokens);
     shape.prefix = reads_encoder ? random.between(0, shape.tokens) : 0;
     const bool lengths = random.chance(0.3);
     const bool prefixes = lengths || random.chance(0.3);
@@ -91,13 +91,13 @@ Problem<Config> random_problem(Random& random, std::int64_t most_tokens) {
 
 /// `cases` random prefills, each followed by a few decode steps from its final state; the worst error of outputs.
 template <class Backend, class Config>
-double fuzz(unsigned seed, int cases, std::int64_t most_tokens) {
+double fuzz(unsigned seed, int cases, std::int64_t max_tokens) {
   using E = typename Config::Element;
   Random random(seed);
   double worst = 0;
   for (int i = 0; i < cases; ++i) {
     CAPTURE(i);
-    Problem<Config> problem = random_problem<Config>(random, most_tokens);
+    Problem<Config> problem = random_problem<Config>(random, max_tokens);
     const std::int64_t slots = problem.sequence_count();
     const std::int64_t heads = problem.key.shape.heads;
     StateNumbers<Config> initial;

@@ -40,11 +40,11 @@ class RandomCalls {
   template <class T>
   using Array = typename Backend::template Array<T>;
 
-  RandomCalls(Random& random, std::int64_t most_tokens)
+  RandomCalls(Random& random, std::int64_t max_tokens)
       : random_(random),
-        most_tokens_(most_tokens),
+        max_tokens_(max_tokens),
         mixer_(random),
-        slots_(random.between(most_sequences + 1, 2 * most_sequences + 2)),
+        slots_(random.between(max_sequences + 1, 2 * max_sequences + 2)),
         pool_offset_(granule * random.between(0, 2)),
         slot_stride_(mixer_.heads() * Format::head_elements + granule * random.between(0, 3)),
         memory_(static_cast<std::size_t>(pool_offset_ + slots_ * slot_stride_), poison<E>()) {
@@ -213,7 +213,7 @@ class RandomCalls {
   };
 
   void prefill_some() {
-    Batch batch = random_batch(random_, random_.chance(0.3) ? 12 : most_tokens_);
+    Batch batch = random_batch(random_, random_.chance(0.3) ? 12 : max_tokens_);
     SlotPlan plan = random_slots(random_, known_, batch.count(), random_.chance(0.5), true);
     plan.reads = random_.chance(0.75);
     plan.writes = random_.chance(0.85);
@@ -258,7 +258,7 @@ class RandomCalls {
 
   void step() {
     const std::int64_t width = random_width();
-    const Batch batch = full_rows(random_.between(1, most_sequences), width);
+    const Batch batch = full_rows(random_.between(1, max_sequences), width);
     const bool in_place = random_.chance(0.5);
     SlotPlan plan = random_slots(random_, known_, batch.count(), in_place, false);
     const bool leaves_out = in_place && random_.chance(0.5);
@@ -285,7 +285,7 @@ class RandomCalls {
 
   /// Staged steps, then some of their tokens are taken.
   void draft() {
-    const std::int64_t count = random_.between(1, most_sequences);
+    const std::int64_t count = random_.between(1, max_sequences);
     const bool in_place = random_.chance(0.5);
     SlotPlan plan = random_slots(random_, known_, count, in_place, false);
     SlotPlan staging_plan = plan;
@@ -362,7 +362,7 @@ class RandomCalls {
   }
 
   Random& random_;
-  std::int64_t most_tokens_;
+  std::int64_t max_tokens_;
   Mixer mixer_;
   std::int64_t slots_;
   std::int64_t pool_offset_;
@@ -378,7 +378,7 @@ class RandomCalls {
 
 /// Random calls on `cases` pools, other calls for each format of state; the worst error of one pool's.
 template <class Backend, template <class, class> class MixerOf, class Config>
-double fuzz_mixer(unsigned seed, int cases, std::int64_t most_tokens) {
+double fuzz_mixer(unsigned seed, int cases, std::int64_t max_tokens) {
   using Format = StateFormatOf<Config>;
   using E = typename Format::Scalar;
   Random random(seed + static_cast<unsigned>(Format::head_elements * 16 + sizeof(E) + std::is_same_v<E, Half>));
@@ -386,7 +386,7 @@ double fuzz_mixer(unsigned seed, int cases, std::int64_t most_tokens) {
   for (int i = 0; i < cases; ++i) {
     CAPTURE(seed);
     CAPTURE(i);
-    worst = std::max(worst, RandomCalls<Backend, MixerOf, Config>(random, most_tokens).run(12));
+    worst = std::max(worst, RandomCalls<Backend, MixerOf, Config>(random, max_tokens).run(12));
   }
   return worst;
 }

@@ -177,12 +177,12 @@ inline Batch full_rows(std::int64_t rows, std::int64_t tokens) {
   return batch;
 }
 
-inline constexpr std::int64_t most_sequences = 5;
+inline constexpr std::int64_t max_sequences = 5;
 
 /// Packed sequences, perhaps with rows of nobody around them, or a dense batch; with padding or without.
-inline Batch random_batch(Random& random, std::int64_t most_tokens) {
+inline Batch random_batch(Random& random, std::int64_t max_tokens) {
   const auto as_int = [](std::int64_t number) { return static_cast<std::int32_t>(number); };
-  const std::int64_t count = random.between(1, most_sequences);
+  const std::int64_t count = random.between(1, max_sequences);
   const bool pads = random.chance(0.4);
   const auto random_pad = [&](std::int64_t tokens) {
     return pads && random.chance(0.7) ? random.between(0, tokens) : std::int64_t{0};
@@ -193,7 +193,7 @@ inline Batch random_batch(Random& random, std::int64_t most_tokens) {
     lists.count = count;
     lists.cu_seqlens = {random.chance(0.2) ? as_int(random.between(1, 3)) : 0};
     for (std::int64_t b = 0; b < count; ++b) {
-      const std::int64_t tokens = random_length(random, most_tokens / 2);
+      const std::int64_t tokens = random_length(random, max_tokens / 2);
       const std::int64_t pad = random_pad(tokens);
       const std::int64_t begin = lists.cu_seqlens.back();
       batch.parts.push_back({0, begin, begin + tokens, begin + pad, tokens - pad});
@@ -202,7 +202,7 @@ inline Batch random_batch(Random& random, std::int64_t most_tokens) {
     batch.tokens = lists.cu_seqlens.back() + (random.chance(0.2) ? random.between(1, 3) : 0);
   } else {
     batch.rows = count;
-    batch.tokens = random_length(random, most_tokens);
+    batch.tokens = random_length(random, max_tokens);
     const bool lengths = random.chance(0.4);
     for (std::int64_t b = 0; b < count; ++b) {
       const std::int64_t tokens = lengths ? random.between(0, batch.tokens) : batch.tokens;

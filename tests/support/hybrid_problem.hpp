@@ -18,13 +18,12 @@
 namespace jrt::test {
 
 template <class E, int left, int d = 16, int dv = 24>
-using Mixed = WindowedLinearAttention<PrefixLinearAttention<E, d, dv>, WindowBeside<PrefixLinearAttention<E, d, dv>, left>>;
+using Mixed = HybridAttention<PrefixLinearAttention<E, d, dv>, WindowBeside<PrefixLinearAttention<E, d, dv>, left>>;
 template <class E, int left, int d = 16, int dv = 24>
-using MixedCausal =
-    WindowedLinearAttention<BasedLinearAttention<E, d, dv>, WindowBeside<BasedLinearAttention<E, d, dv>, left>>;
+using MixedCausal = HybridAttention<BasedLinearAttention<E, d, dv>, WindowBeside<BasedLinearAttention<E, d, dv>, left>>;
 
 template <class Config>
-struct WindowedProblem {
+struct HybridProblem {
   using E = typename Config::Element;
   static constexpr int d = Config::Window::head_dim;
   static constexpr int dv = Config::Window::value_dim;
@@ -36,8 +35,8 @@ struct WindowedProblem {
   Tensor<E> value_encoder;
   SequenceLists sequences;
 
-  WindowedProblem() = default;
-  explicit WindowedProblem(const ProblemShape& shape, unsigned seed = 1, double scale = 1)
+  HybridProblem() = default;
+  explicit HybridProblem(const ProblemShape& shape, unsigned seed = 1, double scale = 1)
       : query(random_tensor<E>({shape.batch, shape.tokens, shape.query_heads, d}, seed, scale)),
         key(random_tensor<E>({shape.batch, shape.tokens, shape.heads, d}, seed + 1, scale)),
         value(random_tensor<E>({shape.batch, shape.tokens, shape.heads, dv}, seed + 2)),
@@ -52,8 +51,8 @@ struct WindowedProblem {
   }
 
   /// Tokens [first, first + count) of every row, as sequences of their own; the encoder region stays with token 0.
-  [[nodiscard]] WindowedProblem piece(std::int64_t first, std::int64_t count) const {
-    WindowedProblem part;
+  [[nodiscard]] HybridProblem piece(std::int64_t first, std::int64_t count) const {
+    HybridProblem part;
     part.query = token_slice(query, first, count);
     part.key = token_slice(key, first, count);
     part.value = token_slice(value, first, count);
@@ -75,7 +74,7 @@ struct SequencePlace {
 };
 
 template <class Config>
-SequencePlace place_of(const WindowedProblem<Config>& problem, std::int64_t b) {
+SequencePlace place_of(const HybridProblem<Config>& problem, std::int64_t b) {
   const SequenceLists& lists = problem.sequences;
   const auto s = static_cast<std::size_t>(b);
   const std::int64_t pad = lists.left_pads.empty() ? 0 : lists.left_pads[s];
@@ -100,8 +99,8 @@ SequencePlace place_of(const WindowedProblem<Config>& problem, std::int64_t b) {
 
 /// The formula over all pairs of tokens, in double. `left` may stand in for the configuration's.
 template <class Config>
-Tensor<double> reference_windowed(const WindowedProblem<Config>& problem, std::int64_t left = Config::Window::left_window) {
-  using Problem = WindowedProblem<Config>;
+Tensor<double> reference_hybrid(const HybridProblem<Config>& problem, std::int64_t left = Config::Window::left_window) {
+  using Problem = HybridProblem<Config>;
   Tensor<double> output{problem.output_shape(), std::vector<double>(element_count(problem.output_shape()))};
   const std::int64_t group = problem.query.shape.heads / problem.heads();
   const typename Config::Linear::FeatureMap map{};
@@ -187,7 +186,7 @@ MixedContents contents_of(const MixedStates& states) {
   MixedContents contents;
   for (std::size_t at = 0; at < states.size(); at += static_cast<std::size_t>(Format::head_elements)) {
     const auto* const head = reinterpret_cast<const unsigned char*>(states.data() + at);
-    std::vector<typename Linear::Scalar> sums(static_cast<std::size_t>(Linear::head_numbers));
+    std::vector<typename Linear::Scalar> sums(static_cast<std::size_t>(Linear::head_values));
     std::memcpy(sums.data(), head, sums.size() * sizeof sums[0]);
     for (const auto number : sums) {
       contents.sums.push_back(convert<double>(number));
@@ -218,7 +217,7 @@ void check_same_state(const MixedStates& a, const MixedStates& b) {
 
 /// A call's tensors in a backend's memory.
 template <class Backend, class Config>
-struct PlacedWindowed {
+struct PlacedHybrid {
   using E = typename Config::Element;
   Placed<Backend, E> query;
   Placed<Backend, E> key;
@@ -228,7 +227,7 @@ struct PlacedWindowed {
   Placed<Backend, E> output;
   PlacedSequences<Backend> sequences;
 
-  PlacedWindowed(const WindowedProblem<Config>& problem, Layout layout)
+  PlacedHybrid(const HybridProblem<Config>& problem, Layout layout)
       : query(problem.query, layout),
         key(problem.key, layout),
         value(problem.value, layout),
@@ -254,19 +253,19 @@ struct PlacedWindowed {
 };
 
 template <class Config>
-struct WindowedResults {
+struct HybridResults {
   Tensor<typename Config::Element> output;
   MixedStates states;
 };
 
 /// Prefill from `initial` (one slot per sequence; empty: none). Also checks that nothing around the output was touched.
 template <class Backend, class Config>
-WindowedResults<Config> run_windowed(const WindowedProblem<Config>& problem, const MixedStates& initial = {},
-                                     const RunOptions& options = {}) {
+HybridResults<Config> run_hybrid(const HybridProblem<Config>& problem, const MixedStates& initial = {},
+                                 const RunOptions& options = {}) {
   using Format = StateFormatOf<Config>;
   const std::int64_t heads = problem.heads();
   const std::int64_t slots = problem.sequence_count();
-  PlacedWindowed<Backend, Config> placed(problem, options.layout);
+  PlacedHybrid<Backend, Config> placed(problem, options.layout);
   typename Backend::template Array<std::uint64_t> initial_states(initial);
   typename Backend::template Array<std::uint64_t> final_states(poisoned_mixed<Config>(slots, heads));
   typename Backend::template Array<std::uint8_t> has_initial(options.has_initial_state);
@@ -286,16 +285,15 @@ WindowedResults<Config> run_windowed(const WindowedProblem<Config>& problem, con
 /// Steps through `tokens` tokens of the problem from `first` on, `width` at a time, updating `states` in place; the outputs
 /// of all steps, one after the other.
 template <class Backend, class Config>
-Tensor<typename Config::Element> step_windowed(const WindowedProblem<Config>& problem, std::int64_t first,
-                                               std::int64_t tokens, MixedStates& states, std::int64_t width = 1,
-                                               Layout layout = Layout::spaced) {
+Tensor<typename Config::Element> step_hybrid(const HybridProblem<Config>& problem, std::int64_t first, std::int64_t tokens,
+                                             MixedStates& states, std::int64_t width = 1, Layout layout = Layout::spaced) {
   using Format = StateFormatOf<Config>;
   TensorShape shape = problem.output_shape();
   shape.tokens = 0;
   Tensor<typename Config::Element> outputs{shape, {}};
   typename Backend::template Array<std::uint64_t> pool(states);
   for (std::int64_t t = 0; t < tokens; t += width) {
-    PlacedWindowed<Backend, Config> placed(problem.piece(first + t, std::min(width, tokens - t)), layout);
+    PlacedHybrid<Backend, Config> placed(problem.piece(first + t, std::min(width, tokens - t)), layout);
     auto args = placed.template args<DecodeArgs<Config>>();
     args.source = {view_pool<Format>(pool.data(), problem.query.shape.batch, problem.heads())};
     JRT_REQUIRE_OK(decode_step(args, Backend::execution()));

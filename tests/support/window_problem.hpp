@@ -69,7 +69,7 @@ struct WindowProblem {
 
 /// A query or key as the formula has it, in double.
 template <class Config>
-std::vector<double> turned_row(const typename Config::Element* row, std::int64_t position) {
+std::vector<double> rotated_row(const typename Config::Element* row, std::int64_t position) {
   std::vector<double> x(Config::head_dim);
   for (std::size_t c = 0; c < x.size(); ++c) {
     x[c] = convert<double>(row[c]);
@@ -107,11 +107,11 @@ Tensor<double> reference_window(const WindowProblem<Config>& problem, std::int64
     for (std::int64_t h = 0; h < problem.key.shape.heads; ++h) {
       std::vector<std::vector<double>> keys;
       for (std::int64_t j = 0; j < count; ++j) {
-        keys.push_back(turned_row<Config>(&problem.key.at(row, first + j, h, 0), j));
+        keys.push_back(rotated_row<Config>(&problem.key.at(row, first + j, h, 0), j));
       }
       for (std::int64_t i = 0; i < count; ++i) {
         for (std::int64_t g = h * group; g < (h + 1) * group; ++g) {
-          const auto query = turned_row<Config>(&problem.query.at(row, first + i, g, 0), i);
+          const auto query = rotated_row<Config>(&problem.query.at(row, first + i, g, 0), i);
           std::vector<double> scores(keys.size(), -INFINITY);
           double largest = -INFINITY;
           for (std::size_t j = 0; j < keys.size(); ++j) {

@@ -24,7 +24,7 @@ constexpr int dv = 64;
 
 using E = BFloat16;
 using Linear = BasedLinearAttention<E, d, dv>;
-using Config = WindowedLinearAttention<Linear, WindowBeside<Linear, 128>>;
+using Config = HybridAttention<Linear, WindowBeside<Linear, 128>>;
 using Format = StateFormatOf<Config>;
 
 /// Tensors of some sequences, (B, H, T, ·).

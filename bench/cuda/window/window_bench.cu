@@ -23,9 +23,9 @@ struct Turned : SlidingWindowAttention<BFloat16, d, 128> {
   using Rotary = RotaryHalves<d>;
 };
 
-/// Row as numbers, turned by its position.
+/// Row as numbers, rotated by its position.
 template <class Config>
-std::vector<double> turned_row(const typename Config::Element* row, std::int64_t position) {
+std::vector<double> rotated_row(const typename Config::Element* row, std::int64_t position) {
   std::vector<double> numbers = numbers_at(row, Config::head_dim);
   if constexpr (Config::Rotary::rotates) {
     constexpr int half = Config::head_dim / 2;
@@ -90,8 +90,8 @@ void prefill_window(benchmark::State& state, std::int64_t batch, std::int64_t to
     const std::int64_t t = (tokens - 1) * (i + 1) / 12;
     const std::int64_t first = std::max<std::int64_t>(0, t - Config::left_window);
     compare<Config>(
-        error, turned_row<Config>(args.query.row(b, t, h), t),
-        [&](std::int64_t j) { return turned_row<Config>(args.key.row(b, first + j, h), first + j); },
+        error, rotated_row<Config>(args.query.row(b, t, h), t),
+        [&](std::int64_t j) { return rotated_row<Config>(args.key.row(b, first + j, h), first + j); },
         [&](std::int64_t j) { return args.value.row(b, first + j, h); }, t - first + 1, args.output.row(b, t, h));
   }
   if (!accept(state, "error", error.value(), error_bound<E>)) {
@@ -146,8 +146,8 @@ void decode_window(benchmark::State& state, std::int64_t batch) {
       return j == Config::left_window ? last.row(b, 0, h) : view.row(b, 160 - Config::left_window + j, h);
     };
     compare<Config>(
-        error, turned_row<Config>(args.query.row(b, 0, h), 160),
-        [&](std::int64_t j) { return turned_row<Config>(row(before.key, args.key, j), 160 - Config::left_window + j); },
+        error, rotated_row<Config>(args.query.row(b, 0, h), 160),
+        [&](std::int64_t j) { return rotated_row<Config>(row(before.key, args.key, j), 160 - Config::left_window + j); },
         [&](std::int64_t j) { return row(before.value, args.value, j); }, Config::left_window + 1,
         args.output.row(b, 0, h));
   }

@@ -66,7 +66,7 @@ struct ConvolutionFormat {
   static constexpr int input_dim = 1;
   static constexpr int rows = KernelWidth - 1;
   static constexpr int columns = 1;
-  static constexpr std::int64_t head_numbers = rows;
+  static constexpr std::int64_t head_values = rows;
   static constexpr std::int64_t head_elements = rows;
   static constexpr std::size_t alignment = alignof(Scalar);
 

@@ -34,7 +34,7 @@ namespace jrt {
 namespace detail {
 
 template <class Config>
-struct CheckedWindowedLinear {
+struct CheckedHybrid {
   using Linear = typename Config::Linear;
   using Window = typename Config::Window;
   static_assert(std::is_same_v<typename Linear::Element, typename Window::Element>,
@@ -48,7 +48,7 @@ struct CheckedWindowedLinear {
                 "WindowBeside<Linear, L>.");
   static_assert(
       !Window::Rotary::rotates,
-      "jrt config: Window must not turn queries and keys, since the feature map sees them unturned; use NoRotary.");
+      "jrt config: Window must not rotate queries and keys, since the feature map sees them unrotated; use NoRotary.");
   static_assert(Linear::FeatureMap::has_closed_form && !Linear::FeatureMap::needs_position,
                 "jrt config: Linear's FeatureMap must have a closed form and need no position, so that its weights stand "
                 "beside e^s as functions of q.k; use Taylor2.");
@@ -77,13 +77,13 @@ struct WindowBeside : SlidingWindowAttention<typename Linear::Element, Linear::F
 /// The mixer of `LinearT` (feature map, mask, ε, state type, split) and `WindowT` (L):
 ///
 ///     using Linear = jrt::PrefixLinearAttention<jrt::BFloat16, 16, 64>;
-///     using Mixer = jrt::WindowedLinearAttention<Linear, jrt::WindowBeside<Linear, 128>>;
+///     using Mixer = jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, 128>>;
 ///     jrt::PrefillArgs<Mixer> args;
 ///
 /// Both must have one element type, d and dv; no rotary embedding; a feature map with a closed form, never negative;
 /// `SumNormaliser`; `PrefixMask` or `CausalMask`; `DropPadding`.
 template <AttentionConfig LinearT, WindowConfig WindowT>
-struct WindowedLinearAttention {
+struct HybridAttention {
   using Linear = LinearT;                     ///< How older keys and the encoder region are weighted and kept.
   using Window = WindowT;                     ///< How many keys are weighted with e^s.
   using Element = typename LinearT::Element;  ///< Type of queries, keys, values, outputs and the ring.
@@ -91,17 +91,16 @@ struct WindowedLinearAttention {
 
 /// A legal pair; an illegal one stops the compiler with a sentence that says what to change.
 template <class Config>
-concept WindowedLinearConfig = requires {
+concept HybridConfig = requires {
   typename Config::Linear;
   typename Config::Window;
 }
-&&AttentionConfig<typename Config::Linear>&& WindowConfig<typename Config::Window>&&
-    detail::CheckedWindowedLinear<Config>::ok;
+&&AttentionConfig<typename Config::Linear>&& WindowConfig<typename Config::Window>&& detail::CheckedHybrid<Config>::ok;
 
 /// What one head keeps: the linear state of the tokens that have left the window (and of the encoder region), as
 /// `StateFormat` has it, then the ring of the last L+1 keys and values, as `WindowFormat` has it.
 template <class LinearFormatT, class WindowFormatT>
-struct WindowedLinearFormat {
+struct HybridFormat {
   using LinearFormat = LinearFormatT;
   using WindowFormat = WindowFormatT;
   using Scalar = std::uint64_t;  ///< Only a unit of memory: the parts have types of their own.
@@ -117,8 +116,8 @@ struct WindowedLinearFormat {
   static constexpr std::int64_t window_offset = detail::round_up<std::int64_t>(LinearFormat::slot_bytes(1), 16);
   static constexpr std::int64_t head_bytes =
       window_offset + detail::round_up<std::int64_t>(WindowFormat::slot_bytes(1), 16);
-  static constexpr std::int64_t head_numbers = head_bytes / static_cast<std::int64_t>(sizeof(Scalar));
-  static constexpr std::int64_t head_elements = head_numbers;
+  static constexpr std::int64_t head_values = head_bytes / static_cast<std::int64_t>(sizeof(Scalar));
+  static constexpr std::int64_t head_elements = head_values;
 
   /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
   static constexpr std::int64_t slot_bytes(std::int64_t heads) { return head_bytes * heads; }
@@ -126,12 +125,12 @@ struct WindowedLinearFormat {
 
 namespace detail {
 
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 struct FormatOf<Config> {
-  using type = WindowedLinearFormat<StateFormatOf<typename Config::Linear>, StateFormatOf<typename Config::Window>>;
+  using type = HybridFormat<StateFormatOf<typename Config::Linear>, StateFormatOf<typename Config::Window>>;
 };
 
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 inline constexpr std::int64_t staged_row_elements<Config> = staged_row_elements<typename Config::Window>;
 
 }  // namespace detail
@@ -142,7 +141,7 @@ inline constexpr std::int64_t staged_row_elements<Config> = staged_row_elements<
 /// With an initial state the call continues where it left off: prefill(a ‖ b) = prefill(b) from the state of prefill(a);
 /// the encoder part is added once. Left pads are seen by nobody and their outputs are 0. The output must not overlap the
 /// inputs. O((T + M) · D · dv + T · L · (d + dv)) per head; the workspace also holds a number per token and query head.
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 struct PrefillArgs<Config> {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
@@ -161,7 +160,7 @@ struct PrefillArgs<Config> {
 };
 
 /// Arguments of `decode_step` for the mixer; T is the number of new tokens, usually 1.
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 struct DecodeArgs<Config> {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
@@ -176,7 +175,7 @@ struct DecodeArgs<Config> {
 };
 
 /// Arguments of `staged_step` for the mixer.
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 struct StagedStepArgs<Config> {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
@@ -192,7 +191,7 @@ struct StagedStepArgs<Config> {
 };
 
 /// Arguments of `commit` for the mixer.
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 struct CommitArgs<Config> {
   using Format = StateFormatOf<Config>;
 

@@ -75,8 +75,8 @@ struct Stack {
   static constexpr int rows = layers;
   static constexpr int columns = 1;
   static constexpr std::size_t alignment = 16;  ///< of pools and their slots, in bytes
-  static constexpr std::int64_t head_numbers = layer_offset(layers) / static_cast<std::int64_t>(sizeof(Scalar));
-  static constexpr std::int64_t head_elements = head_numbers;
+  static constexpr std::int64_t head_values = layer_offset(layers) / static_cast<std::int64_t>(sizeof(Scalar));
+  static constexpr std::int64_t head_elements = head_values;
 
   /// Bytes of one slot: the whole decode state of one sequence, constant in the number of tokens.
   static constexpr std::int64_t slot_bytes(std::int64_t heads = 1) { return layer_offset(layers) * heads; }

@@ -33,7 +33,7 @@ namespace jrt {
 template <Element ElementT, int HeadDim, int LeftWindow>
 struct SlidingWindowAttention {
   using Element = ElementT;                       ///< Type of queries, keys, values, outputs and the cache.
-  using Rotary = NoRotary;                        ///< Whether queries and keys are turned by their position.
+  using Rotary = NoRotary;                        ///< Whether queries and keys are rotated by their position.
   static constexpr int head_dim = HeadDim;        ///< of queries and keys
   static constexpr int value_dim = HeadDim;       ///< of values and outputs
   static constexpr int left_window = LeftWindow;  ///< L
@@ -63,7 +63,7 @@ struct CheckedWindow {
   static_assert(Config::left_window >= 0,
                 "jrt config: left_window must be at least 0; a query always sees itself, and left_window keys before it.");
   static_assert(Rotary<typename Config::Rotary>, "jrt config: Rotary needs the bool constant rotates.");
-  static_assert(rotary_fits<Config>(), "jrt config: Rotary turns vectors of another size; use RotaryHalves<head_dim>.");
+  static_assert(rotary_fits<Config>(), "jrt config: Rotary rotates vectors of another size; use RotaryHalves<head_dim>.");
   static constexpr bool ok = true;
 };
 
@@ -80,30 +80,30 @@ concept WindowConfig = requires {
 }
 &&detail::CheckedWindow<Config>::ok;
 
-/// What one head of a window keeps: a ring of L+1 keys (already turned by their position), `rows` x d, one of values,
+/// What one head of a window keeps: a ring of L+1 keys (already rotated by their position), `rows` x d, one of values,
 /// `rows` x dv, and the number of tokens seen, as 64 bits. The token with index n, counted from 0, is in row n mod (L+1) of
 /// each.
 ///
-/// The number is from 0 to `most_tokens`. Whatever else stands there is read as one of these: a negative one as 0, a larger
+/// The number is from 0 to `max_tokens`. Whatever else stands there is read as one of these: a negative one as 0, a larger
 /// one as the largest that is less by a multiple of L+1. So does a sequence that gets there go on: its ring stays as it is,
-/// but keys that are turned by their position have, for the next L tokens, other distances.
-template <int HeadDim, int ValueDim, int LeftWindow, Element ScalarT, bool KeysTurned>
+/// but keys that are rotated by their position have, for the next L tokens, other distances.
+template <int HeadDim, int ValueDim, int LeftWindow, Element ScalarT, bool KeysRotated>
 struct WindowFormat {
   using Scalar = ScalarT;
 
-  static constexpr const char* name = KeysTurned ? "sliding window, turned keys" : "sliding window";
+  static constexpr const char* name = KeysRotated ? "sliding window, rotated keys" : "sliding window";
   static constexpr int input_dim = HeadDim;
   static constexpr int rows = LeftWindow + 1;
   static constexpr int columns = ValueDim;
   static constexpr std::int64_t value_offset = detail::round_up<std::int64_t>(std::int64_t{rows} * HeadDim, 16);
   static constexpr std::int64_t count_offset =
       value_offset + detail::round_up<std::int64_t>(std::int64_t{rows} * ValueDim, 16);
-  static constexpr std::int64_t head_numbers =
+  static constexpr std::int64_t head_values =
       count_offset + static_cast<std::int64_t>(sizeof(std::int64_t) / sizeof(Scalar));
-  static constexpr std::int64_t ring_elements = detail::round_up<std::int64_t>(head_numbers, 16);
+  static constexpr std::int64_t ring_elements = detail::round_up<std::int64_t>(head_values, 16);
   static constexpr std::int64_t head_elements = ring_elements;
-  static constexpr std::size_t alignment = 16;                       ///< of pools and their slots, in bytes
-  static constexpr std::int64_t most_tokens = detail::most_counted;  ///< 2^62
+  static constexpr std::size_t alignment = 16;                     ///< of pools and their slots, in bytes
+  static constexpr std::int64_t max_tokens = detail::max_counted;  ///< 2^62
 
   /// Bytes of one slot: the decode state of one sequence in one layer, constant in the number of tokens.
   static constexpr std::int64_t slot_bytes(std::int64_t heads) {
@@ -167,7 +167,7 @@ struct DecodeArgs<Config> {
   typename Config::Rotary rotary{};
 };
 
-/// Arguments of `staged_step` for a window. Staged keys are turned by their position.
+/// Arguments of `staged_step` for a window. Staged keys are rotated by their position.
 template <WindowConfig Config>
 struct StagedStepArgs<Config> {
   using Element = typename Config::Element;

@@ -9,13 +9,13 @@
 
 namespace jrt {
 
-/// Policy: whether and how window attention turns queries and keys by their position.
+/// Policy: whether and how window attention rotates queries and keys by their position.
 ///
 /// Requires:   `static constexpr bool rotates`; if true, `half_dim` and `rotation(position, i)`, which gives cosine and
 /// sine
 ///             of the angle of pair i (numbers i and i + half_dim of a vector) at a position counted from 0, as a
 ///             `Rotation<T>` for float and double; for the CUDA backend callable on host and device.
-/// Guarantees: positions are counted by the cache, without left pads; every key is turned once, when it arrives.
+/// Guarantees: positions are counted by the cache, without left pads; every key is rotated once, when it arrives.
 /// Cost:       one sine and cosine for each pair of each key and query.
 /// Default:    `NoRotary`.
 /// Tested by:  tests/policy/rotary_test.cpp, tests/window_attention_test.cpp
@@ -46,7 +46,7 @@ struct Rotation {
 template <int HeadDim>
 class RotaryHalves {
  public:
-  static_assert(HeadDim >= 2 && HeadDim % 2 == 0, "RotaryHalves: HeadDim must be even, because numbers turn in pairs.");
+  static_assert(HeadDim >= 2 && HeadDim % 2 == 0, "RotaryHalves: HeadDim must be even, because numbers rotate in pairs.");
   static constexpr bool rotates = true;
   static constexpr int half_dim = HeadDim / 2;
 

@@ -12,8 +12,8 @@
 namespace jrt::test {
 namespace {
 
-using detail::PrefillLayout;
 using detail::PrefillPlan;
+using detail::SplitLimits;
 
 template <class Base>
 struct UpstreamPads : Base {
@@ -22,7 +22,7 @@ struct UpstreamPads : Base {
 
 /// The plan of a dense batch of one.
 template <class Config>
-PrefillPlan plan_of(std::int64_t tokens, std::int64_t prefix, std::int32_t pad, const PrefillLayout& layout) {
+PrefillPlan plan_of(std::int64_t tokens, std::int64_t prefix, std::int32_t pad, const SplitLimits& layout) {
   PrefillArgs<Config> args;
   args.query.batch = 1;
   args.query.tokens = tokens;
@@ -70,8 +70,8 @@ TEST_CASE("a plan depends on the sequence alone where the split does, and stays 
 
 TEST_CASE("a backend may refuse to split for little: few segments, or few tokens for every worker") {
   using Config = Prefix<float>;
-  PrefillLayout layout{16, 264, 64};
-  layout.fewest_segments = 3;
+  SplitLimits layout{16, 264, 64};
+  layout.min_segments = 3;
   layout.tokens_per_worker = 16;
   const auto expect = [&](std::int64_t heads, std::int64_t tokens, std::int64_t segments, std::int64_t encoder_segments) {
     layout.heads_in_batch = heads;

@@ -92,18 +92,18 @@ TEST_CASE("any left + 1 tokens in a row have rows of their own, and a token the 
 TEST_CASE("a count is legal as it is, or becomes so by whole rounds of the ring") {
   for (const std::int64_t left : {0, 1, 4, 63, 127, INT32_MAX - 1}) {
     CAPTURE(left);
-    for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, left, left + 1, most_counted - 1, most_counted}) {
+    for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, left, left + 1, max_counted - 1, max_counted}) {
       CHECK(legal_count(count, left) == count);
     }
     for (const std::int64_t count : {std::int64_t{-1}, std::int64_t{INT32_MIN}, INT64_MIN}) {
       CHECK(legal_count(count, left) == 0);
     }
-    for (const std::int64_t count : {most_counted + 1, most_counted + 2, most_counted + left, most_counted + left + 1,
-                                     most_counted + left + 2, INT64_MAX - 1, INT64_MAX}) {
+    for (const std::int64_t count : {max_counted + 1, max_counted + 2, max_counted + left, max_counted + left + 1,
+                                     max_counted + left + 2, INT64_MAX - 1, INT64_MAX}) {
       CAPTURE(count);
       const std::int64_t legal = legal_count(count, left);
-      CHECK(legal <= most_counted);
-      CHECK(legal >= most_counted - left);
+      CHECK(legal <= max_counted);
+      CHECK(legal >= max_counted - left);
       CHECK(ring_row(legal, left) == ring_row(count, left));
     }
   }

@@ -196,7 +196,7 @@ class Checker {
   }
 
   /// Batches up to this size are compared pair by pair, if one pass cannot tell that nothing is shared.
-  static constexpr std::int64_t most_compared = 1024;
+  static constexpr std::int64_t max_compared = 1024;
 
   /// No state that one sequence writes is used by another. `read(b)` and `written(b)` give the memory of sequence b.
   template <class Read, class Written>
@@ -219,7 +219,7 @@ class Checker {
         all_read = {smaller(all_read.begin, from.begin), larger(all_read.end, from.end)};
       }
     }
-    if ((ascending && (in_place || !all_read.overlaps(all_written))) || sequences > most_compared) {
+    if ((ascending && (in_place || !all_read.overlaps(all_written))) || sequences > max_compared) {
       return;
     }
     for (std::int64_t b = 0; ok() && b < sequences; ++b) {

@@ -10,13 +10,13 @@
 /// mixer.hpp.
 namespace jrt::detail {
 
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_shapes(const PrefillArgs<Config>& args) {
   Checker check(operation_name(args));
   check_prefill_views<typename Config::Linear>(check, args);
   return check.status();
 }
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_arrays(const PrefillArgs<Config>& args) {
   Checker check(operation_name(args));
   // The ring counts positions.
@@ -27,48 +27,48 @@ Status check_arrays(const PrefillArgs<Config>& args) {
 }
 
 /// Tensors and feature map of a step.
-template <WindowedLinearConfig Config, class Args>
-void check_windowed_tokens(Checker& check, const Args& args) {
+template <HybridConfig Config, class Args>
+void check_hybrid_tokens(Checker& check, const Args& args) {
   check.take(check_map(args.feature_map));
   check_token_views(check, args, Config::Window::head_dim, Config::Window::value_dim);
 }
 
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_shapes(const DecodeArgs<Config>& args) {
   Checker check(operation_name(args));
-  check_windowed_tokens<Config>(check, args);
+  check_hybrid_tokens<Config>(check, args);
   check_step_states(check, args, args.key.heads);
   return check.status();
 }
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_arrays(const DecodeArgs<Config>& args) {
   Checker check(operation_name(args));
   check_step_slots(check, args, args.query.batch);
   return check.status();
 }
 
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_shapes(const StagedStepArgs<Config>& args) {
   Checker check(operation_name(args));
-  check_windowed_tokens<Config>(check, args);
+  check_hybrid_tokens<Config>(check, args);
   check_staged(check, args, {args.query.batch, "query's batch", args.query.tokens, args.key.heads, "key's heads"});
   return check.status();
 }
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_arrays(const StagedStepArgs<Config>& args) {
   Checker check(operation_name(args));
   check_staged_slots(check, args, args.query.batch);
   return check.status();
 }
 
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_shapes(const CommitArgs<Config>& args) {
   Checker check(operation_name(args));
   check.take(check_map(args.feature_map));
   check_commit(check, args);
   return check.status();
 }
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 Status check_arrays(const CommitArgs<Config>& args) {
   Checker check(operation_name(args));
   check_commit_arrays(check, args);

@@ -31,15 +31,15 @@ struct PrefillPlan {
 };
 
 /// What a backend lays down for all sequences of a call.
-struct PrefillLayout {
+struct SplitLimits {
   std::int64_t heads_in_batch = 1;  // sequences x key/value heads
   std::int64_t workers = 1;
   std::int64_t chunk = 1;  // tokens
   // What the backend has room for.
-  std::int64_t most_token_segments = INT64_MAX;
-  std::int64_t most_encoder_segments = INT64_MAX;
+  std::int64_t max_token_segments = INT64_MAX;
+  std::int64_t max_encoder_segments = INT64_MAX;
   // Sequences of fewer are not split: what reads everything twice must be worth it.
-  std::int64_t fewest_segments = 1;
+  std::int64_t min_segments = 1;
   // Tokens of a sequence for which one more worker is worth its partial states; 0 if any are.
   std::int64_t tokens_per_worker = 0;
 
@@ -53,8 +53,8 @@ struct PrefillLayout {
   }
   template <class Split>
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t token_segments(std::int64_t tokens) const {
-    const std::int64_t wanted = smaller(segments<Split>(tokens), most_token_segments);
-    return wanted < fewest_segments ? 1 : wanted;
+    const std::int64_t wanted = smaller(segments<Split>(tokens), max_token_segments);
+    return wanted < min_segments ? 1 : wanted;
   }
   /// Segments of the encoder region of a sequence with `tokens` tokens: one if those are not split for being few.
   template <class Split>
@@ -63,16 +63,16 @@ struct PrefillLayout {
     if (encoder_tokens <= 0) {
       return 0;
     }
-    const bool whole = fewest_segments > 1 && tokens > 0 && token_segments<Split>(tokens) == 1;
-    return whole ? 1 : smaller(segments<Split>(encoder_tokens), most_encoder_segments);
+    const bool whole = min_segments > 1 && tokens > 0 && token_segments<Split>(tokens) == 1;
+    return whole ? 1 : smaller(segments<Split>(encoder_tokens), max_encoder_segments);
   }
 };
 
 /// Plan of sequence `b` of a prefill.
 template <class Config>
-JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const PrefillLayout& layout,
+JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const SplitLimits& layout,
                                                  std::int64_t b) {
-  // The linear part of a mixer may answer a part of the tokens, with views of those alone.
+  // The linear part of a mixer may give outputs for a part of the tokens, with views of those alone.
   constexpr bool is_part = requires {
     args.participants;
   };

@@ -42,13 +42,13 @@ JRT_DETAIL_HD constexpr std::int64_t ring_row(std::int64_t index, std::int64_t l
 
 /// Most tokens that a ring counts. No call has as many as are left to 2^63 (its outputs would not fit in memory), so that
 /// positions do not overflow.
-inline constexpr std::int64_t most_counted = std::int64_t{1} << 62;
+inline constexpr std::int64_t max_counted = std::int64_t{1} << 62;
 
 /// A legal count for any 64 bits that may stand in a ring of left + 1 tokens: legal ones are unchanged, a negative one is
 /// none, and one beyond the most goes back by whole rounds of the ring, so that every token keeps its row.
 JRT_DETAIL_HD constexpr std::int64_t legal_count(std::int64_t count, std::int64_t left) {
-  return count <= most_counted ? larger<std::int64_t>(0, count)
-                               : most_counted - left + (count - most_counted - 1) % (left + 1);
+  return count <= max_counted ? larger<std::int64_t>(0, count)
+                              : max_counted - left + (count - max_counted - 1) % (left + 1);
 }
 
 }  // namespace jrt::detail

@@ -25,8 +25,8 @@ void run_step(const PrefillArgs<Part>& args, std::int64_t sequences, std::int64_
 
 template <class Config>
 void prefill_in_steps(const PrefillArgs<Config>& args) {
-  using Parts = detail::WindowedParts<Config>;
-  using Steps = detail::OlderSteps<Config>;
+  using Parts = detail::HybridParts<Config>;
+  using Steps = detail::LinearPartSteps<Config>;
   using Format = typename Steps::Format;
   const Steps steps(args);
   const std::int64_t heads = args.key.heads;
@@ -89,9 +89,9 @@ void check_case(Random& random) {
     shape.prefix = lists.cu_encoder_seqlens.back();
   }
   const auto seed = static_cast<unsigned>(random.between(1, 1 << 30));
-  WindowedProblem<Config> problem(shape, seed);
+  HybridProblem<Config> problem(shape, seed);
   problem.sequences = lists;
-  const auto states = run_windowed<Simple>(WindowedProblem<Config>({.batch = 6, .tokens = before}, seed + 7)).states;
+  const auto states = run_hybrid<Simple>(HybridProblem<Config>({.batch = 6, .tokens = before}, seed + 7)).states;
   std::vector<std::int32_t> from;
   std::vector<std::int32_t> to;
   std::vector<std::uint8_t> has_initial;
@@ -103,7 +103,7 @@ void check_case(Random& random) {
   const bool has_states = random.chance(0.7);
   const bool keeps_states = random.chance(0.8);
   const auto run = [&](auto prefill_with) {
-    PlacedWindowed<Simple, Config> placed(problem, Layout::spaced);
+    PlacedHybrid<Simple, Config> placed(problem, Layout::spaced);
     MixedStates initial = states;
     MixedStates final_states = poisoned_mixed<Config>(6, 2);
     auto args = placed.template args<PrefillArgs<Config>>();

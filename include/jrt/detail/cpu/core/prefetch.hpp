@@ -25,7 +25,7 @@ class RowPrefetch {
         rows_(end_token - first_token) {}
 
   /// Rows [first, first + count), as far as they exist.
-  void ask(std::int64_t first, std::int64_t count) const {
+  void issue(std::int64_t first, std::int64_t count) const {
     constexpr std::int64_t cache_line = 64;
     for (std::int64_t r = first; r < first + count && r < rows_; ++r) {
       const char* const row = first_ + r * stride_;

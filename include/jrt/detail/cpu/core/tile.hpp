@@ -126,7 +126,7 @@ EIGEN_STRONG_INLINE void for_blocks(int count, const Function& function) {
 }
 
 /// result (rows x columns, row stride `stride`) += a · b, in tiles. `columns` is a multiple of the lanes. Meanwhile the
-/// rows of `next` are asked for, `rows_per_tile` with every tile. Not inlined, so that all operators share one copy.
+/// rows of `next` are prefetched, `rows_per_tile` with every tile. Not inlined, so that all operators share one copy.
 template <class T>
 [[gnu::noinline]] void add_product(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a,
                                    const Right<T>& b, std::ptrdiff_t depth, const RowPrefetch (&next)[2],
@@ -135,7 +135,7 @@ template <class T>
     const int column = first_packet * lanes<T>;
     for_blocks<tile_rows>(rows, [&](auto tile_row_count, int row) {
       for (const RowPrefetch& prefetch : next) {
-        prefetch.ask(std::int64_t{row} / tile_rows * rows_per_tile, rows_per_tile);
+        prefetch.issue(std::int64_t{row} / tile_rows * rows_per_tile, rows_per_tile);
       }
       Tile<T, tile_row_count, packets> tile;
       tile.clear();

@@ -14,7 +14,7 @@ namespace jrt::detail {
 
 /// Linear and window attention in one mixer, on the CPU: the linear part of a call over all heads, then the window's, in
 /// one workspace.
-template <WindowedLinearConfig Config, Executor E>
+template <HybridConfig Config, Executor E>
 struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
   static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cpu<E>& on) { return bytes(args, on); }
   static Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
@@ -60,8 +60,8 @@ struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
   }
 
  private:
-  using Parts = WindowedParts<Config>;
-  using Older = typename Parts::Older;
+  using Parts = HybridParts<Config>;
+  using LinearPart = typename Parts::LinearPart;
   using Window = MixerBackend<typename Parts::Ring, Cpu<E>>;
 
   /// Denominators, then what either part needs.
@@ -105,30 +105,30 @@ struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
     return checker.status();
   }
 
-  static cpu::Prefill<Older> prefill_of(const PrefillArgs<Older>& args, const Cpu<E>& on) {
+  static cpu::Prefill<LinearPart> prefill_of(const PrefillArgs<LinearPart>& args, const Cpu<E>& on) {
     return {args, sequence_count(args.sequences, args.query.batch), args.key.heads, workers_of(on)};
   }
-  static std::size_t linear_bytes(const PrefillArgs<Older>& args, const Cpu<E>& on) {
+  static std::size_t linear_bytes(const PrefillArgs<LinearPart>& args, const Cpu<E>& on) {
     return counted_bytes(prefill_of(args, on));
   }
-  static Status run_linear(const PrefillArgs<Older>& args, const Workspace& workspace, const Cpu<E>& on) {
+  static Status run_linear(const PrefillArgs<LinearPart>& args, const Workspace& workspace, const Cpu<E>& on) {
     return Backend<Cpu<E>>::run_prefill("prefill", prefill_of(args, on), workspace, on);
   }
 
-  static cpu::StepScratch<Older> scratch_of(const OlderStep<Older>& step) {
+  static cpu::StepScratch<LinearPart> scratch_of(const LinearPartStep<LinearPart>& step) {
     const bool commits = step.accepted_tokens != nullptr;
     return {step.keys, commits ? step.keys : step.already_staged, step.group};
   }
-  static std::size_t linear_bytes(const OlderStep<Older>& step, const Cpu<E>& on) {
+  static std::size_t linear_bytes(const LinearPartStep<LinearPart>& step, const Cpu<E>& on) {
     return Backend<Cpu<E>>::step_bytes(scratch_of(step), workers_of(on));
   }
-  static Status run_linear(const OlderStep<Older>& step, const Workspace& workspace, const Cpu<E>& on) {
+  static Status run_linear(const LinearPartStep<LinearPart>& step, const Workspace& workspace, const Cpu<E>& on) {
     const char* const operation = step.accepted_tokens != nullptr        ? "commit"
-                                  : step.leaving.staging.data != nullptr ? "staged_step"
+                                  : step.evicted.staging.data != nullptr ? "staged_step"
                                                                          : "decode_step";
     return Backend<Cpu<E>>::run_heads(
         operation, scratch_of(step), step.sequences, step.heads, workspace, on,
-        [&](const auto& tokens, std::int64_t b, std::int64_t h) { cpu::older_step_head(step, tokens, b, h); });
+        [&](const auto& tokens, std::int64_t b, std::int64_t h) { cpu::linear_part_step_head(step, tokens, b, h); });
   }
 };
 

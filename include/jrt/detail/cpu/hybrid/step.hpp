@@ -11,19 +11,20 @@ namespace jrt::detail::cpu {
 /// The linear part of a step, a staged step or a commit, of one head: keys that leave the window go into the state, queries
 /// read it. Outputs of skipped sequences are left to the window.
 template <AttentionConfig Config>
-void older_step_head(const OlderStep<Config>& step, StepTokens<Config> tokens, std::int64_t b, std::int64_t head) {
+void linear_part_step_head(const LinearPartStep<Config>& step, StepTokens<Config> tokens, std::int64_t b,
+                           std::int64_t head) {
   if (step.source.slot(b) == skip_slot || (!step.destination.empty() && step.destination.slot(b) == skip_slot)) {
     return;
   }
   if (step.accepted_tokens != nullptr) {
     tokens.keys = step.accepted_tokens[b];
-    tokens.silent = tokens.keys;
+    tokens.keys_without_query = tokens.keys;
   }
   const auto keys =
-      step.leaving.keys(b, head, step.accepted_tokens != nullptr ? tokens.keys : step.already_staged, step.key, step.value);
-  tokens.missing = smaller(tokens.keys, LeavingStep<Config>::missing(keys));
+      step.evicted.keys(b, head, step.accepted_tokens != nullptr ? tokens.keys : step.already_staged, step.key, step.value);
+  tokens.missing = smaller(tokens.keys, EvictedStep<Config>::missing(keys));
   for (std::int64_t t = tokens.missing; t < tokens.keys; ++t) {
-    const std::int64_t token = LeavingStep<Config>::leaving(keys, t);
+    const std::int64_t token = EvictedStep<Config>::evicted(keys, t);
     tokens.read_key(t, keys.key(token), keys.value(token));
   }
   if (tokens.queries() > 0) {
@@ -36,7 +37,7 @@ void older_step_head(const OlderStep<Config>& step, StepTokens<Config> tokens, s
   if (tokens.queries() > 0) {
     write_outputs<Config>(step, tokens, b, head);
   }
-  const auto denominators = denominators_of(step.leaving);
+  const auto denominators = denominators_of(step.evicted);
   for (std::int64_t query = 0; query < tokens.queries(); ++query) {
     denominators.put(b, query / tokens.group, head * tokens.group + query % tokens.group, tokens.denominators[query]);
   }

@@ -39,7 +39,7 @@ struct KeyChunk {
   static constexpr int score_depth = Map::has_closed_form ? Map::input_dim : Map::feature_dim;
 
   using Expansion = RowExpansion<Map, T>;
-  static constexpr bool some_missing = takes_leaving_keys<Config>;
+  static constexpr bool some_missing = consumes_evicted_keys<Config>;
 
   T* inputs = nullptr;      // [chunk_tokens][Expansion::input_stride]
   T* features = nullptr;    // [chunk_tokens][feature_stride], padding 0
@@ -100,7 +100,7 @@ struct KeyChunk {
     }
   }
 
-  /// S += Σ φ(k)vᵀ, z += Σ φ(k). Meanwhile the tokens of `next` are asked for, a few with every tile.
+  /// S += Σ φ(k)vᵀ, z += Σ φ(k). Prefetches the tokens of `next` meanwhile, a few with every tile.
   template <class Source>
   void add_to(const State& state, const Source& source, const TokenRange& next) const {
     constexpr int tiles = ceil_div(State::rows, tile_rows);
@@ -142,7 +142,7 @@ struct QueryBlock {
   T* scores = nullptr;        // [tile_rows][score_stride]
   T* outputs = nullptr;       // [tile_rows][State::stride], not normalised
   T* factors = nullptr;       // [tile_rows] normaliser of each
-  T* denominators = nullptr;  // [tile_rows], where somebody wants them
+  T* denominators = nullptr;  // [tile_rows]; null unless the operator keeps denominators
 
   void take(Arena& arena) {
     inputs = arena.take<T>(std::int64_t{chunk_tokens} * Expansion::input_stride);

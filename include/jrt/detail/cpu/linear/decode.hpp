@@ -36,18 +36,18 @@ struct StepTokens {
 
   static constexpr int feature_stride = State::normaliser_rows;
 
-  std::int64_t keys = 0;        // tokens whose keys go into the state
-  std::int64_t silent = 0;      // the first of these, which have no query in this call
-  std::int64_t group = 0;       // query heads
-  std::int64_t missing = 0;     // the first of `keys`, which are none: their features and values are 0
-  T* inputs = nullptr;          // [keys + queries][Expansion::input_stride]
-  T* key_features = nullptr;    // [keys][feature_stride], padding 0
-  T* values = nullptr;          // [keys][State::stride], padding 0
-  T* query_features = nullptr;  // [keys - silent][group][feature_stride], padding 0
-  T* outputs = nullptr;         // [keys - silent][group][State::stride]
-  T* normaliser = nullptr;      // [feature_stride]
-  T* rows = nullptr;            // [decode_rows][State::stride]
-  T* denominators = nullptr;    // [keys - silent][group], where somebody wants them
+  std::int64_t keys = 0;                // tokens whose keys go into the state
+  std::int64_t keys_without_query = 0;  // the first of these, which have no query in this call
+  std::int64_t group = 0;               // query heads
+  std::int64_t missing = 0;             // the first of `keys`, which are none: their features and values are 0
+  T* inputs = nullptr;                  // [keys + queries][Expansion::input_stride]
+  T* key_features = nullptr;            // [keys][feature_stride], padding 0
+  T* values = nullptr;                  // [keys][State::stride], padding 0
+  T* query_features = nullptr;          // [keys - keys_without_query][group][feature_stride], padding 0
+  T* outputs = nullptr;                 // [keys - keys_without_query][group][State::stride]
+  T* normaliser = nullptr;              // [feature_stride]
+  T* rows = nullptr;                    // [decode_rows][State::stride]
+  T* denominators = nullptr;            // [keys - keys_without_query][group], null unless the operator keeps denominators
 
   void take(Arena& arena) {
     inputs = arena.take<T>((keys + queries()) * Expansion::input_stride);
@@ -62,7 +62,7 @@ struct StepTokens {
     }
   }
 
-  [[nodiscard]] std::int64_t queries() const { return (keys - silent) * group; }
+  [[nodiscard]] std::int64_t queries() const { return (keys - keys_without_query) * group; }
 
   void clear() const {
     std::memset(key_features, 0, sizeof(T) * static_cast<std::size_t>(keys * feature_stride));
@@ -91,7 +91,7 @@ struct StepTokens {
     }
     for (std::int64_t query = 0; query < queries(); ++query) {
       Expansion::expand_query(map, inputs + (keys + query) * Expansion::input_stride,
-                              query_features + query * feature_stride, first_position + silent + query / group);
+                              query_features + query * feature_stride, first_position + keys_without_query + query / group);
     }
   }
 };
@@ -160,11 +160,11 @@ class HeadStep {
     const T* query_feature = tokens_.query_features + row;
     T* output = tokens_.outputs + column;
     const std::int64_t keys = tokens_.keys;
-    const std::int64_t silent = tokens_.silent;
+    const std::int64_t keys_without_query = tokens_.keys_without_query;
     const std::int64_t group = tokens_.group;
     for (std::int64_t t = 0; t < keys; ++t, key_feature += Tokens::feature_stride, value += State::stride) {
       state.add_product({key_feature, 1, 0}, {value, 0}, 1);
-      if (t < silent) {
+      if (t < keys_without_query) {
         continue;
       }
       for (std::int64_t g = 0; g < group; ++g, query_feature += Tokens::feature_stride, output += State::stride) {
@@ -199,8 +199,8 @@ class HeadStep {
       for (int r = 0; r < State::rows; ++r) {
         z[r] += feature[r];
       }
-      for (std::int64_t g = 0; t >= tokens_.silent && g < tokens_.group; ++g) {
-        const std::int64_t query = (t - tokens_.silent) * tokens_.group + g;
+      for (std::int64_t g = 0; t >= tokens_.keys_without_query && g < tokens_.group; ++g) {
+        const std::int64_t query = (t - tokens_.keys_without_query) * tokens_.group + g;
         T denominator = 0;
         if constexpr (Config::Normaliser::uses_denominator) {
           denominator = dot(tokens_.query_features + query * Tokens::feature_stride, z, Tokens::feature_stride);
@@ -232,9 +232,9 @@ class StepScratch {
   using Tokens = StepTokens<Config>;
   using T = typename Tokens::T;
 
-  StepScratch(std::int64_t keys, std::int64_t silent, std::int64_t group) {
+  StepScratch(std::int64_t keys, std::int64_t keys_without_query, std::int64_t group) {
     shape_.keys = keys;
-    shape_.silent = silent;
+    shape_.keys_without_query = keys_without_query;
     shape_.group = group;
     Arena counting;
     Tokens(shape_).take(counting);
@@ -340,7 +340,7 @@ void commit_head(const CommitArgs<Config>& args, StepTokens<Config> tokens, std:
     return;
   }
   tokens.keys = args.accepted_tokens[b];
-  tokens.silent = tokens.keys;
+  tokens.keys_without_query = tokens.keys;
   for (std::int64_t t = 0; t < tokens.keys; ++t) {
     const auto* const row = args.staging.row(b, t, head);
     tokens.read_key(t, row, row + Config::FeatureMap::input_dim);

@@ -84,7 +84,7 @@ class Prefill {
   struct Scratch {
     Chunk chunk;
     QueryBlock<Config> queries;
-    T* states = nullptr;  // [most_heads_together][State::elements]
+    T* states = nullptr;  // [max_heads_together][State::elements]
   };
 
   /// Key/value heads [begin, end) that one task works on in turn, chunk by chunk.
@@ -95,14 +95,14 @@ class Prefill {
 
   /// In [B,T,H,d] views the rows of neighbouring heads are neighbours in memory, while two tokens are often a page apart.
   /// Heads worked on together share pages and cache lines; measured 10 to 15 % faster. Their states must fit in the cache.
-  static constexpr std::int64_t most_heads_together = 4;
+  static constexpr std::int64_t max_heads_together = 4;
 
   [[nodiscard]] std::int64_t heads_together() const {
     const auto& value = args_.value.tokens > 0 ? args_.value : args_.value_encoder;
     if (value.head_stride >= value.token_stride) {
       return 1;
     }
-    for (std::int64_t together = most_heads_together; together > 1; together /= 2) {
+    for (std::int64_t together = max_heads_together; together > 1; together /= 2) {
       // Two tasks for every worker; larger groups are worth more than a finer division (measured).
       const bool enough = workers_ == 1 || sequences_ * longest_split_ * heads_ >= 2 * workers_ * together;
       if (heads_ % together == 0 && enough) {
@@ -255,7 +255,7 @@ class Prefill {
     }
   }
 
-  /// Outputs of one query head for a chunk of tokens. Queries and outputs of the next chunk are asked for meanwhile.
+  /// Outputs of one query head for a chunk of tokens. Prefetches queries and outputs of the next chunk meanwhile.
   void query_head(const SequenceSpan& span, const TokenRange& tokens, const TokenRange& next, std::int64_t head,
                   const State& state, const Scratch& scratch) const {
     const auto query = [&](std::int64_t t) { return args_.query.row(span.batch_row, span.first_token + t, head); };
@@ -271,8 +271,8 @@ class Prefill {
     for (std::int64_t token = tokens.begin; token < tokens.end; token += tile_rows) {
       const int first = static_cast<int>(token - tokens.begin);
       const int rows = static_cast<int>(smaller<std::int64_t>(tile_rows, tokens.end - token));
-      next_queries.ask(first, rows);
-      next_outputs.ask(first, rows);
+      next_queries.issue(first, rows);
+      next_outputs.issue(first, rows);
       scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token));
       for (int r = 0; r < rows; ++r) {
         scratch.queries.write(r, output(token + r));
@@ -323,7 +323,7 @@ class Prefill {
     Scratch scratch;
     scratch.chunk.take(arena);
     scratch.queries.take(arena);
-    scratch.states = arena.take<T>(most_heads_together * State::elements);
+    scratch.states = arena.take<T>(max_heads_together * State::elements);
     return scratch;
   }
 

@@ -93,14 +93,14 @@ class Window {
     block.restart();
     for (std::int64_t first = begin; first < end; first += panel_keys) {
       const std::int64_t count = smaller(panel_keys, end - first);
-      block.bring(keys, keys_in_window(first, count, Keys::left, keys.lowest()), call_.rotary);
+      block.load(keys, keys_in_window(first, count, Keys::left, keys.lowest()), call_.rotary);
       for (std::int64_t g = 0; g < call_.group(); ++g) {
-        answer(span, keys, first, count, head * call_.group() + g, block);
+        attend(span, keys, first, count, head * call_.group() + g, block);
       }
     }
   }
 
-  void answer(const SequenceSpan& span, const Keys& keys, std::int64_t first, std::int64_t count, std::int64_t head,
+  void attend(const SequenceSpan& span, const Keys& keys, std::int64_t first, std::int64_t count, std::int64_t head,
               Block& block) const {
     const std::int64_t offset = span.first_token + span.left_pad;
     for (std::int64_t token = first; token < first + count; token += tile_rows) {
@@ -108,7 +108,7 @@ class Window {
       for (int r = 0; r < rows; ++r) {
         block.set_query(r, call_.query.row(span.batch_row, offset + token + r, head), keys.position(token + r),
                         static_cast<T>(call_.scale), call_.rotary);
-        if constexpr (continues_sums<Config>) {
+        if constexpr (has_softmax_carry_in<Config>) {
           block.set_before(r, call_.output.row(span.batch_row, offset + token + r, head),
                            call_.before.denominator(span.batch_row, offset + token + r, head));
         }
@@ -138,9 +138,9 @@ class Window {
     const Keys keys = call_.keys(span, b, head);
     const std::int64_t tokens = span.tokens - span.left_pad;
     const auto write_token = [&](std::int64_t token, Element* key, Element* value) {
-      T turned[Config::head_dim];
-      Block::turned_key(keys, token, call_.rotary, turned);
-      convert_row(turned, key, Config::head_dim);
+      T rotated[Config::head_dim];
+      Block::rotated_key(keys, token, call_.rotary, rotated);
+      convert_row(rotated, key, Config::head_dim);
       std::copy_n(keys.value(token), Config::value_dim, value);
     };
     if (call_.stages()) {
@@ -158,7 +158,7 @@ class Window {
   std::byte* scratch_ = nullptr;  // [workers][scratch_bytes]
 };
 
-/// The first staged rows of one head, whose keys are turned already, go into its cache.
+/// The first staged rows of one head, whose keys are rotated already, go into its cache.
 template <WindowConfig Config>
 void commit_window(const CommitArgs<Config>& args, std::int64_t b, std::int64_t head) {
   const auto& destination = destination_of(args);

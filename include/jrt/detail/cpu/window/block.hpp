@@ -14,7 +14,7 @@
 #include "jrt/workspace.hpp"
 
 /// Window attention of a few queries, on the CPU. A worker keeps the keys and values that its queries may see in a ring of
-/// panels, so that each is converted, turned and transposed once:
+/// panels, so that each is converted, rotated and transposed once:
 ///
 ///     panel:   keys d x 64 (transposed), values 64 x dv                     tokens 64 p … 64 p + 63
 ///     scores:  6 queries x the panels' keys in the window                   q · Kᵀ, a register tile at a time
@@ -31,9 +31,9 @@ EIGEN_STRONG_INLINE P exponential(const P& a) {
   return Eigen::internal::pexp(a);
 }
 
-/// x turned by the rotation at a position, in place.
+/// x rotated by the rotation at a position, in place.
 template <class Rotary, class T>
-void turn(const Rotary& rotary, std::int64_t position, T* x) {
+void rotate(const Rotary& rotary, std::int64_t position, T* x) {
   if constexpr (Rotary::rotates) {
     for (int i = 0; i < Rotary::half_dim; ++i) {
       const Rotation<T> rotation = rotary.template rotation<T>(position, i);
@@ -68,7 +68,7 @@ class WindowBlock {
     queries_ = arena.take<T>(tile_rows * head_dim);
     outputs_ = arena.take<T>(tile_rows * value_stride);
     row_ = arena.take<T>(head_dim);
-    if constexpr (continues_sums<Config>) {
+    if constexpr (has_softmax_carry_in<Config>) {
       denominators_ = arena.take<T>(tile_rows);
     }
   }
@@ -78,7 +78,7 @@ class WindowBlock {
 
   /// Brings the keys [range.begin, range.end) into panels, as far as they are not there. Ranges only move forward, by
   /// whole panels.
-  void bring(const Keys& keys, const KeyRange& range, const typename Config::Rotary& rotary) {
+  void load(const Keys& keys, const KeyRange& range, const typename Config::Rotary& rotary) {
     for (std::int64_t token = larger(loaded_, range.begin); token < range.end; ++token) {
       load_token(keys, token, rotary);
     }
@@ -89,7 +89,7 @@ class WindowBlock {
   void set_query(int row, const Element* query, std::int64_t position, T scale, const typename Config::Rotary& rotary) {
     T* const to = queries_ + std::ptrdiff_t{row} * head_dim;
     convert_row(query, to, head_dim);
-    turn(rotary, position, to);
+    rotate(rotary, position, to);
     for (int c = 0; c < head_dim; ++c) {
       to[c] *= scale;
     }
@@ -122,7 +122,7 @@ class WindowBlock {
       const KeyRange seen = keys_in_window(first + r, 1, left, lowest);
       T* const scores = scores_ + r * score_stride;
       T* const output = outputs_ + std::ptrdiff_t{r} * value_stride;
-      if constexpr (continues_sums<Config>) {
+      if constexpr (has_softmax_carry_in<Config>) {
         T factor = 0;
         inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns, denominators_[r], factor);
         for (int c = 0; c < value_stride; ++c) {
@@ -150,11 +150,11 @@ class WindowBlock {
     convert_row(outputs_ + std::ptrdiff_t{row} * value_stride, output, value_dim);
   }
 
-  /// A key as the cache holds it: turned, and rounded to its type.
-  static void turned_key(const Keys& keys, std::int64_t token, const typename Config::Rotary& rotary, T* to) {
+  /// A key as the cache holds it: rotated, and rounded to its type.
+  static void rotated_key(const Keys& keys, std::int64_t token, const typename Config::Rotary& rotary, T* to) {
     convert_row(keys.key(token), to, head_dim);
-    if (Config::Rotary::rotates && !Keys::is_turned(token)) {
-      turn(rotary, keys.position(token), to);
+    if (Config::Rotary::rotates && !Keys::is_rotated(token)) {
+      rotate(rotary, keys.position(token), to);
       for (int c = 0; c < head_dim; ++c) {
         to[c] = convert<T>(convert<Element>(to[c]));
       }
@@ -184,7 +184,7 @@ class WindowBlock {
   }
 
   void load_token(const Keys& keys, std::int64_t token, const typename Config::Rotary& rotary) {
-    turned_key(keys, token, rotary, row_);
+    rotated_key(keys, token, rotary, row_);
     T* const column = keys_ + slot_of(token) * panel_keys * head_dim + within(token);
     for (int c = 0; c < head_dim; ++c) {
       column[c * panel_keys] = row_[c];

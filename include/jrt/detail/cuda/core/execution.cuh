@@ -25,16 +25,16 @@ class Cuda {
     int major = 0;
     int minor = 0;
     error_ = cudaGetDevice(&device);
-    const auto ask = [&](cudaDeviceAttr attribute, int& value) {
+    const auto read = [&](cudaDeviceAttr attribute, int& value) {
       if (error_ == cudaSuccess) {
         error_ = cudaDeviceGetAttribute(&value, attribute, device);
       }
     };
-    ask(cudaDevAttrMultiProcessorCount, multiprocessors_);
-    ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, shared_bytes_);
-    ask(cudaDevAttrReservedSharedMemoryPerBlock, reserved_shared_bytes_);
-    ask(cudaDevAttrComputeCapabilityMajor, major);
-    ask(cudaDevAttrComputeCapabilityMinor, minor);
+    read(cudaDevAttrMultiProcessorCount, multiprocessors_);
+    read(cudaDevAttrMaxSharedMemoryPerBlockOptin, shared_bytes_);
+    read(cudaDevAttrReservedSharedMemoryPerBlock, reserved_shared_bytes_);
+    read(cudaDevAttrComputeCapabilityMajor, major);
+    read(cudaDevAttrComputeCapabilityMinor, minor);
     compute_capability_ = 10 * major + minor;
     if (error_ != cudaSuccess) {
       static_cast<void>(cudaGetLastError());  // it is reported by the first call, not by the caller's next check

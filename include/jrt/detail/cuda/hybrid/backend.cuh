@@ -22,18 +22,18 @@ namespace cuda {
 /// state per sequence in the workspace between them: encoder region and all tokens but the first on the fastest kernels
 /// there are, the first L + 1 on ordinary units (none where sequences start empty). Other operators take one step on
 /// ordinary units.
-template <WindowedLinearConfig Config>
-class OlderPrefill {
+template <HybridConfig Config>
+class LinearPartPrefill {
  public:
-  using Parts = WindowedParts<Config>;
-  using Steps = OlderSteps<Config>;
-  using Whole = typename Parts::Older;
+  using Parts = HybridParts<Config>;
+  using Steps = LinearPartSteps<Config>;
+  using Whole = typename Parts::LinearPart;
   using Denominators = typename Parts::Denominators;
   using Format = StateFormatOf<Whole>;
 
   static constexpr bool in_steps = MmaEngine<typename Steps::Others>::supported;
 
-  OlderPrefill(const PrefillArgs<Config>& args, const Cuda& on)
+  LinearPartPrefill(const PrefillArgs<Config>& args, const Cuda& on)
       : args_(args), steps_(args), on_(on), sequences_(sequence_count(args.sequences, args.query.batch)) {}
 
   void take(Arena& arena) {
@@ -125,7 +125,7 @@ class OlderPrefill {
 
 /// Linear and window attention in one mixer, on a CUDA stream: the linear part's kernels, then the window's, with the
 /// denominators between them in the workspace.
-template <WindowedLinearConfig Config>
+template <HybridConfig Config>
 struct MixerBackend<Config, Cuda> {
   static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
   static Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
@@ -179,9 +179,9 @@ struct MixerBackend<Config, Cuda> {
   }
 
  private:
-  using Parts = WindowedParts<Config>;
+  using Parts = HybridParts<Config>;
   using Denominator = typename Parts::Denominator;
-  using Older = typename Parts::Older;
+  using LinearPart = typename Parts::LinearPart;
 
   /// Denominators first, then the linear part's own; the window needs nothing.
   template <class Args, class Part>
@@ -202,26 +202,26 @@ struct MixerBackend<Config, Cuda> {
       rest_.data = arena.take<std::byte>(static_cast<std::int64_t>(rest_.bytes));
     }
     Status run(const typename Parts::Denominators& denominators) {
-      step_.leaving.denominators = denominators;
+      step_.evicted.denominators = denominators;
       return cuda::launch_step(name_, cuda::step_of(step_), rest_, on_);
     }
 
    private:
-    OlderStep<Older> step_;
+    LinearPartStep<LinearPart> step_;
     const Cuda& on_;
     const char* name_;
     Workspace rest_{};
   };
 
-  static cuda::OlderPrefill<Config> part_of(const PrefillArgs<Config>& args, const Cuda& on) { return {args, on}; }
+  static cuda::LinearPartPrefill<Config> part_of(const PrefillArgs<Config>& args, const Cuda& on) { return {args, on}; }
   template <class Args>
   static StepPart part_of(const Args& args, const Cuda& on) {
     return {args, on};
   }
 
-  static std::size_t step_bytes(const OlderStep<Older>& step) {
+  static std::size_t step_bytes(const LinearPartStep<LinearPart>& step) {
     Arena counting;
-    counting.take<typename cuda::StepCall<Older>::T>(cuda::step_of(step).sum_elements());
+    counting.take<typename cuda::StepCall<LinearPart>::T>(cuda::step_of(step).sum_elements());
     return counting.bytes_needed();
   }
 

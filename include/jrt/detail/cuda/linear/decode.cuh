@@ -70,7 +70,7 @@ class StepBlock {
         call_.destination.empty() ? nullptr : call_.destination.pool.head(call_.destination.slot(b_), head_);
     const std::int64_t keys =
         call_.accepted_tokens == nullptr ? call_.keys : clamped(call_.accepted_tokens[b_], 0, call_.keys);
-    leaving_.find(call_, b_, head_, keys);
+    evicted_.find(call_, b_, head_, keys);
     if (call_.staging.data != nullptr && call_.accepted_tokens == nullptr) {
       stage();
     }
@@ -103,7 +103,7 @@ class StepBlock {
         }
         add_token(pass);
         for (std::int64_t g = 0; t >= call_.already_staged && g < call_.group; ++g) {
-          answer(t, g, pass, destination);
+          write_output(t, g, pass, destination);
         }
       }
       if (!one_token && destination != nullptr) {
@@ -152,21 +152,21 @@ class StepBlock {
     return call_.accepted_tokens != nullptr || t < call_.already_staged;
   }
   [[nodiscard]] __device__ bool has_key([[maybe_unused]] std::int64_t t) const {
-    if constexpr (takes_leaving_keys<Config>) {
-      return t >= leaving_.missing;
+    if constexpr (consumes_evicted_keys<Config>) {
+      return t >= evicted_.missing;
     } else {
       return true;
     }
   }
   [[nodiscard]] __device__ const Element* key_row(std::int64_t t) const {
-    if constexpr (takes_leaving_keys<Config>) {
-      return has_key(t) ? leaving_.source.key(leaving_.token(t)) : nullptr;
+    if constexpr (consumes_evicted_keys<Config>) {
+      return has_key(t) ? evicted_.source.key(evicted_.token(t)) : nullptr;
     }
     return from_staging(t) ? call_.staging.row(b_, t, head_) : call_.key.row(b_, t - call_.already_staged, head_);
   }
   [[nodiscard]] __device__ const Element* value_row(std::int64_t t) const {
-    if constexpr (takes_leaving_keys<Config>) {
-      return has_key(t) ? leaving_.source.value(leaving_.token(t)) : nullptr;
+    if constexpr (consumes_evicted_keys<Config>) {
+      return has_key(t) ? evicted_.source.value(evicted_.token(t)) : nullptr;
     }
     return from_staging(t) ? call_.staging.row(b_, t, head_) + Map::input_dim
                            : call_.value.row(b_, t - call_.already_staged, head_);
@@ -230,7 +230,7 @@ class StepBlock {
   }
 
   /// Whether a token has queries in this call.
-  [[nodiscard]] __device__ bool answers(std::int64_t t) const {
+  [[nodiscard]] __device__ bool has_output(std::int64_t t) const {
     return t >= call_.already_staged && call_.group > 0;
   }
 
@@ -249,7 +249,7 @@ class StepBlock {
         }
       }
     }
-    if (answers(t)) {
+    if (has_output(t)) {
       const Element* const query = query_row(t, 0);
 #pragma unroll
       for (int i = 0; i < query_parts; ++i) {
@@ -271,7 +271,7 @@ class StepBlock {
         shared_.value[c - Map::input_dim] = convert<T>(fetched_input_[i]);
       }
     }
-    if (answers(t)) {
+    if (has_output(t)) {
 #pragma unroll
       for (int i = 0; i < query_parts; ++i) {
         if (const int c = thread() + i * Layout::threads; c < Map::input_dim) {
@@ -287,13 +287,13 @@ class StepBlock {
         key_features_[r] = T(0);
       }
     }
-    if (answers(t)) {
+    if (has_output(t)) {
       expand<Side::query>(shared_.query_input, query_features_, position(t), Layout::threads - 1);
     }
     __syncthreads();
   }
 
-  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. The one token is added by `answer`.
+  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. The one token is added by `write_output`.
   __device__ void add_token(int pass) {
     if (pass == 0) {
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
@@ -340,7 +340,7 @@ class StepBlock {
 
   /// Output of query head g for token t; with several passes, this pass's part of it. With one token, also its sum, and the
   /// way back to memory.
-  __device__ void answer(std::int64_t t, std::int64_t g, int pass, Scalar* destination) {
+  __device__ void write_output(std::int64_t t, std::int64_t g, int pass, Scalar* destination) {
     if (g > 0) {
       __syncthreads();
       read_query(t, g);
@@ -414,7 +414,7 @@ class StepBlock {
       }
     }
     if (keeps_denominators<Config> && pass == 0 && thread() == 0) {
-      denominators_of(call_.leaving).put(b_, t - call_.already_staged, head_ * call_.group + g, denominator);
+      denominators_of(call_.evicted).put(b_, t - call_.already_staged, head_ * call_.group + g, denominator);
     }
     const std::int64_t query = (t - call_.already_staged) * call_.group + g;
     T* const sums = Layout::passes == 1
@@ -449,7 +449,7 @@ class StepBlock {
   Shared& shared_;
   std::int64_t b_;
   std::int64_t head_;
-  [[no_unique_address]] StepLeaving<Config> leaving_;
+  [[no_unique_address]] StepEvicted<Config> evicted_;
   T* normaliser_;      // [rows]
   T* key_features_;    // [rows]
   T* query_features_;  // [rows]

@@ -19,9 +19,9 @@ namespace jrt::detail::cuda {
 /// registers. It keeps its part transposed, Sᵀ (columns x rows), in the accumulators of the matrix unit, in float:
 ///
 ///     update   Sᵀ += vᵀ·φ(k)      left: v of the tile, transposed on loading; right: features
-///     answer   y = φ(q)·S + P·v   right: the accumulators of Sᵀ, rounded to terms, are the fragments of S as they stand
+///     outputs  y = φ(q)·S + P·v   right: the accumulators of Sᵀ, rounded to terms, are the fragments of S as they stand
 ///
-/// so that the state never goes through shared memory. With halves, an answer is the sum of what the two have; each
+/// so that the state never goes through shared memory. With halves, an output is the sum of what the two have; each
 /// completes it for half of the tokens. Features, scores P and normalisers are formed together by all warps.
 template <AttentionConfig Config>
 class MmaEngine : private MmaChunk<Config> {
@@ -122,7 +122,7 @@ class MmaEngine : private MmaChunk<Config> {
         }
         __syncthreads();
         normalise(source.span, begin, tokens, source.head * group + g);
-        answer(stage);
+        write_outputs(stage);
         give_away();
         __syncthreads();
         write(source.span, begin, tokens, source.head * group + g);
@@ -180,7 +180,7 @@ class MmaEngine : private MmaChunk<Config> {
   using Chunk::warp;
 
   /// outputs = φ(q)·S + P·v, not normalised: over this half's rows of S, and every other 16 of the chunk's keys.
-  __device__ void answer(int stage) {
+  __device__ void write_outputs(int stage) {
 #pragma unroll
     for (int m = 0; m < token_tiles; ++m) {
       outputs_[m][0] = {};

@@ -33,8 +33,8 @@ struct MmaLayout {
   static constexpr int rows = round_up(Map::feature_dim, 16 * halves);
   static constexpr int half_rows = rows / halves;  // one half's
   static constexpr int terms = std::is_same_v<Element, BFloat16> ? 1 : 2;
-  static constexpr int most_columns = 112;
-  static constexpr int slices = ceil_div(Config::value_dim, most_columns);
+  static constexpr int max_columns = 112;
+  static constexpr int slices = ceil_div(Config::value_dim, max_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 16);  // of one slice
   static constexpr int column_warps = columns / 16;
   static constexpr int warps = halves * column_warps;

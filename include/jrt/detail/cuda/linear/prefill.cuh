@@ -57,7 +57,7 @@ class Prefill {
   }
 
  private:
-  static constexpr bool has_hopper = hopper_wanted && HopperLayout<Config>::supported && !takes_leaving_keys<Config>;
+  static constexpr bool has_hopper = targets_hopper && HopperLayout<Config>::supported && !consumes_evicted_keys<Config>;
   using Hopper = std::conditional_t<has_hopper, HopperPrefill<Config>, NoHopperPrefill<Config>>;
 
   PortablePrefill<Config> portable_;

@@ -51,18 +51,18 @@ struct PrefillCall {
   using Format = StateFormatOf<Config>;
 
   PrefillArgs<Config> args;
-  PrefillLayout layout;
+  SplitLimits layout;
   std::int64_t sequences = 0;
   std::int64_t heads = 0;       // key/value heads
-  T* partial_states = nullptr;  // [sequences][most_items()][heads][partial_elements]
+  T* partial_states = nullptr;  // [sequences][max_items()][heads][partial_elements]
   std::byte* scratch = nullptr;
 
   static constexpr bool full = Config::Mask::reads_future;
   /// Of one partial state; heads of a pool may lie further apart.
-  static constexpr std::int64_t partial_elements = round_up<std::int64_t>(Format::head_numbers, 16);
+  static constexpr std::int64_t partial_elements = round_up<std::int64_t>(Format::head_values, 16);
 
-  [[nodiscard]] __host__ __device__ std::int64_t most_items() const {
-    return layout.most_encoder_segments + layout.most_token_segments;
+  [[nodiscard]] __host__ __device__ std::int64_t max_items() const {
+    return layout.max_encoder_segments + layout.max_token_segments;
   }
 
   /// Whether a sequence goes through partial states. Slices of v may have to: each needs z, and only one may write it, so
@@ -71,11 +71,11 @@ struct PrefillCall {
     return plan.split() || Engine::slices_need_partials;
   }
   [[nodiscard]] __host__ __device__ bool needs_partials() const {
-    return layout.most_encoder_segments > 1 || layout.most_token_segments > 1 || Engine::slices_need_partials;
+    return layout.max_encoder_segments > 1 || layout.max_token_segments > 1 || Engine::slices_need_partials;
   }
 
   [[nodiscard]] __device__ T* partial_state(std::int64_t b, std::int64_t item, std::int64_t head) const {
-    return partial_states + ((b * most_items() + item) * heads + head) * partial_elements;
+    return partial_states + ((b * max_items() + item) * heads + head) * partial_elements;
   }
 
   /// S_0, if this sequence has one; null otherwise.
@@ -110,20 +110,20 @@ struct PrefillCall {
 
   void take_partial_states(Arena& arena) {
     if (needs_partials()) {
-      partial_states = arena.take<T>(sequences * most_items() * heads * partial_elements);
+      partial_states = arena.take<T>(sequences * max_items() * heads * partial_elements);
     }
   }
 };
 
 /// With the most segments that any sequence of the call may have: room is made before lengths are known.
 template <class Config>
-PrefillLayout layout_of(const PrefillArgs<Config>& args, PrefillLayout layout) {
+SplitLimits layout_of(const PrefillArgs<Config>& args, SplitLimits layout) {
   using Split = typename Config::Split;
   const std::int64_t bound = args.sequences.max_tokens > 0 ? args.sequences.max_tokens : INT64_MAX;
   const std::int64_t tokens = smaller(bound, args.query.tokens);
   const std::int64_t encoder_tokens = Config::Mask::reads_encoder ? smaller(bound, args.key_encoder.tokens) : 0;
-  layout.most_encoder_segments = layout.template encoder_segments<Split>(encoder_tokens, tokens);
-  layout.most_token_segments = layout.template token_segments<Split>(tokens);
+  layout.max_encoder_segments = layout.template encoder_segments<Split>(encoder_tokens, tokens);
+  layout.max_token_segments = layout.template token_segments<Split>(tokens);
   return layout;
 }
 
@@ -132,7 +132,7 @@ inline constexpr int scan_threads = 256;
 /// One thread for each number of a state: neighbouring threads read neighbouring numbers. Each has several on their way at
 /// a time and adds them in order.
 template <class Call>
-__global__ void __launch_bounds__(scan_threads) scan_segments(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(scan_threads) state_scan(const __grid_constant__ Call call) {
   using T = typename Call::T;
   using Format = typename Call::Format;
   constexpr int numbers = static_cast<int>(Format::normaliser_offset) + Format::rows;

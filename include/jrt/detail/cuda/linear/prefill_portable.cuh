@@ -17,8 +17,8 @@ namespace jrt::detail::cuda {
 
 /// Keys that leave a window come row by row from two places, which only SimtEngine can read.
 template <class Config>
-using PortableEngine =
-    std::conditional_t<MmaEngine<Config>::supported && !takes_leaving_keys<Config>, MmaEngine<Config>, SimtEngine<Config>>;
+using PortableEngine = std::conditional_t<MmaEngine<Config>::supported && !consumes_evicted_keys<Config>, MmaEngine<Config>,
+                                          SimtEngine<Config>>;
 
 template <class Config>
 using PortableCall = PrefillCall<Config, PortableEngine<Config>>;
@@ -33,9 +33,9 @@ __device__ PortableEngine<Config> engine_of(const PortableCall<Config>& call, st
 
 template <class Config>
 __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngine<Config>::blocks_per_multiprocessor)
-    sum_segments(const __grid_constant__ PortableCall<Config> call) {
+    segment_sums(const __grid_constant__ PortableCall<Config> call) {
   using Call = PortableCall<Config>;
-  const BlockItem item(blockIdx.x, call.most_items(), call.heads, Call::Engine::slices);
+  const BlockItem item(blockIdx.x, call.max_items(), call.heads, Call::Engine::slices);
   const PrefillPlan plan = call.plan_of(item.sequence);
   if (!Call::sums(plan, item)) {
     return;
@@ -91,10 +91,10 @@ __device__ bool start_segment(const PortableCall<Config>& call, const BlockItem&
 
 template <class Config>
 __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngine<Config>::blocks_per_multiprocessor)
-    read_segments(const __grid_constant__ PortableCall<Config> call) {
+    segment_outputs(const __grid_constant__ PortableCall<Config> call) {
   using Call = PortableCall<Config>;
   using Scalar = typename Call::Format::Scalar;
-  const BlockItem item(blockIdx.x, call.layout.most_token_segments, call.heads, Call::Engine::slices);
+  const BlockItem item(blockIdx.x, call.layout.max_token_segments, call.heads, Call::Engine::slices);
   auto engine = engine_of(call, prefill_shared_memory, item);
   if (!start_segment(call, item, engine)) {
     return;
@@ -137,22 +137,22 @@ class PortablePrefill {
   Status run(const char* operation, const Cuda& on) const {
     Status status;
     if (call_.needs_partials()) {
-      status = launch(operation, sum_segments<Config>, {sum_blocks(), Engine::threads, Engine::shared_bytes}, on, call_);
+      status = launch(operation, segment_sums<Config>, {sum_blocks(), Engine::threads, Engine::shared_bytes}, on, call_);
       if (status.ok()) {
-        status = launch(operation, scan_segments<Call>, scan_grid(call_, false), on, call_);
+        status = launch(operation, state_scan<Call>, scan_grid(call_, false), on, call_);
       }
     }
     return !status.ok() ? status
-                        : launch(operation, read_segments<Config>, {read_blocks(), Engine::threads, Engine::shared_bytes},
+                        : launch(operation, segment_outputs<Config>, {read_blocks(), Engine::threads, Engine::shared_bytes},
                                  on, call_);
   }
 
  private:
   [[nodiscard]] std::int64_t sum_blocks() const {
-    return call_.needs_partials() ? call_.sequences * call_.most_items() * call_.heads * Engine::slices : 0;
+    return call_.needs_partials() ? call_.sequences * call_.max_items() * call_.heads * Engine::slices : 0;
   }
   [[nodiscard]] std::int64_t read_blocks() const {
-    return call_.sequences * call_.layout.most_token_segments * call_.heads * Engine::slices;
+    return call_.sequences * call_.layout.max_token_segments * call_.heads * Engine::slices;
   }
 
   Call call_;

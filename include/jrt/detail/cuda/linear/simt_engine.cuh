@@ -22,8 +22,8 @@ struct SimtLayout {
   using T = ConfigCompute<Config>;
   using Map = typename Config::FeatureMap;
   static constexpr int chunk = 32;  // tokens
-  static constexpr int most_columns = 64;
-  static constexpr int slices = ceil_div(Config::value_dim, most_columns);
+  static constexpr int max_columns = 64;
+  static constexpr int slices = ceil_div(Config::value_dim, max_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 4);  // of one slice
   static constexpr int rows = round_up(Map::feature_dim, 4);
 
@@ -160,7 +160,7 @@ class SimtEngine {
         }
         normalise(source.span, begin, tokens, head);
         __syncthreads();
-        answer(source.span, begin, tokens, head);
+        write_outputs(source.span, begin, tokens, head);
       }
       if constexpr (!full) {
         __syncthreads();
@@ -279,7 +279,7 @@ class SimtEngine {
   }
 
   /// y = (φ(q)ᵀS + scores·V)·factor, patches of 2 tokens by 4 columns.
-  __device__ void answer(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
+  __device__ void write_outputs(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
     for (int patch = thread(); patch < chunk / 2 * patch_columns; patch += threads) {
       const int column = patch % patch_columns * 4;
       const int t = patch / patch_columns * 2;

@@ -28,12 +28,12 @@ struct StepLayout {
   static constexpr int lanes = Format::columns / columns;  // threads that share a row
 
   /// Numbers of the state that a thread keeps in registers.
-  static constexpr int most_numbers = 48 * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
+  static constexpr int max_numbers = 48 * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
 
   static constexpr int rows_with(int threads) { return ceil_div(Format::rows, larger(1, threads / lanes)); }
   static constexpr int threads = [] {
     int wanted = 128;
-    while (wanted < 512 && (rows_with(wanted) * columns > most_numbers || wanted < lanes)) {
+    while (wanted < 512 && (rows_with(wanted) * columns > max_numbers || wanted < lanes)) {
       wanted *= 2;
     }
     return wanted;
@@ -51,7 +51,7 @@ struct StepLayout {
   }
 
   /// Rows per thread that are in registers together; larger states take several passes.
-  static constexpr int rows = smaller(rows_with(threads), larger(1, most_numbers / columns));
+  static constexpr int rows = smaller(rows_with(threads), larger(1, max_numbers / columns));
   static constexpr int passes = ceil_div(Format::rows, groups* rows);
 
   /// Whether there is a kernel for one token that keeps numbers as they are stored.
@@ -59,10 +59,10 @@ struct StepLayout {
 };
 
 /// Where keys come from that leave a window, if they do.
-struct NoLeavingStep {};
+struct NoEvictedStep {};
 template <class Config>
-using LeavingStepOf = typename std::conditional_t<takes_leaving_keys<Config>, std::type_identity<LeavingStep<Config>>,
-                                                  std::type_identity<NoLeavingStep>>::type;
+using EvictedStepOf = typename std::conditional_t<consumes_evicted_keys<Config>, std::type_identity<EvictedStep<Config>>,
+                                                  std::type_identity<NoEvictedStep>>::type;
 
 /// One step in terms that decode_step, staged_step and commit share.
 template <class Config>
@@ -88,7 +88,7 @@ struct StepCall {
   std::int64_t keys = 0;   // tokens whose keys go into the state
   std::int64_t group = 0;  // query heads that read one state; 0 without queries
   T* sums = nullptr;       // [sequences * heads][queries][columns + 1], with more than one pass
-  LeavingStepOf<Config> leaving{};
+  EvictedStepOf<Config> evicted{};
 
   [[nodiscard]] __host__ __device__ std::int64_t queries() const { return (keys - already_staged) * group; }
   [[nodiscard]] __host__ __device__ std::int64_t sum_elements() const {
@@ -148,7 +148,7 @@ StepCall<Config> step_of(const CommitArgs<Config>& args) {
 
 /// The linear part of a mixer's step. Its staging buffer is the window's.
 template <class Config>
-StepCall<Config> step_of(const OlderStep<Config>& step) {
+StepCall<Config> step_of(const LinearPartStep<Config>& step) {
   StepCall<Config> call;
   call.query = step.query;
   call.key = step.key;
@@ -163,27 +163,27 @@ StepCall<Config> step_of(const OlderStep<Config>& step) {
   call.heads = step.heads;
   call.keys = step.keys;
   call.group = step.group;
-  call.leaving = step.leaving;
+  call.evicted = step.evicted;
   return call;
 }
 
 /// The keys of a step that leave a window, of a block's head.
 template <class Config>
-struct StepLeaving {
+struct StepEvicted {
   __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
   }
 };
 template <class Config>
-requires(takes_leaving_keys<Config>) struct StepLeaving<Config> {
+requires(consumes_evicted_keys<Config>) struct StepEvicted<Config> {
   WindowKeys<typename Config::Ring> source;
   std::int64_t missing = 0;  // the first tokens, at which none leaves
 
   /// With `keys` tokens, all of them staged if they are to be committed.
   __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
-    source = call.leaving.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
-    missing = LeavingStep<Config>::missing(source);
+    source = call.evicted.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
+    missing = EvictedStep<Config>::missing(source);
   }
-  [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return LeavingStep<Config>::leaving(source, t); }
+  [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return EvictedStep<Config>::evicted(source, t); }
 };
 
 }  // namespace jrt::detail::cuda

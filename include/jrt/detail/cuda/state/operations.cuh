@@ -34,7 +34,7 @@ Status run_on_states(const char* operation, const Work& work, std::int64_t count
 }
 
 template <class Format>
-inline constexpr std::int64_t numbers_of = Format::head_numbers;
+inline constexpr std::int64_t numbers_of = Format::head_values;
 
 /// Address of a head's state; null for a padding row, or for a slot outside the pool, which the host could not see.
 template <class Format>

@@ -73,16 +73,16 @@ struct MixerBackend<Config, Cuda> {
         return cuda::launch_window_steps(operation, call, on);
       }
     }
-    const Status status = answer(operation, call, aligned, on);
+    const Status status = launch(operation, call, aligned, on);
     if (!status.ok() || (call.final.empty() && !call.stages())) {
       return status;
     }
-    return cuda::launch(operation, cuda::keep_window<Config>, {call.count() * call.key.heads, cuda::keep_threads, 0}, on,
-                        call);
+    return cuda::launch(operation, cuda::update_window_cache<Config>,
+                        {call.count() * call.key.heads, cuda::keep_threads, 0}, on, call);
   }
 
-  static Status answer(const char* operation, const WindowCall<Config>& call, bool aligned, const Cuda& on) {
-    if constexpr (cuda::hopper_wanted && cuda::HopperWindowLayout<Config>::supported) {
+  static Status launch(const char* operation, const WindowCall<Config>& call, bool aligned, const Cuda& on) {
+    if constexpr (cuda::targets_hopper && cuda::HopperWindowLayout<Config>::supported) {
       cuda::HopperWindowCall<Config> on_hopper;
       if (aligned && call.query.tokens >= cuda::HopperWindowLayout<Config>::tile &&
           cuda::HopperWindow<Config>::available(on) && cuda::HopperWindow<Config>::describe_tensors(call, on_hopper)) {
@@ -94,11 +94,11 @@ struct MixerBackend<Config, Cuda> {
       // A tile of rows is worth its products from a few queries on.
       if (aligned && call.query.tokens >= 16) {
         const std::int64_t runs = runs_of(call, Layout::rows);
-        return cuda::launch(operation, cuda::answer_window_tiles<Config>,
+        return cuda::launch(operation, cuda::window_tiles<Config>,
                             {runs * call.query.heads, Layout::threads, Layout::shared_bytes}, on, call, runs);
       }
     }
-    return cuda::launch(operation, cuda::answer_window_queries<Config>,
+    return cuda::launch(operation, cuda::window_queries<Config>,
                         {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call, aligned);
   }
 

@@ -102,7 +102,7 @@ class WindowQuery {
       for (int c = 0; c < vector; ++c) {
         const int number = column(part) + c;
         query_[part][c] = number < Config::head_dim
-                              ? turned_number(call_.rotary, query, position, number) * static_cast<T>(call_.scale)
+                              ? rotated_value(call_.rotary, query, position, number) * static_cast<T>(call_.scale)
                               : T(0);
       }
     }
@@ -171,7 +171,7 @@ class WindowQuery {
       for (int part = 0; part < parts; ++part) {
         T numbers[vector];
         key[part].get(numbers);
-        turn_if_new(numbers, token, part);
+        rotate_if_new(numbers, token, part);
 #pragma unroll
         for (int c = 0; c < vector; ++c) {
           dot += query_[part][c] * numbers[c];
@@ -185,16 +185,16 @@ class WindowQuery {
     return token < end ? dot : lowest_score();
   }
 
-  /// A key of this call is turned where it is used, and rounded as the cache will hold it.
-  __device__ void turn_if_new(T (&numbers)[vector], std::int64_t token, int part) const {
+  /// A key of this call is rotated where it is used, and rounded as the cache will hold it.
+  __device__ void rotate_if_new(T (&numbers)[vector], std::int64_t token, int part) const {
     if constexpr (Config::Rotary::rotates) {
-      if (!WindowKeys<Config>::is_turned(token)) {
+      if (!WindowKeys<Config>::is_rotated(token)) {
         const Element* const key = sequence_.keys.key(token);
 #pragma unroll
         for (int c = 0; c < vector; ++c) {
           if (column(part) + c < Config::head_dim) {
             numbers[c] = convert<T>(
-                convert<Element>(turned_number(call_.rotary, key, sequence_.keys.position(token), column(part) + c)));
+                convert<Element>(rotated_value(call_.rotary, key, sequence_.keys.position(token), column(part) + c)));
           }
         }
       }
@@ -217,14 +217,14 @@ class WindowQuery {
       }
     }
     __syncthreads();
-    T most = continues_sums<Config> ? T(0) : lowest_score();
+    T most = has_softmax_carry_in<Config> ? T(0) : lowest_score();
     for (int g = 0; g < Layout::groups; ++g) {
       most = most < shared_.largest[g] ? shared_.largest[g] : most;
     }
     for (int c = static_cast<int>(threadIdx.x); c < Config::value_dim; c += Layout::threads) {
       T total = 0;
       T value = 0;
-      if constexpr (continues_sums<Config>) {
+      if constexpr (has_softmax_carry_in<Config>) {
         const T factor = exponential(-most);
         total = (before + static_cast<T>(Config::epsilon)) * factor;
         value = before == 0 ? T(0) : before * factor * convert<T>(output[c]);
@@ -259,7 +259,7 @@ class WindowQuery {
 /// A block a row and query head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(QueryLayout<Config>::threads)
-    answer_window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned) {
+    window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned) {
   __shared__ typename WindowQuery<Config>::Shared shared;
   const std::int64_t query_head = blockIdx.x % call.query.heads;
   const RowRun run(call.sequences, call.query.tokens, blockIdx.x / call.query.heads, 1);
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     return;
   }
   typename QueryLayout<Config>::T before = 0;
-  if constexpr (continues_sums<Config>) {
+  if constexpr (has_softmax_carry_in<Config>) {
     before = call.before.denominator(sequence.span.batch_row, row, query_head);
   }
   WindowQuery<Config>(call, sequence, aligned, shared)

@@ -38,12 +38,12 @@ __device__ inline float power_of_two(float exponent) {
   return power;
 }
 
-/// Two numbers turned by an angle.
+/// Two numbers rotated by an angle.
 template <class T>
-__device__ void turn_pair(const Rotation<T>& rotation, T& first, T& second) {
-  const T turned = first * rotation.cosine - second * rotation.sine;
+__device__ void rotate_pair(const Rotation<T>& rotation, T& first, T& second) {
+  const T rotated = first * rotation.cosine - second * rotation.sine;
   second = first * rotation.sine + second * rotation.cosine;
-  first = turned;
+  first = rotated;
 }
 
 /// Cosine and sine for vectors of `Element`: on the special function unit where those have 16 bits (its error, 2^-21, is
@@ -59,23 +59,23 @@ __device__ auto rotation_for(const Rotary& rotary, std::int64_t position, int i)
   }
 }
 
-/// Number c of a key or query at a position, turned.
+/// Number c of a key or query at a position, rotated.
 template <class Rotary, class Element>
-__device__ auto turned_number(const Rotary& rotary, const Element* x, std::int64_t position, int c) {
+__device__ auto rotated_value(const Rotary& rotary, const Element* x, std::int64_t position, int c) {
   using T = ComputeType<Element>;
   const T number = convert<T>(x[c]);
   if constexpr (Rotary::rotates) {
     const bool is_first = c < Rotary::half_dim;
     T first = is_first ? number : convert<T>(x[c - Rotary::half_dim]);
     T second = is_first ? convert<T>(x[c + Rotary::half_dim]) : number;
-    turn_pair(rotation_for<Element>(rotary, position, is_first ? c : c - Rotary::half_dim), first, second);
+    rotate_pair(rotation_for<Element>(rotary, position, is_first ? c : c - Rotary::half_dim), first, second);
     return is_first ? first : second;
   } else {
     return number;
   }
 }
 
-/// By all threads of a block: a token's key, as the cache holds it, and its value. Tokens of earlier calls are turned
+/// By all threads of a block: a token's key, as the cache holds it, and its value. Tokens of earlier calls are rotated
 /// already; without others `rotary` may be NoRotary.
 template <WindowConfig Config, class Rotary>
 __device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, const Rotary& rotary,
@@ -85,9 +85,9 @@ __device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, 
     if (c >= Config::head_dim) {
       value[c - Config::head_dim] = keys.value(token)[c - Config::head_dim];
     } else {
-      key[c] = WindowKeys<Config>::is_turned(token)
+      key[c] = WindowKeys<Config>::is_rotated(token)
                    ? keys.key(token)[c]
-                   : convert<Element>(turned_number(rotary, keys.key(token), keys.position(token), c));
+                   : convert<Element>(rotated_value(rotary, keys.key(token), keys.position(token), c));
     }
   }
 }
@@ -126,7 +126,7 @@ inline constexpr int keep_threads = 128;
 
 /// The call's tokens go into the caches, or behind the staged ones; a block a head.
 template <WindowConfig Config>
-__global__ void __launch_bounds__(keep_threads) keep_window(const __grid_constant__ WindowCall<Config> call) {
+__global__ void __launch_bounds__(keep_threads) update_window_cache(const __grid_constant__ WindowCall<Config> call) {
   const std::int64_t b = blockIdx.x / call.key.heads;
   const std::int64_t head = blockIdx.x % call.key.heads;
   const WindowSequence<Config> sequence(call, b, head);
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(keep_threads) keep_window(const __grid_constan
   }
 }
 
-/// The first staged rows of one head, whose keys are turned already, go into its cache; a block a head.
+/// The first staged rows of one head, whose keys are rotated already, go into its cache; a block a head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(keep_threads) commit_window(const __grid_constant__ CommitArgs<Config> args) {
   const std::int64_t b = blockIdx.x / args.staging.heads;

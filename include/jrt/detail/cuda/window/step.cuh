@@ -13,7 +13,7 @@
 
 /// Decode step of window attention for one token a sequence: it reads every cache once, so that all there is to gain is in
 /// having enough of them on their way. Blocks stay, and go from one cache to the next; while the queries of one are
-/// answered from shared memory, the next is copied there. All query heads of a cache read the same copy.
+/// read from shared memory, the next is copied there. All query heads of a cache read the same copy.
 ///
 ///     buffer 0   cache 0 ──── queries ──── cache 2 ──── queries …
 ///     buffer 1        cache 1 ──────────── queries ──── cache 3 …
@@ -28,7 +28,7 @@ struct WindowStepLayout {
   static constexpr int each = access_bytes / static_cast<int>(sizeof(Element));
   static constexpr std::int64_t queries = round_up<std::int64_t>(Format::count_offset, each);
 
-  static constexpr std::int64_t most_bytes = 220 * 1024;  // of a multiprocessor's shared memory
+  static constexpr std::int64_t max_bytes = 220 * 1024;  // of a multiprocessor's shared memory
   JRT_DETAIL_HD static constexpr std::int64_t buffer_bytes(std::int64_t group) {
     return (queries + group * Config::head_dim) * static_cast<std::int64_t>(sizeof(Element));
   }
@@ -36,14 +36,14 @@ struct WindowStepLayout {
   JRT_DETAIL_HD static constexpr std::int64_t sum_bytes(int of_threads) {
     return of_threads / 32 * (Config::value_dim + 2) * static_cast<std::int64_t>(sizeof(ComputeType<Element>));
   }
-  static constexpr int blocks = static_cast<int>(clamped(most_bytes / (2 * buffer_bytes(1) + sum_bytes(128)), 1, 4));
+  static constexpr int blocks = static_cast<int>(clamped(max_bytes / (2 * buffer_bytes(1) + sum_bytes(128)), 1, 4));
   static constexpr int threads = blocks >= 3 ? 128 : 512;
   /// Two buffers, then what warps bring together.
   JRT_DETAIL_HD static constexpr std::int64_t shared_bytes(std::int64_t group) {
     return 2 * buffer_bytes(group) + sum_bytes(threads);
   }
   /// Rows of whole accesses, two copies in a block; sums that start here.
-  static constexpr bool supported = !continues_sums<Config> && Config::head_dim % each == 0 &&
+  static constexpr bool supported = !has_softmax_carry_in<Config> && Config::head_dim % each == 0 &&
                                     Config::value_dim % each == 0 && shared_bytes(1) <= 160 * 1024;
 
   using Query = QueryLayout<Config>;  // how lanes share a key
@@ -83,16 +83,16 @@ class WindowSteps {
     Item current = item_of(blockIdx.x);
     Item next = blockIdx.x + step < items ? item_of(blockIdx.x + step) : Item{};
     int buffer = 0;
-    bring(current, buffer);
+    load(current, buffer);
     __pipeline_commit();
     for (unsigned i = blockIdx.x; i < items; i += step) {
-      bring(next, 1 - buffer);
+      load(next, 1 - buffer);
       __pipeline_commit();
       // Known a round before it is needed: nothing waits for the count that says which rows there are.
       const Item after = i + 2 * step < items ? item_of(i + 2 * step) : Item{};
       __pipeline_wait_prior(1);
       __syncthreads();
-      answer(current, buffer_at(buffer));
+      attend(current, buffer_at(buffer));
       __syncthreads();
       buffer = 1 - buffer;
       current = next;
@@ -131,7 +131,7 @@ class WindowSteps {
   }
 
   /// One cache, the new key and value in it, and the queries that read them, on their way.
-  __device__ void bring(const Item& item, int buffer) const {
+  __device__ void load(const Item& item, int buffer) const {
     if (item.cache == nullptr) {
       return;
     }
@@ -165,7 +165,7 @@ class WindowSteps {
     }
   }
 
-  __device__ void answer(const Item& item, Element* buffer) {
+  __device__ void attend(const Item& item, Element* buffer) {
     const auto output = [&](int q) { return call_.output.row(item.b, 0, item.head * group_ + q); };
     if (item.cache == nullptr) {
       for (int q = 0; q < group_; ++q) {
@@ -178,9 +178,9 @@ class WindowSteps {
     const std::int64_t cached = legal_count(item.cached, Config::left_window);
     const int row = new_row(item.cached);
     const auto rows = static_cast<int>(smaller<std::int64_t>(cached + 1, Format::rows));
-    turn_new_key(buffer + row * Config::head_dim, cached);
+    rotate_new_key(buffer + row * Config::head_dim, cached);
     for (int q = 0; q < group_; ++q) {
-      answer_query(buffer, rows, buffer + Layout::queries + q * Config::head_dim, cached, output(q));
+      attend_query(buffer, rows, buffer + Layout::queries + q * Config::head_dim, cached, output(q));
     }
     if (!call_.final.empty()) {
       Element* const cache = call_.final.pool.head(call_.final.slot(item.b), item.head);
@@ -191,13 +191,13 @@ class WindowSteps {
     }
   }
 
-  __device__ void turn_new_key(Element* key, std::int64_t position) const {
+  __device__ void rotate_new_key(Element* key, std::int64_t position) const {
     if constexpr (Config::Rotary::rotates) {
       constexpr int half = Config::Rotary::half_dim;
       for (int i = thread(); i < half; i += Layout::threads) {
         T first = convert<T>(key[i]);
         T second = convert<T>(key[i + half]);
-        turn_pair(rotation_for<Element>(call_.rotary, position, i), first, second);
+        rotate_pair(rotation_for<Element>(call_.rotary, position, i), first, second);
         key[i] = convert<Element>(first);
         key[i + half] = convert<Element>(second);
       }
@@ -205,7 +205,7 @@ class WindowSteps {
     }
   }
 
-  __device__ void answer_query(const Element* buffer, int rows, const Element* query, std::int64_t position,
+  __device__ void attend_query(const Element* buffer, int rows, const Element* query, std::int64_t position,
                                Element* output) {
     T numbers[parts][vector];
 #pragma unroll
@@ -253,7 +253,7 @@ class WindowSteps {
     if constexpr (Config::Rotary::rotates) {
 #pragma unroll
       for (int c = 0; c < vector; ++c) {
-        numbers[c] = first + c < Config::head_dim ? turned_number(call_.rotary, query, position, first + c) : T(0);
+        numbers[c] = first + c < Config::head_dim ? rotated_value(call_.rotary, query, position, first + c) : T(0);
       }
     } else {
       Numbers stored;
@@ -402,7 +402,7 @@ extern __shared__ __align__(16) std::byte window_step_buffers[];
 
 template <WindowConfig Config>
 __global__ void __launch_bounds__(WindowStepLayout<Config>::threads, WindowStepLayout<Config>::blocks)
-    answer_window_steps(const __grid_constant__ WindowCall<Config> call, unsigned items) {
+    window_steps(const __grid_constant__ WindowCall<Config> call, unsigned items) {
   await_previous_kernel();
   let_next_kernel_start();
   using Steps = WindowSteps<Config>;
@@ -429,8 +429,8 @@ Status launch_window_steps(const char* operation, const WindowCall<Config>& call
   const std::int64_t items = call.count() * call.key.heads;
   const std::int64_t resident = std::int64_t{Layout::blocks} * on.multiprocessors();
   Grid grid{smaller(items, resident), Layout::threads, static_cast<std::size_t>(Layout::shared_bytes(call.group()))};
-  grid.starts_early = can_start_early<answer_window_steps<Config>>(on);
-  return launch(operation, answer_window_steps<Config>, grid, on, call, static_cast<unsigned>(items));
+  grid.starts_early = can_start_early<window_steps<Config>>(on);
+  return launch(operation, window_steps<Config>, grid, on, call, static_cast<unsigned>(items));
 }
 
 }  // namespace jrt::detail::cuda

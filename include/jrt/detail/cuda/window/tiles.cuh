@@ -92,8 +92,8 @@ class WindowTiles {
       : call_(call), sequence_(sequence), query_head_(query_head), first_row_(first_row), shared_(shared) {
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
-      largest_[m][0] = continues_sums<Config> ? 0 : -INFINITY;
-      largest_[m][1] = continues_sums<Config> ? 0 : -INFINITY;
+      largest_[m][0] = has_softmax_carry_in<Config> ? 0 : -INFINITY;
+      largest_[m][1] = has_softmax_carry_in<Config> ? 0 : -INFINITY;
     }
   }
 
@@ -108,7 +108,7 @@ class WindowTiles {
       fetch(begin, i, tiles, range);
     }
     read_queries();
-    if constexpr (continues_sums<Config>) {
+    if constexpr (has_softmax_carry_in<Config>) {
       read_before();
     }
     for (int i = 0; i < tiles; ++i) {
@@ -116,7 +116,7 @@ class WindowTiles {
       __pipeline_wait_prior(Layout::stages - 1);
       __syncthreads();
       const std::int64_t tile = begin + std::int64_t{i} * Layout::tile_keys;
-      turn_keys(tile, i % Layout::stages, range.end);
+      rotate_keys(tile, i % Layout::stages, range.end);
       take_tile(tile - first, i % Layout::stages);
       __syncthreads();
     }
@@ -182,18 +182,18 @@ class WindowTiles {
     }
   }
 
-  /// Keys of this call are turned in place, and rounded as the cache will hold them.
-  __device__ void turn_keys(std::int64_t first, int stage, std::int64_t end) {
+  /// Keys of this call are rotated in place, and rounded as the cache will hold them.
+  __device__ void rotate_keys(std::int64_t first, int stage, std::int64_t end) {
     if constexpr (Config::Rotary::rotates) {
       constexpr int half = Config::Rotary::half_dim;
       Element* const keys = key_tile(stage);
       for (int i = static_cast<int>(threadIdx.x); i < Layout::tile_keys * half; i += Layout::threads) {
         const std::int64_t token = first + i / half;
-        if (token < end && !WindowKeys<Config>::is_turned(token)) {
+        if (token < end && !WindowKeys<Config>::is_rotated(token)) {
           Element* const number = keys + i / half * Layout::key_stride + i % half;
           float a = convert<float>(number[0]);
           float b = convert<float>(number[half]);
-          turn_pair(rotation_for<Element>(call_.rotary, sequence_.keys.position(token), i % half), a, b);
+          rotate_pair(rotation_for<Element>(call_.rotary, sequence_.keys.position(token), i % half), a, b);
           number[0] = convert<Element>(a);
           number[half] = convert<Element>(b);
         }
@@ -218,7 +218,7 @@ class WindowTiles {
         for (int k = 0; k < Config::head_dim / 8; ++k) {
           queries_[m][k / 2][i + k % 2 * 2] = exists ? *reinterpret_cast<const Pair*>(query + k * 8) ^ signs : 0;
         }
-        turn_query(m, i, sequence_.keys.position(row - span.left_pad));
+        rotate_query(m, i, sequence_.keys.position(row - span.left_pad));
       }
     }
   }
@@ -258,7 +258,7 @@ class WindowTiles {
   }
 
   /// Both numbers of a pair are in the same lane.
-  __device__ void turn_query(int m, int i, std::int64_t position) {
+  __device__ void rotate_query(int m, int i, std::int64_t position) {
     if constexpr (Config::Rotary::rotates) {
       constexpr int half_blocks = Config::Rotary::half_dim / 8;
 #pragma unroll
@@ -271,7 +271,7 @@ class WindowTiles {
         for (int j = 0; j < 2; ++j) {
           a[j] = number_of<Element>(first, j);
           b[j] = number_of<Element>(second, j);
-          turn_pair(rotation_for<Element>(call_.rotary, position, k * 8 + lane() % 4 * 2 + j), a[j], b[j]);
+          rotate_pair(rotation_for<Element>(call_.rotary, position, k * 8 + lane() % 4 * 2 + j), a[j], b[j]);
         }
         first = rounded_pair<Element>(a[0], a[1]);
         second = rounded_pair<Element>(b[0], b[1]);
@@ -442,7 +442,7 @@ extern __shared__ __align__(16) std::byte window_shared_memory[];
 /// A block a run of rows and query head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(WindowTileLayout<Config>::threads, WindowTileLayout<Config>::blocks_per_multiprocessor)
-    answer_window_tiles(const __grid_constant__ WindowCall<Config> call, std::int64_t runs) {
+    window_tiles(const __grid_constant__ WindowCall<Config> call, std::int64_t runs) {
   const std::int64_t query_head = blockIdx.x / runs;
   const RowRun run(call.sequences, call.query.tokens, blockIdx.x % runs, WindowTileLayout<Config>::rows);
   const WindowSequence<Config> sequence(call, run.b, query_head / call.group());

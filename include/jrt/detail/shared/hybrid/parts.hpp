@@ -11,7 +11,7 @@
 #include "jrt/mixer/hybrid_attention.hpp"
 #include "jrt/policy/normaliser.hpp"
 
-/// The two mixers that WindowedLinearAttention is made of. First linear attention, whose keys are those that leave the
+/// The two mixers that HybridAttention is made of. First linear attention, whose keys are those that leave the
 /// window: at token i it takes key i − L − 1. It writes outputs, normalised, and their denominators. Then window attention,
 /// whose online softmax starts with these for the key of score 0.
 ///
@@ -23,7 +23,7 @@
 namespace jrt::detail {
 
 template <class Linear, class Window>
-using PairFormat = WindowedLinearFormat<StateFormatOf<Linear>, StateFormatOf<Window>>;
+using PairFormat = HybridFormat<StateFormatOf<Linear>, StateFormatOf<Window>>;
 
 /// A part's state in a head of the whole: heads are further apart.
 template <class Format, class Whole>
@@ -43,15 +43,15 @@ struct WindowPart : Window {
 
 /// Linear attention over all keys that leave the window, from the ring or from the call.
 template <class LinearT, class Window>
-struct OlderKeys : LinearT {
+struct LinearPartKeys : LinearT {
   using PartFormat = FormatInWhole<StateFormatOf<LinearT>, PairFormat<LinearT, Window>>;
   using Ring = WindowPart<LinearT, Window>;
   using Normaliser = SumNormaliser<-30>;  // a mean to the last bit; ε is added once, to the sum of both kinds of weights
   static constexpr bool keeps_denominators = true;
-  static constexpr bool takes_leaving_keys = true;
+  static constexpr bool consumes_evicted_keys = true;
   static constexpr std::int64_t delay = Window::left_window + 1;  // tokens between a key and the query that it is old for
 
-  /// The tokens of a sequence, behind the left pads, that this operator answers.
+  /// The tokens of a sequence, behind the left pads, that this operator has outputs for.
   static JRT_DETAIL_HD constexpr TokenRange part_of(const TokenRange& tokens) { return tokens; }
 };
 
@@ -103,7 +103,7 @@ namespace jrt::detail {
 /// Where one head of one sequence has the keys that leave its window. Token i of the sequence goes with key i − delay: in
 /// the views for tokens from `from_views` on, in the ring before, and nowhere before `first_key`.
 template <class Config>
-struct LeavingKeys : KeySource<typename Config::Element> {
+struct EvictedKeys : KeySource<typename Config::Element> {
   using Element = typename Config::Element;
   using Source = KeySource<Element>;
   using Ring = typename Config::Ring;
@@ -113,7 +113,7 @@ struct LeavingKeys : KeySource<typename Config::Element> {
   std::int64_t first_key = 0;
   std::int64_t from_views = 0;
 
-  JRT_DETAIL_HD LeavingKeys(const PrefillArgs<Config>& args, const PrefillPlan& plan, std::int64_t key_head)
+  JRT_DETAIL_HD EvictedKeys(const PrefillArgs<Config>& args, const PrefillPlan& plan, std::int64_t key_head)
       : Source{args.key, args.value, plan.span.batch_row, plan.span.first_token - Config::delay, key_head, 0, plan.span} {
     if (reads_initial_state(args.rings, args.has_rings, plan.sequence)) {
       ring = args.rings.pool.head(args.rings.slot(plan.sequence), key_head);
@@ -142,15 +142,15 @@ struct LeavingKeys : KeySource<typename Config::Element> {
 };
 
 template <class Config>
-requires(takes_leaving_keys<Config>) JRT_DETAIL_HD LeavingKeys<Config> token_source(const PrefillArgs<Config>& args,
-                                                                                    const PrefillPlan& plan,
-                                                                                    std::int64_t head) {
+requires(consumes_evicted_keys<Config>) JRT_DETAIL_HD EvictedKeys<Config> token_source(const PrefillArgs<Config>& args,
+                                                                                       const PrefillPlan& plan,
+                                                                                       std::int64_t head) {
   return {args, plan, head};
 }
 
 /// What a step needs to find the keys that leave, and where denominators go.
 template <class Config>
-struct LeavingStep {
+struct EvictedStep {
   using Element = typename Config::Element;
   using Ring = typename Config::Ring;
 
@@ -174,7 +174,7 @@ struct LeavingStep {
   }
 
   /// The key that leaves at token t, counted from the first staged one.
-  [[nodiscard]] static JRT_DETAIL_HD std::int64_t leaving(const WindowKeys<Ring>& keys, std::int64_t t) {
+  [[nodiscard]] static JRT_DETAIL_HD std::int64_t evicted(const WindowKeys<Ring>& keys, std::int64_t t) {
     return t - keys.staged_tokens - Config::delay;
   }
   /// Tokens before the first at which a key leaves.
@@ -185,7 +185,7 @@ struct LeavingStep {
 
 /// The linear part of a step, a staged step or a commit.
 template <class Config>
-struct OlderStep {
+struct LinearPartStep {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
 
@@ -198,7 +198,7 @@ struct OlderStep {
   std::int64_t already_staged = 0;
   const std::int32_t* accepted_tokens = nullptr;
   typename Config::FeatureMap feature_map{};
-  LeavingStep<Config> leaving{};
+  EvictedStep<Config> evicted{};
   std::int64_t sequences = 0;
   std::int64_t heads = 0;
   std::int64_t keys = 0;   // tokens at which a key may leave
@@ -220,12 +220,12 @@ StateSlots<StateFormatOf<Part>> part_slots(const StateSlots<Whole>& slots, std::
 }
 
 /// The parts of a mixer, as their operations see them.
-template <WindowedLinearConfig Config>
-struct WindowedParts {
+template <HybridConfig Config>
+struct HybridParts {
   using Linear = typename Config::Linear;
   using Window = typename Config::Window;
   using Format = StateFormatOf<Config>;
-  using Older = OlderKeys<Linear, Window>;
+  using LinearPart = LinearPartKeys<Linear, Window>;
   using Ring = WindowPart<Linear, Window>;
   using Denominator = ConfigCompute<Linear>;
   using Denominators = TensorView<Denominator>;
@@ -249,7 +249,7 @@ struct WindowedParts {
   }
 
   /// Arguments of the linear part, all of it or another operator's.
-  template <class Part = Older>
+  template <class Part = LinearPart>
   static PrefillArgs<Part> linear(const PrefillArgs<Config>& args, const Denominators& denominators) {
     PrefillArgs<Part> part;
     part.query = args.query;
@@ -272,30 +272,30 @@ struct WindowedParts {
     return part;
   }
 
-  static OlderStep<Older> linear(const DecodeArgs<Config>& args, const Denominators& denominators) {
-    OlderStep<Older> step = of_tokens(args, denominators);
-    step.source = linear_slots<Older>(args.source);
-    step.destination = linear_slots<Older>(destination_of(args));
-    step.leaving.rings = rings(args.source);
+  static LinearPartStep<LinearPart> linear(const DecodeArgs<Config>& args, const Denominators& denominators) {
+    LinearPartStep<LinearPart> step = of_tokens(args, denominators);
+    step.source = linear_slots<LinearPart>(args.source);
+    step.destination = linear_slots<LinearPart>(destination_of(args));
+    step.evicted.rings = rings(args.source);
     return step;
   }
-  static OlderStep<Older> linear(const StagedStepArgs<Config>& args, const Denominators& denominators) {
-    OlderStep<Older> step = of_tokens(args, denominators);
-    step.source = linear_slots<Older>(args.state);
+  static LinearPartStep<LinearPart> linear(const StagedStepArgs<Config>& args, const Denominators& denominators) {
+    LinearPartStep<LinearPart> step = of_tokens(args, denominators);
+    step.source = linear_slots<LinearPart>(args.state);
     step.already_staged = args.already_staged;
     step.keys += args.already_staged;
-    step.leaving.rings = rings(args.state);
-    step.leaving.staging = staging(args.staging);
+    step.evicted.rings = rings(args.state);
+    step.evicted.staging = staging(args.staging);
     return step;
   }
-  static OlderStep<Older> linear(const CommitArgs<Config>& args) {
-    OlderStep<Older> step;
-    step.source = linear_slots<Older>(args.source);
-    step.destination = linear_slots<Older>(destination_of(args));
+  static LinearPartStep<LinearPart> linear(const CommitArgs<Config>& args) {
+    LinearPartStep<LinearPart> step;
+    step.source = linear_slots<LinearPart>(args.source);
+    step.destination = linear_slots<LinearPart>(destination_of(args));
     step.accepted_tokens = args.accepted_tokens;
     step.feature_map = args.feature_map;
-    step.leaving.rings = rings(args.source);
-    step.leaving.staging = staging(args.staging);
+    step.evicted.rings = rings(args.source);
+    step.evicted.staging = staging(args.staging);
     step.sequences = args.staging.sequences;
     step.heads = args.staging.heads;
     step.keys = args.staging.tokens;
@@ -330,14 +330,14 @@ struct WindowedParts {
 
  private:
   template <class Args>
-  static OlderStep<Older> of_tokens(const Args& args, const Denominators& denominators) {
-    OlderStep<Older> step;
+  static LinearPartStep<LinearPart> of_tokens(const Args& args, const Denominators& denominators) {
+    LinearPartStep<LinearPart> step;
     step.query = args.query;
     step.key = args.key;
     step.value = args.value;
     step.output = args.output;
     step.feature_map = args.feature_map;
-    step.leaving.denominators = denominators;
+    step.evicted.denominators = denominators;
     step.sequences = args.query.batch;
     step.heads = args.key.heads;
     step.keys = args.key.tokens;

@@ -17,39 +17,39 @@
 namespace jrt::detail {
 
 template <class Linear, class Window>
-struct OlderEncoder : EncoderOnly<Linear> {
-  using PartFormat = typename OlderKeys<Linear, Window>::PartFormat;
+struct LinearPartEncoder : EncoderOnly<Linear> {
+  using PartFormat = typename LinearPartKeys<Linear, Window>::PartFormat;
 };
 
 template <class Linear, class Window>
-struct OlderFirstKeys : OlderKeys<Linear, Window> {
+struct HeadSpan : LinearPartKeys<Linear, Window> {
   using Mask = CausalMask;
 
   static JRT_DETAIL_HD constexpr TokenRange part_of(const TokenRange& tokens) {
-    return {tokens.begin, smaller(tokens.end, tokens.begin + OlderKeys<Linear, Window>::delay)};
+    return {tokens.begin, smaller(tokens.end, tokens.begin + LinearPartKeys<Linear, Window>::delay)};
   }
 };
 
 /// Its tokens are counted as their keys are, which begin with the sequence.
 template <class Linear, class Window>
-struct OlderOtherKeys : OlderKeys<Linear, Window> {
+struct TailSpan : LinearPartKeys<Linear, Window> {
   using Mask = CausalMask;
-  static constexpr bool takes_leaving_keys = false;
+  static constexpr bool consumes_evicted_keys = false;
 
   static JRT_DETAIL_HD constexpr TokenRange part_of(const TokenRange& tokens) {
-    return {tokens.begin, larger(tokens.begin, tokens.end - OlderKeys<Linear, Window>::delay)};
+    return {tokens.begin, larger(tokens.begin, tokens.end - LinearPartKeys<Linear, Window>::delay)};
   }
 };
 
-template <WindowedLinearConfig Config>
-class OlderSteps {
+template <HybridConfig Config>
+class LinearPartSteps {
  public:
-  using Parts = WindowedParts<Config>;
+  using Parts = HybridParts<Config>;
   using Linear = typename Parts::Linear;
   using Window = typename Parts::Window;
-  using Encoder = OlderEncoder<Linear, Window>;
-  using First = OlderFirstKeys<Linear, Window>;
-  using Others = OlderOtherKeys<Linear, Window>;
+  using Encoder = LinearPartEncoder<Linear, Window>;
+  using First = HeadSpan<Linear, Window>;
+  using Others = TailSpan<Linear, Window>;
   using Denominators = typename Parts::Denominators;
   using Format = StateFormatOf<First>;
 
@@ -57,7 +57,7 @@ class OlderSteps {
   static constexpr bool reads_encoder = Linear::Mask::reads_encoder;
 
   /// `args` must outlive it.
-  explicit OlderSteps(const PrefillArgs<Config>& args) : args_(args) {}
+  explicit LinearPartSteps(const PrefillArgs<Config>& args) : args_(args) {}
 
   [[nodiscard]] bool has_encoder() const { return reads_encoder && args_.key_encoder.tokens > 0; }
   /// Without a first step, no key is old for the first tokens, and there is no state.

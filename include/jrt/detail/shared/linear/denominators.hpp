@@ -22,13 +22,13 @@ struct KeptDenominators {
 template <class T>
 KeptDenominators(TensorView<T>) -> KeptDenominators<T>;
 
-/// Nobody wants them.
+/// Discards them.
 struct NoDenominators {
   template <class T>
   JRT_DETAIL_HD void put(std::int64_t /*row*/, std::int64_t /*token*/, std::int64_t /*head*/, T /*denominator*/) const {}
 };
 
-/// Whether an operator's denominators are wanted.
+/// Whether an operator keeps its denominators.
 template <class Config>
 inline constexpr bool keeps_denominators = requires {
   Config::keeps_denominators;

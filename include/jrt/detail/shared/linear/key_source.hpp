@@ -29,9 +29,9 @@ struct KeySource {
 
 /// Whether an operator's keys are those that leave a window; shared/hybrid/parts.hpp has their source.
 template <class Config>
-inline constexpr bool takes_leaving_keys = [] {
-  if constexpr (requires { Config::takes_leaving_keys; }) {
-    return Config::takes_leaving_keys;
+inline constexpr bool consumes_evicted_keys = [] {
+  if constexpr (requires { Config::consumes_evicted_keys; }) {
+    return Config::consumes_evicted_keys;
   } else {
     return false;
   }

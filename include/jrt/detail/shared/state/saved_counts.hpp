@@ -26,11 +26,11 @@ constexpr std::int64_t count_byte() {
 
 /// The most that it may be.
 template <class Format>
-constexpr std::int64_t most_tokens_of() {
-  if constexpr (requires { Format::most_tokens; }) {
-    return Format::most_tokens;
+constexpr std::int64_t max_tokens_of() {
+  if constexpr (requires { Format::max_tokens; }) {
+    return Format::max_tokens;
   } else {
-    return Format::WindowFormat::most_tokens;
+    return Format::WindowFormat::max_tokens;
   }
 }
 
@@ -40,7 +40,7 @@ template <class Format>
 Status check_token_counts(const char* part, const std::byte* bytes, std::int64_t head_bytes, std::int64_t heads,
                           std::int64_t state) {
   if constexpr (count_byte<Format>() >= 0) {
-    constexpr std::int64_t most = most_tokens_of<Format>();
+    constexpr std::int64_t most = max_tokens_of<Format>();
     std::int64_t first = 0;
     for (std::int64_t h = 0; h < heads; ++h) {
       std::int64_t count = 0;
@@ -80,7 +80,7 @@ class LayerName {
 /// different numbers of tokens: an engine may run them one by one.
 template <class Format>
 Status check_state_counts(const std::byte* bytes, std::int64_t heads, std::int64_t state) {
-  constexpr auto head_bytes = Format::head_numbers * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
+  constexpr auto head_bytes = Format::head_values * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
   Status status;
   if constexpr (requires { Format::layers; }) {
     for (std::int64_t h = 0; h < heads; ++h) {

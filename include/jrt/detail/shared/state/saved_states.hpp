@@ -108,7 +108,7 @@ inline Status check_saved_header(const char* part, const SavedStatesHeader& foun
 
 /// Bytes of one head's numbers in saved bytes.
 template <class Format>
-inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::head_numbers) *
+inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::head_values) *
                                                 sizeof(typename Format::Scalar);
 
 /// Whether `buffer` begins with `count` states of `Format` with `heads` heads, whose numbers of tokens are legal.

@@ -52,8 +52,8 @@ struct WindowKeys {
     return cached + staged_tokens + token;
   }
 
-  /// Keys of earlier calls have been turned by their position.
-  [[nodiscard]] JRT_DETAIL_HD static constexpr bool is_turned(std::int64_t token) { return token < 0; }
+  /// Keys of earlier calls have been rotated by their position.
+  [[nodiscard]] JRT_DETAIL_HD static constexpr bool is_rotated(std::int64_t token) { return token < 0; }
 
   [[nodiscard]] JRT_DETAIL_HD const Element* key(std::int64_t token) const {
     if (token >= 0) {
@@ -91,17 +91,17 @@ struct WindowKeys {
 
 /// Whether a window's softmax goes on from a sum of other weights.
 template <class Config>
-inline constexpr bool continues_sums = requires {
+inline constexpr bool has_softmax_carry_in = requires {
   Config::epsilon;
 };
 
 /// What there was before the window: nothing.
 template <WindowConfig Config>
-struct SumsBefore {};
+struct SoftmaxCarry {};
 /// Outputs that are normalised sums, in the place where the window's go, and their denominators. The weights were those of
 /// a softmax whose largest score is 0; ε is added to them.
 template <WindowConfig Config>
-requires(continues_sums<Config>) struct SumsBefore<Config> {
+requires(has_softmax_carry_in<Config>) struct SoftmaxCarry<Config> {
   TensorView<typename Config::Denominator> denominators{};
 
   [[nodiscard]] JRT_DETAIL_HD ComputeType<typename Config::Element> denominator(std::int64_t row, std::int64_t token,
@@ -129,7 +129,7 @@ struct WindowCall {
   std::int64_t already_staged = 0;
   double scale = 1;
   typename Config::Rotary rotary{};
-  SumsBefore<Config> before{};
+  SoftmaxCarry<Config> before{};
 
   [[nodiscard]] JRT_DETAIL_HD std::int64_t count() const { return sequence_count(sequences, query.batch); }
   [[nodiscard]] JRT_DETAIL_HD std::int64_t group() const { return query.heads / larger<std::int64_t>(key.heads, 1); }

@@ -73,7 +73,7 @@ __device__ inline void named_barrier(int id, int threads) {
 // -- the copy engine ------------------------------------------------------------
 //
 // Called by whole warps, of which one lane, always the same, speaks to the copy engine: written like this, addresses stay
-// in registers that a warp has in common, as the engine wants them.
+// in warp-uniform registers, as the copy engine needs them.
 
 struct TileCoordinates {
   int column = 0;
@@ -172,7 +172,7 @@ __device__ inline unsigned computed_afresh(unsigned number) {
   return number;
 }
 /// For numbers that are the same in all lanes: tells the compiler so.
-__device__ inline int common(int number) {
+__device__ inline int warp_uniform(int number) {
   return __shfl_sync(~0u, number, 0);
 }
 

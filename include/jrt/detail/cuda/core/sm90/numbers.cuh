@@ -22,7 +22,7 @@ struct HopperNumbers<BFloat16> {
   static constexpr CUtensorMapDataType tensor_map_type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   static constexpr bool narrow_range = false;
   static constexpr int key_shift = 0;
-  static constexpr int answer_shift = 0;
+  static constexpr int output_shift = 0;
 
   /// 2^exponent, twice.
   JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
@@ -45,8 +45,8 @@ struct HopperNumbers<BFloat16> {
 /// sequences leave that range. So
 ///
 ///     keys count 2^-key_shift, their products its square, and the factors of queries make up for it;
-///     queries' features and weights count 2^-answer_shift, which comes back with the normaliser;
-///     a part of the state that is still too large is published with a factor (StateKeeper::publish, StateFactors).
+///     queries' features and weights count 2^-output_shift, which comes back with the normaliser;
+///     a part of the state that is still too large is published with a factor (StateWarps::publish, StateFactors).
 ///
 /// All are powers of two. Inputs up to 700 and weights up to 5e5 are safe; sums have no limit.
 template <>
@@ -54,7 +54,7 @@ struct HopperNumbers<Half> {
   static constexpr CUtensorMapDataType tensor_map_type = CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   static constexpr bool narrow_range = true;
   static constexpr int key_shift = 2;
-  static constexpr int answer_shift = 3;
+  static constexpr int output_shift = 3;
 
   JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
     // From 2^-15 to 2^-24 a number has no exponent of its own; what is smaller is 0.

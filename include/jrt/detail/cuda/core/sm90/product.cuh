@@ -45,20 +45,20 @@ __device__ MatrixDescriptor values_and_ones(int stage, int step) {
 }
 
 /// Registers written before are in place for the products that follow.
-__device__ inline void products_begin() {
+__device__ inline void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
 }
-__device__ inline void products_commit() {
+__device__ inline void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
 }
 /// Until all but the last `pending` groups are done.
 template <int pending>
-__device__ void products_wait() {
+__device__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(pending) : "memory");
 }
 /// The compiler does not know that waiting changes registers: reads of `values` stay behind this.
 template <int count>
-__device__ void settled(float (&values)[count]) {
+__device__ void fence_accumulators(float (&values)[count]) {
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     asm volatile("" : "+f"(values[i]) : : "memory");

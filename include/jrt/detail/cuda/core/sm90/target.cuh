@@ -18,7 +18,7 @@ inline constexpr bool compiling_for_hopper =
 #endif
 
 /// Whether sm_90 (or sm_90a) is among the architectures that this translation unit is compiled for.
-inline constexpr bool hopper_wanted = [] {
+inline constexpr bool targets_hopper = [] {
 #if defined(__CUDA_ARCH_LIST__)
   for (const int architecture : {__CUDA_ARCH_LIST__}) {
     if (architecture == 900) {

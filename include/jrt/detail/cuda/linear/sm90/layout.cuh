@@ -15,18 +15,18 @@ namespace jrt::detail::cuda {
 /// What can be tuned in the kernels for sm_90a; docs/hopper-kernel.md has the measurements.
 struct HopperTuning {
   int stages = 4;              // chunks of keys and values on their way or in use
-  int keeper_registers = 152;  // of a thread that keeps the state
-  int answer_registers = 104;  // of a thread that makes outputs
+  int state_registers = 152;   // of a thread that keeps the state
+  int output_registers = 104;  // of a thread that makes outputs
   int read_blocks = 2;         // blocks on a multiprocessor: kernel with outputs
   int sum_blocks = 3;          // likewise: kernel that only sums
-  int fewest_segments = 3;     // splitting in two reads everything twice to use units that are busy already
+  int min_segments = 3;        // splitting in two reads everything twice to use units that are busy already
   int tokens_per_worker = 16;  // a block more for every so many tokens of a sequence is worth its partial states
 };
 template <class Element>
 inline constexpr HopperTuning hopper_tuning{};
 /// The largest number of a state must be found before it is published.
 template <>
-inline constexpr HopperTuning hopper_tuning<Half>{.keeper_registers = 160, .answer_registers = 96};
+inline constexpr HopperTuning hopper_tuning<Half>{.state_registers = 160, .output_registers = 96};
 
 /// Sizes of the kernels for sm_90a, and what is where in shared memory.
 ///
@@ -38,8 +38,8 @@ struct HopperLayout {
   using Packing = HopperPacking;
 
   static constexpr int chunk = 64;  // tokens
-  static constexpr int most_columns = 64;
-  static constexpr int slices = ceil_div(Config::value_dim, most_columns);
+  static constexpr int max_columns = 64;
+  static constexpr int slices = ceil_div(Config::value_dim, max_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 8);  // of v, in a slice
   static constexpr int width = columns + 8;                                         // of the state
   static constexpr int stages = hopper_tuning<typename Config::Element>.stages;
@@ -49,7 +49,7 @@ struct HopperLayout {
                                     std::is_same_v<Map, Taylor2<Packing::input_dim, SymmetricPacking>> &&
                                     std::is_same_v<ConfigCompute<Config>, float> && Config::value_dim % 8 == 0;
 
-  static constexpr int keeper_threads = 128;
+  static constexpr int state_warp_threads = 128;
   static constexpr int read_threads = 256;
 
   // Tiles as the copy engine writes them: 64 rows of keys or queries of 32 bytes, of values of 128 bytes (whatever
@@ -92,7 +92,7 @@ struct HopperLayout {
   static constexpr SharedAddress query_free = query_full + 8 * stages;  // [stages]
   static constexpr SharedAddress state_full = query_free + 8 * stages;  // [2]
   static constexpr SharedAddress state_free = state_full + 16;          // [2]
-  // How many powers of two each warp of the keeper has published its part of a state too small.
+  // log2 of the factor by which each state warp scaled its rows down when publishing them.
   static constexpr SharedAddress state_excess = state_free + 16;  // [2][4]
   // Where the final state goes, kept here because the warps that write it have no registers to spare until then.
   static constexpr SharedAddress final_state = state_excess + 32;

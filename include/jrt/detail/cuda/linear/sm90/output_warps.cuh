@@ -19,28 +19,28 @@ namespace jrt::detail::cuda {
 ///
 ///     scores   s = q·kᵀ                          both tiles as the copy engine brought them
 ///     weights  P = 1 + s/4 + s²/32, causal       in registers: accumulators are left operands as they stand
-///     answers  [y | den] = P·[v | 1] + φ(q)·S    φ(q) made in registers, S published by the StateKeeper
+///     outputs  [y | den] = P·[v | 1] + φ(q)·S    φ(q) made in registers, S published by the StateWarps
 ///     output   y · factor(den)                   through shared memory, 16 rows at a time
 ///
 /// A step is one chunk for one query head; with grouped heads, all steps of a chunk read the same published state.
 template <class Config, bool grouped, class Denominators = NoDenominators>
-class Answerer {
+class OutputWarps {
  public:
   using Layout = HopperLayout<Config>;
   using Schedule = HopperSchedule<Config>;
   using Element = typename Config::Element;
   using Numbers = HopperNumbers<Element>;
 
-  __device__ Answerer(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output, int group,
-                      const Denominators& denominators = {})
+  __device__ OutputWarps(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output, int group,
+                         const Denominators& denominators = {})
       : maps_(maps),
         schedule_(schedule),
         output_(output),
         group_(group),
         denominators_(denominators),
-        warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)) {}
+        warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)) {}
 
-  /// The first copies, and those of chunks that are only summed, in whose time there is nothing to answer.
+  /// The first copies, and those of chunks that are only summed, during which these warps are idle.
   __device__ void start_copies(bool sums_own) const {
     if (!copies()) {
       return;
@@ -64,7 +64,7 @@ class Answerer {
     }
   }
 
-  __device__ void answer() const {
+  __device__ void write_outputs() const {
     const int chunks = Schedule::chunks_of(schedule_.own);
     if (chunks == 0) {
       return;
@@ -75,10 +75,10 @@ class Answerer {
     for (int n = 0; n < chunks; ++n, ++chunk) {
       if constexpr (grouped) {
         for (int g = 0; g < group_; ++g) {
-          answer_step(n, chunk, g);
+          output_step(n, chunk, g);
         }
       } else {
-        answer_step(n, chunk, 0);
+        output_step(n, chunk, 0);
       }
       if constexpr (!full) {
         barrier_arrive(Layout::state_free + 8 * (n % 2));
@@ -107,7 +107,7 @@ class Answerer {
   }
 
   /// Query head g of the n-th chunk of the block's own run, which is chunk `chunk` of the block.
-  __device__ void answer_step(int n, int chunk, int g) const {
+  __device__ void output_step(int n, int chunk, int g) const {
     const int step = n * group() + g;
     const int stage = chunk % Layout::stages;
     const int query_stage = step % Layout::stages;
@@ -123,9 +123,9 @@ class Answerer {
       barrier_wait(Layout::keys_full + 8 * stage, chunk / Layout::stages % 2);
       barrier_wait(Layout::query_full + 8 * query_stage, step / Layout::stages % 2);
       const SharedAddress key = Layout::keys + stage * Layout::input_tile;
-      products_begin();
+      wgmma_fence();
       multiply_tiles<Element>(scores, input_tile(query).word(), input_tile(key).word());
-      products_commit();
+      wgmma_commit();
     } else {
       barrier_wait(Layout::query_full + 8 * query_stage, step / Layout::stages % 2);
 #pragma unroll
@@ -136,24 +136,24 @@ class Answerer {
     LeftFragment first[4];
     first_features(query, first);
     if constexpr (!full) {
-      products_wait<0>();
-      settled(scores);
+      wgmma_wait<0>();
+      fence_accumulators(scores);
       LeftFragment weights[4];
       weigh(scores, weights);
-      products_begin();
+      wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         WarpgroupProduct<Layout::width>::template add<Element>(sums, weights[k], values_and_ones<Layout>(stage, k).word(),
                                                                k > 0 ? 1 : 0);
       }
-      products_commit();
+      wgmma_commit();
       barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);
     }
-    // Warp w of the keeper has published the rows of steps w, 4 + w and 8 + w.
+    // State warp w has published the rows of steps w, 4 + w and 8 + w.
     const StateFactors<Config> factors(buffer);
     if (!factors.none()) {
-      products_wait<0>();
-      settled(sums);
+      wgmma_wait<0>();
+      fence_accumulators(sums);
 #pragma unroll
       for (float& sum : sums) {
         sum *= factors.of_sums();
@@ -163,31 +163,31 @@ class Answerer {
     factors.apply(first[1], 0);
     factors.apply(first[2], 1);
     factors.apply(first[3], 0);
-    products_begin();
+    wgmma_fence();
     add(sums, state, 0, first[0]);
     add(sums, state, 8, first[1]);
     add(sums, state, 9, first[2]);
     add(sums, state, 4, first[3]);
-    products_commit();
-    products_wait<0>();
-    LeftFragment turned[6];
-    turned_features(query, turned);
+    wgmma_commit();
+    wgmma_wait<0>();
+    LeftFragment shifted[6];
+    shifted_features(query, shifted);
     const StateFactors<Config> again(buffer);  // rather than keeping it: there are no registers for that
 #pragma unroll
     for (int i = 0; i < 6; ++i) {
-      again.apply(turned[i], i / 2 + 1);
+      again.apply(shifted[i], i / 2 + 1);
     }
-    products_begin();
-    add(sums, state, 1, turned[0]);
-    add(sums, state, 5, turned[1]);
-    add(sums, state, 2, turned[2]);
-    add(sums, state, 6, turned[3]);
-    add(sums, state, 3, turned[4]);
-    add(sums, state, 7, turned[5]);
-    products_commit();
-    ask_for_more(n, g, step);  // in the time of the products
-    products_wait<0>();
-    settled(sums);
+    wgmma_fence();
+    add(sums, state, 1, shifted[0]);
+    add(sums, state, 5, shifted[1]);
+    add(sums, state, 2, shifted[2]);
+    add(sums, state, 6, shifted[3]);
+    add(sums, state, 3, shifted[4]);
+    add(sums, state, 7, shifted[5]);
+    wgmma_commit();
+    issue_next_loads(n, g, step);  // in the time of the products
+    wgmma_wait<0>();
+    fence_accumulators(sums);
     barrier_arrive(Layout::query_free + 8 * query_stage);
     write(n, g, sums, StateFactors<Config>(buffer).restored());
   }
@@ -204,7 +204,7 @@ class Answerer {
   }
 
   /// All that was in the stage of the step before has been used: asks for what comes there next.
-  __device__ void ask_for_more(int n, int g, int step) const {
+  __device__ void issue_next_loads(int n, int g, int step) const {
     if (copies() && step > 0) {
       const int done = step - 1;
       const int next = done + Layout::stages;
@@ -214,7 +214,7 @@ class Answerer {
       if (next < own * group()) {
         schedule_.load_queries(maps_, next, group());
       }
-      // The state of chunk n is there, so its keeper too is done with the chunk before.
+      // The state of chunk n is published, so the state warps are done with the chunk before.
       if (!full && g == 0 && next_chunk < own) {
         schedule_.template load_keys<false>(maps_, next_chunk, Schedule::chunks_of(schedule_.encoder) + next_chunk);
       }
@@ -222,32 +222,32 @@ class Answerer {
   }
 
   // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), with what HopperNumbers takes elsewhere.
-  static constexpr int shift = Numbers::answer_shift;
+  static constexpr int shift = Numbers::output_shift;
   static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - shift);
   static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - shift);
   static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - shift);
   static constexpr Pair constant_and_zero = Numbers::power_of_two(-shift) & 0xffffU;
 
-  /// Inputs 2(c + turn) and 2(c + turn) + 1 of half L of a row of queries, c = lane % 4; H is in the other 16 bytes. The
+  /// Inputs 2(c + shift) and 2(c + shift) + 1 of half L of a row of queries, c = lane % 4; H is in the other 16 bytes. The
   /// swizzle exchanges the halves of rows 4-7 of every 8.
-  [[nodiscard]] __device__ SharedAddress word(SharedAddress query, int h, unsigned turn) const {
-    return query + (row() + 8 * h) * Layout::input_row + (((lane() + turn) % 4 * 4) ^ (row() / 4 % 2 * 16));
+  [[nodiscard]] __device__ SharedAddress word(SharedAddress query, int h, unsigned shift) const {
+    return query + (row() + 8 * h) * Layout::input_row + (((lane() + shift) % 4 * 4) ^ (row() / 4 % 2 * 16));
   }
   static __device__ SharedAddress other_half(SharedAddress word) {
     return word ^ 16;
   }
 
-  /// Features of steps 0, 8, 9 and 4: those without a turn, or turned by four.
+  /// Features of steps 0, 8, 9 and 4: those without a shift, or shifted by four.
   __device__ void first_features(SharedAddress query, LeftFragment (&features)[4]) const {
     const unsigned c = lane() % 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const SharedAddress at = word(query, h, 0);
-      const SharedAddress turned_at = word(query, h, 2);
+      const SharedAddress shifted_at = word(query, h, 2);
       const Pair low = load_pair(at);
       const Pair high = load_pair(other_half(at));
-      const Pair low_turned = load_pair(turned_at);
-      const Pair high_turned = load_pair(other_half(turned_at));
+      const Pair low_shifted = load_pair(shifted_at);
+      const Pair high_shifted = load_pair(other_half(shifted_at));
       const Pair low_scaled = Numbers::product(low, cross_factor);
       const Pair high_scaled = Numbers::product(high, cross_factor);
       features[0].pairs[h] = Numbers::product(Numbers::product(low, square_factor), low);
@@ -256,36 +256,36 @@ class Answerer {
       features[1].pairs[2 + h] = c == 0 ? constant_and_zero : 0;
       features[2].pairs[h] = Numbers::product(low, linear_factor);
       features[2].pairs[2 + h] = Numbers::product(high, linear_factor);
-      features[3].pairs[h] = Numbers::product(low_scaled, high_turned);
-      features[3].pairs[2 + h] = Numbers::product(c < 2 ? low_scaled : high_scaled, c < 2 ? low_turned : high_turned);
+      features[3].pairs[h] = Numbers::product(low_scaled, high_shifted);
+      features[3].pairs[2 + h] = Numbers::product(c < 2 ? low_scaled : high_scaled, c < 2 ? low_shifted : high_shifted);
     }
   }
 
-  /// Features of steps 1, 5, 2, 6, 3 and 7: halves turned by one, two and three.
-  __device__ void turned_features(SharedAddress query, LeftFragment (&features)[6]) const {
+  /// Features of steps 1, 5, 2, 6, 3 and 7: halves shifted by one, two and three.
+  __device__ void shifted_features(SharedAddress query, LeftFragment (&features)[6]) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       Pair low[3];
       Pair high[3];
 #pragma unroll
-      for (unsigned turn = 0; turn < 3; ++turn) {
-        const SharedAddress at = word(query, h, turn);
-        low[turn] = load_pair(at);
-        high[turn] = load_pair(other_half(at));
+      for (unsigned shift = 0; shift < 3; ++shift) {
+        const SharedAddress at = word(query, h, shift);
+        low[shift] = load_pair(at);
+        high[shift] = load_pair(other_half(at));
       }
       const Pair low_scaled = Numbers::product(low[0], cross_factor);
       const Pair high_scaled = Numbers::product(high[0], cross_factor);
 #pragma unroll
-      for (int turn = 1; turn <= 3; ++turn) {
+      for (int shift = 1; shift <= 3; ++shift) {
         // Turned by an odd number, a pair lies across two words.
-        const Pair low_turned = turn == 2 ? low[1] : __byte_perm(low[turn / 2], low[turn / 2 + 1], 0x5432);
-        const Pair high_turned = turn == 2 ? high[1] : __byte_perm(high[turn / 2], high[turn / 2 + 1], 0x5432);
-        LeftFragment& same = features[2 * turn - 2];
-        LeftFragment& cross = features[2 * turn - 1];
-        same.pairs[h] = Numbers::product(low_scaled, low_turned);
-        same.pairs[2 + h] = Numbers::product(high_scaled, high_turned);
-        cross.pairs[h] = Numbers::product(low_scaled, high_turned);
-        cross.pairs[2 + h] = Numbers::product(high_scaled, low_turned);
+        const Pair low_shifted = shift == 2 ? low[1] : __byte_perm(low[shift / 2], low[shift / 2 + 1], 0x5432);
+        const Pair high_shifted = shift == 2 ? high[1] : __byte_perm(high[shift / 2], high[shift / 2 + 1], 0x5432);
+        LeftFragment& same = features[2 * shift - 2];
+        LeftFragment& cross = features[2 * shift - 1];
+        same.pairs[h] = Numbers::product(low_scaled, low_shifted);
+        same.pairs[2 + h] = Numbers::product(high_scaled, high_shifted);
+        cross.pairs[h] = Numbers::product(low_scaled, high_shifted);
+        cross.pairs[2 + h] = Numbers::product(high_scaled, low_shifted);
       }
     }
   }
@@ -294,7 +294,7 @@ class Answerer {
   /// pairs, so that whatever a masked score is, it counts nothing.
   __device__ void weigh(const float (&scores)[32], LeftFragment (&weights)[4]) const {
     using Map = typename Layout::Map;
-    constexpr float constant = 1.0F / (1 << Numbers::answer_shift);
+    constexpr float constant = 1.0F / (1 << Numbers::output_shift);
     constexpr float linear = static_cast<float>(Map::inverse_sqrt_dim) * constant;
     constexpr float quadratic = static_cast<float>(Map::inverse_sqrt_dim) * linear / 2;
     const auto weight = [](float dot) { return fmaf(dot, fmaf(dot, quadratic, linear), constant); };
@@ -320,7 +320,7 @@ class Answerer {
   /// on an output of bfloat16.
   static __device__ float factor(float scaled_denominator, float restored) {
     using Normaliser = typename Config::Normaliser;
-    const float scale = restored * (1 << Numbers::answer_shift);
+    const float scale = restored * (1 << Numbers::output_shift);
     const float denominator = scaled_denominator * scale;
     if constexpr (is_sum_normaliser<Normaliser>) {
       const float factor = approximate_reciprocal(denominator + static_cast<float>(Normaliser::epsilon)) * scale;
@@ -333,7 +333,7 @@ class Answerer {
   /// The denominators of this lane's two rows; all four lanes of a row have them.
   __device__ void keep_denominators(int n, int g, float first, float second) const {
     const int t = n * Layout::chunk + static_cast<int>(row());
-    constexpr float scale = 1 << Numbers::answer_shift;
+    constexpr float scale = 1 << Numbers::output_shift;
     const auto keep = [&](int token, float denominator) {
       if (lane() % 4 == 0 && schedule_.column == 0 && token < schedule_.own.tokens) {
         denominators_.put(schedule_.own.row, schedule_.own.first + token, schedule_.key_head * group() + g,
@@ -347,7 +347,7 @@ class Answerer {
   /// Normalises this warp's 16 tokens and hands them to the copy engine; of the last ones, those that are there are stored
   /// by hand, since behind them may be another sequence.
   __device__ void write(int n, int g, const float (&sums)[Layout::width / 2], float restored) const {
-    const unsigned lane = computed_afresh(Answerer::lane());
+    const unsigned lane = computed_afresh(OutputWarps::lane());
     const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
     if constexpr (keeps_denominators<Config>) {
       keep_denominators(n, g, sums[ones_column] * restored, sums[ones_column + 2] * restored);

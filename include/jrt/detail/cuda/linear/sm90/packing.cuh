@@ -9,7 +9,7 @@
 /// The order in which the sm_90a kernels keep the rows of a Taylor state, d = 16: each product of two inputs once, in 160
 /// rows, ten times the 16 rows that the matrix unit takes at a time (SymmetricPacking's 153 are in no such shape).
 ///
-/// Inputs x = (L, H), two halves of 8, and (half)^r is a half turned by r: element u is input (u + r) mod 8 of it. Rows
+/// Inputs x = (L, H), two halves of 8, and (half)^r is a half shifted by r: element u is input (u + r) mod 8 of it. Rows
 /// come in groups of 8: row 64m + 16w + 8h + u is element u of
 ///
 ///              m = 0                   m = 1                                        m = 2
@@ -19,7 +19,7 @@
 ///              h=1: H · H^w            h=1: H · L^w                                 w=2, 3: nothing
 ///
 /// so that warp w of the warps that keep the state (see state_warps.cuh) makes all of its products from one pair of halves
-/// and the same pair turned by w (by 4 for w = 0). Rows with nothing are 0, and the last two groups of 16 are not
+/// and the same pair shifted by w (by 4 for w = 0). Rows with nothing are 0, and the last two groups of 16 are not
 /// published.
 ///
 /// Keys are multiplied as they are. All factors are on the query's side, where at d = 16 they are powers of two, exact in
@@ -37,7 +37,7 @@ struct HopperPacking {
 
   /// What row 64m + 16w + 8h + u holds.
   JRT_DETAIL_HD static constexpr TaylorRow row(int m, int w, int h, int u) {
-    const auto input = [&](int half, int turn) { return 8 * half + ((u + turn) & 7); };
+    const auto input = [&](int half, int shift) { return 8 * half + ((u + shift) & 7); };
     if (m == 0) {
       return {input(h, 0), input(h, w)};
     }
@@ -66,9 +66,9 @@ struct HopperPacking {
       return row.first;
     }
     // Block s holds x_i · x_(i+s), s <= d/2; block d/2 its first half only.
-    const int turn = (row.second - row.first) & (input_dim - 1);
-    const bool swapped = turn > input_dim / 2 || (turn == input_dim / 2 && row.first >= input_dim / 2);
-    return input_dim + input_dim * (swapped ? input_dim - turn : turn) + (swapped ? row.second : row.first);
+    const int shift = (row.second - row.first) & (input_dim - 1);
+    const bool swapped = shift > input_dim / 2 || (shift == input_dim / 2 && row.first >= input_dim / 2);
+    return input_dim + input_dim * (swapped ? input_dim - shift : shift) + (swapped ? row.second : row.first);
   }
 
   /// Factor of a key's feature in the state's format (`Taylor2::key_feature`), where this packing has none.

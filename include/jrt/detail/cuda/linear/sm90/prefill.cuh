@@ -70,15 +70,15 @@ __device__ void prepare_shared_memory() {
 }
 
 template <class Config>
-__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::keeper_threads>,
+__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_warp_threads>,
                                   hopper_tuning<typename Config::Element>.sum_blocks)
-    sum_on_hopper(const __grid_constant__ HopperCall<Config> call) {
+    segment_sums_sm90(const __grid_constant__ HopperCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Call = HopperCall<Config>;
     using Layout = HopperLayout<Config>;
     using Schedule = HopperSchedule<Config>;
     // The last segments are the longest: those of tokens, where encoder regions are shorter.
-    const BlockItem item(gridDim.x - 1 - blockIdx.x, call.most_items(), call.heads, Layout::slices);
+    const BlockItem item(gridDim.x - 1 - blockIdx.x, call.max_items(), call.heads, Layout::slices);
     const PrefillPlan plan = call.plan_of(item.sequence);
     let_next_kernel_start();  // lengths and slots have been read: what follows the last kernel may change them
     if (!Call::sums(plan, item)) {
@@ -92,46 +92,47 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::keeper_th
             : TokenRun(token_source(call.args, plan, item.head),
                        segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, Layout::chunk));
     const Schedule schedule(encoder ? run : TokenRun{}, encoder ? TokenRun{} : run, item.head, item.slice);
-    const bool copies = common(static_cast<int>(threadIdx.x) / 32) == 0;
+    const bool copies = warp_uniform(static_cast<int>(threadIdx.x) / 32) == 0;
     prepare_shared_memory<Config>();
-    const int chunks = Schedule::chunks_of(run.common());
+    const int chunks = Schedule::chunks_of(run.warp_uniform());
     for (int i = 0; copies && i < Layout::stages && i < chunks; ++i) {
       schedule.load_keys(call.maps, i);
     }
-    StateKeeper<Config> keeper;
-    keeper.clear();
-    keeper.accumulate(run.common(), [&] {
-      const int done = keeper.chunk() - 1;
+    StateWarps<Config> state_warps;
+    state_warps.clear();
+    state_warps.accumulate(run.warp_uniform(), [&] {
+      const int done = state_warps.chunk() - 1;
       const int next = done + Layout::stages;
       if (copies && done >= 0 && next < chunks) {
         barrier_wait(Layout::keys_free + 8 * (done % Layout::stages), done / Layout::stages % 2);
         schedule.load_keys(call.maps, next);
       }
     });
-    keeper.write(call.partial_state(item.sequence, item.segment, item.head), schedule.column);
+    state_warps.write(call.partial_state(item.sequence, item.segment, item.head), schedule.column);
   }
 }
 
 /// The state that a segment starts from.
 template <class Config>
-__device__ void read_start(StateKeeper<Config>& keeper, const HopperCall<Config>& call, const PrefillPlan& plan,
+__device__ void read_start(StateWarps<Config>& state_warps, const HopperCall<Config>& call, const PrefillPlan& plan,
                            const BlockItem& item, int column) {
   using Call = HopperCall<Config>;
   using Format = typename Call::Format;
   await_previous_kernel();  // whether needed here or not: then whoever follows this kernel follows all of them
   if (Call::through_partials(plan)) {
     const float* const partial = call.starting_state(plan, item);
-    keeper.read(partial, partial + Format::normaliser_offset, column);
+    state_warps.read(partial, partial + Format::normaliser_offset, column);
   } else if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
     if constexpr (HopperLayout<Config>::slices > 1) {
       if (!call.args.final_state.empty()) {
-        keeper.read(initial, call.initial_normalisers + (item.sequence * call.heads + item.head) * Format::rows, column);
+        state_warps.read(initial, call.initial_normalisers + (item.sequence * call.heads + item.head) * Format::rows,
+                         column);
         return;
       }
     }
-    keeper.read(initial, initial + Format::normaliser_offset, column);
+    state_warps.read(initial, initial + Format::normaliser_offset, column);
   } else {
-    keeper.clear();
+    state_warps.clear();
   }
 }
 
@@ -155,12 +156,12 @@ __device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item
 template <class Config, bool grouped>
 __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_threads>,
                                   hopper_tuning<typename Config::Element>.read_blocks)
-    read_on_hopper(const __grid_constant__ HopperCall<Config> call) {
+    segment_outputs_sm90(const __grid_constant__ HopperCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Call = HopperCall<Config>;
     using Layout = HopperLayout<Config>;
     using Schedule = HopperSchedule<Config>;
-    const BlockItem item(blockIdx.x, call.layout.most_token_segments, call.heads, Layout::slices);
+    const BlockItem item(blockIdx.x, call.layout.max_token_segments, call.heads, Layout::slices);
     const PrefillPlan plan = call.plan_of(item.sequence);
     if (item.segment == 0 && item.slice == 0) {
       zero_outputs(call, plan, item.head);
@@ -188,33 +189,33 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
     prepare_shared_memory<Config>();
     // With the full mask, all tokens are summed before the first is read; of a split sequence, by the kernels before.
     const bool sums_own = Call::full && !through;
-    if (threadIdx.x < Layout::keeper_threads) {
-      take_registers<hopper_tuning<typename Config::Element>.keeper_registers>();
-      StateKeeper<Config> keeper;
-      read_start(keeper, call, plan, item, schedule.column);
+    if (threadIdx.x < Layout::state_warp_threads) {
+      take_registers<hopper_tuning<typename Config::Element>.state_registers>();
+      StateWarps<Config> state_warps;
+      read_start(state_warps, call, plan, item, schedule.column);
       if constexpr (Config::Mask::reads_encoder) {
-        keeper.accumulate(schedule.encoder, [] {});
+        state_warps.accumulate(schedule.encoder, [] {});
       }
       if constexpr (Call::full) {
         if (sums_own) {
-          keeper.accumulate(schedule.own, [] {});
+          state_warps.accumulate(schedule.own, [] {});
         }
-        keeper.publish_last();
+        state_warps.publish_last();
       } else {
-        keeper.publish_and_accumulate(schedule.own);
+        state_warps.publish_and_accumulate(schedule.own);
       }
       if (void* const final_state = load_pointer(Layout::final_state); final_state != nullptr) {
-        keeper.write(static_cast<typename Call::Format::Scalar*>(final_state), schedule.column);
+        state_warps.write(static_cast<typename Call::Format::Scalar*>(final_state), schedule.column);
       }
     } else {
-      give_registers<hopper_tuning<typename Config::Element>.answer_registers>();
+      give_registers<hopper_tuning<typename Config::Element>.output_registers>();
       const auto denominators = denominators_of(call.args);
-      const Answerer<Config, grouped, decltype(denominators)> answerer(call.maps, schedule, call.args.output, call.group,
-                                                                       denominators);
-      answerer.start_copies(sums_own);
+      const OutputWarps<Config, grouped, decltype(denominators)> output_warps(call.maps, schedule, call.args.output,
+                                                                              call.group, denominators);
+      output_warps.start_copies(sums_own);
       __syncwarp();
       if constexpr (has_queries<Config>) {
-        answerer.answer();
+        output_warps.write_outputs();
       }
     }
   }
@@ -249,7 +250,7 @@ class HopperPrefill {
     if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
       return false;
     }
-    return kernel_exists<read_on_hopper<Config, false>, Layout::read_threads>() && tensor_map_encoder() != nullptr;
+    return kernel_exists<segment_outputs_sm90<Config, false>, Layout::read_threads>() && tensor_map_encoder() != nullptr;
   }
 
   HopperPrefill(const PrefillArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {
@@ -257,10 +258,10 @@ class HopperPrefill {
     call_.sequences = sequences;
     call_.heads = heads;
     call_.group = static_cast<int>(args.query.heads / larger<std::int64_t>(heads, 1));
-    PrefillLayout layout{sequences * heads,
-                         std::int64_t{on.multiprocessors()} * hopper_tuning<typename Config::Element>.read_blocks,
-                         Layout::chunk};
-    layout.fewest_segments = hopper_tuning<typename Config::Element>.fewest_segments;
+    SplitLimits layout{sequences * heads,
+                       std::int64_t{on.multiprocessors()} * hopper_tuning<typename Config::Element>.read_blocks,
+                       Layout::chunk};
+    layout.min_segments = hopper_tuning<typename Config::Element>.min_segments;
     layout.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
     call_.layout = layout_of(args, layout);
   }
@@ -289,25 +290,25 @@ class HopperPrefill {
 
   Status run(const char* operation, const Cuda& on) const {
     Status status;
-    Grid read{call_.sequences * call_.layout.most_token_segments * call_.heads * Layout::slices, Layout::read_threads,
+    Grid read{call_.sequences * call_.layout.max_token_segments * call_.heads * Layout::slices, Layout::read_threads,
               Layout::read_bytes};
     if (Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty()) {
       status = launch(operation, copy_normalisers<Config>, {call_.sequences * call_.heads, 128, 0}, on, call_);
     }
     if (status.ok() && call_.needs_partials()) {
-      const std::int64_t items = call_.sequences * call_.most_items() * call_.heads;
-      status = launch(operation, sum_on_hopper<Config>, {items * Layout::slices, Layout::keeper_threads, Layout::sum_bytes},
-                      on, call_);
+      const std::int64_t items = call_.sequences * call_.max_items() * call_.heads;
+      status = launch(operation, segment_sums_sm90<Config>,
+                      {items * Layout::slices, Layout::state_warp_threads, Layout::sum_bytes}, on, call_);
       if (status.ok()) {
-        status = launch(operation, scan_segments<Call>, scan_grid(call_, true), on, call_);
+        status = launch(operation, state_scan<Call>, scan_grid(call_, true), on, call_);
       }
       read.starts_early = true;
     }
     if (!status.ok()) {
       return status;
     }
-    return call_.group > 1 ? launch(operation, read_on_hopper<Config, true>, read, on, call_)
-                           : launch(operation, read_on_hopper<Config, false>, read, on, call_);
+    return call_.group > 1 ? launch(operation, segment_outputs_sm90<Config, true>, read, on, call_)
+                           : launch(operation, segment_outputs_sm90<Config, false>, read, on, call_);
   }
 
  private:

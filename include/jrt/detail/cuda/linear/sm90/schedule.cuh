@@ -36,12 +36,12 @@ struct TokenRun {
         zero_keys(static_cast<int>(clamped(source.zero_keys - range.begin, 0, range.size()))) {}
 
   /// The same, with numbers that the compiler knows to be the same in all lanes.
-  [[nodiscard]] __device__ TokenRun common() const {
+  [[nodiscard]] __device__ TokenRun warp_uniform() const {
     TokenRun run;
-    run.first = cuda::common(first);
-    run.row = cuda::common(row);
-    run.tokens = cuda::common(tokens);
-    run.zero_keys = cuda::common(zero_keys);
+    run.first = cuda::warp_uniform(first);
+    run.row = cuda::warp_uniform(row);
+    run.tokens = cuda::warp_uniform(tokens);
+    run.zero_keys = cuda::warp_uniform(zero_keys);
     return run;
   }
 };
@@ -57,10 +57,10 @@ struct HopperSchedule {
   int column = 0;  // first of the slice
 
   __device__ HopperSchedule(const TokenRun& encoder_run, const TokenRun& own_run, std::int64_t head, int slice)
-      : encoder(encoder_run.common()),
-        own(own_run.common()),
-        key_head(cuda::common(static_cast<int>(head))),
-        column(cuda::common(slice * Layout::columns)) {}
+      : encoder(encoder_run.warp_uniform()),
+        own(own_run.warp_uniform()),
+        key_head(cuda::warp_uniform(static_cast<int>(head))),
+        column(cuda::warp_uniform(slice * Layout::columns)) {}
 
   static __device__ int chunks_of(const TokenRun& run) { return (run.tokens + Layout::chunk - 1) / Layout::chunk; }
 

@@ -25,10 +25,10 @@ class StateFactors {
   /// To sums that are there already; `restored()` takes it back.
   [[nodiscard]] __device__ float of_sums() const { return __int_as_float((127 - largest_) << 23); }
   [[nodiscard]] __device__ float restored() const { return __int_as_float((127 + largest_) << 23); }
-  /// To features that meet rows which warp `keeper_warp` has published.
-  __device__ void apply(LeftFragment& features, int keeper_warp) const {
+  /// To features that meet rows which warp `state_warp` has published.
+  __device__ void apply(LeftFragment& features, int state_warp) const {
     if (!none()) {
-      const Pair factor = Numbers::power_of_two(excess(keeper_warp) - largest_);
+      const Pair factor = Numbers::power_of_two(excess(state_warp) - largest_);
 #pragma unroll
       for (Pair& pair : features.pairs) {
         pair = Numbers::product(pair, factor);
@@ -37,8 +37,8 @@ class StateFactors {
   }
 
  private:
-  [[nodiscard]] __device__ int excess(int keeper_warp) const {
-    return static_cast<int>(load_pair(HopperLayout<Config>::state_excess + 16 * buffer_ + 4 * keeper_warp));
+  [[nodiscard]] __device__ int excess(int state_warp) const {
+    return static_cast<int>(load_pair(HopperLayout<Config>::state_excess + 16 * buffer_ + 4 * state_warp));
   }
 
   int buffer_;

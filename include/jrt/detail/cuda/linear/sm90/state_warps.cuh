@@ -18,23 +18,23 @@ namespace jrt::detail::cuda {
 /// (three tiles of 64 rows, of which warp w of the four has rows 16w … 16w + 15), v and the ones from shared memory.
 ///
 /// A lane's share of φ(k) for 16 tokens comes from one ldmatrix and four shuffles: transposed keys are fragments as the
-/// matrix unit wants them,
+/// matrix unit reads them,
 ///
 ///     inputs[0] = L, tokens 0-7    inputs[1] = H, tokens 0-7    inputs[2] = L, tokens 8-15    inputs[3] = H, tokens 8-15
 ///
-/// with lane 4u + c holding input u of the half for tokens 2c and 2c+1: a half is turned by taking it from lane + 4·turn.
+/// with lane 4u + c holding input u of the half for tokens 2c and 2c+1: a half is shifted by taking it from lane + 4·shift.
 /// φ(k) is therefore never in shared memory, and the four warps need no barrier among themselves.
 template <class Config>
-class StateKeeper {
+class StateWarps {
  public:
   using Layout = HopperLayout<Config>;
   using Packing = typename Layout::Packing;
   using Format = StateFormatOf<Config>;
   using Numbers = HopperNumbers<typename Config::Element>;
 
-  __device__ StateKeeper()
-      : warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)),
-        turned_lane_((lane() + 4 * (warp_ == 0 ? 4 : warp_)) % 32),
+  __device__ StateWarps()
+      : warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
+        shifted_lane_((lane() + 4 * (warp_ == 0 ? 4 : warp_)) % 32),
         key_row_(Layout::keys + (lane() / 16 * 8 + lane() % 8) * Layout::input_row +
                  ((lane() / 8 % 2 * 16) ^ (lane() / 4 % 2 * 16))),
         published_row_(Layout::states + (warp_ * 2 + lane() / 8 % 2) * Layout::state_row_block + lane() / 16 * 128 +
@@ -181,7 +181,7 @@ class StateKeeper {
   }
 
   /// Asks for the keys of 16 tokens, and makes them the ones to work with.
-  __device__ void ask_for_inputs(int stage, int step) {
+  __device__ void load_next_inputs(int stage, int step) {
     load_blocks<true>(next_inputs_,
                       SharedNumbers::at(key_row_ + stage * Layout::input_tile + step * 16 * Layout::input_row));
   }
@@ -190,7 +190,7 @@ class StateKeeper {
     for (int i = 0; i < 4; ++i) {
       inputs_[i] = Numbers::key_shift == 0 ? next_inputs_[i]
                                            : Numbers::product(next_inputs_[i], Numbers::power_of_two(-Numbers::key_shift));
-      turned_[i] = __shfl_sync(~0u, inputs_[i], turned_lane_);
+      shifted_[i] = __shfl_sync(~0u, inputs_[i], shifted_lane_);
     }
   }
 
@@ -201,18 +201,18 @@ class StateKeeper {
     if constexpr (m == 0) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        f[i] = Numbers::product(inputs_[i], warp_ == 0 ? inputs_[i] : turned_[i]);
+        f[i] = Numbers::product(inputs_[i], warp_ == 0 ? inputs_[i] : shifted_[i]);
       }
     } else if constexpr (m == 1) {
-      f[0] = Numbers::product(inputs_[0], turned_[1]);
-      f[2] = Numbers::product(inputs_[2], turned_[3]);
+      f[0] = Numbers::product(inputs_[0], shifted_[1]);
+      f[2] = Numbers::product(inputs_[2], shifted_[3]);
       if (warp_ == 0) {
         const bool low = lane() / 4 < 4;
-        f[1] = Numbers::product(low ? inputs_[0] : inputs_[1], low ? turned_[0] : turned_[1]);
-        f[3] = Numbers::product(low ? inputs_[2] : inputs_[3], low ? turned_[2] : turned_[3]);
+        f[1] = Numbers::product(low ? inputs_[0] : inputs_[1], low ? shifted_[0] : shifted_[1]);
+        f[3] = Numbers::product(low ? inputs_[2] : inputs_[3], low ? shifted_[2] : shifted_[3]);
       } else {
-        f[1] = Numbers::product(inputs_[1], turned_[0]);
-        f[3] = Numbers::product(inputs_[3], turned_[2]);
+        f[1] = Numbers::product(inputs_[1], shifted_[0]);
+        f[3] = Numbers::product(inputs_[3], shifted_[2]);
       }
     } else if (warp_ == 0) {
       f[0] = Numbers::product(inputs_[0], inputs_[1]);
@@ -234,15 +234,15 @@ class StateKeeper {
       constexpr int step = first / Packing::row_tiles;
       constexpr int m = first % Packing::row_tiles;
       LeftFragment& features = features_[first % fragments];
-      products_wait<fragments - 1>();
+      wgmma_wait<fragments - 1>();
       multiply_inputs<m>(features);
       const std::uint64_t right = values_and_ones<Layout>(stage, step).word();
-      products_begin();
+      wgmma_fence();
       WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right, 1);
-      products_commit();
-      // The next 16 tokens' keys, in time: nothing of this step needs turned halves any more.
+      wgmma_commit();
+      // The next 16 tokens' keys, in time: nothing of this step needs shifted halves any more.
       if constexpr (m == 1 && step + 1 < depth_steps) {
-        ask_for_inputs(stage, step + 1);
+        load_next_inputs(stage, step + 1);
       } else if constexpr (m == 2 && step + 1 < depth_steps) {
         take_inputs();
       }
@@ -257,7 +257,7 @@ class StateKeeper {
     if (left < Layout::chunk || (Config::Padding::keeps_padded_keys && run.zero_keys > n * Layout::chunk)) {
       repair(stage, left, Config::Padding::keeps_padded_keys ? run.zero_keys - n * Layout::chunk : 0);
     }
-    ask_for_inputs(stage, 0);
+    load_next_inputs(stage, 0);
     take_inputs();
   }
 
@@ -273,10 +273,10 @@ class StateKeeper {
   /// Waits for the products of a chunk with which `left` tokens are left, and takes back what tokens that are not there
   /// have added to the count.
   __device__ void finish(int left) {
-    products_wait<0>();
+    wgmma_wait<0>();
 #pragma unroll
     for (auto& tile : state_) {
-      settled(tile);
+      fence_accumulators(tile);
     }
     if (left < Layout::chunk && warp_ == 0 && lane() / 4 == 0) {  // tile 2, h = 1: the constant feature
       const auto missing = static_cast<float>(Layout::chunk - left);
@@ -287,9 +287,9 @@ class StateKeeper {
 
   /// Zeroes what the copy engine has brought from behind the last token (it may be anything), and keys that count as 0.
   static __device__ void repair(int stage, int tokens, int zero_keys) {
-    const int thread = static_cast<int>(threadIdx.x) % Layout::keeper_threads;
+    const int thread = static_cast<int>(threadIdx.x) % Layout::state_warp_threads;
 #pragma unroll 1
-    for (int piece = thread; piece < Layout::chunk * 2; piece += Layout::keeper_threads) {
+    for (int piece = thread; piece < Layout::chunk * 2; piece += Layout::state_warp_threads) {
       const int t = piece / 2;
       if (t >= tokens || t < zero_keys) {
         zero_piece(Layout::keys + stage * Layout::input_tile + piece * 16);
@@ -297,14 +297,14 @@ class StateKeeper {
     }
     constexpr int pieces = Layout::columns / 8;
 #pragma unroll 1
-    for (int piece = thread; piece < Layout::chunk * pieces; piece += Layout::keeper_threads) {
+    for (int piece = thread; piece < Layout::chunk * pieces; piece += Layout::state_warp_threads) {
       const int t = piece / pieces;
       if (t >= tokens) {
         zero_piece(Layout::values + stage * Layout::value_tile + t * Layout::value_row + ((piece % pieces) ^ (t % 8)) * 16);
       }
     }
     async_proxy_fence();
-    named_barrier(1, Layout::keeper_threads);
+    named_barrier(1, Layout::state_warp_threads);
   }
   static __device__ void zero_piece(SharedAddress at) {
     const Pair zeros[4] = {};
@@ -365,13 +365,13 @@ class StateKeeper {
 
   int chunk_ = 0;
   int warp_;
-  int turned_lane_;
+  int shifted_lane_;
   SharedAddress key_row_;        // of stage 0, for ldmatrix
   SharedAddress published_row_;  // of buffer 0, for stmatrix
   float state_[Packing::row_tiles][Layout::width / 2];
   Pair next_inputs_[4];
   Pair inputs_[4];
-  Pair turned_[4];
+  Pair shifted_[4];
   LeftFragment features_[fragments];
 };
 

@@ -120,7 +120,7 @@ __device__ void zero_rows(const TensorView<typename Config::Element>& output, co
 /// A block a run of rows and query head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::threads>, 1)
-    answer_window_on_hopper(const __grid_constant__ HopperWindowCall<Config> call) {
+    window_sm90(const __grid_constant__ HopperWindowCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Layout = HopperWindowLayout<Config>;
     const std::int64_t query_head = blockIdx.x / call.runs;
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::thr
       barrier_init_fence();
     }
     __syncthreads();
-    const int warp = common(static_cast<int>(threadIdx.x) / 32);
+    const int warp = warp_uniform(static_cast<int>(threadIdx.x) / 32);
     if (warp < 4) {
       give_registers<Layout::copier_registers>();
       if (warp == 0) {
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::thr
       }
     } else {
       take_registers<Layout::worker_registers>();
-      HopperWindowWorker<Config>(call.window, run, warp / 4 - 1).answer_all();
+      HopperWindowWorker<Config>(call.window, run, warp / 4 - 1).output_all();
     }
   }
 }
@@ -172,7 +172,7 @@ struct HopperWindow {
   static bool available(const Cuda& on) {
     return on.kernels() == CudaKernels::automatic && on.compute_capability() == 90 &&
            on.reserved_shared_bytes() == static_cast<int>(Layout::base) && tensor_map_encoder() != nullptr &&
-           kernel_exists<answer_window_on_hopper<Config>, Layout::threads>();
+           kernel_exists<window_sm90<Config>, Layout::threads>();
   }
 
   /// False if the copy engine cannot read one of the tensors.
@@ -201,8 +201,8 @@ struct HopperWindow {
       }
     }
     call.runs = blocks(call.run_tiles) / window.query.heads;
-    return launch(operation, answer_window_on_hopper<Config>,
-                  {call.runs * window.query.heads, Layout::threads, Layout::shared_bytes}, on, call);
+    return launch(operation, window_sm90<Config>, {call.runs * window.query.heads, Layout::threads, Layout::shared_bytes},
+                  on, call);
   }
 };
 

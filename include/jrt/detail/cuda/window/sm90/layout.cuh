@@ -57,8 +57,8 @@ struct HopperWindowLayout {
   static constexpr int query_bytes = panels * panel_bytes;  // of a buffer, in which outputs stand afterwards
   static constexpr int query_buffers = 2;                   // of a worker
   static constexpr int barrier_bytes = 1024;
-  static constexpr int most_bytes = 226 * 1024;
-  static constexpr int stages = (most_bytes - barrier_bytes - workers * query_buffers * query_bytes) / stage_bytes;
+  static constexpr int max_bytes = 226 * 1024;
+  static constexpr int stages = (max_bytes - barrier_bytes - workers * query_buffers * query_bytes) / stage_bytes;
 
   // Shared memory starts behind the 1024 bytes that the system keeps (checked by the kernel).
   static constexpr SharedAddress base = 1024;
@@ -74,7 +74,7 @@ struct HopperWindowLayout {
   /// Rows of whole 16 numbers, no rotation (keys come as they are), sums that start here, and a ring that holds what the
   /// workers read with room for what is on its way.
   static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
-                                    value_dim <= 128 && !Config::Rotary::rotates && !continues_sums<Config> &&
+                                    value_dim <= 128 && !Config::Rotary::rotates && !has_softmax_carry_in<Config> &&
                                     stages >= window_tiles + workers && query_free + 8 * workers * query_buffers <= queries;
 };
 
@@ -105,13 +105,13 @@ struct HopperWindowRun {
 
   __device__ HopperWindowRun(const WindowSequence<Config>& of, std::int64_t b, std::int64_t head, std::int64_t first,
                              int run_tiles)
-      : sequence(common(static_cast<int>(b))),
-        query_head(common(static_cast<int>(head))),
-        batch_row(common(static_cast<int>(of.span.batch_row))),
-        row(common(static_cast<int>(of.span.first_token + of.span.left_pad))),
-        first_token(common(static_cast<int>(first))),
-        tokens(common(static_cast<int>(of.tokens))),
-        lowest(common(static_cast<int>(of.keys.lowest()))),
+      : sequence(warp_uniform(static_cast<int>(b))),
+        query_head(warp_uniform(static_cast<int>(head))),
+        batch_row(warp_uniform(static_cast<int>(of.span.batch_row))),
+        row(warp_uniform(static_cast<int>(of.span.first_token + of.span.left_pad))),
+        first_token(warp_uniform(static_cast<int>(first))),
+        tokens(warp_uniform(static_cast<int>(of.tokens))),
+        lowest(warp_uniform(static_cast<int>(of.keys.lowest()))),
         tiles(smaller(run_tiles, ceil_div(larger(0, tokens - first_token), Layout::tile))) {}
 
   [[nodiscard]] __device__ int key_tiles() const { return tiles + Layout::window_tiles - 1; }

@@ -10,7 +10,7 @@
 
 namespace jrt::detail::cuda {
 
-/// Four warps that answer every `workers`-th tile of queries.
+/// Four warps that give the outputs of every `workers`-th tile of queries.
 template <WindowConfig Config>
 class HopperWindowWorker {
  public:
@@ -22,20 +22,20 @@ class HopperWindowWorker {
   static constexpr int group_tiles = Layout::group_tiles;
 
   __device__ HopperWindowWorker(const WindowCall<Config>& call, const Run& run, int worker)
-      : call_(call), run_(run), worker_(worker), warp_(common(static_cast<int>(threadIdx.x) / 32 % 4)) {
+      : call_(call), run_(run), worker_(worker), warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)) {
     constexpr float log2_e = 1.4426950408889634F;
     const auto scale = static_cast<float>(call.scale);
     negative_ = scale < 0;
     scale_ = fmaxf(fabsf(scale), 1e-30F) * log2_e;  // never 0, so that what is hidden stays −∞
   }
 
-  __device__ void answer_all() {
+  __device__ void output_all() {
     int released = 0;
     for (int turn = 0; turn * Layout::workers + worker_ < run_.tiles; ++turn) {
       const int i = turn * Layout::workers + worker_;
       const int buffer = Run::buffer(worker_, turn);
       barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
-      answer(i, Run::queries(buffer));
+      attend(i, Run::queries(buffer));
       // The copies wait for all workers: also for those that have no use for a tile, once it is there.
       for (const int last = smaller(i + Layout::workers, run_.key_tiles()); released < last; ++released) {
         if (released >= i + Layout::window_tiles) {
@@ -54,26 +54,26 @@ class HopperWindowWorker {
   static __device__ void await_keys(int j) { barrier_wait(Layout::full + 8 * Run::stage(j), Run::lap(j) % 2); }
 
   /// Outputs of tile i of queries and their sums of weights.
-  __device__ void answer(int i, SharedAddress queries) {
+  __device__ void attend(int i, SharedAddress queries) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       largest_[h] = -INFINITY;
       sums_[h] = 0;
     }
-    answer_groups<0>(i, queries);
+    output_groups<0>(i, queries);
   }
   template <int first>
-  __device__ void answer_groups(int i, SharedAddress queries) {
-    answer_group<first, smaller(group_tiles, Layout::window_tiles - first)>(i, queries);
+  __device__ void output_groups(int i, SharedAddress queries) {
+    output_group<first, smaller(group_tiles, Layout::window_tiles - first)>(i, queries);
     if constexpr (first + group_tiles < Layout::window_tiles) {
-      answer_groups<first + group_tiles>(i, queries);
+      output_groups<first + group_tiles>(i, queries);
     }
   }
 
   /// What `tiles` tiles of keys contribute, from the first-th of the window on. The products of a stage are issued without
   /// a branch between them.
   template <int first, int tiles>
-  __device__ void answer_group(int i, SharedAddress queries) {
+  __device__ void output_group(int i, SharedAddress queries) {
     float scores[tiles][32];
     SharedAddress stages[tiles];
 #pragma unroll
@@ -81,7 +81,7 @@ class HopperWindowWorker {
       await_keys(i + first + t);
       stages[t] = Run::keys(Run::stage(i + first + t));
     }
-    products_begin();
+    wgmma_fence();
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
 #pragma unroll
@@ -96,11 +96,11 @@ class HopperWindowWorker {
         }
       }
     }
-    products_commit();
-    products_wait<0>();
+    wgmma_commit();
+    wgmma_wait<0>();
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
-      settled(scores[t]);
+      fence_accumulators(scores[t]);
     }
     to_weights<first>(i, scores);
     LeftFragment weights[tiles][4];
@@ -118,7 +118,7 @@ class HopperWindowWorker {
       clear(outputs_);
       clear(others_);
     }
-    products_begin();
+    wgmma_fence();
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
 #pragma unroll
@@ -132,11 +132,11 @@ class HopperWindowWorker {
         }
       }
     }
-    products_commit();
-    products_wait<0>();
-    settled(outputs_);
+    wgmma_commit();
+    wgmma_wait<0>();
+    fence_accumulators(outputs_);
     if constexpr (Layout::value_panels > 1) {
-      settled(others_);
+      fence_accumulators(others_);
     }
   }
 
