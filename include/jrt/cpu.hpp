@@ -2,12 +2,12 @@
 #pragma once
 
 #include "jrt/detail/cpu/convolution/backend.hpp"
-#include "jrt/detail/cpu/core/execution.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/cpu/hybrid/backend.hpp"
 #include "jrt/detail/cpu/linear/backend.hpp"
 #include "jrt/detail/cpu/window/backend.hpp"
 #include "jrt/detail/shared/stack/backend.hpp"
+#include "jrt/execution/cpu.hpp"
 
 /// The CPU backend. Including this header brings in Eigen/Core (for its SIMD packets); nothing else of the library does.
 namespace jrt {

@@ -5,6 +5,7 @@
 #include "jrt/checkpoints.hpp"
 #include "jrt/cpu.hpp"
 #include "jrt/decode.hpp"
+#include "jrt/execution/cpu.hpp"
 #include "jrt/executor.hpp"
 #include "jrt/mixer/gated_convolution.hpp"
 #include "jrt/mixer/hybrid_attention.hpp"

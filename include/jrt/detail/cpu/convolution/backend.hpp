@@ -7,7 +7,7 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/convolution.hpp"
 #include "jrt/detail/cpu/convolution/convolution.hpp"
-#include "jrt/detail/cpu/core/execution.hpp"
+#include "jrt/execution/cpu.hpp"
 
 namespace jrt::detail {
 

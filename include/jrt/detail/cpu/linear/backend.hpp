@@ -6,10 +6,10 @@
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/linear.hpp"
-#include "jrt/detail/cpu/core/execution.hpp"
 #include "jrt/detail/cpu/linear/decode.hpp"
 #include "jrt/detail/cpu/linear/prefill.hpp"
 #include "jrt/detail/cpu/state/backend.hpp"
+#include "jrt/execution/cpu.hpp"
 
 namespace jrt::detail {
 

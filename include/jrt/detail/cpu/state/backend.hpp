@@ -7,9 +7,9 @@
 #include <span>
 
 #include "jrt/detail/check/states.hpp"
-#include "jrt/detail/cpu/core/execution.hpp"
 #include "jrt/detail/cpu/state/exchange.hpp"
 #include "jrt/detail/cpu/state/operations.hpp"
+#include "jrt/execution/cpu.hpp"
 
 namespace jrt::detail::cpu {
 

@@ -6,8 +6,8 @@
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/window.hpp"
-#include "jrt/detail/cpu/core/execution.hpp"
 #include "jrt/detail/cpu/window/attention.hpp"
+#include "jrt/execution/cpu.hpp"
 
 namespace jrt::detail {
 

@@ -7,7 +7,7 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/convolution.hpp"
 #include "jrt/detail/cuda/convolution/convolution.cuh"
-#include "jrt/detail/cuda/core/execution.cuh"
+#include "jrt/execution/cuda.cuh"
 
 namespace jrt::detail {
 

@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "jrt/detail/cuda/core/execution.cuh"
 #include "jrt/early_start.cuh"
+#include "jrt/execution/cuda.cuh"
 #include "jrt/status.hpp"
 #include "jrt/workspace.hpp"
 

@@ -48,7 +48,7 @@ class Cuda {
   [[nodiscard]] int multiprocessors() const { return multiprocessors_; }
   /// Shared memory that one block may have.
   [[nodiscard]] int shared_bytes_per_block() const { return shared_bytes_; }
-  /// Shared memory of each block that is the system's.
+  /// Shared memory of each block that is reserved by CUDA.
   [[nodiscard]] int reserved_shared_bytes() const { return reserved_shared_bytes_; }
   [[nodiscard]] cudaError_t error() const { return error_; }
 
