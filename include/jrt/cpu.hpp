@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "jrt/detail/cpu/convolution/backend.hpp"
+#include "jrt/cpu/gated_convolution.hpp"
+#include "jrt/cpu/hybrid_attention.hpp"
+#include "jrt/cpu/linear_attention.hpp"
+#include "jrt/cpu/window_attention.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
-#include "jrt/detail/cpu/hybrid/backend.hpp"
-#include "jrt/detail/cpu/linear/backend.hpp"
-#include "jrt/detail/cpu/window/backend.hpp"
 #include "jrt/detail/shared/stack/backend.hpp"
 #include "jrt/execution/cpu.hpp"
 
-/// The CPU backend. Including this header brings in Eigen/Core (for its SIMD packets); nothing else of the library does.
+/// The CPU backend of all mixers (cpu/ has one header for each) and of stacks. It brings in Eigen/Core (for its SIMD
+/// packets); nothing else of the library does.
 namespace jrt {
 
 /// Bytes of the vectors that the CPU backend computes with, which follow from the compiler's flags: 16 on x86-64 where they

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "jrt/detail/cuda/convolution/backend.cuh"
-#include "jrt/detail/cuda/hybrid/backend.cuh"
-#include "jrt/detail/cuda/linear/backend.cuh"
-#include "jrt/detail/cuda/window/backend.cuh"
+#include "jrt/cuda/gated_convolution.cuh"
+#include "jrt/cuda/hybrid_attention.cuh"
+#include "jrt/cuda/linear_attention.cuh"
+#include "jrt/cuda/window_attention.cuh"
 #include "jrt/detail/shared/stack/backend.hpp"
 #include "jrt/execution/cuda.cuh"
 
-/// The CUDA backend, for GPUs from sm_80 on; needs nvcc, and no Eigen. Pass `jrt::Cuda{stream}` to any operation.
+/// The CUDA backend of all mixers (cuda/ has one header for each) and of stacks, for GPUs from sm_80 on;
+/// needs nvcc, and no Eigen. Pass `jrt::Cuda{stream}` to any operation.

@@ -43,7 +43,7 @@ struct DecodeArgs<Config> {
 /// Bytes of workspace that `decode_step` needs for these arguments.
 template <class Config, class Execution>
 [[nodiscard]] std::size_t decode_workspace_bytes(const DecodeArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::decode_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
 /// For each new token in turn: S += φ(k)vᵀ, z += φ(k), y = φ(q)ᵀS · factor(φ(q)ᵀz). The mask does not matter: every new
@@ -54,14 +54,13 @@ template <class Config, class Execution>
 /// shared as for `prefill`. O(T · D · dv) per head. Errors: `invalid_argument`, before anything is written.
 template <class Config, class Execution>
 Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::decode_step(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
 template <class Config, class Execution>
 Status decode_step(const DecodeArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
-      args, on, [&](const Workspace& workspace) { return decode_step(args, workspace, on); });
+  return detail::run_with_own_workspace<Config>(args, on);
 }
 
 namespace detail {
@@ -124,21 +123,20 @@ struct StagedStepArgs<Config> {
 /// Bytes of workspace that `staged_step` needs for these arguments.
 template <class Config, class Execution>
 [[nodiscard]] std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::staged_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
 /// A step that commits nothing: outputs as from `decode_step` (bitwise) on the committed state plus all staged rows, while
 /// the new keys and values only go to the staging buffer. Afterwards `commit` adds the accepted ones.
 template <class Config, class Execution>
 Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::staged_step(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
 template <class Config, class Execution>
 Status staged_step(const StagedStepArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
-      args, on, [&](const Workspace& workspace) { return staged_step(args, workspace, on); });
+  return detail::run_with_own_workspace<Config>(args, on);
 }
 
 /// Arguments of `commit` for one mixer, as `PrefillArgs`.
@@ -166,21 +164,20 @@ struct CommitArgs<Config> {
 /// Bytes of workspace that `commit` needs for these arguments.
 template <class Config, class Execution>
 [[nodiscard]] std::size_t commit_workspace_bytes(const CommitArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::commit_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
 /// Adds the first `accepted_tokens[b]` staged rows of every sequence to its state: bitwise what `decode_step` with those
 /// tokens would have left there. Sequences with `skip_slot` are skipped.
 template <class Config, class Execution>
 Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::commit(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
 template <class Config, class Execution>
 Status commit(const CommitArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
-      args, on, [&](const Workspace& workspace) { return commit(args, workspace, on); });
+  return detail::run_with_own_workspace<Config>(args, on);
 }
 
 namespace detail {

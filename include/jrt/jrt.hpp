@@ -4,6 +4,10 @@
 /// Everything that needs no CUDA compiler. tests/headers checks that no public header is missing.
 #include "jrt/checkpoints.hpp"
 #include "jrt/cpu.hpp"
+#include "jrt/cpu/gated_convolution.hpp"
+#include "jrt/cpu/hybrid_attention.hpp"
+#include "jrt/cpu/linear_attention.hpp"
+#include "jrt/cpu/window_attention.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/execution/cpu.hpp"
 #include "jrt/executor.hpp"

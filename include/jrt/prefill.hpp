@@ -50,7 +50,7 @@ struct PrefillArgs<Config> {
 /// tensors need not exist yet.
 template <class Config, class Execution>
 [[nodiscard]] std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::prefill_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
 /// Outputs for T tokens of each sequence, and the states after them. Linear attention:
@@ -69,14 +69,13 @@ template <class Config, class Execution>
 /// written.
 template <class Config, class Execution>
 Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::prefill(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call; for programs whose time this does not matter to.
 template <class Config, class Execution>
 Status prefill(const PrefillArgs<Config>& args, const Execution& on) {
-  return detail::MixerBackend<Config, Execution>::with_owned_workspace(
-      args, on, [&](const Workspace& workspace) { return prefill(args, workspace, on); });
+  return detail::run_with_own_workspace<Config>(args, on);
 }
 
 /// Arguments of `accumulate`, with the letters of `PrefillArgs`.
@@ -97,7 +96,7 @@ struct AccumulateArgs {
 /// Bytes of workspace that `accumulate` needs for these arguments.
 template <AttentionConfig Config, class Execution>
 [[nodiscard]] std::size_t accumulate_workspace_bytes(const AccumulateArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::accumulate_workspace_bytes(args, on);
+  return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
 /// Adds a run of keys and values to states: S += Σ φ(k_j) v_jᵀ, z += Σ φ(k_j). This is how an encoder region is read in
@@ -105,14 +104,13 @@ template <AttentionConfig Config, class Execution>
 /// Skipping, aliasing and errors as for `prefill`.
 template <AttentionConfig Config, class Execution>
 Status accumulate(const AccumulateArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return detail::Backend<Execution>::accumulate(args, workspace, on);
+  return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
 template <AttentionConfig Config, class Execution>
 Status accumulate(const AccumulateArgs<Config>& args, const Execution& on) {
-  return detail::Backend<Execution>::with_owned_workspace(
-      args, on, [&](const Workspace& workspace) { return accumulate(args, workspace, on); });
+  return detail::run_with_own_workspace<Config>(args, on);
 }
 
 }  // namespace jrt

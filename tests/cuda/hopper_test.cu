@@ -33,7 +33,10 @@ bool has_kernels() {
 
 template <class C>
 bool uses_hopper(const PrefillArgs<C>& args, const Cuda& on) {
-  return detail::cuda::Prefill<C>(args, args.query.batch, args.key.heads, on).choose();
+  detail::cuda::Prefill<C> work(args, args.query.batch, args.key.heads, on);
+  Arena counting;
+  work.take(counting);
+  return work.on_hopper();
 }
 
 template <class C>

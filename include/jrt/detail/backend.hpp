@@ -13,18 +13,41 @@ namespace jrt::detail {
 template <class>
 inline constexpr bool always_false = false;
 
-/// The implementation of all operations for one kind of execution. A backend's header specialises it.
 template <class Execution>
-struct Backend {
+struct NoBackend {
   static_assert(always_false<Execution>,
                 "jrt: there is no backend for this execution argument. Include jrt/cpu.hpp and pass "
                 "jrt::Cpu, or jrt/cuda.cuh (with a CUDA compiler) and jrt::Cuda.");
 };
 
-/// The implementation of prefill and decoding of one mixer. That of linear attention is part of the backend; window
-/// attention and the convolution specialise this.
+/// What one kind of execution does that no mixer is needed for: operations on whole states; `with_workspace(bytes, on,
+/// operation)`, which runs `operation(workspace)` with memory for the call; `host_reads_arrays`, whether slots, lengths and
+/// the like are in host memory. A backend's header specialises it.
+template <class Execution>
+struct Backend : NoBackend<Execution> {};
+
+/// The operations of one mixer. An operation is the type of its arguments; a specialisation has, for each:
+///
+///     check(args)                        what is wrong with them, as far as the host can see
+///     workspace_bytes(args, on)
+///     run(args, workspace, on)           checks, then does it
+///
+/// and the verbs in the public headers forward to these. A new operation is one overload of each in each mixer.
 template <class Config, class Execution>
-struct MixerBackend : Backend<Execution> {};
+struct MixerBackend : NoBackend<Execution> {};
+
+/// `run` with a workspace for the call; wrong arguments are reported before there is any.
+template <class Config, class Args, class Execution>
+Status run_with_own_workspace(const Args& args, const Execution& on) {
+  using Mixer = MixerBackend<Config, Execution>;
+  const Status status = Mixer::check(args);
+  if (!status.ok()) {
+    return status;
+  }
+  const std::size_t bytes = Mixer::workspace_bytes(args, on);
+  const auto run = [&](const Workspace& workspace) { return Mixer::run(args, workspace, on); };
+  return bytes == 0 ? run(Workspace{}) : Backend<Execution>::with_workspace(bytes, on, run);
+}
 
 /// Runs `operation(workspace)` with a workspace of the heap, for backends that work in host memory.
 template <class Operation>

@@ -7,6 +7,7 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/convolution.hpp"
 #include "jrt/detail/cpu/convolution/convolution.hpp"
+#include "jrt/detail/cpu/state/backend.hpp"
 #include "jrt/execution/cpu.hpp"
 
 namespace jrt::detail {
@@ -14,13 +15,18 @@ namespace jrt::detail {
 /// The convolution on the CPU: check the arguments, hand blocks of channels to the executor.
 template <ConvolutionConfig Config, Executor E>
 struct MixerBackend<Config, Cpu<E>> {
-  // Nothing needs a workspace.
-  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
-  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
-  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
-  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
+  template <class Args>
+  static Status check(const Args& args) {
+    const Status status = check_shapes(args);
+    return status.ok() ? check_arrays(args) : status;
+  }
 
-  static Status prefill(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+  template <class Args>
+  static std::size_t workspace_bytes(const Args& /*args*/, const Cpu<E>& /*on*/) {
+    return 0;
+  }
+
+  static Status run(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
     const Status status = check(args);
     if (!status.ok()) {
       return status;
@@ -32,55 +38,39 @@ struct MixerBackend<Config, Cpu<E>> {
     }
     const std::int64_t segment_tokens = tokens_per_task(longest, on);
     const std::int64_t segments = ceil_div(longest, segment_tokens);
-    run(count * segments, args.input.dim, on, [&](std::int64_t task, std::int64_t channel) {
+    for_blocks(count * segments, args.input.dim, on, [&](std::int64_t task, std::int64_t channel) {
       const std::int64_t first = task % segments * segment_tokens;
       cpu::convolve_rows(args, task / segments, first, first + segment_tokens, channel);
     });
     if (!args.final_state.empty()) {
-      run(count, args.input.dim, on,
-          [&](std::int64_t b, std::int64_t channel) { cpu::store_final_inputs(args, b, channel); });
+      for_blocks(count, args.input.dim, on,
+                 [&](std::int64_t b, std::int64_t channel) { cpu::store_final_inputs(args, b, channel); });
     }
     return status;
   }
-
-  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+  static Status run(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
     const Status status = check(args);
     if (status.ok()) {
-      run(args.input.batch, args.input.dim, on,
-          [&](std::int64_t b, std::int64_t channel) { cpu::convolve_step(args, b, channel); });
+      for_blocks(args.input.batch, args.input.dim, on,
+                 [&](std::int64_t b, std::int64_t channel) { cpu::convolve_step(args, b, channel); });
     }
     return status;
   }
-
-  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+  static Status run(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
     const Status status = check(args);
     if (status.ok()) {
-      run(args.input.batch, args.input.dim, on,
-          [&](std::int64_t b, std::int64_t channel) { cpu::convolve_staged(args, b, channel); });
+      for_blocks(args.input.batch, args.input.dim, on,
+                 [&](std::int64_t b, std::int64_t channel) { cpu::convolve_staged(args, b, channel); });
     }
     return status;
   }
-
-  static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
+  static Status run(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
     const Status status = check(args);
     if (status.ok()) {
-      run(args.staging.sequences, args.staging.heads, on,
-          [&](std::int64_t b, std::int64_t channel) { cpu::commit_inputs(args, b, channel); });
+      for_blocks(args.staging.sequences, args.staging.heads, on,
+                 [&](std::int64_t b, std::int64_t channel) { cpu::commit_inputs(args, b, channel); });
     }
     return status;
-  }
-
-  /// Runs `operation` with an empty workspace; wrong arguments are reported before.
-  template <class Args, class Operation>
-  static Status with_owned_workspace(const Args& args, const Cpu<E>& /*on*/, const Operation& operation) {
-    const Status status = check(args);
-    return status.ok() ? operation(Workspace{}) : status;
-  }
-
-  template <class Args>
-  static Status check(const Args& args) {
-    const Status status = check_shapes(args);
-    return status.ok() ? check_arrays(args) : status;
   }
 
  private:
@@ -92,7 +82,7 @@ struct MixerBackend<Config, Cpu<E>> {
 
   /// Runs `function(item, first channel)` for every item and block of channels.
   template <class Function>
-  static void run(std::int64_t items, std::int64_t channels, const Cpu<E>& on, const Function& function) {
+  static void for_blocks(std::int64_t items, std::int64_t channels, const Cpu<E>& on, const Function& function) {
     constexpr std::int64_t block = cpu::ConvolutionBlock<Config>::channels;
     const std::int64_t blocks = ceil_div(channels, block);
     on.executor().run(items * blocks,

@@ -15,26 +15,42 @@ namespace jrt::detail {
 /// Linear and window attention in one mixer, on the CPU: the linear part of a call over all heads, then the window's, in
 /// one workspace.
 template <HybridConfig Config, Executor E>
-struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
-  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cpu<E>& on) { return bytes(args, on); }
-  static Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
-    return run(args, workspace, on);
+struct MixerBackend<Config, Cpu<E>> {
+  template <class Args>
+  static Status check(const Args& args) {
+    const Status status = check_shapes(args);
+    return status.ok() ? check_arrays(args) : status;
   }
 
-  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& args, const Cpu<E>& on) { return bytes(args, on); }
-  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
-    return run(args, workspace, on);
+  template <class Args>
+  static std::size_t workspace_bytes(const Args& args, const Cpu<E>& on) {
+    Arena counting;
+    static_cast<void>(take(counting, args, on));
+    return counting.bytes_needed();
+  }
+  static std::size_t workspace_bytes(const CommitArgs<Config>& args, const Cpu<E>& on) {
+    return linear_bytes(Parts::linear(args), on);
   }
 
-  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& args, const Cpu<E>& on) {
-    return bytes(args, on);
+  /// A prefill or a step.
+  template <class Args>
+  static Status run(const Args& args, const Workspace& workspace, const Cpu<E>& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    Arena arena(workspace);
+    const Memory memory = take(arena, args, on);
+    const auto denominators = Parts::denominators(args, memory.denominators);
+    checker.take(run_linear(Parts::linear(args, denominators), memory.rest, on));
+    if (checker.ok()) {
+      Window::run_call(Parts::window(args, denominators), memory.rest, on);
+    }
+    return checker.status();
   }
-  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
-    return run(args, workspace, on);
-  }
-
-  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& args, const Cpu<E>& on) { return bytes(args, on); }
-  static Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
+  static Status run(const CommitArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
     Checker checker(operation_name(args));
     checker.take(check(args));
     if (checker.ok()) {
@@ -44,19 +60,6 @@ struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
       Window::run_commit(Parts::window(args), on);
     }
     return checker.status();
-  }
-
-  /// Runs `operation(workspace)` with as much memory as the arguments need; wrong arguments are reported before.
-  template <class Args, class Operation>
-  static Status with_owned_workspace(const Args& args, const Cpu<E>& on, const Operation& operation) {
-    const Status status = check(args);
-    return status.ok() ? with_heap_workspace(bytes(args, on), operation) : status;
-  }
-
-  template <class Args>
-  static Status check(const Args& args) {
-    const Status status = check_shapes(args);
-    return status.ok() ? check_arrays(args) : status;
   }
 
  private:
@@ -77,34 +80,6 @@ struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
     memory.rest.data = arena.take<std::byte>(static_cast<std::int64_t>(memory.rest.bytes));
     return memory;
   }
-  template <class Args>
-  static std::size_t bytes(const Args& args, const Cpu<E>& on) {
-    Arena counting;
-    static_cast<void>(take(counting, args, on));
-    return counting.bytes_needed();
-  }
-  static std::size_t bytes(const CommitArgs<Config>& args, const Cpu<E>& on) {
-    return linear_bytes(Parts::linear(args), on);
-  }
-
-  template <class Args>
-  static Status run(const Args& args, const Workspace& workspace, const Cpu<E>& on) {
-    Checker checker(operation_name(args));
-    checker.take(check(args));
-    checker.workspace(workspace, checker.ok() ? bytes(args, on) : 0);
-    if (!checker.ok()) {
-      return checker.status();
-    }
-    Arena arena(workspace);
-    const Memory memory = take(arena, args, on);
-    const auto denominators = Parts::denominators(args, memory.denominators);
-    checker.take(run_linear(Parts::linear(args, denominators), memory.rest, on));
-    if (checker.ok()) {
-      Window::run_call(Parts::window(args, denominators), memory.rest, on);
-    }
-    return checker.status();
-  }
-
   static cpu::Prefill<LinearPart> prefill_of(const PrefillArgs<LinearPart>& args, const Cpu<E>& on) {
     return {args, sequence_count(args.sequences, args.query.batch), args.key.heads, workers_of(on)};
   }
@@ -112,7 +87,7 @@ struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
     return counted_bytes(prefill_of(args, on));
   }
   static Status run_linear(const PrefillArgs<LinearPart>& args, const Workspace& workspace, const Cpu<E>& on) {
-    return Backend<Cpu<E>>::run_prefill("prefill", prefill_of(args, on), workspace, on);
+    return cpu::run_prefill("prefill", prefill_of(args, on), workspace, on);
   }
 
   static cpu::StepScratch<LinearPart> scratch_of(const LinearPartStep<LinearPart>& step) {
@@ -120,13 +95,13 @@ struct MixerBackend<Config, Cpu<E>> : private Backend<Cpu<E>> {
     return {step.keys, commits ? step.keys : step.already_staged, step.group};
   }
   static std::size_t linear_bytes(const LinearPartStep<LinearPart>& step, const Cpu<E>& on) {
-    return Backend<Cpu<E>>::step_bytes(scratch_of(step), workers_of(on));
+    return cpu::step_bytes(scratch_of(step), workers_of(on));
   }
   static Status run_linear(const LinearPartStep<LinearPart>& step, const Workspace& workspace, const Cpu<E>& on) {
     const char* const operation = step.accepted_tokens != nullptr        ? "commit"
                                   : step.evicted.staging.data != nullptr ? "staged_step"
                                                                          : "decode_step";
-    return Backend<Cpu<E>>::run_heads(
+    return cpu::run_heads(
         operation, scratch_of(step), step.sequences, step.heads, workspace, on,
         [&](const auto& tokens, std::int64_t b, std::int64_t h) { cpu::linear_part_step_head(step, tokens, b, h); });
   }

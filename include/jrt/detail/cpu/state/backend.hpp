@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 
+#include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/states.hpp"
 #include "jrt/detail/cpu/state/exchange.hpp"
 #include "jrt/detail/cpu/state/operations.hpp"
@@ -175,3 +176,17 @@ struct StateBackend {
 };
 
 }  // namespace jrt::detail::cpu
+
+namespace jrt::detail {
+
+template <Executor E>
+struct Backend<Cpu<E>> : cpu::StateBackend<E> {
+  static constexpr bool host_reads_arrays = true;
+
+  template <class Operation>
+  static Status with_workspace(std::size_t bytes, const Cpu<E>& /*on*/, const Operation& operation) {
+    return with_heap_workspace(bytes, operation);
+  }
+};
+
+}  // namespace jrt::detail

@@ -7,6 +7,7 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/convolution.hpp"
 #include "jrt/detail/cuda/convolution/convolution.cuh"
+#include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/execution/cuda.cuh"
 
 namespace jrt::detail {
@@ -14,13 +15,21 @@ namespace jrt::detail {
 /// The convolution on a CUDA stream: check what the host can see, launch.
 template <ConvolutionConfig Config>
 struct MixerBackend<Config, Cuda> {
-  // Nothing needs a workspace.
-  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
-  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
-  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
-  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
+  /// As far as the host can see.
+  template <class Args>
+  static Status check(const Args& args) {
+    Checker check(operation_name(args));
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, sequences_of(args));
+    return check.status();
+  }
 
-  static Status prefill(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+  template <class Args>
+  static std::size_t workspace_bytes(const Args& /*args*/, const Cuda& /*on*/) {
+    return 0;
+  }
+
+  static Status run(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);
     if (!status.ok()) {
       return status;
@@ -33,8 +42,7 @@ struct MixerBackend<Config, Cuda> {
     call.count = sequences_of(args);
     return cuda::launch_prefill("prefill", call, on);
   }
-
-  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+  static Status run(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);
     if (!status.ok()) {
       return status;
@@ -44,8 +52,7 @@ struct MixerBackend<Config, Cuda> {
     call.destination = destination_of(args);
     return cuda::launch_step("decode_step", call, on);
   }
-
-  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+  static Status run(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);
     if (!status.ok()) {
       return status;
@@ -56,8 +63,7 @@ struct MixerBackend<Config, Cuda> {
     call.already_staged = args.already_staged;
     return cuda::launch_step("staged_step", call, on);
   }
-
-  static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+  static Status run(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);
     if (!status.ok()) {
       return status;
@@ -70,22 +76,6 @@ struct MixerBackend<Config, Cuda> {
     call.count = args.staging.sequences;
     call.channels = args.staging.heads;
     return cuda::launch_stores("commit", call, cuda::takes_vectors(call), on);
-  }
-
-  /// Runs `operation` with an empty workspace; wrong arguments are reported before.
-  template <class Args, class Operation>
-  static Status with_owned_workspace(const Args& args, const Cuda& /*on*/, const Operation& operation) {
-    const Status status = check(args);
-    return status.ok() ? operation(Workspace{}) : status;
-  }
-
-  /// As far as the host can see.
-  template <class Args>
-  static Status check(const Args& args) {
-    Checker check(operation_name(args));
-    check.take(check_shapes(args));
-    check_implicit_slots(check, args, sequences_of(args));
-    return check.status();
   }
 
  private:

@@ -89,25 +89,20 @@ class LinearPartPrefill {
     }
     if constexpr (Steps::reads_encoder) {
       if (status.ok() && steps_.has_encoder()) {
-        status = run_fastest(fastest(steps_.encoder(between())));
+        status = run_part(fastest(steps_.encoder(between())));
       }
     }
     if (status.ok() && steps_.has_first()) {
-      status = run_taken(portable(steps_.first(between(), denominators)));
+      status = run_part(portable(steps_.first(between(), denominators)));
     }
     if (status.ok() && steps_.has_others()) {
-      status = run_fastest(fastest(steps_.others(between(), denominators)));
+      status = run_part(fastest(steps_.others(between(), denominators)));
     }
     return status;
   }
 
   template <class Part>
-  Status run_fastest(Prefill<Part> part) const {
-    static_cast<void>(part.choose());
-    return run_taken(part);
-  }
-  template <class Part>
-  Status run_taken(Part part) const {
+  Status run_part(Part part) const {
     Arena arena(rest_);
     part.take(arena);
     return part.run("prefill", on_);
@@ -127,45 +122,6 @@ class LinearPartPrefill {
 /// denominators between them in the workspace.
 template <HybridConfig Config>
 struct MixerBackend<Config, Cuda> {
-  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
-  static Status prefill(const PrefillArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
-    return run(args, workspace, on);
-  }
-
-  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
-  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
-    return run(args, workspace, on);
-  }
-
-  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
-  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
-    return run(args, workspace, on);
-  }
-
-  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& args, const Cuda& on) { return bytes(args, on); }
-  static Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
-    Checker checker(operation_name(args));
-    checker.take(check(args));
-    checker.workspace(workspace, checker.ok() ? bytes(args, on) : 0);
-    if (checker.ok()) {
-      checker.take(cuda::launch_step("commit", cuda::step_of(Parts::linear(args)), workspace, on));
-    }
-    if (checker.ok()) {
-      checker.take(cuda::launch("commit", cuda::commit_window<typename Parts::Ring>,
-                                {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on,
-                                Parts::window(args)));
-    }
-    return checker.status();
-  }
-
-  /// Runs `operation(workspace)` with as much memory of the stream as the arguments need; wrong arguments are reported
-  /// before.
-  template <class Args, class Operation>
-  static Status with_owned_workspace(const Args& args, const Cuda& on, const Operation& operation) {
-    const Status status = check(args);
-    return status.ok() ? cuda::with_stream_workspace("workspace", bytes(args, on), on, operation) : status;
-  }
-
   /// As far as the host can see.
   template <class Args>
   static Status check(const Args& args) {
@@ -176,6 +132,53 @@ struct MixerBackend<Config, Cuda> {
       check_dense_prefix(check, args);
     }
     return check.status();
+  }
+
+  template <class Args>
+  static std::size_t workspace_bytes(const Args& args, const Cuda& on) {
+    Arena counting;
+    auto part = part_of(args, on);
+    static_cast<void>(take(counting, args, part));
+    return counting.bytes_needed();
+  }
+  static std::size_t workspace_bytes(const CommitArgs<Config>& args, const Cuda& /*on*/) {
+    return step_bytes(Parts::linear(args));
+  }
+
+  /// A prefill or a step.
+  template <class Args>
+  static Status run(const Args& args, const Workspace& workspace, const Cuda& on) {
+    const char* const operation = operation_name(args);
+    Checker checker(operation);
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    if (on.error() != cudaSuccess) {
+      return cuda::device_status(operation, on.error());
+    }
+    Arena arena(workspace);
+    auto part = part_of(args, on);
+    const auto denominators = Parts::denominators(args, take(arena, args, part));
+    const Status status = part.run(denominators);
+    return status.ok()
+               ? MixerBackend<typename Parts::Ring, Cuda>::run_call(operation, Parts::window(args, denominators), on)
+               : status;
+  }
+  static Status run(const CommitArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (checker.ok()) {
+      checker.take(cuda::launch_step("commit", cuda::step_of(Parts::linear(args)), workspace, on));
+    }
+    if (checker.ok()) {
+      checker.take(cuda::launch("commit", cuda::commit_window<typename Parts::Ring>,
+                                {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on,
+                                Parts::window(args)));
+    }
+    return checker.status();
   }
 
  private:
@@ -223,36 +226,6 @@ struct MixerBackend<Config, Cuda> {
     Arena counting;
     counting.take<typename cuda::StepCall<LinearPart>::T>(cuda::step_of(step).sum_elements());
     return counting.bytes_needed();
-  }
-
-  template <class Args>
-  static std::size_t bytes(const Args& args, const Cuda& on) {
-    Arena counting;
-    auto part = part_of(args, on);
-    static_cast<void>(take(counting, args, part));
-    return counting.bytes_needed();
-  }
-  static std::size_t bytes(const CommitArgs<Config>& args, const Cuda& /*on*/) { return step_bytes(Parts::linear(args)); }
-
-  template <class Args>
-  static Status run(const Args& args, const Workspace& workspace, const Cuda& on) {
-    const char* const operation = operation_name(args);
-    Checker checker(operation);
-    checker.take(check(args));
-    checker.workspace(workspace, checker.ok() ? bytes(args, on) : 0);
-    if (!checker.ok()) {
-      return checker.status();
-    }
-    if (on.error() != cudaSuccess) {
-      return cuda::device_status(operation, on.error());
-    }
-    Arena arena(workspace);
-    auto part = part_of(args, on);
-    const auto denominators = Parts::denominators(args, take(arena, args, part));
-    const Status status = part.run(denominators);
-    return status.ok()
-               ? MixerBackend<typename Parts::Ring, Cuda>::run_call(operation, Parts::window(args, denominators), on)
-               : status;
   }
 };
 

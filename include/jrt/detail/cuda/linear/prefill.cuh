@@ -32,25 +32,24 @@ class Prefill {
         hopper_(args, sequences, heads, on),
         on_hopper_(on.kernels() == CudaKernels::automatic && Hopper::available(on)) {}
 
-  /// Whether the tensors may be read by the kernels for sm_90a. To be asked when they exist, and before `take`.
-  [[nodiscard]] bool choose() {
-    on_hopper_ = on_hopper_ && hopper_.describe_tensors();
-    return on_hopper_;
-  }
-
   /// Room for either: where tensors will lie is not known when room is asked for.
   [[nodiscard]] std::size_t workspace_bytes() const {
     const std::size_t bytes = counted_bytes(portable_);
     return on_hopper_ ? larger(bytes, counted_bytes(hopper_)) : bytes;
   }
 
+  /// Decides which kernels read the tensors, which exist by now, and takes their workspace.
   void take(Arena& arena) {
+    on_hopper_ = on_hopper_ && hopper_.describe_tensors();
     if (on_hopper_) {
       hopper_.take(arena);
     } else {
       portable_.take(arena);
     }
   }
+
+  /// Whether these are the ones for sm_90a. After `take`.
+  [[nodiscard]] bool on_hopper() const { return on_hopper_; }
 
   Status run(const char* operation, const Cuda& on) const {
     return on_hopper_ ? hopper_.run(operation, on) : portable_.run(operation, on);

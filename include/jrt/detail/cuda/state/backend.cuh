@@ -7,7 +7,9 @@
 #include <span>
 #include <type_traits>
 
+#include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/states.hpp"
+#include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/state/operations.cuh"
 #include "jrt/detail/shared/state/saved_states.hpp"
 
@@ -146,3 +148,18 @@ struct StateBackend {
 };
 
 }  // namespace jrt::detail::cuda
+
+namespace jrt::detail {
+
+template <>
+struct Backend<Cuda> : cuda::StateBackend {
+  static constexpr bool host_reads_arrays = false;
+
+  /// With memory of the stream.
+  template <class Operation>
+  static Status with_workspace(std::size_t bytes, const Cuda& on, const Operation& operation) {
+    return cuda::with_stream_workspace("workspace", bytes, on, operation);
+  }
+};
+
+}  // namespace jrt::detail

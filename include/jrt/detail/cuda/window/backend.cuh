@@ -7,6 +7,7 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/window.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/detail/cuda/window/query.cuh"
 #include "jrt/detail/cuda/window/sm90/attention.cuh"
 #include "jrt/detail/cuda/window/step.cuh"
@@ -17,39 +18,6 @@ namespace jrt::detail {
 /// Window attention on a CUDA stream: check what the host can see, launch. No operation needs a workspace.
 template <WindowConfig Config>
 struct MixerBackend<Config, Cuda> {
-  static std::size_t prefill_workspace_bytes(const PrefillArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
-  static Status prefill(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
-    const Status status = check(args);
-    return status.ok() ? run("prefill", window_call(args), on) : status;
-  }
-
-  static std::size_t decode_workspace_bytes(const DecodeArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
-  static Status decode_step(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
-    const Status status = check(args);
-    return status.ok() ? run("decode_step", window_call(args), on) : status;
-  }
-
-  static std::size_t staged_workspace_bytes(const StagedStepArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
-  static Status staged_step(const StagedStepArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
-    const Status status = check(args);
-    return status.ok() ? run("staged_step", window_call(args), on) : status;
-  }
-
-  static std::size_t commit_workspace_bytes(const CommitArgs<Config>& /*args*/, const Cuda& /*on*/) { return 0; }
-  static Status commit(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
-    const Status status = check(args);
-    return status.ok() ? cuda::launch("commit", cuda::commit_window<Config>,
-                                      {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on, args)
-                       : status;
-  }
-
-  /// Wrong arguments are reported before `operation(workspace)` runs.
-  template <class Args, class Operation>
-  static Status with_owned_workspace(const Args& args, const Cuda& /*on*/, const Operation& operation) {
-    const Status status = check(args);
-    return status.ok() ? operation(Workspace{}) : status;
-  }
-
   /// As far as the host can see.
   template <class Args>
   static Status check(const Args& args) {
@@ -59,14 +27,26 @@ struct MixerBackend<Config, Cuda> {
     return check.status();
   }
 
-  /// What a mixer that a window is part of calls; arguments are checked.
-  static Status run_call(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
-    return run(operation, call, on);
+  template <class Args>
+  static std::size_t workspace_bytes(const Args& /*args*/, const Cuda& /*on*/) {
+    return 0;
   }
 
- private:
-  /// Outputs, then the caches or the staging buffer.
-  static Status run(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
+  /// A prefill or a step.
+  template <class Args>
+  static Status run(const Args& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? run_call(operation_name(args), window_call(args), on) : status;
+  }
+  static Status run(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    const Status status = check(args);
+    return status.ok() ? cuda::launch("commit", cuda::commit_window<Config>,
+                                      {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on, args)
+                       : status;
+  }
+
+  /// Outputs, then the caches or the staging buffer; arguments are checked. The hybrid mixer calls this, too.
+  static Status run_call(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
     const bool aligned = rows_aligned_everywhere(call);
     if constexpr (cuda::WindowStepLayout<Config>::supported) {
       if (aligned && cuda::is_window_step(call, on)) {
@@ -81,6 +61,7 @@ struct MixerBackend<Config, Cuda> {
                         {call.count() * call.key.heads, cuda::keep_threads, 0}, on, call);
   }
 
+ private:
   static Status launch(const char* operation, const WindowCall<Config>& call, bool aligned, const Cuda& on) {
     if constexpr (cuda::targets_hopper && cuda::HopperWindowLayout<Config>::supported) {
       cuda::HopperWindowCall<Config> on_hopper;

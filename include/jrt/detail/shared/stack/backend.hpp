@@ -18,40 +18,6 @@
 
 namespace jrt::detail {
 
-/// One mixer's operation, by the type of its arguments.
-template <class Config, class Execution>
-Status run_mixer(const PrefillArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return prefill(args, workspace, on);
-}
-template <class Config, class Execution>
-Status run_mixer(const DecodeArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return decode_step(args, workspace, on);
-}
-template <class Config, class Execution>
-Status run_mixer(const StagedStepArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return staged_step(args, workspace, on);
-}
-template <class Config, class Execution>
-Status run_mixer(const CommitArgs<Config>& args, const Workspace& workspace, const Execution& on) {
-  return commit(args, workspace, on);
-}
-template <class Config, class Execution>
-std::size_t mixer_workspace_bytes(const PrefillArgs<Config>& args, const Execution& on) {
-  return prefill_workspace_bytes(args, on);
-}
-template <class Config, class Execution>
-std::size_t mixer_workspace_bytes(const DecodeArgs<Config>& args, const Execution& on) {
-  return decode_workspace_bytes(args, on);
-}
-template <class Config, class Execution>
-std::size_t mixer_workspace_bytes(const StagedStepArgs<Config>& args, const Execution& on) {
-  return staged_workspace_bytes(args, on);
-}
-template <class Config, class Execution>
-std::size_t mixer_workspace_bytes(const CommitArgs<Config>& args, const Execution& on) {
-  return commit_workspace_bytes(args, on);
-}
-
 /// The arguments of one layer, with what the stack's say for all.
 template <int layer, class... Layers>
 auto layer_args(const PrefillArgs<Stack<Layers...>>& args) {
@@ -119,12 +85,14 @@ Status for_layers(const Function& function) {
 template <class... Layers, class Execution>
 struct MixerBackend<Stack<Layers...>, Execution> {
   using Whole = Stack<Layers...>;
+  template <int layer>
+  using Layer = MixerBackend<typename Whole::template ConfigAt<layer>, Execution>;
 
   template <class Args>
   static std::size_t workspace_bytes(const Args& args, const Execution& on) {
     std::size_t bytes = 0;
     [&]<int... layer>(std::integer_sequence<int, layer...>) {
-      ((bytes = larger(bytes, mixer_workspace_bytes(layer_args<layer>(args), on))), ...);
+      ((bytes = larger(bytes, Layer<layer>::workspace_bytes(layer_args<layer>(args), on))), ...);
     }
     (std::make_integer_sequence<int, Whole::layers>{});
     return bytes;
@@ -171,8 +139,8 @@ struct MixerBackend<Stack<Layers...>, Execution> {
   template <class Args>
   static Status check_layers(const Args& args) {
     return for_layers<Whole::layers>([&](auto layer) {
-      using Config = typename Whole::template ConfigAt<decltype(layer)::value>;
-      return MixerBackend<Config, Execution>::check(layer_args<decltype(layer)::value>(args));
+      constexpr int index = decltype(layer)::value;
+      return Layer<index>::check(layer_args<index>(args));
     });
   }
 
@@ -186,7 +154,8 @@ struct MixerBackend<Stack<Layers...>, Execution> {
     }
     return for_layers<Whole::layers>([&](auto layer) {
       const Status before = before_layer(decltype(layer)::value);
-      return before.ok() ? run_mixer(layer_args<decltype(layer)::value>(args), workspace, on) : before;
+      constexpr int index = decltype(layer)::value;
+      return before.ok() ? Layer<index>::run(layer_args<index>(args), workspace, on) : before;
     });
   }
 
@@ -194,40 +163,6 @@ struct MixerBackend<Stack<Layers...>, Execution> {
   static Status run(const Args& args, const Workspace& workspace, const Execution& on) {
     return run(
         args, [](int /*layer*/) { return Status{}; }, workspace, on);
-  }
-
-  // -- what prefill.hpp and decode.hpp call ------------------------------------------------------------------------------
-
-  static std::size_t prefill_workspace_bytes(const PrefillArgs<Whole>& args, const Execution& on) {
-    return workspace_bytes(args, on);
-  }
-  static std::size_t decode_workspace_bytes(const DecodeArgs<Whole>& args, const Execution& on) {
-    return workspace_bytes(args, on);
-  }
-  static std::size_t staged_workspace_bytes(const StagedStepArgs<Whole>& args, const Execution& on) {
-    return workspace_bytes(args, on);
-  }
-  static std::size_t commit_workspace_bytes(const CommitArgs<Whole>& args, const Execution& on) {
-    return workspace_bytes(args, on);
-  }
-  static Status prefill(const PrefillArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
-    return run(args, workspace, on);
-  }
-  static Status decode_step(const DecodeArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
-    return run(args, workspace, on);
-  }
-  static Status staged_step(const StagedStepArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
-    return run(args, workspace, on);
-  }
-  static Status commit(const CommitArgs<Whole>& args, const Workspace& workspace, const Execution& on) {
-    return run(args, workspace, on);
-  }
-
-  /// Runs `operation(workspace)` with as much memory as the largest layer needs; wrong arguments are reported before.
-  template <class Args, class Operation>
-  static Status with_owned_workspace(const Args& args, const Execution& on, const Operation& operation) {
-    const Status status = check(args);
-    return status.ok() ? Backend<Execution>::with_workspace(workspace_bytes(args, on), on, operation) : status;
   }
 };
 
