@@ -34,7 +34,7 @@ bool has_kernels() {
 template <class C>
 bool uses_hopper(const PrefillArgs<C>& args, const Cuda& on) {
   detail::cuda::Prefill<C> work(args, args.query.batch, args.key.heads, on);
-  Arena counting;
+  detail::Arena counting;
   work.take(counting);
   return work.on_hopper();
 }

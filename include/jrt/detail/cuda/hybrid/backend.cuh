@@ -48,7 +48,7 @@ class LinearPartPrefill {
     if constexpr (in_steps) {
       return run_steps(denominators);
     } else {
-      return run_taken(portable(Parts::linear(args_, denominators)));
+      return run_part(portable(Parts::linear(args_, denominators)));
     }
   }
 

@@ -222,11 +222,10 @@ class OutputWarps {
   }
 
   // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), with what HopperNumbers takes elsewhere.
-  static constexpr int shift = Numbers::output_shift;
-  static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - shift);
-  static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - shift);
-  static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - shift);
-  static constexpr Pair constant_and_zero = Numbers::power_of_two(-shift) & 0xffffU;
+  static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - Numbers::output_shift);
+  static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - Numbers::output_shift);
+  static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - Numbers::output_shift);
+  static constexpr Pair constant_and_zero = Numbers::power_of_two(-Numbers::output_shift) & 0xffffU;
 
   /// Inputs 2(c + shift) and 2(c + shift) + 1 of half L of a row of queries, c = lane % 4; H is in the other 16 bytes. The
   /// swizzle exchanges the halves of rows 4-7 of every 8.
@@ -277,7 +276,7 @@ class OutputWarps {
       const Pair high_scaled = Numbers::product(high[0], cross_factor);
 #pragma unroll
       for (int shift = 1; shift <= 3; ++shift) {
-        // Turned by an odd number, a pair lies across two words.
+        // Shifted by an odd number, a pair lies across two words.
         const Pair low_shifted = shift == 2 ? low[1] : __byte_perm(low[shift / 2], low[shift / 2 + 1], 0x5432);
         const Pair high_shifted = shift == 2 ? high[1] : __byte_perm(high[shift / 2], high[shift / 2 + 1], 0x5432);
         LeftFragment& same = features[2 * shift - 2];
