@@ -26,12 +26,17 @@ struct Step {
 TEST_CASE_TEMPLATE("a decode step is within the bound of each element type", E, float, double, Half, BFloat16) {
   using Config = Causal<E, 16, 64>;
   Step<Config> step(9);
-  const auto expected = reference_output(step.problem, step.states);
+  Tensor<double> expected_denominators;
+  const auto expected = reference_output(step.problem, step.states, &expected_denominators);
   for (const std::int64_t width : {1, 2, 9}) {
     CAPTURE(width);
     auto states = step.states;
     const auto outputs = run_decode<Concurrent>(step.problem, 0, 9, states, width);
     CHECK(relative_error(outputs.values, expected.values) <= tolerance<E>());
+    Denominators<Config> denominators;
+    states = step.states;
+    CHECK(run_decode<Concurrent>(step.problem, 0, 9, states, width, &denominators) == outputs);
+    CHECK(relative_error(denominators.values, expected_denominators.values) <= tolerance<E>());
   }
 }
 

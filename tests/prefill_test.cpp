@@ -10,13 +10,20 @@
 namespace jrt::test {
 namespace {
 
-/// Outputs within the specified bound of the oracle, which works in double on the same rounded inputs.
+/// Outputs, and denominators of an operator that has them, within the specified bound of the oracle, which works in double
+/// on the same rounded inputs.
 template <class Backend, class Config>
 void check_against_reference(const Problem<Config>& problem, const StateNumbers<Config>& initial = {},
-                             const RunOptions& options = {}) {
+                             RunOptions options = {}) {
+  constexpr double bound = tolerance<typename Config::Element>();
+  options.denominators = Config::Normaliser::uses_denominator;
+  Tensor<double> denominators;
   const auto results = run_prefill<Backend>(problem, initial, options);
-  const auto expected = reference_output(problem, initial);
-  CHECK(relative_error(results.output.values, expected.values) <= tolerance<typename Config::Element>());
+  const auto expected = reference_output(problem, initial, &denominators);
+  CHECK(relative_error(results.output.values, expected.values) <= bound);
+  if (options.denominators) {
+    CHECK(relative_error(results.denominators.values, denominators.values) <= bound);
+  }
 }
 
 template <class Config>
@@ -93,6 +100,56 @@ TEST_CASE_TEMPLATE("every layout gives bitwise the same result, on the same kern
       CHECK(relative_error(placed.states, contiguous.states) <= tolerance<E>());
     }
   }
+}
+
+TEST_CASE_TEMPLATE("denominators: outputs do not depend on them, and positions without a token have 0", Config,
+                   Prefix<float, 16, 64>, Prefix<BFloat16, 16, 64>) {
+  Problem<Config> problem({.batch = 3, .tokens = 150, .prefix = 40, .heads = 2, .query_heads = 4});
+  problem.sequences.seq_lens = {150, 70, 0};
+  problem.sequences.prefix_lens = {40, 40, 0};
+  problem.sequences.left_pads = {0, 30, 0};
+  for (const Layout layout : all_layouts) {
+    CAPTURE(static_cast<int>(layout));
+    const auto without = run_prefill<Concurrent>(problem, {}, {.layout = layout});
+    const auto with = run_prefill<Concurrent>(problem, {}, {.layout = layout, .denominators = true});
+    CHECK(with.output == without.output);
+    CHECK(with.states == without.states);
+    Tensor<double> expected;
+    static_cast<void>(reference_output(problem, {}, &expected));
+    CHECK(relative_error(with.denominators.values, expected.values) <= tolerance<typename Config::Element>());
+    for (std::int64_t t = 0; t < 150; ++t) {
+      CHECK((with.denominators.at(1, t, 3, 0) != 0) == (t >= 30 && t < 70));
+      CHECK(with.denominators.at(2, t, 0, 0) == 0);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("outputs over parts of the keys merge by their denominators", Backend, JRT_TEST_BACKENDS) {
+  using Config = Causal<double>;
+  const Problem<Config> problem({.batch = 2, .tokens = 90});
+  const auto earlier = random_states<Config>(2, 2, 5);
+  const auto own = run_prefill<Backend>(problem, {}, {.denominators = true});
+  const auto whole = run_prefill<Backend>(problem, earlier, {.denominators = true});
+  Tensor<double> merged = whole.output;
+  for (std::int64_t b = 0; b < 2; ++b) {
+    for (std::int64_t t = 0; t < 90; ++t) {
+      for (std::int64_t h = 0; h < 2; ++h) {
+        const double z = whole.denominators.at(b, t, h, 0);
+        const double own_z = own.denominators.at(b, t, h, 0);
+        std::vector<double> features(StateFormatOf<Config>::rows);
+        expand_query(Config::FeatureMap{}, &problem.query.at(b, t, h, 0), features.data(), t + 1);
+        for (std::int64_t c = 0; c < Config::value_dim; ++c) {
+          const double* const state = earlier.data() + (b * 2 + h) * StateFormatOf<Config>::head_elements;
+          double numerator = 0;
+          for (std::size_t r = 0; r < features.size(); ++r) {
+            numerator += features[r] * state[static_cast<std::int64_t>(r) * Config::value_dim + c];
+          }
+          merged.at(b, t, h, c) = (own.output.at(b, t, h, c) * own_z + numerator) / z;
+        }
+      }
+    }
+  }
+  CHECK(relative_error(merged.values, whole.output.values) <= tolerance<double>());
 }
 
 TEST_CASE_TEMPLATE("grouped query heads equal repeated key heads", Config, Prefix<double>, Full<double>) {

@@ -6,7 +6,6 @@
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/integer.hpp"
-#include "jrt/mixer/linear_attention.hpp"
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"
 #include "jrt/tensor_view.hpp"
@@ -19,25 +18,8 @@ namespace jrt {
 template <class Config>
 struct DecodeArgs {
   static_assert(detail::always_false<Config>,
-                "jrt: DecodeArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
-};
-
-/// Of prefix linear attention, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
-template <AttentionConfig Config>
-struct DecodeArgs<Config> {
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
-
-  TensorView<const Element> query{};              ///< (B, T, Hq, d)
-  TensorView<const Element> key{};                ///< (B, T, Hkv, d)
-  TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
-  TensorView<Element> output{};                   ///< (B, T, Hq, dv)
-  StateSlots<Format> source{};                    ///< the states read; required
-  StateSlots<Format> destination{};               ///< where they go; left out, back to `source`
-  const std::int32_t* first_positions = nullptr;  ///< (B) tokens before this step, for maps that need the position
-  typename Config::FeatureMap feature_map{};
+                "jrt: DecodeArgs needs the configuration of a mixer, with its header: jrt/mixer/linear_attention.hpp, "
+                "window_attention.hpp, gated_convolution.hpp, hybrid_attention.hpp or stack.hpp.");
 };
 
 /// Bytes of workspace that `decode_step` needs for these arguments.
@@ -68,8 +50,6 @@ namespace detail {
 /// Numbers of one token and head that a mixer stages.
 template <class Config>
 inline constexpr std::int64_t staged_row_elements = 0;
-template <AttentionConfig Config>
-inline constexpr std::int64_t staged_row_elements<Config> = Config::FeatureMap::input_dim + Config::value_dim;
 
 }  // namespace detail
 
@@ -98,26 +78,8 @@ struct StagingView {
 template <class Config>
 struct StagedStepArgs {
   static_assert(detail::always_false<Config>,
-                "jrt: StagedStepArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
-};
-
-/// Of prefix linear attention, with the letters of `DecodeArgs`.
-template <AttentionConfig Config>
-struct StagedStepArgs<Config> {
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
-
-  TensorView<const Element> query{};              ///< (B, T, Hq, d)
-  TensorView<const Element> key{};                ///< (B, T, Hkv, d)
-  TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
-  TensorView<Element> output{};                   ///< (B, T, Hq, dv)
-  StateSlots<Format> state{};                     ///< the committed states; only read
-  StagingView<Config> staging{};                  ///< receives the T new rows behind the staged ones
-  std::int64_t already_staged = 0;                ///< rows of every sequence staged by earlier steps since the last commit
-  const std::int32_t* first_positions = nullptr;  ///< (B) committed tokens, for maps that need the position
-  typename Config::FeatureMap feature_map{};
+                "jrt: StagedStepArgs needs the configuration of a mixer, with its header: jrt/mixer/linear_attention.hpp, "
+                "window_attention.hpp, gated_convolution.hpp, hybrid_attention.hpp or stack.hpp.");
 };
 
 /// Bytes of workspace that `staged_step` needs for these arguments.
@@ -143,22 +105,8 @@ Status staged_step(const StagedStepArgs<Config>& args, const Execution& on) {
 template <class Config>
 struct CommitArgs {
   static_assert(detail::always_false<Config>,
-                "jrt: CommitArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
-};
-
-/// Of prefix linear attention.
-template <AttentionConfig Config>
-struct CommitArgs<Config> {
-  using Format = StateFormatOf<Config>;
-
-  StagingView<Config> staging{};                  ///< as the staged steps left it
-  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to add, 0 … staging.tokens; read by the executing device
-  StateSlots<Format> source{};                    ///< the committed states
-  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
-  const std::int32_t* first_positions = nullptr;  ///< as in the staged steps
-  typename Config::FeatureMap feature_map{};
+                "jrt: CommitArgs needs the configuration of a mixer, with its header: jrt/mixer/linear_attention.hpp, "
+                "window_attention.hpp, gated_convolution.hpp, hybrid_attention.hpp or stack.hpp.");
 };
 
 /// Bytes of workspace that `commit` needs for these arguments.

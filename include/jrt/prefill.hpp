@@ -2,48 +2,20 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 #include "jrt/detail/backend.hpp"
-#include "jrt/mixer/linear_attention.hpp"
-#include "jrt/sequences.hpp"
-#include "jrt/state.hpp"
 #include "jrt/status.hpp"
-#include "jrt/tensor_view.hpp"
 #include "jrt/workspace.hpp"
 
 /// Prefill: outputs for a run of tokens, from an initial state to a final one.
 namespace jrt {
 
-/// Arguments of `prefill` for one mixer: prefix linear attention below, `SlidingWindowAttention` in
-/// mixer/window_attention.hpp, `GatedConvolution` in mixer/gated_convolution.hpp, `HybridAttention` in
-/// mixer/hybrid_attention.hpp.
+/// Arguments of `prefill` for one mixer: its header in mixer/ has them.
 template <class Config>
 struct PrefillArgs {
   static_assert(detail::always_false<Config>,
-                "jrt: PrefillArgs needs the configuration of a mixer: an AttentionConfig, a WindowConfig (include "
-                "jrt/mixer/window_attention.hpp), a ConvolutionConfig (include jrt/mixer/gated_convolution.hpp) or a "
-                "HybridConfig (include jrt/mixer/hybrid_attention.hpp).");
-};
-
-/// Arguments of prefix linear attention. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a
-/// multiple of Hkv; query head h reads key/value head h / (Hq/Hkv)), d = FeatureMap::input_dim, dv = Config::value_dim.
-template <AttentionConfig Config>
-struct PrefillArgs<Config> {
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
-
-  TensorView<const Element> query{};                ///< (B, T, Hq, d)
-  TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
-  TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
-  TensorView<const Element> key_encoder{};          ///< (B, M, Hkv, d); only with a mask that reads the encoder
-  TensorView<const Element> value_encoder{};        ///< (B, M, Hkv, dv); likewise
-  TensorView<Element> output{};                     ///< (B, T, Hq, dv); every row of every sequence is written
-  Sequences sequences{};                            ///< lengths, prefixes and pads of the sequences
-  StateSlots<Format> initial_state{};               ///< added to every sum; left out, sequences start empty
-  StateSlots<Format> final_state{};                 ///< receives the sums after the last token; left out, they are dropped
-  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
-  typename Config::FeatureMap feature_map{};        ///< run-time data of the feature map, if it has any
+                "jrt: PrefillArgs needs the configuration of a mixer, with its header: jrt/mixer/linear_attention.hpp, "
+                "window_attention.hpp, gated_convolution.hpp, hybrid_attention.hpp or stack.hpp.");
 };
 
 /// Bytes of workspace that `prefill` needs for these arguments. Extents, strides, sequence arrays and slots are looked at;
@@ -78,23 +50,14 @@ Status prefill(const PrefillArgs<Config>& args, const Execution& on) {
   return detail::run_with_own_workspace<Config>(args, on);
 }
 
-/// Arguments of `accumulate`, with the letters of `PrefillArgs`.
-template <AttentionConfig Config>
+/// Arguments of `accumulate`.
+template <class Config>
 struct AccumulateArgs {
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
-
-  TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
-  TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
-  Sequences sequences{};                            ///< lengths and pads; prefixes and encoder offsets mean nothing here
-  StateSlots<Format> initial_state{};               ///< left out, sequences start empty
-  StateSlots<Format> final_state{};                 ///< receives initial state + sums; required
-  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
-  typename Config::FeatureMap feature_map{};
+  static_assert(detail::always_false<Config>, "jrt: AccumulateArgs needs the configuration of linear attention.");
 };
 
 /// Bytes of workspace that `accumulate` needs for these arguments.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 [[nodiscard]] std::size_t accumulate_workspace_bytes(const AccumulateArgs<Config>& args, const Execution& on) {
   return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
@@ -102,13 +65,13 @@ template <AttentionConfig Config, class Execution>
 /// Adds a run of keys and values to states: S += Σ φ(k_j) v_jᵀ, z += Σ φ(k_j). This is how an encoder region is read in
 /// pieces before the first query: accumulate its chunks, then `prefill` with a causal mask from the resulting state.
 /// Skipping, aliasing and errors as for `prefill`.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status accumulate(const AccumulateArgs<Config>& args, const Workspace& workspace, const Execution& on) {
   return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
 }
 
 /// The same with a workspace allocated for the call.
-template <AttentionConfig Config, class Execution>
+template <class Config, class Execution>
 Status accumulate(const AccumulateArgs<Config>& args, const Execution& on) {
   return detail::run_with_own_workspace<Config>(args, on);
 }

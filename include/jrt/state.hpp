@@ -153,4 +153,28 @@ class StatePool {
   std::int64_t heads_ = 0;
 };
 
+namespace detail {
+
+/// What a mixer keeps; its header specialises this.
+template <class Config>
+struct FormatOf;
+
+/// A configuration that is part of another mixer says itself where its state lies in the whole's.
+template <class Config>
+struct KeptFormat : FormatOf<Config> {};
+template <class Config>
+requires requires {
+  typename Config::PartFormat;
+}
+struct KeptFormat<Config> {
+  using type = typename Config::PartFormat;
+};
+
+}  // namespace detail
+
+/// The state that a mixer keeps. That of linear attention does not depend on mask, normaliser, padding or split, so that
+/// operators which differ only in those share states.
+template <class Config>
+using StateFormatOf = typename detail::KeptFormat<Config>::type;
+
 }  // namespace jrt

@@ -17,6 +17,9 @@ namespace {
 
 using Config = PrefixLinearAttention<float, 4, 8>;
 using Based = BasedLinearAttention<float, 4, 8>;
+struct Plain : Config {
+  using Normaliser = Unnormalised;
+};
 using Format = StateFormatOf<Config>;
 
 constexpr std::int64_t batch = 2;
@@ -120,6 +123,33 @@ TEST_CASE("prefill: pointers, extents and strides") {
   prefill_refuses("'output' has batch_stride = 0, but must be at least 8", [](F&, P& a) { a.output.batch_stride = 0; });
   prefill_refuses("'output' has batch_stride = 95, but must be at least 96", [](F&, P& a) { a.output.batch_stride = 95; });
   prefill_refuses("_stride = 8, but must be at least 48", [](F&, P& a) { a.output.token_stride = 8; });
+}
+
+TEST_CASE("denominators") {
+  const auto place = [](auto& f, auto& a) { a.denominators = view_bthd(f.y.data(), {batch, tokens, heads, 1}); };
+  prefill_refuses("'denominators' has dim = 8, but the operator's is 1", [](F&, P& a) { a.denominators = a.output; });
+  prefill_refuses("'denominators' has tokens = 5, but query's is 6", [&](F& f, P& a) {
+    place(f, a);
+    a.denominators.tokens = 5;
+  });
+  prefill_refuses("'denominators' has heads = 4, but query's is 2", [&](F& f, P& a) {
+    place(f, a);
+    a.denominators.heads = 4;
+  });
+  prefill_refuses("'denominators' is null", [&](F& f, P& a) {
+    place(f, a);
+    a.denominators.data = nullptr;
+  });
+  prefill_refuses("'denominators' has head_stride = 0, but must be at least 1", [&](F& f, P& a) {
+    place(f, a);
+    a.denominators.head_stride = 0;
+  });
+  prefill_refuses<Plain>("'denominators' has tokens = 6, but what an operator that is not normalised has is 0", place);
+  F fixture;
+  auto step = fixture.decode_args();
+  place(fixture, step);
+  step.denominators.batch = 1;
+  fixture.refuses(decode_step(step, Cpu{}), "decode_step: argument 'denominators' has batch = 1, but query's is 2");
 }
 
 TEST_CASE("prefill: encoder region") {

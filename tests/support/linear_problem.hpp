@@ -107,6 +107,9 @@ struct Problem {
         value_encoder(random_tensor<E>({shape.batch, shape.prefix, shape.heads, dv}, seed + 4)) {}
 
   [[nodiscard]] TensorShape output_shape() const { return {query.shape.batch, query.shape.tokens, query.shape.heads, dv}; }
+  [[nodiscard]] TensorShape denominators_shape() const {
+    return {query.shape.batch, query.shape.tokens, query.shape.heads, 1};
+  }
   [[nodiscard]] std::int64_t sequence_count() const {
     return sequences.cu_seqlens.empty() ? query.shape.batch : sequences.count;
   }
@@ -171,16 +174,22 @@ StateNumbers<Config> random_states(std::int64_t slots, std::int64_t heads, unsig
   return states;
 }
 
-/// What a run gave: outputs, and the final states of all slots (S, z and padding).
+/// φ(q)ᵀz of every query.
+template <class Config>
+using Denominators = Tensor<jrt::detail::ConfigCompute<Config>>;
+
+/// What a run gave: outputs, the final states of all slots (S, z and padding), and denominators if it was told to.
 template <class Config>
 struct Results {
   Tensor<typename Config::Element> output;
   StateNumbers<Config> states;
+  Denominators<Config> denominators{};
 };
 
 struct RunOptions {
   Layout layout = Layout::bthd;
   std::vector<std::uint8_t> has_initial_state{};
+  bool denominators = false;
 };
 
 /// Prefill from `initial` (one slot per sequence; empty: none) on `Backend`. Also checks that nothing around the output was
@@ -198,6 +207,7 @@ Results<Config> run_prefill(const Problem<Config>& problem, const StateNumbers<C
   Placed<Backend, E> key_encoder(problem.key_encoder, options.layout);
   Placed<Backend, E> value_encoder(problem.value_encoder, options.layout);
   Placed<Backend, E> output(problem.output_shape(), options.layout);
+  Placed<Backend, jrt::detail::ConfigCompute<Config>> denominators(problem.denominators_shape(), options.layout);
   PlacedSequences<Backend> sequences(problem.sequences);
   typename Backend::template Array<typename Config::StateScalar> initial_states(initial);
   typename Backend::template Array<typename Config::StateScalar> final_states(
@@ -213,6 +223,9 @@ Results<Config> run_prefill(const Problem<Config>& problem, const StateNumbers<C
     args.value_encoder = value_encoder.view();
   }
   args.output = output.view();
+  if (options.denominators) {
+    args.denominators = denominators.view();
+  }
   args.sequences = sequences.view();
   if (!initial.empty()) {
     args.initial_state = {view_pool<Format>(initial_states.data(), slots, heads)};
@@ -225,12 +238,14 @@ Results<Config> run_prefill(const Problem<Config>& problem, const StateNumbers<C
   args.feature_map = map.view();
   JRT_REQUIRE_OK(prefill(args, Backend::execution()));
   CHECK(output.surroundings_intact());
-  return {output.read(), final_states.read()};
+  CHECK(denominators.surroundings_intact());
+  return {output.read(), final_states.read(), options.denominators ? denominators.read() : Denominators<Config>{}};
 }
 
-/// The oracle's outputs for the same problem, in double.
+/// The oracle's outputs, and denominators if there is a place for them, for the same problem, in double.
 template <class Config>
-Tensor<double> reference_output(const Problem<Config>& problem, const StateNumbers<Config>& initial = {}) {
+Tensor<double> reference_output(const Problem<Config>& problem, const StateNumbers<Config>& initial = {},
+                                Tensor<double>* denominators = nullptr) {
   using Double = InDouble<Config>;
   using Format = StateFormatOf<Double>;
   Problem<Double> exact = in_double(problem);
@@ -249,6 +264,10 @@ Tensor<double> reference_output(const Problem<Config>& problem, const StateNumbe
   args.key_encoder = view(exact.key_encoder);
   args.value_encoder = view(exact.value_encoder);
   args.output = view(output);
+  if (denominators != nullptr) {
+    *denominators = {exact.denominators_shape(), std::vector<double>(element_count(exact.denominators_shape()))};
+    args.denominators = view(*denominators);
+  }
   args.sequences = {lists.count,
                     pointer(lists.cu_seqlens),
                     pointer(lists.cu_encoder_seqlens),
@@ -277,17 +296,32 @@ std::vector<double> used_numbers(const StateNumbers<Config>& states) {
   return used;
 }
 
+/// `part`, which begins with token `first` of `whole`, goes there.
+template <class E>
+void put_tokens(const Tensor<E>& part, std::int64_t first, Tensor<E>& whole) {
+  for (std::int64_t b = 0; b < part.shape.batch; ++b) {
+    std::copy(part.values.data() + part.index(b, 0, 0, 0),
+              part.values.data() + part.index(b, 0, 0, 0) + part.shape.tokens * part.shape.heads * part.shape.dim,
+              whole.values.data() + whole.index(b, first, 0, 0));
+  }
+}
+
 /// Steps through `tokens` tokens of the problem from `first` on, `width` at a time, updating `states` in place; the outputs
-/// of all steps, one after the other.
+/// of all steps, one after the other, and their denominators if there is a place for them.
 template <class Backend, class Config>
 Tensor<typename Config::Element> run_decode(const Problem<Config>& problem, std::int64_t first, std::int64_t tokens,
-                                            StateNumbers<Config>& states, std::int64_t width = 1) {
+                                            StateNumbers<Config>& states, std::int64_t width = 1,
+                                            Denominators<Config>* denominators = nullptr) {
   using E = typename Config::Element;
   using Format = StateFormatOf<Config>;
   const std::int64_t batch = problem.query.shape.batch;
   const std::int64_t heads = problem.key.shape.heads;
   Tensor<E> outputs{{batch, tokens, problem.query.shape.heads, Config::value_dim}, {}};
   outputs.values.resize(element_count(outputs.shape));
+  if (denominators != nullptr) {
+    denominators->shape = {batch, tokens, problem.query.shape.heads, 1};
+    denominators->values.resize(element_count(denominators->shape));
+  }
   typename Backend::template Array<typename Config::StateScalar> pool(states);
   for (std::int64_t t = 0; t < tokens; t += width) {
     const std::int64_t step = std::min(width, tokens - t);
@@ -295,6 +329,8 @@ Tensor<typename Config::Element> run_decode(const Problem<Config>& problem, std:
     Placed<Backend, E> key(token_slice(problem.key, first + t, step), Layout::bhtd);
     Placed<Backend, E> value(token_slice(problem.value, first + t, step), Layout::packed);
     Placed<Backend, E> output(TensorShape{batch, step, problem.query.shape.heads, Config::value_dim}, Layout::spaced);
+    Placed<Backend, jrt::detail::ConfigCompute<Config>> sums(TensorShape{batch, step, problem.query.shape.heads, 1},
+                                                             Layout::spaced);
     typename Backend::template Array<std::int32_t> positions(
         std::vector<std::int32_t>(static_cast<std::size_t>(batch), static_cast<std::int32_t>(first + t)));
     DecodeArgs<Config> args;
@@ -302,17 +338,19 @@ Tensor<typename Config::Element> run_decode(const Problem<Config>& problem, std:
     args.key = key.view();
     args.value = value.view();
     args.output = output.view();
+    if (denominators != nullptr) {
+      args.denominators = sums.view();
+    }
     args.source = {view_pool<Format>(pool.data(), batch, heads)};
     args.first_positions = positions.data();
     PlacedMap<Backend, typename Config::FeatureMap> map(problem.map);
     args.feature_map = map.view();
     JRT_REQUIRE_OK(decode_step(args, Backend::execution()));
     CHECK(output.surroundings_intact());
-    const Tensor<E> result = output.read();
-    for (std::int64_t b = 0; b < batch; ++b) {
-      std::copy(result.values.data() + result.index(b, 0, 0, 0),
-                result.values.data() + result.index(b, 0, 0, 0) + step * outputs.shape.heads * outputs.shape.dim,
-                outputs.values.data() + outputs.index(b, t, 0, 0));
+    CHECK(sums.surroundings_intact());
+    put_tokens(output.read(), t, outputs);
+    if (denominators != nullptr) {
+      put_tokens(sums.read(), t, *denominators);
     }
   }
   states = pool.read();

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
 #include <type_traits>
 
+#include "jrt/decode.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/policy/feature_map.hpp"
 #include "jrt/policy/mask.hpp"
@@ -11,7 +13,10 @@
 #include "jrt/policy/padding.hpp"
 #include "jrt/policy/split.hpp"
 #include "jrt/policy/taylor.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
+#include "jrt/tensor_view.hpp"
 
 /// A linear attention operator is chosen at compile time by a struct of policies.
 namespace jrt {
@@ -41,32 +46,6 @@ template <Element ElementT, int HeadDim, int ValueDim>
 struct BasedLinearAttention : PrefixLinearAttention<ElementT, HeadDim, ValueDim> {
   using Mask = CausalMask;
 };
-
-namespace detail {
-
-/// What a mixer keeps; window attention and the convolution specialise this.
-template <class Config>
-struct FormatOf {
-  using type = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
-};
-
-/// A configuration that is part of another mixer says itself where its state lies in the whole's.
-template <class Config>
-struct KeptFormat : FormatOf<Config> {};
-template <class Config>
-requires requires {
-  typename Config::PartFormat;
-}
-struct KeptFormat<Config> {
-  using type = typename Config::PartFormat;
-};
-
-}  // namespace detail
-
-/// The state that an operator keeps. It does not depend on mask, normaliser, padding or split, so that operators which
-/// differ only in those share states.
-template <class Config>
-using StateFormatOf = typename detail::KeptFormat<Config>::type;
 
 namespace detail {
 
@@ -133,5 +112,104 @@ concept AttentionConfig = requires {
   { Config::value_dim } -> std::convertible_to<int>;
 }
 &&detail::CheckedConfig<Config>::ok;
+
+namespace detail {
+
+template <AttentionConfig Config>
+struct FormatOf<Config> {
+  using type = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
+};
+
+/// A row is a key, then a value.
+template <AttentionConfig Config>
+inline constexpr std::int64_t staged_row_elements<Config> = Config::FeatureMap::input_dim + Config::value_dim;
+
+}  // namespace detail
+
+/// Arguments of prefix linear attention. B sequences, T tokens, M encoder tokens, Hq query heads, Hkv key/value heads (Hq a
+/// multiple of Hkv; query head h reads key/value head h / (Hq/Hkv)), d = FeatureMap::input_dim, dv = Config::value_dim.
+template <AttentionConfig Config>
+struct PrefillArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
+  TensorView<const Element> key_encoder{};          ///< (B, M, Hkv, d); only with a mask that reads the encoder
+  TensorView<const Element> value_encoder{};        ///< (B, M, Hkv, dv); likewise
+  TensorView<Element> output{};                     ///< (B, T, Hq, dv); every row of every sequence is written
+  Sequences sequences{};                            ///< lengths, prefixes and pads of the sequences
+  StateSlots<Format> initial_state{};               ///< added to every sum; left out, sequences start empty
+  StateSlots<Format> final_state{};                 ///< receives the sums after the last token; left out, they are dropped
+  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
+  typename Config::FeatureMap feature_map{};        ///< run-time data of the feature map, if it has any
+  /// (B, T, Hq, 1), optional, for operators that are normalised: receives what outputs were divided by, φ(q)ᵀz without the
+  /// normaliser's ε; 0 where there is no token. With them outputs over parts of the keys can be merged:
+  /// y = (y₁ z₁ + y₂ z₂) / (z₁ + z₂).
+  TensorView<detail::ConfigCompute<Config>> denominators{};
+};
+
+/// Arguments of `accumulate`, with the letters of `PrefillArgs`.
+template <AttentionConfig Config>
+struct AccumulateArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
+  Sequences sequences{};                            ///< lengths and pads; prefixes and encoder offsets mean nothing here
+  StateSlots<Format> initial_state{};               ///< left out, sequences start empty
+  StateSlots<Format> final_state{};                 ///< receives initial state + sums; required
+  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
+  typename Config::FeatureMap feature_map{};
+};
+
+/// Arguments of `decode_step`, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
+template <AttentionConfig Config>
+struct DecodeArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};              ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};                   ///< (B, T, Hq, dv)
+  StateSlots<Format> source{};                    ///< the states read; required
+  StateSlots<Format> destination{};               ///< where they go; left out, back to `source`
+  const std::int32_t* first_positions = nullptr;  ///< (B) tokens before this step, for maps that need the position
+  typename Config::FeatureMap feature_map{};
+  TensorView<detail::ConfigCompute<Config>> denominators{};  ///< (B, T, Hq, 1), optional, as of prefill
+};
+
+/// Arguments of `staged_step`, with the letters of `DecodeArgs`.
+template <AttentionConfig Config>
+struct StagedStepArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};              ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
+  TensorView<Element> output{};                   ///< (B, T, Hq, dv)
+  StateSlots<Format> state{};                     ///< the committed states; only read
+  StagingView<Config> staging{};                  ///< receives the T new rows behind the staged ones
+  std::int64_t already_staged = 0;                ///< rows of every sequence staged by earlier steps since the last commit
+  const std::int32_t* first_positions = nullptr;  ///< (B) committed tokens, for maps that need the position
+  typename Config::FeatureMap feature_map{};
+};
+
+/// Arguments of `commit`.
+template <AttentionConfig Config>
+struct CommitArgs<Config> {
+  using Format = StateFormatOf<Config>;
+
+  StagingView<Config> staging{};                  ///< as the staged steps left it
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to add, 0 … staging.tokens; read by the executing device
+  StateSlots<Format> source{};                    ///< the committed states
+  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+  const std::int32_t* first_positions = nullptr;  ///< as in the staged steps
+  typename Config::FeatureMap feature_map{};
+};
 
 }  // namespace jrt

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "jrt/mixer/linear_attention.hpp"
-#include "jrt/prefill.hpp"
 #include "jrt/sequences.hpp"
 
 /// The oracle: prefix linear attention as the formula reads, in double, pair by pair, without state or chunks. For tests,
@@ -103,6 +102,10 @@ class Prefill {
                    args_.value.row(span.batch_row, span.first_token + j, kv));
         }
       }
+      if (Config::Normaliser::uses_denominator && args_.denominators.data != nullptr) {
+        using Denominator = jrt::detail::ConfigCompute<Config>;
+        *args_.denominators.row(span.batch_row, span.first_token + i, h) = static_cast<Denominator>(sums.denominator);
+      }
       const double factor = Config::Normaliser::factor(Config::Normaliser::uses_denominator ? sums.denominator : 0.0);
       for (int c = 0; c < Config::value_dim; ++c) {
         output[c] = convert<typename Config::Element>(sums.numerator[static_cast<std::size_t>(c)] * factor);
@@ -131,7 +134,8 @@ class Prefill {
 
 }  // namespace detail
 
-/// Outputs as `jrt::prefill` defines them. The arguments must be valid; no final state is written, no slot skipped.
+/// Outputs, and denominators if there is a place for them, as `jrt::prefill` defines them. The arguments must be valid; no
+/// final state is written, no slot skipped.
 template <AttentionConfig Config>
 void prefill(const PrefillArgs<Config>& args) {
   detail::Prefill<Config>(args).run();

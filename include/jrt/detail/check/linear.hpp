@@ -3,9 +3,8 @@
 
 #include <cstdint>
 
-#include "jrt/decode.hpp"
 #include "jrt/detail/check/mixer.hpp"
-#include "jrt/prefill.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 
 /// What makes the arguments of linear attention valid, and views of tokens of either attention; `check_shapes` and
 /// `check_arrays` as in mixer.hpp.
@@ -59,10 +58,28 @@ void check_prefill_views(Checker& check, const Args& args) {
   check_prefill_states(check, args, args.key.heads);
 }
 
+/// The denominators' place, if the call has one.
+template <AttentionConfig Config, class Args>
+void check_denominators(Checker& check, const Args& args) {
+  const auto& denominators = args.denominators;
+  if (denominators.data == nullptr && denominators.tokens == 0) {
+    return;
+  }
+  if constexpr (Config::Normaliser::uses_denominator) {
+    check.view("denominators", denominators, 1);
+    check.same_tokens("denominators", denominators, "query's", args.query);
+    check.equal("denominators", "heads", denominators.heads, args.query.heads, "query's");
+    check.rows_apart("denominators", denominators);
+  } else {
+    check.equal("denominators", "tokens", denominators.tokens, 0, "what an operator that is not normalised has");
+  }
+}
+
 template <AttentionConfig Config>
 Status check_shapes(const PrefillArgs<Config>& args) {
   Checker check("prefill");
   check_prefill_views<Config>(check, args);
+  check_denominators<Config>(check, args);
   if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
     check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
   }
@@ -137,6 +154,7 @@ Status check_shapes(const DecodeArgs<Config>& args) {
   Checker check("decode_step");
   check.take(check_map(args.feature_map));
   check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+  check_denominators<Config>(check, args);
   check_step_states(check, args, args.key.heads);
   return check.status();
 }

@@ -6,7 +6,7 @@
 #include "jrt/detail/host_device.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/segment.hpp"
-#include "jrt/prefill.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 #include "jrt/sequences.hpp"
 
 /// The integer arithmetic of a prefill, the same on every backend: which tokens of a sequence take part, and into how many
@@ -68,32 +68,22 @@ struct SplitLimits {
   }
 };
 
-/// Plan of sequence `b` of a prefill.
-template <class Config>
-JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const SplitLimits& layout,
-                                                 std::int64_t b) {
-  // The linear part of a mixer may give outputs for a part of the tokens, with views of those alone.
-  constexpr bool is_part = requires {
-    args.participants;
-  };
+/// Plan of sequence `b`, unless it is skipped: `extent` is what the views have of tokens, and `part_of(tokens)` are those
+/// with outputs.
+template <class Config, class PartOf>
+JRT_DETAIL_HD constexpr PrefillPlan plan_sequence(const PrefillArgs<Config>& args, const SplitLimits& layout,
+                                                  std::int64_t b, std::int64_t extent, bool skipped,
+                                                  const PartOf& part_of) {
   PrefillPlan plan;
   plan.sequence = b;
-  const std::int64_t extent = is_part ? args.key.tokens : args.query.tokens;
   plan.span =
       within_views(sequence_span(args.sequences, b, extent, args.key_encoder.tokens), extent, args.key_encoder.tokens);
-  if constexpr (is_part) {
-    plan.skipped = args.participants.skipped(b);
-  } else {
-    plan.skipped = sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
-  }
-  if (plan.skipped) {
+  plan.skipped = skipped;
+  if (skipped) {
     return plan;
   }
   const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
-  plan.tokens = {smaller(start, plan.span.tokens), plan.span.tokens};
-  if constexpr (is_part) {
-    plan.tokens = Config::part_of(plan.tokens);
-  }
+  plan.tokens = part_of(TokenRange{smaller(start, plan.span.tokens), plan.span.tokens});
   plan.token_segments = layout.token_segments<typename Config::Split>(plan.tokens.size());
   if constexpr (Config::Mask::reads_encoder) {
     plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};
@@ -102,7 +92,16 @@ JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args
   return plan;
 }
 
-/// Leading tokens whose key stands for zero.
+/// Plan of sequence `b` of a prefill.
+template <class Config>
+JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const SplitLimits& layout,
+                                                 std::int64_t b) {
+  return plan_sequence(args, layout, b, args.query.tokens,
+                       sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b),
+                       [](const TokenRange& tokens) { return tokens; });
+}
+
+/// Leading tokens whose key is treated as zero.
 template <class Config>
 JRT_DETAIL_HD constexpr std::int64_t zero_keys(const PrefillPlan& plan) {
   return Config::Padding::keeps_padded_keys ? plan.span.left_pad : 0;

@@ -80,13 +80,13 @@ struct MixerBackend<Config, Cpu<E>> {
     memory.rest.data = arena.take<std::byte>(static_cast<std::int64_t>(memory.rest.bytes));
     return memory;
   }
-  static cpu::Prefill<LinearPart> prefill_of(const PrefillArgs<LinearPart>& args, const Cpu<E>& on) {
+  static cpu::Prefill<LinearPart> prefill_of(const LinearPartArgs<LinearPart>& args, const Cpu<E>& on) {
     return {args, sequence_count(args.sequences, args.query.batch), args.key.heads, workers_of(on)};
   }
-  static std::size_t linear_bytes(const PrefillArgs<LinearPart>& args, const Cpu<E>& on) {
+  static std::size_t linear_bytes(const LinearPartArgs<LinearPart>& args, const Cpu<E>& on) {
     return counted_bytes(prefill_of(args, on));
   }
-  static Status run_linear(const PrefillArgs<LinearPart>& args, const Workspace& workspace, const Cpu<E>& on) {
+  static Status run_linear(const LinearPartArgs<LinearPart>& args, const Workspace& workspace, const Cpu<E>& on) {
     return cpu::run_prefill("prefill", prefill_of(args, on), workspace, on);
   }
 

@@ -36,10 +36,7 @@ void linear_part_step_head(const LinearPartStep<Config>& step, StepTokens<Config
       .run();
   if (tokens.queries() > 0) {
     write_outputs<Config>(step, tokens, b, head);
-  }
-  const auto denominators = denominators_of(step.evicted);
-  for (std::int64_t query = 0; query < tokens.queries(); ++query) {
-    denominators.put(b, query / tokens.group, head * tokens.group + query % tokens.group, tokens.denominators[query]);
+    write_denominators(step.denominators, tokens, b, head);
   }
 }
 

@@ -142,7 +142,7 @@ struct QueryBlock {
   T* scores = nullptr;        // [tile_rows][score_stride]
   T* outputs = nullptr;       // [tile_rows][State::stride], not normalised
   T* factors = nullptr;       // [tile_rows] normaliser of each
-  T* denominators = nullptr;  // [tile_rows]; null unless the operator keeps denominators
+  T* denominators = nullptr;  // [tile_rows]; null where outputs are not normalised
 
   void take(Arena& arena) {
     inputs = arena.take<T>(std::int64_t{chunk_tokens} * Expansion::input_stride);
@@ -150,7 +150,7 @@ struct QueryBlock {
     scores = arena.take<T>(std::int64_t{tile_rows} * Chunk::score_stride);
     outputs = arena.take<T>(std::int64_t{tile_rows} * State::stride);
     factors = arena.take<T>(tile_rows);
-    if constexpr (keeps_denominators<Config>) {
+    if constexpr (has_denominators<Config>) {
       denominators = arena.take<T>(tile_rows);
     }
   }
@@ -180,7 +180,7 @@ struct QueryBlock {
     for (int r = 0; r < rows; ++r) {
       const T sum = denominator(r, state, visible);
       factors[r] = Config::Normaliser::factor(sum);
-      if constexpr (keeps_denominators<Config>) {
+      if constexpr (has_denominators<Config>) {
         denominators[r] = sum;
       }
     }

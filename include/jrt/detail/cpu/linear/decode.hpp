@@ -6,11 +6,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "jrt/decode.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 
 /// Decoding on the CPU. One pass over a head's state, a few rows at a time:
 ///
@@ -47,7 +47,7 @@ struct StepTokens {
   T* outputs = nullptr;                 // [keys - keys_without_query][group][State::stride]
   T* normaliser = nullptr;              // [feature_stride]
   T* rows = nullptr;                    // [decode_rows][State::stride]
-  T* denominators = nullptr;            // [keys - keys_without_query][group], null unless the operator keeps denominators
+  T* denominators = nullptr;            // [keys - keys_without_query][group], null where outputs are not normalised
 
   void take(Arena& arena) {
     inputs = arena.take<T>((keys + queries()) * Expansion::input_stride);
@@ -57,7 +57,7 @@ struct StepTokens {
     outputs = arena.take<T>(queries() * State::stride);
     normaliser = arena.take<T>(feature_stride);
     rows = arena.take<T>(decode_rows * State::stride);
-    if constexpr (keeps_denominators<Config>) {
+    if constexpr (has_denominators<Config>) {
       denominators = arena.take<T>(queries());
     }
   }
@@ -202,10 +202,8 @@ class HeadStep {
       for (std::int64_t g = 0; t >= tokens_.keys_without_query && g < tokens_.group; ++g) {
         const std::int64_t query = (t - tokens_.keys_without_query) * tokens_.group + g;
         T denominator = 0;
-        if constexpr (Config::Normaliser::uses_denominator) {
+        if constexpr (has_denominators<Config>) {
           denominator = dot(tokens_.query_features + query * Tokens::feature_stride, z, Tokens::feature_stride);
-        }
-        if constexpr (keeps_denominators<Config>) {
           tokens_.denominators[query] = denominator;
         }
         const T factor = Config::Normaliser::factor(denominator);
@@ -278,12 +276,27 @@ void write_outputs(const Args& args, const StepTokens<Config>& tokens, std::int6
   }
 }
 
+/// Denominators of a step whose arguments have a place for them.
+template <AttentionConfig Config, class T>
+void write_denominators(const TensorView<T>& denominators, const StepTokens<Config>& tokens, std::int64_t b,
+                        std::int64_t head) {
+  if constexpr (has_denominators<Config>) {
+    for (std::int64_t query = 0; query < tokens.queries(); ++query) {
+      store_denominator(denominators, b, query / tokens.group, head * tokens.group + query % tokens.group,
+                        tokens.denominators[query]);
+    }
+  }
+}
+
 template <AttentionConfig Config, class Args>
 void zero_step_outputs(const Args& args, std::int64_t group, std::int64_t b, std::int64_t head) {
   for (std::int64_t t = 0; t < args.output.tokens; ++t) {
     for (std::int64_t h = head * group; h < (head + 1) * group; ++h) {
       auto* const row = args.output.row(b, t, h);
       std::fill(row, row + Config::value_dim, typename Config::Element{});
+      if constexpr (requires { args.denominators; }) {
+        store_denominator(args.denominators, b, t, h, ConfigCompute<Config>(0));
+      }
     }
   }
 }
@@ -309,6 +322,7 @@ void decode_head(const DecodeArgs<Config>& args, const StepTokens<Config>& token
                    destination.pool.head(destination.slot(b), head))
       .run();
   write_outputs<Config>(args, tokens, b, head);
+  write_denominators(args.denominators, tokens, b, head);
 }
 
 template <AttentionConfig Config>

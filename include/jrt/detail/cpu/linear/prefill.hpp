@@ -8,7 +8,7 @@
 #include "jrt/detail/cpu/linear/chunk.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/executor.hpp"
-#include "jrt/prefill.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 
 namespace jrt::detail::cpu {
 
@@ -26,7 +26,7 @@ template <AttentionConfig Config>
 class Prefill {
  public:
   using T = ConfigCompute<Config>;
-  using Args = PrefillArgs<Config>;
+  using Args = PrefillInputOf<Config>;
   using Element = typename Config::Element;
   using Chunk = KeyChunk<Config>;
   using State = typename Chunk::State;
@@ -276,8 +276,9 @@ class Prefill {
       scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token));
       for (int r = 0; r < rows; ++r) {
         scratch.queries.write(r, output(token + r));
-        if constexpr (keeps_denominators<Config>) {
-          denominators_of(args_).put(span.batch_row, span.first_token + token + r, head, scratch.queries.denominators[r]);
+        if constexpr (has_denominators<Config>) {
+          store_denominator(args_.denominators, span.batch_row, span.first_token + token + r, head,
+                            scratch.queries.denominators[r]);
         }
       }
     }
@@ -285,8 +286,8 @@ class Prefill {
 
   /// Outputs of positions that are no tokens: left pads, what lies behind seq_lens, and all of a skipped sequence.
   void zero_outputs(const Plan& plan, const HeadRange& heads) const {
-    if constexpr (keeps_denominators<Config>) {
-      return;  // the window does it, when it has what it goes on from
+    if constexpr (is_linear_part<Config>) {
+      return;  // the window pass writes these, after it has read what it goes on from
     }
     const std::int64_t group = query_group();
     const auto zero = [&](std::int64_t first, std::int64_t end) {
@@ -294,6 +295,7 @@ class Prefill {
         for (std::int64_t h = heads.begin * group; h < heads.end * group; ++h) {
           Element* const row = args_.output.row(plan.span.batch_row, plan.span.first_token + token, h);
           std::fill(row, row + State::columns, Element{});
+          store_denominator(args_.denominators, plan.span.batch_row, plan.span.first_token + token, h, T(0));
         }
       }
     };

@@ -48,7 +48,7 @@ class LinearPartPrefill {
     if constexpr (in_steps) {
       return run_steps(denominators);
     } else {
-      return run_part(portable(Parts::linear(args_, denominators)));
+      return run_part(portable<Whole>(Parts::linear(args_, denominators)));
     }
   }
 
@@ -57,25 +57,25 @@ class LinearPartPrefill {
     return {view_pool<Format>(reinterpret_cast<typename Format::Scalar*>(between_), sequences_, args_.key.heads)};
   }
   template <class Part>
-  [[nodiscard]] PortablePrefill<Part> portable(const PrefillArgs<Part>& step) const {
+  [[nodiscard]] PortablePrefill<Part> portable(const PrefillInputOf<Part>& step) const {
     return {step, sequences_, args_.key.heads, on_};
   }
   template <class Part>
-  [[nodiscard]] Prefill<Part> fastest(const PrefillArgs<Part>& step) const {
+  [[nodiscard]] Prefill<Part> fastest(const PrefillInputOf<Part>& step) const {
     return {step, sequences_, args_.key.heads, on_};
   }
 
   [[nodiscard]] std::size_t rest_bytes() const {
     if constexpr (in_steps) {
       // Which steps there will be is not known when room is asked for.
-      std::size_t bytes = larger(counted_bytes(portable(steps_.first(between(), {}))),
-                                 fastest(steps_.others(between(), {})).workspace_bytes());
+      std::size_t bytes = larger(counted_bytes(portable<typename Steps::First>(steps_.first(between(), {}))),
+                                 fastest<typename Steps::Others>(steps_.others(between(), {})).workspace_bytes());
       if constexpr (Steps::reads_encoder) {
-        bytes = larger(bytes, fastest(steps_.encoder(between())).workspace_bytes());
+        bytes = larger(bytes, fastest<typename Steps::Encoder>(steps_.encoder(between())).workspace_bytes());
       }
       return bytes;
     } else {
-      return counted_bytes(portable(Parts::linear(args_, {})));
+      return counted_bytes(portable<Whole>(Parts::linear(args_, {})));
     }
   }
 
@@ -89,14 +89,14 @@ class LinearPartPrefill {
     }
     if constexpr (Steps::reads_encoder) {
       if (status.ok() && steps_.has_encoder()) {
-        status = run_part(fastest(steps_.encoder(between())));
+        status = run_part(fastest<typename Steps::Encoder>(steps_.encoder(between())));
       }
     }
     if (status.ok() && steps_.has_first()) {
-      status = run_part(portable(steps_.first(between(), denominators)));
+      status = run_part(portable<typename Steps::First>(steps_.first(between(), denominators)));
     }
     if (status.ok() && steps_.has_others()) {
-      status = run_part(fastest(steps_.others(between(), denominators)));
+      status = run_part(fastest<typename Steps::Others>(steps_.others(between(), denominators)));
     }
     return status;
   }
@@ -205,7 +205,7 @@ struct MixerBackend<Config, Cuda> {
       rest_.data = arena.take<std::byte>(static_cast<std::int64_t>(rest_.bytes));
     }
     Status run(const typename Parts::Denominators& denominators) {
-      step_.evicted.denominators = denominators;
+      step_.denominators = denominators;
       return cuda::launch_step(name_, cuda::step_of(step_), rest_, on_);
     }
 

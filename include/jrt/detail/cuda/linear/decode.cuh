@@ -7,12 +7,12 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "jrt/decode.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/detail/cuda/linear/step_call.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/workspace.hpp"
 
 /// Decoding. One block works on one head of one sequence and holds its state in registers:
@@ -131,8 +131,12 @@ class StepBlock {
     const std::int64_t row_elements = call_.group * Format::columns;
     for (std::int64_t i = thread(); i < call_.output.tokens * row_elements; i += Layout::threads) {
       const std::int64_t within = i % row_elements;
-      call_.output.row(b_, i / row_elements, head_ * call_.group + within / Format::columns)[within % Format::columns] =
-          Element{};
+      const std::int64_t query_head = head_ * call_.group + within / Format::columns;
+      const std::int64_t column = within % Format::columns;
+      call_.output.row(b_, i / row_elements, query_head)[column] = Element{};
+      if (has_denominators<Config> && column == 0) {
+        store_denominator(call_.denominators, b_, i / row_elements, query_head, T(0));
+      }
     }
   }
 
@@ -413,8 +417,8 @@ class StepBlock {
         denominator += shared_.partial_denominators[w];
       }
     }
-    if (keeps_denominators<Config> && pass == 0 && thread() == 0) {
-      denominators_of(call_.evicted).put(b_, t - call_.already_staged, head_ * call_.group + g, denominator);
+    if (has_denominators<Config> && pass == 0 && thread() == 0) {
+      store_denominator(call_.denominators, b_, t - call_.already_staged, head_ * call_.group + g, denominator);
     }
     const std::int64_t query = (t - call_.already_staged) * call_.group + g;
     T* const sums = Layout::passes == 1

@@ -11,7 +11,7 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
-#include "jrt/prefill.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 
 namespace jrt::detail::cuda {
 
@@ -239,8 +239,8 @@ class MmaChunk {
             }
           }
           factors_[t] = Config::Normaliser::factor(denominator);
-          if (keeps_denominators<Config> && t < tokens && first_column_ == 0) {
-            denominators_of(args_).put(span.batch_row, span.first_token + begin + t, head, denominator);
+          if (has_denominators<Config> && t < tokens && first_column_ == 0) {
+            store_denominator(args_.denominators, span.batch_row, span.first_token + begin + t, head, denominator);
           }
         }
       }

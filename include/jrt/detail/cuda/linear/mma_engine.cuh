@@ -9,7 +9,6 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
-#include "jrt/prefill.hpp"
 
 namespace jrt::detail::cuda {
 

@@ -16,7 +16,7 @@ namespace jrt::detail::cuda {
 template <class Config>
 struct NoHopperPrefill {
   static bool available(const Cuda& /*on*/) { return false; }
-  NoHopperPrefill(const PrefillArgs<Config>&, std::int64_t, std::int64_t, const Cuda&) {}
+  NoHopperPrefill(const PrefillInputOf<Config>&, std::int64_t, std::int64_t, const Cuda&) {}
   [[nodiscard]] static bool describe_tensors() { return false; }
   static void take(Arena& /*arena*/) {}
   static Status run(const char* /*operation*/, const Cuda& /*on*/) { return {}; }
@@ -27,7 +27,7 @@ struct NoHopperPrefill {
 template <class Config>
 class Prefill {
  public:
-  Prefill(const PrefillArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on)
+  Prefill(const PrefillInputOf<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on)
       : portable_(args, sequences, heads, on),
         hopper_(args, sequences, heads, on),
         on_hopper_(on.kernels() == CudaKernels::automatic && Hopper::available(on)) {}

@@ -8,6 +8,7 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
+#include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/workspace.hpp"
 
 /// Prefill of a batch. A block works on one segment of one head of one sequence (and, where v is wide, on a slice of its
@@ -50,7 +51,7 @@ struct PrefillCall {
   using T = ConfigCompute<Config>;
   using Format = StateFormatOf<Config>;
 
-  PrefillArgs<Config> args;
+  PrefillInputOf<Config> args;
   SplitLimits layout;
   std::int64_t sequences = 0;
   std::int64_t heads = 0;       // key/value heads
@@ -188,8 +189,8 @@ Grid scan_grid(const Call& call, bool starts_early) {
 template <class Call>
 __device__ void zero_outputs(const Call& call, const PrefillPlan& plan, std::int64_t head) {
   using Config = typename Call::Config;
-  if constexpr (keeps_denominators<Config>) {
-    return;  // the window does it, when it has what it goes on from
+  if constexpr (is_linear_part<Config>) {
+    return;  // the window pass writes these, after it has read what it goes on from
   }
   const std::int64_t group = call.args.query.heads / call.heads;
   const auto zero = [&](std::int64_t first, std::int64_t end) {
@@ -197,9 +198,12 @@ __device__ void zero_outputs(const Call& call, const PrefillPlan& plan, std::int
     for (std::int64_t i = threadIdx.x; i < (end - first) * row_elements; i += blockDim.x) {
       const std::int64_t token = plan.span.first_token + first + i / row_elements;
       const std::int64_t within = i % row_elements;
-      call.args.output.row(plan.span.batch_row, token,
-                           head * group + within / Config::value_dim)[within % Config::value_dim] =
-          typename Config::Element{};
+      const std::int64_t query_head = head * group + within / Config::value_dim;
+      const std::int64_t column = within % Config::value_dim;
+      call.args.output.row(plan.span.batch_row, token, query_head)[column] = typename Config::Element{};
+      if (has_denominators<Config> && column == 0) {
+        store_denominator(call.args.denominators, plan.span.batch_row, token, query_head, typename Call::T(0));
+      }
     }
   };
   zero(0, plan.skipped ? plan.span.row_tokens : plan.tokens.begin);

@@ -120,7 +120,7 @@ class PortablePrefill {
   using Call = PortableCall<Config>;
   using Engine = typename Call::Engine;
 
-  PortablePrefill(const PrefillArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {
+  PortablePrefill(const PrefillInputOf<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {
     call_.args = args;
     call_.sequences = sequences;
     call_.heads = heads;

@@ -11,7 +11,6 @@
 #include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
-#include "jrt/prefill.hpp"
 
 namespace jrt::detail::cuda {
 
@@ -272,8 +271,8 @@ class SimtEngine {
     sum = Reduce(storage).Sum(sum);
     if (lane == 0) {
       factors_[t] = Config::Normaliser::factor(sum);
-      if (keeps_denominators<Config> && t < tokens && first_slice_) {
-        denominators_of(args_).put(span.batch_row, span.first_token + begin + t, head, sum);
+      if (has_denominators<Config> && t < tokens && first_slice_) {
+        store_denominator(args_.denominators, span.batch_row, span.first_token + begin + t, head, sum);
       }
     }
   }

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "jrt/decode.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
@@ -76,6 +75,7 @@ struct StepCall {
   TensorView<const Element> key{};
   TensorView<const Element> value{};
   TensorView<Element> output{};
+  TensorView<T> denominators{};
   StateSlots<Format> source{};
   StateSlots<Format> destination{};  // empty: the state is not written
   StagingView<Config> staging{};     // empty: keys and values come from the views
@@ -116,6 +116,7 @@ StepCall<Config> step_of_tokens(const Args& args) {
 template <class Config>
 StepCall<Config> step_of(const DecodeArgs<Config>& args) {
   auto call = step_of_tokens<Config>(args);
+  call.denominators = args.denominators;
   call.source = args.source;
   call.destination = destination_of(args);
   return call;
@@ -154,6 +155,7 @@ StepCall<Config> step_of(const LinearPartStep<Config>& step) {
   call.key = step.key;
   call.value = step.value;
   call.output = step.output;
+  call.denominators = step.denominators;
   call.source = step.source;
   call.destination = step.destination;
   call.already_staged = step.already_staged;

@@ -47,7 +47,6 @@ struct LinearPartKeys : LinearT {
   using PartFormat = FormatInWhole<StateFormatOf<LinearT>, PairFormat<LinearT, Window>>;
   using Ring = WindowPart<LinearT, Window>;
   using Normaliser = SumNormaliser<-30>;  // a mean to the last bit; ε is added once, to the sum of both kinds of weights
-  static constexpr bool keeps_denominators = true;
   static constexpr bool consumes_evicted_keys = true;
   static constexpr std::int64_t delay = Window::left_window + 1;  // tokens between a key and the query that it is old for
 
@@ -67,38 +66,31 @@ struct Participants {
   }
 };
 
-}  // namespace jrt::detail
-
-namespace jrt {
-
-/// Of the linear part of a mixer: those of linear attention, and what the mixer has besides.
-template <AttentionConfig Config>
-requires(detail::keeps_denominators<Config>) struct PrefillArgs<Config> {
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
+/// What the linear part of a mixer needs besides the arguments of linear attention: where old keys are, and who takes part.
+template <class Config>
+struct LinearPartArgs : PrefillArgs<Config> {
   using RingFormat = StateFormatOf<typename Config::Ring>;
 
-  TensorView<const Element> query{};
-  TensorView<const Element> key{};
-  TensorView<const Element> value{};
-  TensorView<const Element> key_encoder{};
-  TensorView<const Element> value_encoder{};
-  TensorView<Element> output{};
-  Sequences sequences{};
-  StateSlots<Format> initial_state{};
-  StateSlots<Format> final_state{};
-  const std::uint8_t* has_initial_state = nullptr;
-  typename Config::FeatureMap feature_map{};
-
-  TensorView<detail::ConfigCompute<Config>> denominators{};  // as output, with dim 1
-  StateSlots<RingFormat> rings{};                            // of the call's initial state
+  StateSlots<RingFormat> rings{};  // of the call's initial state
   const std::uint8_t* has_rings = nullptr;
-  detail::Participants<Format> participants{};
+  Participants<StateFormatOf<Config>> participants{};
 };
 
-}  // namespace jrt
+template <class Config>
+requires requires {
+  typename Config::Ring;
+}
+struct PrefillInput<Config> {
+  using type = LinearPartArgs<Config>;
+};
 
-namespace jrt::detail {
+/// Plan of sequence `b` of the linear part, which may have outputs for a part of the tokens, and views of those alone.
+template <class Config>
+JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const LinearPartArgs<Config>& args, const SplitLimits& layout,
+                                                 std::int64_t b) {
+  return plan_sequence<Config>(args, layout, b, args.key.tokens, args.participants.skipped(b),
+                               [](const TokenRange& tokens) { return Config::part_of(tokens); });
+}
 
 /// Where one head of one sequence has the keys that leave its window. Token i of the sequence goes with key i − delay: in
 /// the views for tokens from `from_views` on, in the ring before, and nowhere before `first_key`.
@@ -113,7 +105,7 @@ struct EvictedKeys : KeySource<typename Config::Element> {
   std::int64_t first_key = 0;
   std::int64_t from_views = 0;
 
-  JRT_DETAIL_HD EvictedKeys(const PrefillArgs<Config>& args, const PrefillPlan& plan, std::int64_t key_head)
+  JRT_DETAIL_HD EvictedKeys(const LinearPartArgs<Config>& args, const PrefillPlan& plan, std::int64_t key_head)
       : Source{args.key, args.value, plan.span.batch_row, plan.span.first_token - Config::delay, key_head, 0, plan.span} {
     if (reads_initial_state(args.rings, args.has_rings, plan.sequence)) {
       ring = args.rings.pool.head(args.rings.slot(plan.sequence), key_head);
@@ -142,13 +134,13 @@ struct EvictedKeys : KeySource<typename Config::Element> {
 };
 
 template <class Config>
-requires(consumes_evicted_keys<Config>) JRT_DETAIL_HD EvictedKeys<Config> token_source(const PrefillArgs<Config>& args,
+requires(consumes_evicted_keys<Config>) JRT_DETAIL_HD EvictedKeys<Config> token_source(const LinearPartArgs<Config>& args,
                                                                                        const PrefillPlan& plan,
                                                                                        std::int64_t head) {
   return {args, plan, head};
 }
 
-/// What a step needs to find the keys that leave, and where denominators go.
+/// What a step needs to find the keys that leave.
 template <class Config>
 struct EvictedStep {
   using Element = typename Config::Element;
@@ -156,7 +148,6 @@ struct EvictedStep {
 
   StateSlots<StateFormatOf<Ring>> rings{};
   StagingView<Ring> staging{};
-  TensorView<ConfigCompute<Config>> denominators{};
 
   /// Keys of one head. `staged` rows stand in the staging buffer before the call's tokens, if it has any.
   [[nodiscard]] JRT_DETAIL_HD WindowKeys<Ring> keys(std::int64_t b, std::int64_t head, std::int64_t staged,
@@ -193,6 +184,7 @@ struct LinearPartStep {
   TensorView<const Element> key{};
   TensorView<const Element> value{};
   TensorView<Element> output{};
+  TensorView<ConfigCompute<Config>> denominators{};
   StateSlots<Format> source{};
   StateSlots<Format> destination{};  // empty: the state is not written
   std::int64_t already_staged = 0;
@@ -250,8 +242,8 @@ struct HybridParts {
 
   /// Arguments of the linear part, all of it or another operator's.
   template <class Part = LinearPart>
-  static PrefillArgs<Part> linear(const PrefillArgs<Config>& args, const Denominators& denominators) {
-    PrefillArgs<Part> part;
+  static LinearPartArgs<Part> linear(const PrefillArgs<Config>& args, const Denominators& denominators) {
+    LinearPartArgs<Part> part;
     part.query = args.query;
     part.key = args.key;
     part.value = args.value;
@@ -337,7 +329,7 @@ struct HybridParts {
     step.value = args.value;
     step.output = args.output;
     step.feature_map = args.feature_map;
-    step.evicted.denominators = denominators;
+    step.denominators = denominators;
     step.sequences = args.query.batch;
     step.heads = args.key.heads;
     step.keys = args.key.tokens;

@@ -81,8 +81,8 @@ class LinearPartSteps {
     return step;
   }
 
-  [[nodiscard]] PrefillArgs<First> first(const StateSlots<Format>& between, const Denominators& denominators) const {
-    PrefillArgs<First> step = Parts::template linear<First>(args_, denominators);
+  [[nodiscard]] LinearPartArgs<First> first(const StateSlots<Format>& between, const Denominators& denominators) const {
+    LinearPartArgs<First> step = Parts::template linear<First>(args_, denominators);
     if (has_encoder()) {
       step.initial_state = between;
       step.has_initial_state = nullptr;
@@ -93,8 +93,8 @@ class LinearPartSteps {
     return step;
   }
 
-  [[nodiscard]] PrefillArgs<Others> others(const StateSlots<Format>& between, const Denominators& denominators) const {
-    PrefillArgs<Others> step = Parts::template linear<Others>(args_, denominators);
+  [[nodiscard]] LinearPartArgs<Others> others(const StateSlots<Format>& between, const Denominators& denominators) const {
+    LinearPartArgs<Others> step = Parts::template linear<Others>(args_, denominators);
     const std::int64_t count = larger<std::int64_t>(0, args_.query.tokens - delay);
     const auto shift = [&](auto& view) {
       if (view.data != nullptr && count > 0) {

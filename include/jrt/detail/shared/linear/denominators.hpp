@@ -6,40 +6,19 @@
 #include "jrt/detail/host_device.hpp"
 #include "jrt/tensor_view.hpp"
 
-/// φ(q)ᵀz of every query, for a mixer that goes on where linear attention ends.
+/// φ(q)ᵀz of every query, for callers that go on from the outputs.
 namespace jrt::detail {
 
-/// Where they go: a number per (sequence, token, query head).
-template <class T>
-struct KeptDenominators {
-  TensorView<T> view;
-
-  JRT_DETAIL_HD void put(std::int64_t row, std::int64_t token, std::int64_t head, T denominator) const {
-    *view.row(row, token, head) = denominator;
-  }
-};
-
-template <class T>
-KeptDenominators(TensorView<T>) -> KeptDenominators<T>;
-
-/// Discards them.
-struct NoDenominators {
-  template <class T>
-  JRT_DETAIL_HD void put(std::int64_t /*row*/, std::int64_t /*token*/, std::int64_t /*head*/, T /*denominator*/) const {}
-};
-
-/// Whether an operator keeps its denominators.
+/// Whether an operator computes denominators.
 template <class Config>
-inline constexpr bool keeps_denominators = requires {
-  Config::keeps_denominators;
-};
+inline constexpr bool has_denominators = Config::Normaliser::uses_denominator;
 
-template <class Args>
-JRT_DETAIL_HD auto denominators_of(const Args& args) {
-  if constexpr (requires { args.denominators; }) {
-    return KeptDenominators{args.denominators};
-  } else {
-    return NoDenominators{};
+/// Stores the denominator of one query, if the call has a place for it.
+template <class T>
+JRT_DETAIL_HD void store_denominator(const TensorView<T>& denominators, std::int64_t row, std::int64_t token,
+                                     std::int64_t head, T denominator) {
+  if (denominators.data != nullptr) {
+    *denominators.row(row, token, head) = denominator;
   }
 }
 

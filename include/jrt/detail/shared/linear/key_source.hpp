@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "jrt/detail/host_device.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
@@ -36,6 +37,19 @@ inline constexpr bool consumes_evicted_keys = [] {
     return false;
   }
 }();
+
+/// The arguments that an operator's kernels work from: those of its prefill. shared/hybrid/parts.hpp has what the linear
+/// part of a mixer needs besides.
+template <class Config>
+struct PrefillInput {
+  using type = PrefillArgs<Config>;
+};
+template <class Config>
+using PrefillInputOf = typename PrefillInput<Config>::type;
+
+/// Whether a mixer goes on from an operator's outputs, and writes those of padding.
+template <class Config>
+inline constexpr bool is_linear_part = !std::is_same_v<PrefillInputOf<Config>, PrefillArgs<Config>>;
 
 /// Keys and values of the sequence's own tokens, or of its encoder region.
 template <class Config>

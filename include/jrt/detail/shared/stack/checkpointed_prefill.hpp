@@ -9,6 +9,7 @@
 #include "jrt/detail/check/mixer.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/stack/backend.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 #include "jrt/mixer/stack.hpp"
 #include "jrt/prefill.hpp"
 #include "jrt/state_operations.hpp"
@@ -259,6 +260,9 @@ class CheckpointedPrefill {
       slice(args.query);
       slice(args.key);
       slice(args.value);
+    }
+    if constexpr (requires { args.denominators; }) {
+      slice(args.denominators);
     }
     slice(args.output);
     if (p > 0 || reads_encoder_ahead()) {

@@ -23,7 +23,7 @@ namespace jrt::detail::cuda {
 ///     output   y · factor(den)                   through shared memory, 16 rows at a time
 ///
 /// A step is one chunk for one query head; with grouped heads, all steps of a chunk read the same published state.
-template <class Config, bool grouped, class Denominators = NoDenominators>
+template <class Config, bool grouped>
 class OutputWarps {
  public:
   using Layout = HopperLayout<Config>;
@@ -31,13 +31,13 @@ class OutputWarps {
   using Element = typename Config::Element;
   using Numbers = HopperNumbers<Element>;
 
-  __device__ OutputWarps(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output, int group,
-                         const Denominators& denominators = {})
+  __device__ OutputWarps(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output,
+                         const TensorView<float>& denominators, int group)
       : maps_(maps),
         schedule_(schedule),
         output_(output),
-        group_(group),
         denominators_(denominators),
+        group_(group),
         warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)) {}
 
   /// The first copies, and those of chunks that are only summed, during which these warps are idle.
@@ -329,13 +329,13 @@ class OutputWarps {
     }
   }
 
-  /// The denominators of this lane's two rows; all four lanes of a row have them.
-  __device__ void keep_denominators(int n, int g, float first, float second) const {
+  /// Of this lane's two rows; all four lanes of a row have them.
+  __device__ void store_denominators(int n, int g, float first, float second) const {
     const int t = n * Layout::chunk + static_cast<int>(row());
     constexpr float scale = 1 << Numbers::output_shift;
     const auto keep = [&](int token, float denominator) {
       if (lane() % 4 == 0 && schedule_.column == 0 && token < schedule_.own.tokens) {
-        denominators_.put(schedule_.own.row, schedule_.own.first + token, schedule_.key_head * group() + g,
+        store_denominator(denominators_, schedule_.own.row, schedule_.own.first + token, schedule_.key_head * group() + g,
                           denominator * scale);
       }
     };
@@ -348,8 +348,8 @@ class OutputWarps {
   __device__ void write(int n, int g, const float (&sums)[Layout::width / 2], float restored) const {
     const unsigned lane = computed_afresh(OutputWarps::lane());
     const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
-    if constexpr (keeps_denominators<Config>) {
-      keep_denominators(n, g, sums[ones_column] * restored, sums[ones_column + 2] * restored);
+    if (has_denominators<Config> && denominators_.data != nullptr) {
+      store_denominators(n, g, sums[ones_column] * restored, sums[ones_column + 2] * restored);
     }
     const float factors[2] = {factor(sums[ones_column], restored), factor(sums[ones_column + 2], restored)};
     const auto pair = [&](int j, int h) {
@@ -392,8 +392,8 @@ class OutputWarps {
   const HopperMaps& maps_;
   const Schedule& schedule_;
   const TensorView<Element>& output_;
+  const TensorView<float>& denominators_;
   int group_;
-  [[no_unique_address]] Denominators denominators_;
   int warp_;
 };
 

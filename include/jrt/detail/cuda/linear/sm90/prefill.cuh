@@ -209,9 +209,8 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
       }
     } else {
       give_registers<hopper_tuning<typename Config::Element>.output_registers>();
-      const auto denominators = denominators_of(call.args);
-      const OutputWarps<Config, grouped, decltype(denominators)> output_warps(call.maps, schedule, call.args.output,
-                                                                              call.group, denominators);
+      const OutputWarps<Config, grouped> output_warps(call.maps, schedule, call.args.output, call.args.denominators,
+                                                      call.group);
       output_warps.start_copies(sums_own);
       __syncwarp();
       if constexpr (has_queries<Config>) {
@@ -253,7 +252,7 @@ class HopperPrefill {
     return kernel_exists<segment_outputs_sm90<Config, false>, Layout::read_threads>() && tensor_map_encoder() != nullptr;
   }
 
-  HopperPrefill(const PrefillArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {
+  HopperPrefill(const PrefillInputOf<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {
     call_.args = args;
     call_.sequences = sequences;
     call_.heads = heads;
