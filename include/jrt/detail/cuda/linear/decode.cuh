@@ -9,8 +9,8 @@
 
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
-#include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/detail/cuda/linear/step_call.cuh"
+#include "jrt/detail/cuda/linear/step_tokens.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/workspace.hpp"
@@ -24,24 +24,24 @@
 /// give, where the state is stored in the type of the sums.
 namespace jrt::detail::cuda {
 
-/// `one_token`: one key and one query, of which the state's numbers stay in registers as they are stored. With 16 bits that
-/// is half the registers, and so many more loads on their way; any more keys or queries need the sums unrounded.
-template <class Config, bool one_token>
+/// How a thread keeps its part of the state in registers: as it is stored, which with 16 bits takes half the registers, so
+/// that more loads are in flight; or in the type of the sums, which more than one key or query needs unrounded.
+enum class StateRegisters { as_stored, as_summed };
+
+template <class Config, StateRegisters registers>
 class StepBlock {
  public:
   using Call = StepCall<Config>;
   using Format = typename Call::Format;
   using Scalar = typename Format::Scalar;
   using Element = typename Call::Element;
-  using Map = typename Config::FeatureMap;
+  using Tokens = StepTokens<Config>;
   using T = typename Call::T;
   using Layout = StepLayout<Format, T>;
 
   /// Shared memory of a block.
   struct Shared {
-    T key_input[Map::input_dim];
-    T query_input[Map::input_dim];
-    T value[Format::columns];
+    typename Tokens::Shared token;
     T partial_sums[Layout::partial_sums][Format::columns];
     T partial_denominators[Layout::threads / 32];
     // Features and z follow: as many numbers as there are rows may need more than 48 KiB.
@@ -54,11 +54,9 @@ class StepBlock {
       : call_(call),
         shared_(*reinterpret_cast<Shared*>(shared)),
         b_(blockIdx.x / static_cast<unsigned>(call.heads)),
-        head_(blockIdx.x % static_cast<unsigned>(call.heads)) {
-    normaliser_ = reinterpret_cast<T*>(shared + round_up(sizeof(Shared), sizeof(T) * 4));
-    key_features_ = normaliser_ + Format::rows;
-    query_features_ = key_features_ + Format::rows;
-  }
+        head_(blockIdx.x % static_cast<unsigned>(call.heads)),
+        normaliser_(reinterpret_cast<T*>(shared + round_up(sizeof(Shared), sizeof(T) * 4))),
+        tokens_(call, b_, head_, shared_.token, normaliser_ + Format::rows, normaliser_ + 2 * Format::rows) {}
 
   __device__ void run() {
     if (sequence_skipped(call_.source, nullptr, call_.destination, b_)) {
@@ -70,14 +68,14 @@ class StepBlock {
         call_.destination.empty() ? nullptr : call_.destination.pool.head(call_.destination.slot(b_), head_);
     const std::int64_t keys =
         call_.accepted_tokens == nullptr ? call_.keys : clamped(call_.accepted_tokens[b_], 0, call_.keys);
-    evicted_.find(call_, b_, head_, keys);
+    tokens_.find_evicted(keys);
     if (call_.staging.data != nullptr && call_.accepted_tokens == nullptr) {
-      stage();
+      tokens_.stage();
     }
     for (int pass = 0; pass < Layout::passes; ++pass) {
-      // Everything that comes from memory is asked for before anything is waited for.
+      // All loads are issued before the first is waited for.
       if (keys > 0) {
-        fetch_token(0);
+        tokens_.fetch(0);
       }
       if (pass == 0) {
         fetch_normaliser(source);
@@ -90,23 +88,23 @@ class StepBlock {
         if (pass > 0) {
           __syncthreads();  // the pass before is done with its last token
         }
-        place_token(0);
+        tokens_.place(0);
       }
       convert_state();
       for (std::int64_t t = 0; t < keys; ++t) {
         if (t > 0) {
           __syncthreads();
-          place_token(t);
+          tokens_.place(t);
         }
         if (t + 1 < keys) {
-          fetch_token(t + 1);
+          tokens_.fetch(t + 1);
         }
         add_token(pass);
         for (std::int64_t g = 0; t >= call_.already_staged && g < call_.group; ++g) {
           write_output(t, g, pass, destination);
         }
       }
-      if (!one_token && destination != nullptr) {
+      if (!as_stored && destination != nullptr) {
         write_state(destination, pass);
       }
     }
@@ -117,11 +115,9 @@ class StepBlock {
   }
 
  private:
-  // What a thread fetches of each.
-  static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);
-  static constexpr int input_parts = ceil_div(Map::input_dim + Format::columns, Layout::threads);
-  static constexpr int query_parts = ceil_div(Map::input_dim, Layout::threads);
-  static constexpr int owners = Layout::groups * Layout::lanes;  // threads that own part of the state
+  static constexpr bool as_stored = registers == StateRegisters::as_stored;
+  static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);  // that a thread fetches
+  static constexpr int owners = Layout::groups * Layout::lanes;                     // threads that own part of the state
 
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ int group() { return thread() / Layout::lanes; }
@@ -132,48 +128,12 @@ class StepBlock {
     for (std::int64_t i = thread(); i < call_.output.tokens * row_elements; i += Layout::threads) {
       const std::int64_t within = i % row_elements;
       const std::int64_t query_head = head_ * call_.group + within / Format::columns;
-      const std::int64_t column = within % Format::columns;
-      call_.output.row(b_, i / row_elements, query_head)[column] = Element{};
-      if (has_denominators<Config> && column == 0) {
+      const std::int64_t element = within % Format::columns;
+      call_.output.row(b_, i / row_elements, query_head)[element] = Element{};
+      if (has_denominators<Config> && element == 0) {
         store_denominator(call_.denominators, b_, i / row_elements, query_head, T(0));
       }
     }
-  }
-
-  /// The new keys and values go behind the staged ones.
-  __device__ void stage() {
-    constexpr int row = StagingView<Config>::row_elements;
-    for (std::int64_t i = thread(); i < call_.key.tokens * row; i += Layout::threads) {
-      const std::int64_t t = i / row;
-      const int c = static_cast<int>(i % row);
-      call_.staging.row(b_, call_.already_staged + t, head_)[c] =
-          c < Map::input_dim ? call_.key.row(b_, t, head_)[c] : call_.value.row(b_, t, head_)[c - Map::input_dim];
-    }
-  }
-
-  /// Keys and values that earlier calls have staged come from there, new ones from the views.
-  [[nodiscard]] __device__ bool from_staging(std::int64_t t) const {
-    return call_.accepted_tokens != nullptr || t < call_.already_staged;
-  }
-  [[nodiscard]] __device__ bool has_key([[maybe_unused]] std::int64_t t) const {
-    if constexpr (consumes_evicted_keys<Config>) {
-      return t >= evicted_.missing;
-    } else {
-      return true;
-    }
-  }
-  [[nodiscard]] __device__ const Element* key_row(std::int64_t t) const {
-    if constexpr (consumes_evicted_keys<Config>) {
-      return has_key(t) ? evicted_.source.key(evicted_.token(t)) : nullptr;
-    }
-    return from_staging(t) ? call_.staging.row(b_, t, head_) : call_.key.row(b_, t - call_.already_staged, head_);
-  }
-  [[nodiscard]] __device__ const Element* value_row(std::int64_t t) const {
-    if constexpr (consumes_evicted_keys<Config>) {
-      return has_key(t) ? evicted_.source.value(evicted_.token(t)) : nullptr;
-    }
-    return from_staging(t) ? call_.staging.row(b_, t, head_) + Map::input_dim
-                           : call_.value.row(b_, t - call_.already_staged, head_);
   }
 
   [[nodiscard]] __device__ int row(int i, int pass) const { return (pass * Layout::rows + i) * Layout::groups + group(); }
@@ -197,7 +157,7 @@ class StepBlock {
 
   __device__ void convert_state() {
 #pragma unroll
-    for (int i = 0; i < Layout::rows && !one_token; ++i) {
+    for (int i = 0; i < Layout::rows && !as_stored; ++i) {
       stored_[i].get(state_[i]);
     }
   }
@@ -221,124 +181,32 @@ class StepBlock {
   __device__ void write_state(Scalar* destination, int pass) {
     const bool aligned = rows_aligned(destination);
     for_rows(pass, [&](int i, int offset) {
-      if (!one_token) {
+      if (!as_stored) {
         stored_[i].set(state_[i]);
       }
       stored_[i].store(destination + offset, aligned);
     });
   }
 
-  /// Position of token t, counted from 1.
-  [[nodiscard]] __device__ std::int64_t position(std::int64_t t) const {
-    return 1 + t + (call_.first_positions == nullptr ? 0 : call_.first_positions[b_]);
-  }
-
-  /// Whether a token has queries in this call.
-  [[nodiscard]] __device__ bool has_output(std::int64_t t) const {
-    return t >= call_.already_staged && call_.group > 0;
-  }
-
-  /// A token's key, value and first query on their way to registers.
-  __device__ void fetch_token(std::int64_t t) {
-    const Element* const key = key_row(t);
-    const Element* const value = value_row(t);
-#pragma unroll
-    for (int i = 0; i < input_parts; ++i) {
-      const int c = thread() + i * Layout::threads;
-      if (c < Map::input_dim + Format::columns) {
-        if (has_key(t)) {
-          fetched_input_[i] = c < Map::input_dim ? key[c] : value[c - Map::input_dim];
-        } else {
-          fetched_input_[i] = Element{};
-        }
-      }
-    }
-    if (has_output(t)) {
-      const Element* const query = query_row(t, 0);
-#pragma unroll
-      for (int i = 0; i < query_parts; ++i) {
-        if (const int c = thread() + i * Layout::threads; c < Map::input_dim) {
-          fetched_query_[i] = query[c];
-        }
-      }
-    }
-  }
-
-  /// What was fetched goes to shared memory, and is expanded there.
-  __device__ void place_token(std::int64_t t) {
-#pragma unroll
-    for (int i = 0; i < input_parts; ++i) {
-      const int c = thread() + i * Layout::threads;
-      if (c < Map::input_dim) {
-        shared_.key_input[c] = convert<T>(fetched_input_[i]);
-      } else if (c < Map::input_dim + Format::columns) {
-        shared_.value[c - Map::input_dim] = convert<T>(fetched_input_[i]);
-      }
-    }
-    if (has_output(t)) {
-#pragma unroll
-      for (int i = 0; i < query_parts; ++i) {
-        if (const int c = thread() + i * Layout::threads; c < Map::input_dim) {
-          shared_.query_input[c] = convert<T>(fetched_query_[i]);
-        }
-      }
-    }
-    __syncthreads();
-    if (has_key(t)) {
-      expand<Side::key>(shared_.key_input, key_features_, position(t), 0);
-    } else {
-      for (int r = thread(); r < Format::rows; r += Layout::threads) {
-        key_features_[r] = T(0);
-      }
-    }
-    if (has_output(t)) {
-      expand<Side::query>(shared_.query_input, query_features_, position(t), Layout::threads - 1);
-    }
-    __syncthreads();
-  }
-
   /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. The one token is added by `write_output`.
   __device__ void add_token(int pass) {
     if (pass == 0) {
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
-        normaliser_[r] += key_features_[r];
+        normaliser_[r] += tokens_.key_features()[r];
       }
     }
 #pragma unroll
-    for (int i = 0; i < Layout::rows && !one_token; ++i) {
+    for (int i = 0; i < Layout::rows && !as_stored; ++i) {
       if (const int r = row(i, pass); r < Format::rows) {
         add_to_row(state_[i], r);
       }
     }
   }
   __device__ void add_to_row(T (&numbers)[Layout::columns], int r) const {
-    const T feature = key_features_[r];
+    const T feature = tokens_.key_features()[r];
 #pragma unroll
     for (int c = 0; c < Layout::columns; ++c) {
-      numbers[c] += feature * shared_.value[column() + c];
-    }
-  }
-
-  [[nodiscard]] __device__ const Element* query_row(std::int64_t t, std::int64_t g) const {
-    return call_.query.row(b_, t - call_.already_staged, head_ * call_.group + g);
-  }
-
-  __device__ void read_query(std::int64_t t, std::int64_t g) {
-    const Element* const query = query_row(t, g);
-    for (int i = thread(); i < Map::input_dim; i += Layout::threads) {
-      shared_.query_input[i] = convert<T>(query[i]);
-    }
-  }
-
-  /// By all threads where rows are independent; by thread `one`, where not.
-  template <Side side>
-  __device__ void expand(const T* x, T* features, std::int64_t position, int one) {
-    if constexpr (is_taylor2<Map>) {
-      for (int r = thread(); r < Format::rows; r += Layout::threads) {
-        features[r] = taylor_feature<side, Map>(x, r);
-      }
-    } else if (thread() == one) {
-      expand_vector<side>(call_.map, x, features, position);
+      numbers[c] += feature * tokens_.value()[column() + c];
     }
   }
 
@@ -346,29 +214,25 @@ class StepBlock {
   /// way back to memory.
   __device__ void write_output(std::int64_t t, std::int64_t g, int pass, Scalar* destination) {
     if (g > 0) {
-      __syncthreads();
-      read_query(t, g);
-      __syncthreads();
-      expand<Side::query>(shared_.query_input, query_features_, position(t), 0);
-      __syncthreads();
+      tokens_.read_query(t, g);
     }
     T sums[Layout::columns] = {};
 #pragma unroll
     for (int i = 0; i < Layout::rows; ++i) {
       if (const int r = row(i, pass); r < Format::rows) {
-        if constexpr (one_token) {
+        if constexpr (as_stored) {
           T numbers[Layout::columns];
           stored_[i].get(numbers);
           add_to_row(numbers, r);
-          add_product(sums, query_features_[r], numbers);
+          add_product(sums, tokens_.query_features()[r], numbers);
           stored_[i].set(numbers);
         } else {
-          add_product(sums, query_features_[r], state_[i]);
+          add_product(sums, tokens_.query_features()[r], state_[i]);
         }
       }
     }
-    if (one_token && destination != nullptr) {
-      write_state(destination, pass);  // on its way while outputs are summed up
+    if (as_stored && destination != nullptr) {
+      write_state(destination, pass);  // in flight while outputs are summed up
     }
     // Threads of a warp that have the same columns, as a tree.
 #pragma unroll
@@ -391,7 +255,7 @@ class StepBlock {
       T denominator = 0;
       // Each thread reads what it has written itself in add_token.
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
-        denominator += query_features_[r] * normaliser_[r];
+        denominator += tokens_.query_features()[r] * normaliser_[r];
       }
       denominator = Reduce(storage).Sum(denominator);
       if (thread() % 32 == 0) {
@@ -453,26 +317,23 @@ class StepBlock {
   Shared& shared_;
   std::int64_t b_;
   std::int64_t head_;
-  [[no_unique_address]] StepEvicted<Config> evicted_;
-  T* normaliser_;      // [rows]
-  T* key_features_;    // [rows]
-  T* query_features_;  // [rows]
+  T* normaliser_;  // [rows]
+  Tokens tokens_;
   Scalar fetched_normaliser_[normaliser_parts] = {};
-  Element fetched_input_[input_parts] = {};
-  Element fetched_query_[query_parts] = {};
   StoredNumbers<Scalar, Layout::columns> stored_[Layout::rows];  // as in memory
-  T state_[Layout::rows][Layout::columns];                       // with one token, not in use
+  T state_[Layout::rows][Layout::columns];                       // unused where numbers stay as stored
 };
 
 extern __shared__ __align__(16) std::byte step_shared_memory[];
 
-template <class Config, bool one_token>
-inline constexpr int step_blocks = StepCall<Config>::Layout::blocks_per_multiprocessor(one_token);
+template <class Config, StateRegisters registers>
+inline constexpr int step_blocks = StepCall<Config>::Layout::blocks_per_multiprocessor(registers ==
+                                                                                       StateRegisters::as_stored);
 
-template <class Config, bool one_token>
-__global__ void __launch_bounds__(StepCall<Config>::Layout::threads, step_blocks<Config, one_token>)
+template <class Config, StateRegisters registers>
+__global__ void __launch_bounds__(StepCall<Config>::Layout::threads, step_blocks<Config, registers>)
     step_states(const __grid_constant__ StepCall<Config> call) {
-  StepBlock<Config, one_token>(call, step_shared_memory).run();
+  StepBlock<Config, registers>(call, step_shared_memory).run();
 }
 
 template <class Config>
@@ -480,13 +341,13 @@ Status launch_step(const char* operation, StepCall<Config> call, const Workspace
   using Layout = typename StepCall<Config>::Layout;
   Arena arena(workspace);
   call.sums = arena.take<typename StepCall<Config>::T>(call.sum_elements());
-  const Grid grid{call.sequences * call.heads, Layout::threads, StepBlock<Config, false>::shared_bytes};
+  const Grid grid{call.sequences * call.heads, Layout::threads, StepBlock<Config, StateRegisters::as_summed>::shared_bytes};
   if constexpr (Layout::keeps_stored) {
     if (call.keys == 1 && call.group == 1 && call.already_staged == 0 && call.accepted_tokens == nullptr) {
-      return launch(operation, step_states<Config, true>, grid, on, call);
+      return launch(operation, step_states<Config, StateRegisters::as_stored>, grid, on, call);
     }
   }
-  return launch(operation, step_states<Config, false>, grid, on, call);
+  return launch(operation, step_states<Config, StateRegisters::as_summed>, grid, on, call);
 }
 
 }  // namespace jrt::detail::cuda

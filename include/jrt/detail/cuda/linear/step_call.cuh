@@ -45,8 +45,8 @@ struct StepLayout {
   static constexpr int partial_sums = sums_in_warps ? threads / 32 : groups;
 
   /// Memory-bound: the more loads in flight the better, so that registers are kept few.
-  static constexpr int blocks_per_multiprocessor(bool one_token) {
-    return sizeof(T) == 4 ? larger(1, (one_token ? 1024 : 768) / threads) : 1;
+  static constexpr int blocks_per_multiprocessor(bool as_stored) {
+    return sizeof(T) == 4 ? larger(1, (as_stored ? 1024 : 768) / threads) : 1;
   }
 
   /// Rows per thread that are in registers together; larger states take several passes.

@@ -6,6 +6,7 @@
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/query_features.cuh"
 #include "jrt/detail/cuda/linear/sm90/schedule.cuh"
 #include "jrt/detail/cuda/linear/sm90/state_factors.cuh"
 #include "jrt/detail/shared/linear/denominators.hpp"
@@ -23,7 +24,7 @@ namespace jrt::detail::cuda {
 ///     output   y · factor(den)                   through shared memory, 16 rows at a time
 ///
 /// A step is one chunk for one query head; with grouped heads, all steps of a chunk read the same published state.
-template <class Config, bool grouped>
+template <class Config, QueryHeads heads>
 class OutputWarps {
  public:
   using Layout = HopperLayout<Config>;
@@ -89,6 +90,7 @@ class OutputWarps {
 
  private:
   static constexpr bool full = Config::Mask::reads_future;
+  static constexpr bool grouped = heads == QueryHeads::grouped;
   static constexpr int ones_column = 4 * (Layout::columns / 8);
 
   static __device__ unsigned lane() {
@@ -134,7 +136,8 @@ class OutputWarps {
       }
     }
     LeftFragment first[4];
-    first_features(query, first);
+    const QueryFeatures<Config> query_features(warp_);
+    query_features.unshifted(query, first);
     if constexpr (!full) {
       wgmma_wait<0>();
       fence_accumulators(scores);
@@ -171,7 +174,7 @@ class OutputWarps {
     wgmma_commit();
     wgmma_wait<0>();
     LeftFragment shifted[6];
-    shifted_features(query, shifted);
+    query_features.shifted(query, shifted);
     const StateFactors<Config> again(buffer);  // rather than keeping it: there are no registers for that
 #pragma unroll
     for (int i = 0; i < 6; ++i) {
@@ -216,75 +219,8 @@ class OutputWarps {
       }
       // The state of chunk n is published, so the state warps are done with the chunk before.
       if (!full && g == 0 && next_chunk < own) {
-        schedule_.template load_keys<false>(maps_, next_chunk, Schedule::chunks_of(schedule_.encoder) + next_chunk);
-      }
-    }
-  }
-
-  // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), with what HopperNumbers takes elsewhere.
-  static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - Numbers::output_shift);
-  static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - Numbers::output_shift);
-  static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - Numbers::output_shift);
-  static constexpr Pair constant_and_zero = Numbers::power_of_two(-Numbers::output_shift) & 0xffffU;
-
-  /// Inputs 2(c + shift) and 2(c + shift) + 1 of half L of a row of queries, c = lane % 4; H is in the other 16 bytes. The
-  /// swizzle exchanges the halves of rows 4-7 of every 8.
-  [[nodiscard]] __device__ SharedAddress word(SharedAddress query, int h, unsigned shift) const {
-    return query + (row() + 8 * h) * Layout::input_row + (((lane() + shift) % 4 * 4) ^ (row() / 4 % 2 * 16));
-  }
-  static __device__ SharedAddress other_half(SharedAddress word) {
-    return word ^ 16;
-  }
-
-  /// Features of steps 0, 8, 9 and 4: those without a shift, or shifted by four.
-  __device__ void first_features(SharedAddress query, LeftFragment (&features)[4]) const {
-    const unsigned c = lane() % 4;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const SharedAddress at = word(query, h, 0);
-      const SharedAddress shifted_at = word(query, h, 2);
-      const Pair low = load_pair(at);
-      const Pair high = load_pair(other_half(at));
-      const Pair low_shifted = load_pair(shifted_at);
-      const Pair high_shifted = load_pair(other_half(shifted_at));
-      const Pair low_scaled = Numbers::product(low, cross_factor);
-      const Pair high_scaled = Numbers::product(high, cross_factor);
-      features[0].pairs[h] = Numbers::product(Numbers::product(low, square_factor), low);
-      features[0].pairs[2 + h] = Numbers::product(Numbers::product(high, square_factor), high);
-      features[1].pairs[h] = Numbers::product(low_scaled, high);
-      features[1].pairs[2 + h] = c == 0 ? constant_and_zero : 0;
-      features[2].pairs[h] = Numbers::product(low, linear_factor);
-      features[2].pairs[2 + h] = Numbers::product(high, linear_factor);
-      features[3].pairs[h] = Numbers::product(low_scaled, high_shifted);
-      features[3].pairs[2 + h] = Numbers::product(c < 2 ? low_scaled : high_scaled, c < 2 ? low_shifted : high_shifted);
-    }
-  }
-
-  /// Features of steps 1, 5, 2, 6, 3 and 7: halves shifted by one, two and three.
-  __device__ void shifted_features(SharedAddress query, LeftFragment (&features)[6]) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      Pair low[3];
-      Pair high[3];
-#pragma unroll
-      for (unsigned shift = 0; shift < 3; ++shift) {
-        const SharedAddress at = word(query, h, shift);
-        low[shift] = load_pair(at);
-        high[shift] = load_pair(other_half(at));
-      }
-      const Pair low_scaled = Numbers::product(low[0], cross_factor);
-      const Pair high_scaled = Numbers::product(high[0], cross_factor);
-#pragma unroll
-      for (int shift = 1; shift <= 3; ++shift) {
-        // Shifted by an odd number, a pair lies across two words.
-        const Pair low_shifted = shift == 2 ? low[1] : __byte_perm(low[shift / 2], low[shift / 2 + 1], 0x5432);
-        const Pair high_shifted = shift == 2 ? high[1] : __byte_perm(high[shift / 2], high[shift / 2 + 1], 0x5432);
-        LeftFragment& same = features[2 * shift - 2];
-        LeftFragment& cross = features[2 * shift - 1];
-        same.pairs[h] = Numbers::product(low_scaled, low_shifted);
-        same.pairs[2 + h] = Numbers::product(high_scaled, high_shifted);
-        cross.pairs[h] = Numbers::product(low_scaled, high_shifted);
-        cross.pairs[2 + h] = Numbers::product(high_scaled, low_shifted);
+        schedule_.template load_keys<KeyRegion::own>(maps_, next_chunk,
+                                                     Schedule::chunks_of(schedule_.encoder) + next_chunk);
       }
     }
   }

@@ -152,8 +152,7 @@ __device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item
   }
 }
 
-/// `grouped`: whether several query heads share a key head.
-template <class Config, bool grouped>
+template <class Config, QueryHeads heads>
 __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_threads>,
                                   hopper_tuning<typename Config::Element>.read_blocks)
     segment_outputs_sm90(const __grid_constant__ HopperCall<Config> call) {
@@ -209,8 +208,8 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_thre
       }
     } else {
       give_registers<hopper_tuning<typename Config::Element>.output_registers>();
-      const OutputWarps<Config, grouped> output_warps(call.maps, schedule, call.args.output, call.args.denominators,
-                                                      call.group);
+      const OutputWarps<Config, heads> output_warps(call.maps, schedule, call.args.output, call.args.denominators,
+                                                    call.group);
       output_warps.start_copies(sums_own);
       __syncwarp();
       if constexpr (has_queries<Config>) {
@@ -249,7 +248,8 @@ class HopperPrefill {
     if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
       return false;
     }
-    return kernel_exists<segment_outputs_sm90<Config, false>, Layout::read_threads>() && tensor_map_encoder() != nullptr;
+    return kernel_exists<segment_outputs_sm90<Config, QueryHeads::one>, Layout::read_threads>() &&
+           tensor_map_encoder() != nullptr;
   }
 
   HopperPrefill(const PrefillInputOf<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on) {
@@ -306,8 +306,8 @@ class HopperPrefill {
     if (!status.ok()) {
       return status;
     }
-    return call_.group > 1 ? launch(operation, segment_outputs_sm90<Config, true>, read, on, call_)
-                           : launch(operation, segment_outputs_sm90<Config, false>, read, on, call_);
+    return call_.group > 1 ? launch(operation, segment_outputs_sm90<Config, QueryHeads::grouped>, read, on, call_)
+                           : launch(operation, segment_outputs_sm90<Config, QueryHeads::one>, read, on, call_);
   }
 
  private:

@@ -46,6 +46,12 @@ struct TokenRun {
   }
 };
 
+/// Whether several query heads share a key head.
+enum class QueryHeads { one, grouped };
+
+/// Keys of the encoder region, or of the block's own tokens.
+enum class KeyRegion { encoder, own };
+
 /// A block's chunks: those of the encoder's run, then those of its own tokens.
 template <class Config>
 struct HopperSchedule {
@@ -65,8 +71,9 @@ struct HopperSchedule {
   static __device__ int chunks_of(const TokenRun& run) { return (run.tokens + Layout::chunk - 1) / Layout::chunk; }
 
   /// Asks for keys and values of chunk n of a run, the block's chunk i. By a whole warp, as the next.
-  template <bool from_encoder>
+  template <KeyRegion region>
   __device__ void load_keys(const HopperMaps& maps, int n, int i) const {
+    constexpr bool from_encoder = region == KeyRegion::encoder;
     const TokenRun& run = from_encoder ? encoder : own;
     const int stage = i % Layout::stages;
     const SharedAddress barrier = Layout::keys_full + 8 * stage;
@@ -81,9 +88,9 @@ struct HopperSchedule {
   __device__ void load_keys(const HopperMaps& maps, int i) const {
     const int encoder_chunks = chunks_of(encoder);
     if (i < encoder_chunks) {
-      load_keys<true>(maps, i, i);
+      load_keys<KeyRegion::encoder>(maps, i, i);
     } else {
-      load_keys<false>(maps, i - encoder_chunks, i);
+      load_keys<KeyRegion::own>(maps, i - encoder_chunks, i);
     }
   }
 
