@@ -22,6 +22,11 @@ target_link_libraries(consumer_no_exceptions PRIVATE jrt_developer)
 target_compile_options(consumer_no_exceptions PRIVATE -O1 -fno-exceptions -fno-rtti)
 add_test(NAME consumer/no_exceptions COMMAND consumer_no_exceptions)
 
+# An operator that one file compiles and others call, through headers without a backend.
+add_executable(consumer_compiled_once consumer/compiled_once/main.cpp consumer/compiled_once/operator.cpp)
+target_link_libraries(consumer_compiled_once PRIVATE jrt_developer)
+add_test(NAME consumer/compiled_once COMMAND consumer_compiled_once)
+
 # Whatever public header comes first: in C++17 it says once what is missing. version.hpp serves any language.
 add_test(NAME consumer/older_language
          COMMAND ${CMAKE_COMMAND} "-DCOMPILER=${CMAKE_CXX_COMPILER}"
