@@ -22,8 +22,8 @@ void linear_part_step_head(const LinearPartStep<Config>& step, StepTokens<Config
   }
   const auto keys =
       step.evicted.keys(b, head, step.accepted_tokens != nullptr ? tokens.keys : step.already_staged, step.key, step.value);
-  tokens.missing = smaller(tokens.keys, EvictedStep<Config>::missing(keys));
-  for (std::int64_t t = tokens.missing; t < tokens.keys; ++t) {
+  tokens.tokens_without_key = smaller(tokens.keys, EvictedStep<Config>::tokens_without_key(keys));
+  for (std::int64_t t = tokens.tokens_without_key; t < tokens.keys; ++t) {
     const std::int64_t token = EvictedStep<Config>::evicted(keys, t);
     tokens.read_key(t, keys.key(token), keys.value(token));
   }

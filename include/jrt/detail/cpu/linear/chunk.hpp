@@ -39,14 +39,14 @@ struct KeyChunk {
   static constexpr int score_depth = Map::has_closed_form ? Map::input_dim : Map::feature_dim;
 
   using Expansion = RowExpansion<Map, T>;
-  static constexpr bool some_missing = consumes_evicted_keys<Config>;
+  static constexpr bool may_lack_keys = consumes_evicted_keys<Config>;
 
   T* inputs = nullptr;      // [chunk_tokens][Expansion::input_stride]
   T* features = nullptr;    // [chunk_tokens][feature_stride], padding 0
   T* values = nullptr;      // [chunk_tokens][State::stride], padding 0
   T* transposed = nullptr;  // [score_depth][score_stride]
   int tokens = 0;
-  int missing = 0;  // the first of these, which have no key; only where keys come from a window
+  int tokens_without_key = 0;  // the first of these, which have no key; only where keys come from a window
 
   void take(Arena& arena) {
     inputs = arena.take<T>(std::int64_t{chunk_tokens} * Expansion::input_stride);
@@ -61,18 +61,18 @@ struct KeyChunk {
     std::memset(transposed, 0, sizeof(T) * score_depth * score_stride);
   }
 
-  [[nodiscard]] int first_key() const { return some_missing ? missing : 0; }
+  [[nodiscard]] int first_key() const { return may_lack_keys ? tokens_without_key : 0; }
 
   /// Reads tokens [range.begin, range.end) of the source; `for_queries` also prepares the scores.
   template <class Source>
   void read(const Source& source, const TokenRange& range, const Map& map, bool for_queries) {
     tokens = static_cast<int>(range.size());
-    missing = 0;
-    if constexpr (requires { source.missing_in(range); }) {
-      missing = source.missing_in(range);
-      std::memset(inputs, 0, sizeof(T) * static_cast<std::size_t>(missing) * Expansion::input_stride);
-      std::memset(values, 0, sizeof(T) * static_cast<std::size_t>(missing) * State::stride);
-      std::memset(features, 0, sizeof(T) * static_cast<std::size_t>(missing) * feature_stride);
+    tokens_without_key = 0;
+    if constexpr (requires { source.tokens_without_key_in(range); }) {
+      tokens_without_key = source.tokens_without_key_in(range);
+      std::memset(inputs, 0, sizeof(T) * static_cast<std::size_t>(tokens_without_key) * Expansion::input_stride);
+      std::memset(values, 0, sizeof(T) * static_cast<std::size_t>(tokens_without_key) * State::stride);
+      std::memset(features, 0, sizeof(T) * static_cast<std::size_t>(tokens_without_key) * feature_stride);
     }
     for (int t = first_key(); t < tokens; ++t) {
       const std::int64_t token = range.begin + t;

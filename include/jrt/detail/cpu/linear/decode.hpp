@@ -39,7 +39,7 @@ struct StepTokens {
   std::int64_t keys = 0;                // tokens whose keys go into the state
   std::int64_t keys_without_query = 0;  // the first of these, which have no query in this call
   std::int64_t group = 0;               // query heads
-  std::int64_t missing = 0;             // the first of `keys`, which are none: their features and values are 0
+  std::int64_t tokens_without_key = 0;  // the first of `keys`, whose features and values are 0
   T* inputs = nullptr;                  // [keys + queries][Expansion::input_stride]
   T* key_features = nullptr;            // [keys][feature_stride], padding 0
   T* values = nullptr;                  // [keys][State::stride], padding 0
@@ -85,7 +85,7 @@ struct StepTokens {
 
   /// Features of all keys and queries read; `first_position` is that of key 0.
   void expand(const Map& map, std::int64_t first_position) const {
-    for (std::int64_t t = missing; t < keys; ++t) {
+    for (std::int64_t t = tokens_without_key; t < keys; ++t) {
       Expansion::expand_key(map, inputs + t * Expansion::input_stride, key_features + t * feature_stride,
                             first_position + t);
     }

@@ -120,10 +120,10 @@ class SimtEngine {
     for (std::int64_t begin = range.begin; begin < range.end; begin += chunk) {
       const int tokens = tokens_from(range, begin);
       __syncthreads();
-      const int missing = missing_from(source, begin, tokens);
-      read_keys(source, begin, tokens, missing);
+      const int tokens_without_key = tokens_without_key_in(source, begin, tokens);
+      read_keys(source, begin, tokens, tokens_without_key);
       __syncthreads();
-      expand_keys(source, begin, tokens, missing);
+      expand_keys(source, begin, tokens, tokens_without_key);
       __syncthreads();
       update(tokens);
     }
@@ -137,24 +137,24 @@ class SimtEngine {
     const std::int64_t group = args_.query.heads / args_.key.heads;
     for (std::int64_t begin = range.begin; begin < range.end; begin += chunk) {
       const int tokens = tokens_from(range, begin);
-      const int missing = missing_from(source, begin, tokens);
+      const int tokens_without_key = tokens_without_key_in(source, begin, tokens);
       for (std::int64_t g = 0; g < group; ++g) {
         const std::int64_t head = source.head * group + g;
         __syncthreads();
         if (!full && g == 0) {
-          read_keys(source, begin, tokens, missing);
+          read_keys(source, begin, tokens, tokens_without_key);
         }
         read_queries(source.span, begin, tokens, head);
         __syncthreads();
         if (!full && g == 0) {
-          expand_keys(source, begin, tokens, missing);
+          expand_keys(source, begin, tokens, tokens_without_key);
         }
         expand_vectors<Side::query>(args_.feature_map, query_inputs_, Layout::input_stride, query_features_,
                                     Layout::feature_stride, Layout::rows, tokens,
                                     [&](int t) { return source.span.position(begin + t); });
         __syncthreads();
         if constexpr (!full) {
-          score(tokens, missing);
+          score(tokens, tokens_without_key);
           __syncthreads();
         }
         normalise(source.span, begin, tokens, head);
@@ -182,26 +182,27 @@ class SimtEngine {
   /// The first tokens of a chunk that have no key; only where keys come from a window. Their inputs, features, values and
   /// scores are 0.
   template <class Source>
-  static __device__ int missing_from(const Source& source, std::int64_t begin, int tokens) {
-    if constexpr (requires { source.missing_in(TokenRange{}); }) {
-      return source.missing_in({begin, begin + tokens});
+  static __device__ int tokens_without_key_in(const Source& source, std::int64_t begin, int tokens) {
+    if constexpr (requires { source.tokens_without_key_in(TokenRange{}); }) {
+      return source.tokens_without_key_in({begin, begin + tokens});
     } else {
       return 0;
     }
   }
 
   template <class Source>
-  __device__ void read_keys(const Source& source, std::int64_t begin, int tokens, int missing) {
+  __device__ void read_keys(const Source& source, std::int64_t begin, int tokens, int tokens_without_key) {
     for (int i = thread(); i < tokens * Map::input_dim; i += threads) {
       const int t = i / Map::input_dim;
       const int c = i % Map::input_dim;
       key_inputs_[t * Layout::input_stride + c] =
-          t < missing || begin + t < source.zero_keys ? T(0) : convert<T>(source.key_row(begin + t)[c]);
+          t < tokens_without_key || begin + t < source.zero_keys ? T(0) : convert<T>(source.key_row(begin + t)[c]);
     }
     for (int i = thread(); i < tokens * Layout::columns; i += threads) {
       const int column = first_column_ + i % Layout::columns;
       const int t = i / Layout::columns;
-      values_[i] = column < Format::columns && t >= missing ? convert<T>(source.value_row(begin + t)[column]) : T(0);
+      values_[i] =
+          column < Format::columns && t >= tokens_without_key ? convert<T>(source.value_row(begin + t)[column]) : T(0);
     }
   }
 
@@ -215,22 +216,23 @@ class SimtEngine {
   }
 
   template <class Source>
-  __device__ void expand_keys(const Source& source, std::int64_t begin, int tokens, int missing) {
-    for (int i = thread(); i < missing * Layout::rows; i += threads) {
+  __device__ void expand_keys(const Source& source, std::int64_t begin, int tokens, int tokens_without_key) {
+    for (int i = thread(); i < tokens_without_key * Layout::rows; i += threads) {
       key_features_[i / Layout::rows * Layout::feature_stride + i % Layout::rows] = T(0);
     }
-    expand_vectors<Side::key>(args_.feature_map, key_inputs_ + missing * Layout::input_stride, Layout::input_stride,
-                              key_features_ + missing * Layout::feature_stride, Layout::feature_stride, Layout::rows,
-                              tokens - missing, [&](int t) { return source.span.position(begin + missing + t); });
+    expand_vectors<Side::key>(args_.feature_map, key_inputs_ + tokens_without_key * Layout::input_stride,
+                              Layout::input_stride, key_features_ + tokens_without_key * Layout::feature_stride,
+                              Layout::feature_stride, Layout::rows, tokens - tokens_without_key,
+                              [&](int t) { return source.span.position(begin + tokens_without_key + t); });
   }
 
   /// scores[t][j] = φ(q_t)·φ(k_j) for j <= t, else 0.
-  __device__ void score(int tokens, int missing) {
+  __device__ void score(int tokens, int tokens_without_key) {
     for (int i = thread(); i < chunk * chunk; i += threads) {
       const int t = i / chunk;
       const int j = i % chunk;
       T sum = 0;
-      if (t < tokens && j <= t && j >= missing) {
+      if (t < tokens && j <= t && j >= tokens_without_key) {
         if constexpr (Map::has_closed_form) {
           const T* const q = query_inputs_ + t * Layout::input_stride;
           const T* const k = key_inputs_ + j * Layout::input_stride;

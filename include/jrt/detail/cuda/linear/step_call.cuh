@@ -178,12 +178,12 @@ struct StepEvicted {
 template <class Config>
 requires(consumes_evicted_keys<Config>) struct StepEvicted<Config> {
   WindowKeys<typename Config::Ring> source;
-  std::int64_t missing = 0;  // the first tokens, at which none leaves
+  std::int64_t tokens_without_key = 0;  // the first tokens, at which no key leaves
 
   /// With `keys` tokens, all of them staged if they are to be committed.
   __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
     source = call.evicted.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
-    missing = EvictedStep<Config>::missing(source);
+    tokens_without_key = EvictedStep<Config>::tokens_without_key(source);
   }
   [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return EvictedStep<Config>::evicted(source, t); }
 };

@@ -139,7 +139,7 @@ class StepTokens {
   }
   [[nodiscard]] __device__ bool has_key([[maybe_unused]] std::int64_t t) const {
     if constexpr (consumes_evicted_keys<Config>) {
-      return t >= evicted_.missing;
+      return t >= evicted_.tokens_without_key;
     } else {
       return true;
     }

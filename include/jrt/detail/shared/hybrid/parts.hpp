@@ -123,7 +123,7 @@ struct EvictedKeys : KeySource<typename Config::Element> {
                                : ring + StateFormatOf<Ring>::value_offset + row_of(token) * Ring::value_dim;
   }
   /// Tokens of the range before which no key leaves.
-  [[nodiscard]] JRT_DETAIL_HD int missing_in(const TokenRange& range) const {
+  [[nodiscard]] JRT_DETAIL_HD int tokens_without_key_in(const TokenRange& range) const {
     return static_cast<int>(clamped(first_key - range.begin, 0, range.size()));
   }
 
@@ -169,7 +169,7 @@ struct EvictedStep {
     return t - keys.staged_tokens - Config::delay;
   }
   /// Tokens before the first at which a key leaves.
-  [[nodiscard]] static JRT_DETAIL_HD std::int64_t missing(const WindowKeys<Ring>& keys) {
+  [[nodiscard]] static JRT_DETAIL_HD std::int64_t tokens_without_key(const WindowKeys<Ring>& keys) {
     return Config::delay - smaller(keys.cached, Config::delay);
   }
 };

@@ -279,9 +279,9 @@ class StateWarps {
       fence_accumulators(tile);
     }
     if (left < Layout::chunk && warp_ == 0 && lane() / 4 == 0) {  // tile 2, h = 1: the constant feature
-      const auto missing = static_cast<float>(Layout::chunk - left);
-      state_[2][ones_column + 2] -= missing;
-      state_[2][ones_column + 3] -= missing;
+      const auto rows_past_end = static_cast<float>(Layout::chunk - left);
+      state_[2][ones_column + 2] -= rows_past_end;
+      state_[2][ones_column + 3] -= rows_past_end;
     }
   }
 
