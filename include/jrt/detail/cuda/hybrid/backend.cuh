@@ -7,6 +7,7 @@
 
 #include "jrt/detail/check/hybrid.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/hybrid/step.cuh"
 #include "jrt/detail/cuda/linear/decode.cuh"
 #include "jrt/detail/cuda/linear/prefill.cuh"
 #include "jrt/detail/cuda/window/backend.cuh"

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
-#include "jrt/detail/shared/hybrid/parts.hpp"
+#include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 
 /// A step of decoding as its kernel sees it.
 namespace jrt::detail::cuda {
@@ -57,11 +57,10 @@ struct StepLayout {
   static constexpr bool keeps_stored = sizeof(typename Format::Scalar) == 2 && passes == 1;
 };
 
-/// Where keys come from that leave a window, if they do.
-struct NoEvictedStep {};
+/// What a step needs to find keys that have left a window, if its keys are those: cuda/hybrid/step.cuh has it, and the same
+/// of one block.
 template <class Config>
-using EvictedStepOf = typename std::conditional_t<consumes_evicted_keys<Config>, std::type_identity<EvictedStep<Config>>,
-                                                  std::type_identity<NoEvictedStep>>::type;
+struct EvictedStepInput {};
 
 /// One step in terms that decode_step, staged_step and commit share.
 template <class Config>
@@ -88,7 +87,7 @@ struct StepCall {
   std::int64_t keys = 0;   // tokens whose keys go into the state
   std::int64_t group = 0;  // query heads that read one state; 0 without queries
   T* sums = nullptr;       // [sequences * heads][queries][columns + 1], with more than one pass
-  EvictedStepOf<Config> evicted{};
+  EvictedStepInput<Config> evicted{};
 
   [[nodiscard]] __host__ __device__ std::int64_t queries() const { return (keys - already_staged) * group; }
   [[nodiscard]] __host__ __device__ std::int64_t sum_elements() const {
@@ -147,45 +146,10 @@ StepCall<Config> step_of(const CommitArgs<Config>& args) {
   return call;
 }
 
-/// The linear part of a mixer's step. Its staging buffer is the window's.
-template <class Config>
-StepCall<Config> step_of(const LinearPartStep<Config>& step) {
-  StepCall<Config> call;
-  call.query = step.query;
-  call.key = step.key;
-  call.value = step.value;
-  call.output = step.output;
-  call.denominators = step.denominators;
-  call.source = step.source;
-  call.destination = step.destination;
-  call.already_staged = step.already_staged;
-  call.accepted_tokens = step.accepted_tokens;
-  call.map = step.feature_map;
-  call.sequences = step.sequences;
-  call.heads = step.heads;
-  call.keys = step.keys;
-  call.group = step.group;
-  call.evicted = step.evicted;
-  return call;
-}
-
 /// The keys of a step that leave a window, of a block's head.
 template <class Config>
 struct StepEvicted {
   __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
   }
 };
-template <class Config>
-requires(consumes_evicted_keys<Config>) struct StepEvicted<Config> {
-  WindowKeys<typename Config::Ring> source;
-  std::int64_t tokens_without_key = 0;  // the first tokens, at which no key leaves
-
-  /// With `keys` tokens, all of them staged if they are to be committed.
-  __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
-    source = call.evicted.keys(b, head, call.accepted_tokens != nullptr ? keys : call.already_staged, call.key, call.value);
-    tokens_without_key = EvictedStep<Config>::tokens_without_key(source);
-  }
-  [[nodiscard]] __device__ std::int64_t token(std::int64_t t) const { return EvictedStep<Config>::evicted(source, t); }
-};
-
 }  // namespace jrt::detail::cuda

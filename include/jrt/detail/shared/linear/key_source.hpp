@@ -28,7 +28,7 @@ struct KeySource {
   }
 };
 
-/// Whether an operator's keys are those that leave a window; shared/hybrid/parts.hpp has their source.
+/// Whether an operator's keys are those that leave a window; shared/hybrid/evicted_keys.hpp has their source.
 template <class Config>
 inline constexpr bool consumes_evicted_keys = [] {
   if constexpr (requires { Config::consumes_evicted_keys; }) {
@@ -38,8 +38,8 @@ inline constexpr bool consumes_evicted_keys = [] {
   }
 }();
 
-/// The arguments that an operator's kernels work from: those of its prefill. shared/hybrid/parts.hpp has what the linear
-/// part of a mixer needs besides.
+/// The arguments that an operator's kernels work from: those of its prefill. shared/hybrid/linear_part.hpp has what the
+/// linear part of a mixer needs besides.
 template <class Config>
 struct PrefillInput {
   using type = PrefillArgs<Config>;
