@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "jrt/detail/cuda/core/sequence_runs.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 
 /// What the blocks of all window kernels do first: find their sequence, its keys and its rows of outputs.
