@@ -95,7 +95,7 @@ __device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, 
 /// By all threads of a block: `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind
 /// it. Nobody reads the ring any more.
 template <WindowConfig Config, class Rotary>
-__device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, const Rotary& rotary,
+__device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& tokens, const Rotary& rotary,
                             typename Config::Element* cache) {
   using Format = StateFormatOf<Config>;
   const int thread = static_cast<int>(threadIdx.x);
