@@ -23,10 +23,10 @@ double seconds() {
 
 /// One request on its way.
 struct Sequence {
-  std::vector<std::int32_t> read{};       ///< all tokens of the prompt, as they are read
-  std::vector<jrt::TokenRange> pieces{};  ///< of `read`, to be prefilled one after the other
-  std::int64_t prefix = 0;                ///< of the first piece
-  std::int64_t zero_keys = 0;             ///< likewise
+  std::vector<std::int32_t> read{};        ///< all tokens of the prompt, as they are read
+  std::vector<jrt::PromptPiece> pieces{};  ///< of `read`, to be prefilled one after the other
+  std::int64_t prefix = 0;                 ///< of the first piece
+  std::int64_t zero_keys = 0;              ///< likewise
   std::vector<std::int32_t> generated{};
   bool done = false;
 };
@@ -49,7 +49,7 @@ Sequence sequence_of(const Request& request, const GenerationOptions& options) {
       sequence.pieces.push_back(jrt::repeated_prompt_piece(repeated, i));
     }
   }
-  jrt::TokenRange& first = sequence.pieces.front();
+  jrt::PromptPiece& first = sequence.pieces.front();
   const std::int64_t missing = options.encoder_tokens - first.count;
   sequence.prefix = std::min(options.encoder_tokens, first.count);
   const ShortPromptStrategy strategy = options.short_prompt;
@@ -142,7 +142,7 @@ class Run {
       for (std::size_t i = 0; i < sequences_.size(); ++i) {
         const Sequence& sequence = sequences_[i];
         if (piece < sequence.pieces.size()) {
-          const jrt::TokenRange range = sequence.pieces[piece];
+          const jrt::PromptPiece range = sequence.pieces[piece];
           Prompt prompt{std::span(sequence.read)
                             .subspan(static_cast<std::size_t>(range.first), static_cast<std::size_t>(range.count))};
           prompt.slot = static_cast<std::int32_t>(i);

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/backend.hpp"
 #include "jrt/detail/shared/stack/checkpointed_prefill.hpp"
 #include "jrt/mixer/stack.hpp"
 #include "jrt/prefill.hpp"

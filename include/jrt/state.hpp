@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "jrt/detail/host_device.hpp"
 #include "jrt/detail/integer.hpp"

@@ -7,6 +7,8 @@
 #include <type_traits>
 
 #include "jrt/detail/backend.hpp"
+#include "jrt/detail/host_device.hpp"
+#include "jrt/numeric.hpp"
 #include "jrt/policy/taylor.hpp"
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/policy/taylor.hpp"

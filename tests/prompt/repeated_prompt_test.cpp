@@ -45,7 +45,7 @@ TEST_CASE("pieces follow one another and are the whole prompt") {
         REQUIRE(repeated_prompt_pieces(prompt) == n + (q.empty() ? 0 : 1));
         std::int64_t next = 0;
         for (std::int64_t i = 0; i < repeated_prompt_pieces(prompt); ++i) {
-          const TokenRange piece = repeated_prompt_piece(prompt, i);
+          const PromptPiece piece = repeated_prompt_piece(prompt, i);
           CHECK(piece.first == next);
           next += piece.count;
           const Tokens tokens(whole.begin() + piece.first, whole.begin() + next);

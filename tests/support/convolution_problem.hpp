@@ -3,16 +3,16 @@
 
 #include <doctest/doctest.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <jrt/mixer/gated_convolution.hpp>
-#include <type_traits>
+#include <jrt/reference/gated_convolution.hpp>
 #include <vector>
 
 #include "support/linear_problem.hpp"
 #include "support/tensor.hpp"
 
-/// A convolution's inputs as plain values, the formula in double, and functions that place inputs, run an operation on a
+/// A convolution's inputs as plain values, and functions that place inputs, run an operation on a
 /// backend and read the results.
 namespace jrt::test {
 
@@ -86,53 +86,36 @@ struct ExpectedConvolution {
   std::vector<double> states;
 };
 
-/// The formula, number by number. Rows that belong to no sequence are 0.
+/// The oracle's outputs and states for the same problem, in double. Rows that belong to no sequence are 0.
 template <class Config>
 ExpectedConvolution expected_convolution(const ConvolutionProblem<Config>& problem,
                                          const CarriedInputs<Config>& initial = {}) {
-  constexpr std::int64_t K = Config::kernel_width;
-  const std::int64_t channels = problem.channels();
-  const auto pointer = [](const std::vector<std::int32_t>& list) { return list.empty() ? nullptr : list.data(); };
-  const SequenceLists& lists = problem.sequences;
-  const Sequences sequences{.count = lists.count,
-                            .cu_seqlens = pointer(lists.cu_seqlens),
-                            .seq_lens = pointer(lists.seq_lens),
-                            .left_pads = pointer(lists.left_pads)};
-  ExpectedConvolution expected;
-  expected.output.assign(problem.input.values.size(), 0.0);
-  for (std::int64_t b = 0; b < problem.sequence_count(); ++b) {
-    const detail::SequenceSpan span = detail::sequence_span(sequences, b, problem.input.shape.tokens, 0);
-    const std::int64_t tokens = span.tokens - span.left_pad;
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const auto at = [&](std::int64_t t) {
-        return problem.input.index(span.batch_row, span.first_token + span.left_pad + t, 0, c);
-      };
-      const auto input = [&](std::int64_t t) {
-        if (t >= 0) {
-          return convert<double>(problem.input.values[at(t)]);
-        }
-        return initial.empty()
-                   ? 0.0
-                   : convert<double>(initial[static_cast<std::size_t>((b * channels + c) * (K - 1) + K - 1 + t)]);
-      };
-      for (std::int64_t t = 0; t < tokens; ++t) {
-        double sum = problem.bias.empty() ? 0.0 : convert<double>(problem.bias[static_cast<std::size_t>(c)]);
-        for (std::int64_t k = 0; k < K; ++k) {
-          sum += convert<double>(problem.weight[static_cast<std::size_t>(c * K + k)]) * input(t - K + 1 + k);
-        }
-        if (std::is_same_v<typename Config::Activation, Silu>) {
-          sum = sum / (1 + std::exp(-sum));
-        } else {
-          sum = Config::Activation::apply(sum);
-        }
-        expected.output[at(t)] = sum * (problem.has_gate() ? convert<double>(problem.gate.values[at(t)]) : 1.0);
-      }
-      for (std::int64_t i = 0; i < K - 1; ++i) {
-        expected.states.push_back(input(tokens - K + 1 + i));
-      }
-    }
+  using Double = InDouble<Config>;
+  using Format = StateFormatOf<Double>;
+  const std::int64_t slots = problem.sequence_count();
+  auto input = converted<double>(problem.input);
+  auto gate = converted<double>(problem.gate);
+  auto output = zero_tensor<double>(problem.input.shape);
+  std::vector<double> initial_states;
+  for (const auto number : initial) {
+    initial_states.push_back(convert<double>(number));
   }
-  return expected;
+  std::vector<double> final_states(static_cast<std::size_t>(slots * problem.channels() * Format::head_elements));
+  PrefillArgs<Double> args;
+  args.input = view_of(input);
+  if (problem.has_gate()) {
+    args.gate = view_of(gate);
+  }
+  args.output = view_of(output);
+  args.weight = problem.weight.data();
+  args.bias = problem.bias.empty() ? nullptr : problem.bias.data();
+  args.sequences = view_of(problem.sequences);
+  if (!initial.empty()) {
+    args.initial_state = {view_pool<Format>(initial_states.data(), slots, problem.channels())};
+  }
+  args.final_state = {view_pool<Format>(final_states.data(), slots, problem.channels())};
+  reference::prefill(args);
+  return {output.values, final_states};
 }
 
 /// What the operations read, in a backend's memory. `halves`: input and gate are parts of one projection [u, g].

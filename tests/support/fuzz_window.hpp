@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <jrt/mixer/window_attention.hpp>
+#include <jrt/reference/window_attention.hpp>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,7 @@ class FuzzedWindow {
   /// Count and values to the bit; keys, too, unless they are rotated.
   [[nodiscard]] std::string wrong_state(const Inputs<E>& inputs, const E* state) const {
     const std::int64_t tokens = inputs[0].shape.tokens;
+    const typename Config::Rotary rotary{};
     for (std::int64_t h = 0; h < heads_; ++h) {
       const E* const head = state + h * Format::head_elements;
       std::int64_t count = 0;
@@ -82,7 +84,7 @@ class FuzzedWindow {
         const std::int64_t row = t % Format::rows;
         const E* const key = head + row * Config::head_dim;
         keys.insert(keys.end(), key, key + Config::head_dim);
-        const auto expected_key = rotated_row<Config>(&inputs[1].at(0, t, h, 0), t);
+        const auto expected_key = reference::rotated_row<Config>(&inputs[1].at(0, t, h, 0), rotary, t);
         expected_keys.insert(expected_keys.end(), expected_key.begin(), expected_key.end());
         if (std::memcmp(head + Format::value_offset + row * Config::value_dim, &inputs[2].at(0, t, h, 0),
                         Config::value_dim * sizeof(E)) != 0) {

@@ -4,16 +4,16 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <jrt/mixer/hybrid_attention.hpp>
+#include <jrt/reference/hybrid_attention.hpp>
 #include <vector>
 
 #include "support/linear_problem.hpp"
 #include "support/tensor.hpp"
 
-/// Inputs of linear and window attention in one mixer as plain values, an oracle, and functions that place them, run an
+/// Inputs of linear and window attention in one mixer as plain values, and functions that place them, run an
 /// operation on a backend and read the results.
 namespace jrt::test {
 
@@ -63,93 +63,34 @@ struct HybridProblem {
   }
 };
 
-/// Where a sequence of a problem lies.
-struct SequencePlace {
-  std::int64_t row = 0;
-  std::int64_t first = 0;  // behind the left pads
-  std::int64_t count = 0;
-  std::int64_t encoder_row = 0;
-  std::int64_t encoder_first = 0;
-  std::int64_t encoder_count = 0;
-};
-
-template <class Config>
-SequencePlace place_of(const HybridProblem<Config>& problem, std::int64_t b) {
-  const SequenceLists& lists = problem.sequences;
-  const auto s = static_cast<std::size_t>(b);
-  const std::int64_t pad = lists.left_pads.empty() ? 0 : lists.left_pads[s];
-  SequencePlace place{b, pad, problem.tokens() - pad, b, pad, 0};
-  if (!lists.cu_seqlens.empty()) {
-    place.row = 0;
-    place.first = lists.cu_seqlens[s] + pad;
-    place.count = lists.cu_seqlens[s + 1] - place.first;
-  } else if (!lists.seq_lens.empty()) {
-    place.count = lists.seq_lens[s] - pad;
-  }
-  std::int64_t prefix = problem.key_encoder.shape.tokens;
-  if (!lists.cu_encoder_seqlens.empty()) {
-    place.encoder_row = 0;
-    place.encoder_first = lists.cu_encoder_seqlens[s] + pad;
-    prefix = lists.cu_encoder_seqlens[s + 1] - lists.cu_encoder_seqlens[s];
-  }
-  prefix = lists.prefix_lens.empty() ? prefix : lists.prefix_lens[s];
-  place.encoder_count = std::max<std::int64_t>(0, prefix - pad);
-  return place;
-}
-
-/// The formula over all pairs of tokens, in double. `left` may stand in for the configuration's.
-template <class Config>
-Tensor<double> reference_hybrid(const HybridProblem<Config>& problem, std::int64_t left = Config::Window::left_window) {
-  using Problem = HybridProblem<Config>;
-  Tensor<double> output{problem.output_shape(), std::vector<double>(element_count(problem.output_shape()))};
-  const std::int64_t group = problem.query.shape.heads / problem.heads();
-  const typename Config::Linear::FeatureMap map{};
-  for (std::int64_t b = 0; b < problem.sequence_count(); ++b) {
-    const SequencePlace at = place_of(problem, b);
-    for (std::int64_t g = 0; g < problem.query.shape.heads; ++g) {
-      const std::int64_t h = g / group;
-      for (std::int64_t i = 0; i < at.count; ++i) {
-        const auto dot = [&](const auto& keys, std::int64_t row, std::int64_t token) {
-          double sum = 0;
-          for (std::int64_t c = 0; c < Problem::d; ++c) {
-            sum +=
-                convert<double>(problem.query.at(at.row, at.first + i, g, c)) * convert<double>(keys.at(row, token, h, c));
-          }
-          return sum;
-        };
-        const double scale = 1 / std::sqrt(static_cast<double>(Problem::d));
-        double largest = 0;
-        for (std::int64_t j = std::max<std::int64_t>(0, i - left); j <= i; ++j) {
-          largest = std::max(largest, scale * dot(problem.key, at.row, at.first + j));
-        }
-        double sum = Config::Linear::Normaliser::epsilon * std::exp(-largest);
-        std::vector<double> numerator(Problem::dv);
-        const auto take = [&](double weight, const auto& values, std::int64_t row, std::int64_t token) {
-          sum += weight;
-          for (std::int64_t c = 0; c < Problem::dv; ++c) {
-            numerator[static_cast<std::size_t>(c)] += weight * convert<double>(values.at(row, token, h, c));
-          }
-        };
-        for (std::int64_t j = 0; j <= i; ++j) {
-          const double product = dot(problem.key, at.row, at.first + j);
-          take(j >= i - left ? std::exp(scale * product - largest) : map.kernel(product) * std::exp(-largest),
-               problem.value, at.row, at.first + j);
-        }
-        for (std::int64_t j = 0; j < at.encoder_count; ++j) {
-          const double product = dot(problem.key_encoder, at.encoder_row, at.encoder_first + j);
-          take(map.kernel(product) * std::exp(-largest), problem.value_encoder, at.encoder_row, at.encoder_first + j);
-        }
-        for (std::int64_t c = 0; c < Problem::dv; ++c) {
-          output.at(at.row, at.first + i, g, c) = numerator[static_cast<std::size_t>(c)] / sum;
-        }
-      }
-    }
-  }
-  return output;
-}
-
 /// Some states: slots x heads, in the format's unit of memory.
 using MixedStates = std::vector<std::uint64_t>;
+
+/// The oracle's outputs for the same problem, in double, from `initial` (one slot per sequence, of the mixer in double;
+/// empty: none).
+template <class Config>
+Tensor<double> reference_hybrid(const HybridProblem<Config>& problem, MixedStates initial = {}) {
+  using Double = HybridAttention<InDouble<typename Config::Linear>, InDouble<typename Config::Window>>;
+  auto query = converted<double>(problem.query);
+  auto key = converted<double>(problem.key);
+  auto value = converted<double>(problem.value);
+  auto key_encoder = converted<double>(problem.key_encoder);
+  auto value_encoder = converted<double>(problem.value_encoder);
+  auto output = zero_tensor<double>(problem.output_shape());
+  PrefillArgs<Double> args;
+  args.query = view_of(query);
+  args.key = view_of(key);
+  args.value = view_of(value);
+  args.key_encoder = view_of(key_encoder);
+  args.value_encoder = view_of(value_encoder);
+  args.output = view_of(output);
+  args.sequences = view_of(problem.sequences);
+  if (!initial.empty()) {
+    args.initial_state = {view_pool<StateFormatOf<Double>>(initial.data(), problem.sequence_count(), problem.heads())};
+  }
+  reference::prefill(args);
+  return output;
+}
 
 template <class Config>
 std::size_t mixed_units(std::int64_t slots, std::int64_t heads) {

@@ -42,6 +42,18 @@ struct SequenceLists {
   std::vector<std::int32_t> first_positions{};
 };
 
+/// The same for the oracles.
+inline Sequences view_of(const SequenceLists& lists) {
+  const auto pointer = [](const std::vector<std::int32_t>& list) { return list.empty() ? nullptr : list.data(); };
+  return {lists.count,
+          pointer(lists.cu_seqlens),
+          pointer(lists.cu_encoder_seqlens),
+          pointer(lists.seq_lens),
+          pointer(lists.prefix_lens),
+          pointer(lists.left_pads),
+          pointer(lists.first_positions)};
+}
+
 /// The same in a backend's memory.
 template <class Backend>
 class PlacedSequences {
@@ -249,32 +261,23 @@ Tensor<double> reference_output(const Problem<Config>& problem, const StateNumbe
   using Double = InDouble<Config>;
   using Format = StateFormatOf<Double>;
   Problem<Double> exact = in_double(problem);
-  Tensor<double> output{exact.output_shape(), std::vector<double>(element_count(exact.output_shape()))};
-  const auto view = [](auto& tensor) { return view_bthd(tensor.values.data(), tensor.shape); };
-  const SequenceLists& lists = problem.sequences;
-  const auto pointer = [](const std::vector<std::int32_t>& list) { return list.empty() ? nullptr : list.data(); };
+  auto output = zero_tensor<double>(exact.output_shape());
   std::vector<double> states;
   for (const auto number : initial) {
     states.push_back(convert<double>(number));
   }
   PrefillArgs<Double> args;
-  args.query = view(exact.query);
-  args.key = view(exact.key);
-  args.value = view(exact.value);
-  args.key_encoder = view(exact.key_encoder);
-  args.value_encoder = view(exact.value_encoder);
-  args.output = view(output);
+  args.query = view_of(exact.query);
+  args.key = view_of(exact.key);
+  args.value = view_of(exact.value);
+  args.key_encoder = view_of(exact.key_encoder);
+  args.value_encoder = view_of(exact.value_encoder);
+  args.output = view_of(output);
   if (denominators != nullptr) {
     *denominators = {exact.denominators_shape(), std::vector<double>(element_count(exact.denominators_shape()))};
-    args.denominators = view(*denominators);
+    args.denominators = view_of(*denominators);
   }
-  args.sequences = {lists.count,
-                    pointer(lists.cu_seqlens),
-                    pointer(lists.cu_encoder_seqlens),
-                    pointer(lists.seq_lens),
-                    pointer(lists.prefix_lens),
-                    pointer(lists.left_pads),
-                    pointer(lists.first_positions)};
+  args.sequences = view_of(problem.sequences);
   if (!states.empty()) {
     args.initial_state = {view_pool<Format>(states.data(), problem.sequence_count(), problem.key.shape.heads)};
   }

@@ -37,6 +37,17 @@ inline std::size_t element_count(const TensorShape& shape) {
   return static_cast<std::size_t>(shape.batch * shape.tokens * shape.heads * shape.dim);
 }
 
+/// The values where they are.
+template <class E>
+TensorView<E> view_of(Tensor<E>& tensor) {
+  return view_bthd(tensor.values.data(), tensor.shape);
+}
+
+template <class E>
+Tensor<E> zero_tensor(const TensorShape& shape) {
+  return {shape, std::vector<E>(element_count(shape))};
+}
+
 template <class E>
 Tensor<E> random_tensor(const TensorShape& shape, unsigned seed, double scale = 1) {
   Tensor<E> tensor{shape, std::vector<E>(element_count(shape))};

@@ -7,14 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <jrt/detail/plan/window_range.hpp>
 #include <jrt/mixer/window_attention.hpp>
+#include <jrt/reference/window_attention.hpp>
 #include <vector>
 
 #include "support/linear_problem.hpp"
 #include "support/tensor.hpp"
 
-/// Inputs of window attention as plain values, an oracle, and functions that place them, run an operation on a backend and
+/// Inputs of window attention as plain values, and functions that place them, run an operation on a backend and
 /// read the results.
 namespace jrt::test {
 
@@ -67,84 +67,32 @@ struct WindowProblem {
   }
 };
 
-/// A query or key as the formula has it, in double.
-template <class Config>
-std::vector<double> rotated_row(const typename Config::Element* row, std::int64_t position) {
-  std::vector<double> x(Config::head_dim);
-  for (std::size_t c = 0; c < x.size(); ++c) {
-    x[c] = convert<double>(row[c]);
-  }
-  if (Config::Rotary::rotates) {
-    const std::size_t half = x.size() / 2;
-    for (std::size_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(position) *
-                           std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(Config::head_dim));
-      const double first = x[i];
-      const double second = x[i + half];
-      x[i] = first * std::cos(angle) - second * std::sin(angle);
-      x[i + half] = first * std::sin(angle) + second * std::cos(angle);
-    }
-  }
-  return x;
-}
-
-/// The formula over all pairs of tokens with an explicit mask, in double. `left` may stand in for the configuration's.
-template <class Config>
-Tensor<double> reference_window(const WindowProblem<Config>& problem, std::int64_t left = Config::left_window) {
-  Tensor<double> output{problem.output_shape(), std::vector<double>(element_count(problem.output_shape()))};
-  const SequenceLists& lists = problem.sequences;
-  const std::int64_t group = problem.query.shape.heads / problem.key.shape.heads;
-  for (std::int64_t b = 0; b < problem.sequence_count(); ++b) {
-    const auto s = static_cast<std::size_t>(b);
-    const bool packed = !lists.cu_seqlens.empty();
-    const std::int64_t row = packed ? 0 : b;
-    const std::int64_t pad = lists.left_pads.empty() ? 0 : lists.left_pads[s];
-    const std::int64_t first = (packed ? lists.cu_seqlens[s] : 0) + pad;
-    const std::int64_t whole = packed                   ? lists.cu_seqlens[s + 1] - lists.cu_seqlens[s]
-                               : lists.seq_lens.empty() ? problem.tokens()
-                                                        : lists.seq_lens[s];
-    const std::int64_t count = whole - pad;
-    for (std::int64_t h = 0; h < problem.key.shape.heads; ++h) {
-      std::vector<std::vector<double>> keys;
-      for (std::int64_t j = 0; j < count; ++j) {
-        keys.push_back(rotated_row<Config>(&problem.key.at(row, first + j, h, 0), j));
-      }
-      for (std::int64_t i = 0; i < count; ++i) {
-        for (std::int64_t g = h * group; g < (h + 1) * group; ++g) {
-          const auto query = rotated_row<Config>(&problem.query.at(row, first + i, g, 0), i);
-          std::vector<double> scores(keys.size(), -INFINITY);
-          double largest = -INFINITY;
-          for (std::size_t j = 0; j < keys.size(); ++j) {
-            if (detail::window_shows(i, static_cast<std::int64_t>(j), left)) {
-              double dot = 0;
-              for (std::size_t c = 0; c < query.size(); ++c) {
-                dot += query[c] * keys[j][c];
-              }
-              scores[j] = problem.scale * dot;
-              largest = std::max(largest, scores[j]);
-            }
-          }
-          double sum = 0;
-          for (double& score : scores) {
-            score = std::exp(score - largest);
-            sum += score;
-          }
-          for (std::int64_t j = 0; j < count; ++j) {
-            const double weight = scores[static_cast<std::size_t>(j)] / sum;
-            for (std::int64_t c = 0; weight != 0 && c < Config::value_dim; ++c) {
-              output.at(row, first + i, g, c) += weight * convert<double>(problem.value.at(row, first + j, h, c));
-            }
-          }
-        }
-      }
-    }
-  }
-  return output;
-}
-
 /// The elements of some caches: slots x heads, each a ring of keys, one of values, and a count.
 template <class Config>
 using Caches = std::vector<typename Config::Element>;
+
+/// The oracle's outputs for the same problem, in double, from `initial` (one slot per sequence; empty: none).
+template <class Config>
+Tensor<double> reference_window(const WindowProblem<Config>& problem, Caches<InDouble<Config>> initial = {}) {
+  using Double = InDouble<Config>;
+  auto query = converted<double>(problem.query);
+  auto key = converted<double>(problem.key);
+  auto value = converted<double>(problem.value);
+  auto output = zero_tensor<double>(problem.output_shape());
+  PrefillArgs<Double> args;
+  args.query = view_of(query);
+  args.key = view_of(key);
+  args.value = view_of(value);
+  args.output = view_of(output);
+  args.sequences = view_of(problem.sequences);
+  args.scale = problem.scale;
+  if (!initial.empty()) {
+    args.initial_state = {
+        view_pool<StateFormatOf<Double>>(initial.data(), problem.sequence_count(), problem.key.shape.heads)};
+  }
+  reference::prefill(args);
+  return output;
+}
 
 template <class Config>
 std::size_t cache_elements(std::int64_t slots, std::int64_t heads) {

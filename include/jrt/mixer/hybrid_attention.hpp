@@ -11,6 +11,7 @@
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/mixer/window_attention.hpp"
 #include "jrt/numeric.hpp"
+#include "jrt/policy/normaliser.hpp"
 #include "jrt/prefill.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"

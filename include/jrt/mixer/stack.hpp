@@ -8,10 +8,13 @@
 #include "jrt/decode.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/integer.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 #include "jrt/prefill.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 #include "jrt/state_exchange.hpp"
+#include "jrt/status.hpp"
+#include "jrt/workspace.hpp"
 
 /// Composition: a list of mixers is one type, and so is the decode state of a sequence in all of them.
 ///

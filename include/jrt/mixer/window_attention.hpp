@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 
@@ -10,6 +11,7 @@
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/policy/rotary.hpp"
+#include "jrt/policy/taylor.hpp"
 #include "jrt/prefill.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"

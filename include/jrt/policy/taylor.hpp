@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
 #include <concepts>
-#include <type_traits>
 
 #include "jrt/detail/host_device.hpp"
 #include "jrt/policy/feature_map.hpp"

@@ -24,12 +24,12 @@ struct RepeatedPrompt {
   std::int64_t repetitions = 2;               ///< of the context, at least 1
 };
 
-/// Tokens [first, first + count) of a prompt.
-struct TokenRange {
+/// Tokens [first, first + count) of a prompt, which are one prefill.
+struct PromptPiece {
   std::int64_t first = 0;
   std::int64_t count = 0;
 
-  friend bool operator==(const TokenRange&, const TokenRange&) = default;
+  friend bool operator==(const PromptPiece&, const PromptPiece&) = default;
 };
 
 /// Tokens of the whole prompt; of one that `check_repeated_prompt` accepts.
@@ -44,7 +44,7 @@ constexpr std::int64_t repeated_prompt_pieces(const RepeatedPrompt& prompt) {
 }
 
 /// Where piece `piece`, counted from 0, is in the whole prompt. A separator belongs to the repetition behind it.
-constexpr TokenRange repeated_prompt_piece(const RepeatedPrompt& prompt, std::int64_t piece) {
+constexpr PromptPiece repeated_prompt_piece(const RepeatedPrompt& prompt, std::int64_t piece) {
   const std::int64_t again = std::ssize(prompt.separator) + std::ssize(prompt.context);
   if (piece == 0) {
     return {0, std::ssize(prompt.context)};

@@ -1,28 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "jrt/mixer/linear_attention.hpp"
+#include "jrt/numeric.hpp"
+#include "jrt/policy/feature_map.hpp"
+#include "jrt/reference/sums.hpp"
 #include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
 
 /// The oracle: prefix linear attention as the formula reads, in double, pair by pair, without state or chunks. For tests,
 /// of this library and of users' own policies; O(T²) and it allocates.
 namespace jrt::reference {
 
-/// Numerator row and denominator of one query over the pairs that it sees, in double.
-struct Sums {
-  std::vector<double> numerator;
-  double denominator = 0;
-};
-
 namespace detail {
 
+template <FeatureMap Map>
+std::vector<double> query_features(const Map& map, const std::vector<double>& x, std::int64_t position) {
+  std::vector<double> features(Map::feature_dim);
+  expand_query(map, x.data(), features.data(), position);
+  return features;
+}
+template <FeatureMap Map>
+std::vector<double> key_features(const Map& map, const std::vector<double>& x, std::int64_t position) {
+  std::vector<double> features(Map::feature_dim);
+  expand_key(map, x.data(), features.data(), position);
+  return features;
+}
+
+/// All the pairs of which a head's state is the sum, their weights times `factor`.
+template <class Format>
+void add_state(Sums& sums, const std::vector<double>& query, const typename Format::Scalar* state, double factor = 1) {
+  for (int r = 0; r < Format::rows; ++r) {
+    const double feature = query[static_cast<std::size_t>(r)] * factor;
+    for (int c = 0; c < Format::columns; ++c) {
+      sums.numerator[static_cast<std::size_t>(c)] += feature * convert<double>(state[r * Format::columns + c]);
+    }
+    sums.denominator += feature * convert<double>(state[Format::normaliser_offset + r]);
+  }
+}
+
 template <AttentionConfig Config>
-class Prefill {
+class LinearPrefill {
  public:
-  explicit Prefill(const PrefillArgs<Config>& args) : args_(args) {}
+  explicit LinearPrefill(const PrefillArgs<Config>& args) : args_(args) {}
 
   void run() const {
     const std::int64_t count = jrt::detail::sequence_count(args_.sequences, args_.query.batch);
@@ -38,34 +62,9 @@ class Prefill {
   using Features = std::vector<double>;
 
   template <class E>
-  [[nodiscard]] Features expanded(const E* x, bool zeroed, bool is_query, std::int64_t position) const {
-    double input[Map::input_dim] = {};
-    for (int i = 0; i < Map::input_dim && !zeroed; ++i) {
-      input[i] = convert<double>(x[i]);
-    }
-    Features features(Map::feature_dim);
-    if (is_query) {
-      expand_query(args_.feature_map, input, features.data(), position);
-    } else {
-      expand_key(args_.feature_map, input, features.data(), position);
-    }
-    return features;
-  }
-
-  static double inner(const Features& a, const double* b, std::int64_t stride) {
-    double sum = 0;
-    for (std::size_t r = 0; r < a.size(); ++r) {
-      sum += a[r] * b[static_cast<std::int64_t>(r) * stride];
-    }
-    return sum;
-  }
-
-  template <class E>
-  static void add_pair(Sums& sums, double weight, const E* value) {
-    sums.denominator += weight;
-    for (int c = 0; c < Config::value_dim; ++c) {
-      sums.numerator[static_cast<std::size_t>(c)] += weight * convert<double>(value[c]);
-    }
+  [[nodiscard]] Features features_of_key(const E* x, bool padded, std::int64_t position) const {
+    return key_features(args_.feature_map, padded ? std::vector<double>(Map::input_dim) : in_double(x, Map::input_dim),
+                        position);
   }
 
   void head(std::int64_t b, std::int64_t h) const {
@@ -79,26 +78,28 @@ class Prefill {
     std::vector<Features> encoder_keys;
     for (std::int64_t j = 0; j < span.tokens; ++j) {
       keys.push_back(
-          expanded(args_.key.row(span.batch_row, span.first_token + j, kv), j < span.left_pad, false, span.position(j)));
+          features_of_key(args_.key.row(span.batch_row, span.first_token + j, kv), j < span.left_pad, span.position(j)));
     }
     for (std::int64_t j = 0; j < encoder; ++j) {
-      encoder_keys.push_back(expanded(args_.key_encoder.row(span.encoder_row, span.encoder_first + j, kv),
-                                      j < span.left_pad, false, span.position(j)));
+      encoder_keys.push_back(features_of_key(args_.key_encoder.row(span.encoder_row, span.encoder_first + j, kv),
+                                             j < span.left_pad, span.position(j)));
     }
     for (std::int64_t i = 0; i < span.row_tokens; ++i) {
       auto* const output = args_.output.row(span.batch_row, span.first_token + i, h);
       Sums sums{std::vector<double>(Config::value_dim), 0};
       if (i >= first && i < span.tokens) {
-        const Features query =
-            expanded(args_.query.row(span.batch_row, span.first_token + i, h), false, true, span.position(i));
-        add_initial_state(sums, query, b, kv);
+        const auto* const row = args_.query.row(span.batch_row, span.first_token + i, h);
+        const Features query = query_features(args_.feature_map, in_double(row, Map::input_dim), span.position(i));
+        if (jrt::detail::reads_initial_state(args_.initial_state, args_.has_initial_state, b)) {
+          add_state<StateFormatOf<Config>>(sums, query, args_.initial_state.pool.head(args_.initial_state.slot(b), kv));
+        }
         for (std::int64_t j = first; j < encoder; ++j) {
-          add_pair(sums, inner(query, encoder_keys[static_cast<std::size_t>(j)].data(), 1),
+          sums.add(dot(query, encoder_keys[static_cast<std::size_t>(j)]),
                    args_.value_encoder.row(span.encoder_row, span.encoder_first + j, kv));
         }
         const std::int64_t end = Config::Mask::reads_future ? span.tokens : i + 1;
         for (std::int64_t j = first; j < end; ++j) {
-          add_pair(sums, inner(query, keys[static_cast<std::size_t>(j)].data(), 1),
+          sums.add(dot(query, keys[static_cast<std::size_t>(j)]),
                    args_.value.row(span.batch_row, span.first_token + j, kv));
         }
       }
@@ -113,22 +114,6 @@ class Prefill {
     }
   }
 
-  void add_initial_state(Sums& sums, const Features& query, std::int64_t b, std::int64_t kv) const {
-    using Format = StateFormatOf<Config>;
-    if (!jrt::detail::reads_initial_state(args_.initial_state, args_.has_initial_state, b)) {
-      return;
-    }
-    const auto* const state = args_.initial_state.pool.head(args_.initial_state.slot(b), kv);
-    std::vector<double> numbers(static_cast<std::size_t>(Format::normaliser_offset + Format::rows));
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      numbers[i] = convert<double>(state[i]);
-    }
-    for (int c = 0; c < Config::value_dim; ++c) {
-      sums.numerator[static_cast<std::size_t>(c)] += inner(query, numbers.data() + c, Format::columns);
-    }
-    sums.denominator += inner(query, numbers.data() + Format::normaliser_offset, 1);
-  }
-
   const PrefillArgs<Config>& args_;
 };
 
@@ -138,7 +123,7 @@ class Prefill {
 /// final state is written, no slot skipped.
 template <AttentionConfig Config>
 void prefill(const PrefillArgs<Config>& args) {
-  detail::Prefill<Config>(args).run();
+  detail::LinearPrefill<Config>(args).run();
 }
 
 }  // namespace jrt::reference

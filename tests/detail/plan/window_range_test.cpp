@@ -11,7 +11,7 @@ namespace jrt::detail {
 namespace {
 
 static_assert(window_shows(5, 5, 0) && window_shows(5, 3, 2) && !window_shows(5, 2, 2) && !window_shows(5, 6, 2));
-static_assert(keys_in_window(10, 4, 3, 0) == KeyRange{7, 14});
+static_assert(keys_in_window(10, 4, 3, 0) == TokenRange{7, 14});
 static_assert(all_in_window(10, 2, {8, 11}, 3) && !all_in_window(10, 2, {7, 11}, 3) && !all_in_window(10, 2, {8, 12}, 3));
 static_assert(ring_row(0, 4) == 0 && ring_row(4, 4) == 4 && ring_row(5, 4) == 0);
 
@@ -31,7 +31,7 @@ TEST_CASE("keys_in_window is what a mask shows to any of the queries, for every 
               }
             }
           }
-          const KeyRange range = keys_in_window(first, count, left, lowest);
+          const TokenRange range = keys_in_window(first, count, left, lowest);
           CAPTURE(first);
           CAPTURE(count);
           CAPTURE(left);

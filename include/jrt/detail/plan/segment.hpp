@@ -5,17 +5,9 @@
 
 #include "jrt/detail/host_device.hpp"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/token_range.hpp"
 
 namespace jrt::detail {
-
-/// Tokens [begin, end).
-struct TokenRange {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-
-  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t size() const { return end - begin; }
-  friend constexpr bool operator==(const TokenRange&, const TokenRange&) = default;
-};
 
 /// Segment `index` of `segments` of a range. Segments are whole chunks (the last one of the range excepted), in order, and
 /// as even as that allows; there may be empty ones at the end. The partition depends on the length alone, not on `begin`.

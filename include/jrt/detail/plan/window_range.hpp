@@ -5,32 +5,25 @@
 
 #include "jrt/detail/host_device.hpp"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/token_range.hpp"
 
 /// Which keys a sliding window shows to which queries. Tokens of a call are counted from 0; the ones before it, which a
 /// cache holds, have negative indices. Query i sees keys i − left … i: both ends included, itself included.
 namespace jrt::detail {
-
-/// Keys [begin, end).
-struct KeyRange {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-
-  friend constexpr bool operator==(const KeyRange&, const KeyRange&) = default;
-};
 
 JRT_DETAIL_HD constexpr bool window_shows(std::int64_t query, std::int64_t key, std::int64_t left) {
   return key >= query - left && key <= query;
 }
 
 /// Keys that at least one of the queries [first, first + count) sees, of those from `lowest` on; empty if count is 0.
-JRT_DETAIL_HD constexpr KeyRange keys_in_window(std::int64_t first, std::int64_t count, std::int64_t left,
-                                                std::int64_t lowest) {
+JRT_DETAIL_HD constexpr TokenRange keys_in_window(std::int64_t first, std::int64_t count, std::int64_t left,
+                                                  std::int64_t lowest) {
   const std::int64_t begin = larger(first - left, lowest);
   return {begin, count > 0 ? larger(begin, first + count) : begin};
 }
 
 /// Whether each of the queries [first, first + count) sees each of the keys, so that nothing has to be masked.
-JRT_DETAIL_HD constexpr bool all_in_window(std::int64_t first, std::int64_t count, const KeyRange& keys,
+JRT_DETAIL_HD constexpr bool all_in_window(std::int64_t first, std::int64_t count, const TokenRange& keys,
                                            std::int64_t left) {
   return keys.begin >= first + count - 1 - left && keys.end <= first + 1;
 }

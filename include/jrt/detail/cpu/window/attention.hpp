@@ -14,7 +14,7 @@ namespace jrt::detail::cpu {
 /// `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind it; `write(token, key,
 /// value)` puts one there.
 template <WindowConfig Config, class Write>
-void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, typename Config::Element* cache,
+void write_cache(const WindowKeys<Config>& keys, const TokenRange& tokens, typename Config::Element* cache,
                  const Write& write) {
   using Format = StateFormatOf<Config>;
   constexpr std::size_t bytes = static_cast<std::size_t>(Format::ring_elements) * sizeof(typename Config::Element);

@@ -78,7 +78,7 @@ class WindowBlock {
 
   /// Brings the keys [range.begin, range.end) into panels, as far as they are not there. Ranges only move forward, by
   /// whole panels.
-  void load(const Keys& keys, const KeyRange& range, const typename Config::Rotary& rotary) {
+  void load(const Keys& keys, const TokenRange& range, const typename Config::Rotary& rotary) {
     for (std::int64_t token = larger(loaded_, range.begin); token < range.end; ++token) {
       load_token(keys, token, rotary);
     }
@@ -109,7 +109,7 @@ class WindowBlock {
 
   /// Outputs of `rows` queries from token `first` on, of which the loaded keys hold all that they see.
   void compute(std::int64_t first, int rows, std::int64_t lowest) {
-    const KeyRange range = keys_in_window(first, rows, left, lowest);
+    const TokenRange range = keys_in_window(first, rows, left, lowest);
     const std::int64_t base = floor_to(range.begin, lanes<T>);
     const auto columns = round_up<std::int64_t>(range.end - base, lanes<T>);
     for_panels({base, base + columns}, [&](std::int64_t begin, std::int64_t end) {
@@ -119,7 +119,7 @@ class WindowBlock {
     });
     T inverse[tile_rows];
     for (int r = 0; r < rows; ++r) {
-      const KeyRange seen = keys_in_window(first + r, 1, left, lowest);
+      const TokenRange seen = keys_in_window(first + r, 1, left, lowest);
       T* const scores = scores_ + r * score_stride;
       T* const output = outputs_ + std::ptrdiff_t{r} * value_stride;
       if constexpr (has_softmax_carry_in<Config>) {
@@ -175,7 +175,7 @@ class WindowBlock {
 
   /// Calls `function(begin, end)` for the part of the range in each panel.
   template <class Function>
-  static void for_panels(const KeyRange& range, const Function& function) {
+  static void for_panels(const TokenRange& range, const Function& function) {
     for (std::int64_t begin = range.begin; begin < range.end;) {
       const std::int64_t end = smaller(floor_to(begin, panel_keys) + panel_keys, range.end);
       function(begin, end);

@@ -5,9 +5,9 @@
 #include <type_traits>
 
 #include "jrt/detail/cuda/core/launch.cuh"
-#include "jrt/detail/cuda/core/sequence_runs.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/convolution/inputs.hpp"
 
 /// The convolution's kernels. Everything is bound by memory: a thread has a few neighbouring channels, as many as one

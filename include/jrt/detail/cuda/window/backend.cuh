@@ -12,6 +12,7 @@
 #include "jrt/detail/cuda/window/sm90/attention.cuh"
 #include "jrt/detail/cuda/window/step.cuh"
 #include "jrt/detail/cuda/window/tiles.cuh"
+#include "jrt/detail/plan/sequence_runs.hpp"
 
 namespace jrt::detail {
 
@@ -84,7 +85,7 @@ struct MixerBackend<Config, Cuda> {
   }
 
   static std::int64_t runs_of(const WindowCall<Config>& call, std::int64_t run) {
-    return cuda::row_runs(call.sequences, call.query.batch, call.query.tokens, run);
+    return row_runs(call.sequences, call.query.batch, call.query.tokens, run);
   }
 
   /// Whether all rows of keys, values, queries and outputs can be read and written 16 bytes at a time; those of caches can

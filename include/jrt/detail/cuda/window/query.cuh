@@ -65,7 +65,7 @@ class WindowQuery {
   /// `before` is the denominator of that.
   __device__ void run(std::int64_t token, const Element* query, Element* output, T before) {
     read_query(query, sequence_.keys.position(token));
-    const KeyRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
+    const TokenRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
     constexpr int step = Layout::groups * keys_in_flight;
     for (std::int64_t first = range.begin; first < range.end; first += step) {
       take_keys(first, range.end);

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "jrt/detail/cuda/core/sequence_runs.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 
 /// What the blocks of all window kernels do first: find their sequence, its keys and its rows of outputs.
@@ -95,7 +95,7 @@ __device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, 
 /// By all threads of a block: `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind
 /// it. Nobody reads the ring any more.
 template <WindowConfig Config, class Rotary>
-__device__ void write_cache(const WindowKeys<Config>& keys, const KeyRange& tokens, const Rotary& rotary,
+__device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& tokens, const Rotary& rotary,
                             typename Config::Element* cache) {
   using Format = StateFormatOf<Config>;
   const int thread = static_cast<int>(threadIdx.x);

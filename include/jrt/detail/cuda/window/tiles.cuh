@@ -101,7 +101,7 @@ class WindowTiles {
     const std::int64_t first = first_row_ - sequence_.span.left_pad;
     const std::int64_t count = smaller<std::int64_t>(Layout::rows, sequence_.tokens - first);
     const std::int64_t lowest = sequence_.keys.lowest();
-    const KeyRange range = keys_in_window(first, larger<std::int64_t>(count, 0), left, lowest);
+    const TokenRange range = keys_in_window(first, larger<std::int64_t>(count, 0), left, lowest);
     const std::int64_t begin = range.begin;
     const int tiles = static_cast<int>(ceil_div(range.end - begin, std::int64_t{Layout::tile_keys}));
     for (int i = 0; i < Layout::stages - 1; ++i) {
@@ -143,7 +143,7 @@ class WindowTiles {
   }
 
   /// A tile of keys and values on its way to shared memory; 0 for tokens outside the range.
-  __device__ void fetch(std::int64_t begin, int tile, int tiles, const KeyRange& range) {
+  __device__ void fetch(std::int64_t begin, int tile, int tiles, const TokenRange& range) {
     if (tile < tiles) {
       const std::int64_t first = begin + std::int64_t{tile} * Layout::tile_keys;
       Element* const keys = key_tile(tile % Layout::stages);

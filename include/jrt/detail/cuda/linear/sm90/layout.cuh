@@ -6,8 +6,8 @@
 #include <type_traits>
 
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
-#include "jrt/detail/cuda/linear/sm90/packing.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/hopper_packing.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
 namespace jrt::detail::cuda {

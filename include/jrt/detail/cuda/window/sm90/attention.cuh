@@ -9,6 +9,8 @@
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
 #include "jrt/detail/cuda/window/sm90/worker.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/sequence_runs.hpp"
 
 namespace jrt::detail::cuda {
 

@@ -9,6 +9,7 @@
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/window_tiles.hpp"
 
 /// Prefill of window attention on Hopper GPUs. A block walks along a long run of queries of one head, in tiles of 64.
 /// Keys and values pass once, through a ring in shared memory that the copy engine fills well ahead; three groups of four
@@ -45,8 +46,9 @@ struct HopperWindowLayout {
   static constexpr int first_columns = smaller(value_dim, panel_columns);
   static constexpr int other_columns = larger(16, value_dim - panel_columns);  // 16 where there are none
 
-  static constexpr int window_tiles = ceil_div(Config::left_window, tile) + 1;  // that one tile of queries sees
-  static constexpr int group_tiles = window_tiles <= 3 ? window_tiles : 2;      // whose scores are there at a time
+  using TileRun = WindowTileRun<tile, Config::left_window>;
+  static constexpr int window_tiles = TileRun::window_tiles;                // that one tile of queries sees
+  static constexpr int group_tiles = window_tiles <= 3 ? window_tiles : 2;  // whose scores are there at a time
   static constexpr int workers = panels == 1 ? 3 : 2;
   static constexpr int threads = 128 * (1 + workers);
   static constexpr int worker_registers = workers == 3 ? 152 : 224;
@@ -88,36 +90,25 @@ struct HopperWindowCall {
   int run_tiles = 0;      // tiles of rows in a run
 };
 
-/// The tiles of one block, in numbers of 32 bits (the copy engine has no others): workers have no register to spare. Tile j
-/// of keys stands `window_tiles` − 1 tiles further left than tile j of queries.
+/// The tiles of one block, and where they are in the views and in shared memory.
 template <WindowConfig Config>
-struct HopperWindowRun {
+struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {
   using Layout = HopperWindowLayout<Config>;
 
   int sequence;    // of the call
   int query_head;  // of the views
   int batch_row;
-  int row;          // of the views, in which token 0 of the sequence stands
-  int first_token;  // of the run
-  int tokens;       // of the sequence
-  int lowest;       // token that may be seen
-  int tiles;        // of queries
+  int row;  // of the views, in which token 0 of the sequence stands
 
   __device__ HopperWindowRun(const WindowSequence<Config>& of, std::int64_t b, std::int64_t head, std::int64_t first,
                              int run_tiles)
-      : sequence(warp_uniform(static_cast<int>(b))),
+      : Layout::TileRun(warp_uniform(static_cast<int>(first)), warp_uniform(static_cast<int>(of.tokens)),
+                        warp_uniform(static_cast<int>(of.keys.lowest())), run_tiles),
+        sequence(warp_uniform(static_cast<int>(b))),
         query_head(warp_uniform(static_cast<int>(head))),
         batch_row(warp_uniform(static_cast<int>(of.span.batch_row))),
-        row(warp_uniform(static_cast<int>(of.span.first_token + of.span.left_pad))),
-        first_token(warp_uniform(static_cast<int>(first))),
-        tokens(warp_uniform(static_cast<int>(of.tokens))),
-        lowest(warp_uniform(static_cast<int>(of.keys.lowest()))),
-        tiles(smaller(run_tiles, ceil_div(larger(0, tokens - first_token), Layout::tile))) {}
+        row(warp_uniform(static_cast<int>(of.span.first_token + of.span.left_pad))) {}
 
-  [[nodiscard]] __device__ int key_tiles() const { return tiles + Layout::window_tiles - 1; }
-  [[nodiscard]] __device__ int key_token(int j) const {
-    return first_token + (j - (Layout::window_tiles - 1)) * Layout::tile;
-  }
   /// Where tile j of keys is in the ring, and which time around it is.
   static __device__ int stage(int j) { return j % Layout::stages; }
   static __device__ std::uint32_t lap(int j) { return static_cast<std::uint32_t>(j) / Layout::stages; }

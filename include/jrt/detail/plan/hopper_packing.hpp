@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
 #include "jrt/detail/host_device.hpp"
 #include "jrt/policy/taylor.hpp"
 
@@ -18,13 +16,13 @@
 ///     w > 0    h=0: L · L^w            h=0: L · H^w                                 w=1: L, H
 ///              h=1: H · H^w            h=1: H · L^w                                 w=2, 3: nothing
 ///
-/// so that warp w of the warps that keep the state (see state_warps.cuh) makes all of its products from one pair of halves
-/// and the same pair shifted by w (by 4 for w = 0). Rows with nothing are 0, and the last two groups of 16 are not
-/// published.
+/// so that warp w of the warps that keep the state (see linear/sm90/state_warps.cuh) makes all of its products from one
+/// pair of halves and the same pair shifted by w (by 4 for w = 0). Rows with nothing are 0, and the last two groups of 16
+/// are not published.
 ///
 /// Keys are multiplied as they are. All factors are on the query's side, where at d = 16 they are powers of two, exact in
 /// any type: φ(q)·φ(k) = 1 + (q/4)·k + Σ_{i<j} (q_i q_j/16)(k_i k_j) + Σ_i (q_i²/32) k_i².
-namespace jrt::detail::cuda {
+namespace jrt::detail {
 
 struct HopperPacking {
   static constexpr int input_dim = 16;
@@ -78,33 +76,4 @@ struct HopperPacking {
   }
 };
 
-namespace packing_check {
-
-/// Every row of the format is in exactly one place, and holds there what the format says.
-constexpr bool complete() {
-  bool seen[HopperPacking::format_rows] = {};
-  for (int i = 0; i < 64 * HopperPacking::row_tiles; ++i) {
-    const TaylorRow row = HopperPacking::row(i / 64, i / 16 % 4, i / 8 % 2, i % 8);
-    const int r = HopperPacking::format_row(row);
-    if (r < 0) {
-      continue;
-    }
-    const TaylorRow wanted = SymmetricPacking::row<16>(r);
-    const bool same = wanted == row || (wanted.first == row.second && wanted.second == row.first);
-    if (i >= HopperPacking::rows || seen[r] || !same) {
-      return false;
-    }
-    seen[r] = true;
-  }
-  for (const bool present : seen) {
-    if (!present) {
-      return false;
-    }
-  }
-  return true;
-}
-static_assert(complete(), "HopperPacking: rows and SymmetricPacking's do not correspond.");
-
-}  // namespace packing_check
-
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail

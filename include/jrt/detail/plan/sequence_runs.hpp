@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/host_device.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/sequences.hpp"
 
@@ -11,10 +12,10 @@
 ///     dense, T = 5, runs of 2        packed, lengths 3 and 5, runs of 2
 ///     b:   0 0 0 1 1 1               b:   0 0 1 1 1 (1)        the last is one too many
 ///     row: 0 2 4 0 2 4               row: 0 2 0 2 4 (6)
-namespace jrt::detail::cuda {
+namespace jrt::detail {
 
 /// Runs of `run` rows that cover all sequences; a few more for packed ones.
-inline std::int64_t row_runs(const Sequences& sequences, std::int64_t batch, std::int64_t tokens, std::int64_t run) {
+constexpr std::int64_t row_runs(const Sequences& sequences, std::int64_t batch, std::int64_t tokens, std::int64_t run) {
   return sequences.cu_seqlens != nullptr ? tokens / run + sequences.count : ceil_div(tokens, run) * batch;
 }
 
@@ -24,7 +25,7 @@ struct RowRun {
   std::int64_t b = 0;
   std::int64_t first_row = 0;
 
-  __device__ RowRun(const Sequences& sequences, std::int64_t tokens, std::int64_t index, std::int64_t run) {
+  JRT_DETAIL_HD constexpr RowRun(const Sequences& sequences, std::int64_t tokens, std::int64_t index, std::int64_t run) {
     if (sequences.cu_seqlens == nullptr) {
       const std::int64_t each = ceil_div(tokens, run);
       b = index / each;
@@ -42,9 +43,9 @@ struct RowRun {
   }
 
   /// Whether the run has rows of the sequence. Not so for runs too many, nor where offsets decrease.
-  [[nodiscard]] __device__ bool within(const SequenceSpan& span) const {
+  [[nodiscard]] JRT_DETAIL_HD constexpr bool within(const SequenceSpan& span) const {
     return first_row >= 0 && first_row < span.row_tokens;
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail
