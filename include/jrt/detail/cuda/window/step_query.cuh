@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cfloat>
 #include <cstdint>
+#include <type_traits>
 
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/cuda/window/step_layout.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/window/online_softmax.hpp"
 
 namespace jrt::detail::cuda {
 
@@ -24,10 +26,12 @@ class WindowStepQuery {
   static constexpr int parts = Layout::Query::parts;
   static constexpr int lanes = Layout::Query::lanes;
   using Numbers = StoredNumbers<Element, vector>;
+  using Exponential = std::conditional_t<sizeof(Element) == 2, FastFiniteExponential, FiniteExponential<T>>;
+  using Softmax = OnlineSoftmax<T, Exponential>;
 
   struct Shared {
-    T largest[Layout::warps];
-    T sums[Layout::warps];
+    T maxima[Layout::warps];
+    T denominators[Layout::warps];
     T values[Layout::warps][Config::value_dim];
   };
 
@@ -41,17 +45,16 @@ class WindowStepQuery {
       read_query(numbers[part], query, position, column(part));
     }
     T values[parts][vector] = {};
-    T largest = lowest_score();
-    T sum = 0;
+    Softmax softmax;
     for (int first = group(); first - group() < rows; first += Layout::rounds * Layout::groups) {
       T scores[Layout::rounds];
-      T most = largest;
+      T most = softmax.maximum;
 #pragma unroll
       for (int r = 0; r < Layout::rounds; ++r) {
         const int n = first + r * Layout::groups;
         // All lanes take part; what stands behind the rows is read, within the ring, and left out.
         const T score = dot(numbers, buffer + smaller(n, Format::rows - 1) * Config::head_dim);
-        scores[r] = n < rows ? score : lowest_score();
+        scores[r] = n < rows ? score : Exponential::lowest;
         most = most < scores[r] ? scores[r] : most;
       }
       // For a warp as a whole: what is left to bring together is then one row of values each.
@@ -60,21 +63,18 @@ class WindowStepQuery {
         const T other = __shfl_xor_sync(~0u, most, distance);
         most = most < other ? other : most;
       }
-      const T factor = exponential(largest - most);
-      largest = most;
-      sum *= factor;
-      scale(values, factor);
+      scale(values, softmax.absorb(most));
 #pragma unroll
       for (int r = 0; r < Layout::rounds; ++r) {
         const int n = first + r * Layout::groups;
         if (n < rows) {
-          const T weight = exponential(scores[r] - most);
-          sum += weight;
+          const T weight = softmax.weight(scores[r]);
+          softmax.denominator += weight;
           add_weighted(values, weight, buffer + Format::value_offset + n * Config::value_dim);
         }
       }
     }
-    finish(values, largest, sum, output);
+    finish(values, softmax, output);
   }
 
  private:
@@ -154,11 +154,12 @@ class WindowStepQuery {
   }
 
   /// Brings groups and warps together.
-  __device__ void finish(T (&values)[parts][vector], T largest, T sum, Element* output) {
+  __device__ void finish(T (&values)[parts][vector], const Softmax& of_lanes, Element* output) {
     const int warp = thread() / 32;
+    T denominator = of_lanes.denominator;
 #pragma unroll
     for (int distance = lanes; distance < 32; distance *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, distance);
+      denominator += __shfl_xor_sync(~0u, denominator, distance);
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
 #pragma unroll
@@ -168,8 +169,8 @@ class WindowStepQuery {
       }
     }
     if (thread() % 32 == 0) {
-      shared_.largest[warp] = largest;
-      shared_.sums[warp] = sum;
+      shared_.maxima[warp] = of_lanes.maximum;
+      shared_.denominators[warp] = denominator;
     }
     if (thread() % 32 < lanes) {
 #pragma unroll
@@ -183,34 +184,21 @@ class WindowStepQuery {
       }
     }
     __syncthreads();
-    T most = lowest_score();
+    T most = Exponential::lowest;
 #pragma unroll
     for (int w = 0; w < Layout::warps; ++w) {
-      most = most < shared_.largest[w] ? shared_.largest[w] : most;
+      most = most < shared_.maxima[w] ? shared_.maxima[w] : most;
     }
     for (int c = thread(); c < Config::value_dim; c += Layout::threads) {
-      T total = 0;
+      Softmax softmax{most};
       T value = 0;
 #pragma unroll
       for (int w = 0; w < Layout::warps; ++w) {
-        const T factor = exponential(shared_.largest[w] - most);
-        total += factor * shared_.sums[w];
+        const T factor = softmax.merge({shared_.maxima[w], shared_.denominators[w]});
         value += factor * shared_.values[w][c];
       }
-      output[c] = convert<Element>(value / total);
+      output[c] = convert<Element>(softmax.finish(value));
     }
-  }
-
-  static __device__ T exponential(T x) {
-    if constexpr (sizeof(Element) == 2) {
-      return __expf(x);  // its error, 2^-21, is less than that of the weights' values
-    } else {
-      return exp(x);
-    }
-  }
-  /// Of a group without keys; its differences are finite.
-  static __device__ constexpr T lowest_score() {
-    return sizeof(T) == sizeof(float) ? T(-FLT_MAX / 4) : T(-DBL_MAX / 4);
   }
 
   const WindowCall<Config>& call_;

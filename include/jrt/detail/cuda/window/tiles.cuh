@@ -9,17 +9,18 @@
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/detail/cuda/core/sequence_runs.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/cuda/window/tile_layout.cuh"
 #include "jrt/detail/cuda/window/tile_products.cuh"
 #include "jrt/detail/cuda/window/tile_source.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/window/online_softmax.hpp"
 
 /// Prefill of window attention on the matrix unit, for 16-bit types. A block has four warps, each some 16-row tiles of
 /// queries, whose fragments stay in registers. Keys and values pass through shared memory in tiles of 64 tokens, a few on
 /// their way; of each tile a warp takes the halves that its own window reaches, so that a window of 128 costs 32 queries
-/// 160 keys, not the 384 of square blocks. Scores become weights in registers (online softmax, Milakov and Gimelshein
-/// 2018).
+/// 160 keys, not the 384 of square blocks. Scores become weights in registers (`OnlineSoftmax`).
 ///
 ///     128 queries 0 …, L = 128:   tile 0    tile 1    tile 2    tile 3      # a step of 32 keys that a warp takes:
 ///     keys                       −128 …     −64 …       0 …      64 …       the first has the window's edge in it,
@@ -34,16 +35,19 @@ class WindowTiles {
  public:
   using Layout = WindowTileLayout<Config>;
   using Element = typename Config::Element;
+  using Softmax = OnlineSoftmax<float, ScaledExponential>;
   static constexpr int row_tiles = Layout::row_tiles;
   static constexpr int left = Config::left_window;
 
   __device__ WindowTiles(const WindowCall<Config>& call, const WindowSequence<Config>& sequence, std::int64_t query_head,
                          std::int64_t first_row, Element* shared)
       : call_(call), sequence_(sequence), query_head_(query_head), first_row_(first_row), shared_(shared) {
+    if constexpr (has_softmax_carry_in<Config>) {
 #pragma unroll
-    for (int m = 0; m < row_tiles; ++m) {
-      largest_[m][0] = has_softmax_carry_in<Config> ? 0 : -INFINITY;
-      largest_[m][1] = has_softmax_carry_in<Config> ? 0 : -INFINITY;
+      for (int m = 0; m < row_tiles; ++m) {
+        softmax_[m][0].maximum = 0;
+        softmax_[m][1].maximum = 0;
+      }
     }
   }
 
@@ -121,7 +125,7 @@ class WindowTiles {
           continue;
         }
         const float before = call_.before.denominator(span.batch_row, span.first_token + row, query_head_);
-        sums_[m][i] = lane() % 4 == 0 ? before + static_cast<float>(Config::epsilon) : 0;
+        softmax_[m][i].denominator = lane() % 4 == 0 ? before + static_cast<float>(Config::epsilon) : 0;
         if (before == 0) {
           continue;
         }
@@ -135,12 +139,6 @@ class WindowTiles {
         }
       }
     }
-  }
-
-  /// Of the exponents of two. Queries have its sign, and it is never 0, so that what is hidden stays −∞.
-  [[nodiscard]] __device__ float scale() const {
-    constexpr float log2_e = 1.4426950408889634F;
-    return fmaxf(fabsf(static_cast<float>(call_.scale)), 1e-30F) * log2_e;
   }
 
   /// Both numbers of a pair are in the same lane.
@@ -244,33 +242,32 @@ class WindowTiles {
     }
   }
 
-  /// Scores become e^(scale (score − largest)); sums and outputs so far are brought to the new largest.
+  /// Scores become weights; the outputs so far are brought to the new maximum. The scale's sign is the queries'.
   template <int tiles>
   __device__ void to_weights(Accumulator (&scores)[tiles], int m) {
-    const float scale = this->scale();
+    const ScaledExponential exponential(call_.scale);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float most = largest_[m][i];
+      Softmax& softmax = softmax_[m][i];
+      float most = softmax.maximum;
 #pragma unroll
       for (int n = 0; n < tiles; ++n) {
         most = fmaxf(most, fmaxf(scores[n].values[2 * i], scores[n].values[2 * i + 1]));
       }
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-      const float shift = most == -INFINITY ? 0.0F : most * scale;
-      const float factor = power_of_two(largest_[m][i] * scale - shift);
-      largest_[m][i] = most;
+      const float factor = softmax.absorb(most, exponential);
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < tiles; ++n) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           float& score = scores[n].values[2 * i + j];
-          score = power_of_two(score * scale - shift);
+          score = softmax.weight(score, exponential);
           sum += score;
         }
       }
-      sums_[m][i] = sums_[m][i] * factor + sum;
+      softmax.denominator += sum;
 #pragma unroll
       for (int n = 0; n < Config::value_dim / 8; ++n) {
         outputs_[m][n].values[2 * i] *= factor;
@@ -287,11 +284,11 @@ class WindowTiles {
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float sum = sums_[m][i];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
+        Softmax softmax = softmax_[m][i];
+        softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 1);
+        softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 2);
         const int row = m * 16 + i * 8 + lane() / 4;
-        const float inverse = sequence_.has_token(first_row_ + warp_first() + row) ? 1 / sum : 0;
+        const float inverse = sequence_.has_token(first_row_ + warp_first() + row) ? softmax.finish() : 0;
 #pragma unroll
         for (int n = 0; n < Config::value_dim / 8; ++n) {
           const Accumulator& from = outputs_[m][n];
@@ -319,8 +316,7 @@ class WindowTiles {
   Element* shared_;
   Pair queries_[row_tiles][Config::head_dim / 16][4];
   Accumulator outputs_[row_tiles][Config::value_dim / 8] = {};
-  float largest_[row_tiles][2];
-  float sums_[row_tiles][2] = {};
+  Softmax softmax_[row_tiles][2];  // of this lane's scores; the maximum is the row's
 };
 
 extern __shared__ __align__(16) std::byte window_shared_memory[];
