@@ -82,18 +82,23 @@ concept WindowConfig = requires {
 }
 &&detail::CheckedWindow<Config>::ok;
 
-/// What one head of a window keeps: a ring of L+1 keys (already rotated by their position), `rows` x d, one of values,
-/// `rows` x dv, and the number of tokens seen, as 64 bits. The token with index n, counted from 0, is in row n mod (L+1) of
-/// each.
+/// How a window's cache holds its keys.
+enum class CachedKeys {
+  as_given,  ///< as the calls had them
+  rotated,   ///< rotated by their position, once, where they entered the cache
+};
+
+/// What one head of a window keeps: a ring of L+1 keys, `rows` x d, one of values, `rows` x dv, and the number of tokens
+/// seen, as 64 bits. The token with index n, counted from 0, is in row n mod (L+1) of each.
 ///
 /// The number is from 0 to `max_tokens`. Whatever else stands there is read as one of these: a negative one as 0, a larger
 /// one as the largest that is less by a multiple of L+1. So does a sequence that gets there go on: its ring stays as it is,
 /// but keys that are rotated by their position have, for the next L tokens, other distances.
-template <int HeadDim, int ValueDim, int LeftWindow, Element ScalarT, bool KeysRotated>
+template <int HeadDim, int ValueDim, int LeftWindow, Element ScalarT, CachedKeys Keys>
 struct WindowFormat {
   using Scalar = ScalarT;
 
-  static constexpr const char* name = KeysRotated ? "sliding window, rotated keys" : "sliding window";
+  static constexpr const char* name = Keys == CachedKeys::rotated ? "sliding window, rotated keys" : "sliding window";
   static constexpr int input_dim = HeadDim;
   static constexpr int rows = LeftWindow + 1;
   static constexpr int columns = ValueDim;
@@ -118,7 +123,7 @@ namespace detail {
 template <WindowConfig Config>
 struct FormatOf<Config> {
   using type = WindowFormat<Config::head_dim, Config::value_dim, Config::left_window, typename Config::Element,
-                            Config::Rotary::rotates>;
+                            Config::Rotary::rotates ? CachedKeys::rotated : CachedKeys::as_given>;
 };
 
 template <WindowConfig Config>

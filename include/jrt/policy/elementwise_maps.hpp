@@ -11,12 +11,13 @@ namespace jrt {
 
 namespace detail {
 
-template <int HeadDim, bool Nonnegative>
+/// What such a map has unless it says otherwise.
+template <int HeadDim>
 struct ElementwiseMap {
   static_assert(HeadDim >= 1, "feature map: HeadDim is the feature input dimension d and must be at least 1.");
   static constexpr int input_dim = HeadDim;
   static constexpr int feature_dim = HeadDim;
-  static constexpr bool nonnegative_kernel = Nonnegative;
+  static constexpr bool nonnegative_kernel = false;
   static constexpr bool has_closed_form = false;
   static constexpr bool needs_position = false;
 };
@@ -25,7 +26,7 @@ struct ElementwiseMap {
 
 /// φ(x) = x: plain linear attention. φ(q)·φ(k) may be negative, so it goes with `Unnormalised`.
 template <int HeadDim>
-struct Identity : detail::ElementwiseMap<HeadDim, false> {
+struct Identity : detail::ElementwiseMap<HeadDim> {
   static constexpr const char* name = "identity";
   static constexpr bool has_closed_form = true;
 
@@ -44,8 +45,9 @@ struct Identity : detail::ElementwiseMap<HeadDim, false> {
 
 /// φ(x) = elu(x) + 1, that is x + 1 for x > 0 and exp(x) otherwise (Katharopoulos et al. 2020, arXiv 2006.16236).
 template <int HeadDim>
-struct EluPlusOne : detail::ElementwiseMap<HeadDim, true> {
+struct EluPlusOne : detail::ElementwiseMap<HeadDim> {
   static constexpr const char* name = "elu+1";
+  static constexpr bool nonnegative_kernel = true;
 
   template <class T>
   JRT_DETAIL_HD void expand(const T* x, T* features) const {
@@ -57,8 +59,9 @@ struct EluPlusOne : detail::ElementwiseMap<HeadDim, true> {
 
 /// φ(x) = max(x, ε) with ε = 1e-6, which keeps the normaliser above zero.
 template <int HeadDim>
-struct Relu : detail::ElementwiseMap<HeadDim, true> {
+struct Relu : detail::ElementwiseMap<HeadDim> {
   static constexpr const char* name = "relu";
+  static constexpr bool nonnegative_kernel = true;
   static constexpr double floor = 1e-6;
 
   template <class T>
@@ -71,8 +74,9 @@ struct Relu : detail::ElementwiseMap<HeadDim, true> {
 
 /// φ(x) = x², component by component.
 template <int HeadDim>
-struct Square : detail::ElementwiseMap<HeadDim, true> {
+struct Square : detail::ElementwiseMap<HeadDim> {
   static constexpr const char* name = "square";
+  static constexpr bool nonnegative_kernel = true;
 
   template <class T>
   JRT_DETAIL_HD void expand(const T* x, T* features) const {

@@ -39,6 +39,9 @@ EIGEN_STRONG_INLINE Packet<T> activated(const Packet<T>& sums) {
 #pragma GCC diagnostic pop
 #endif
 
+/// Whether outputs stay in the machine's caches, for whoever reads them next, or go straight to memory.
+enum class Stores { in_caches, past_caches };
+
 /// Rows of elements, one for each token.
 template <class E>
 struct Rows {
@@ -101,7 +104,7 @@ class ConvolutionBlock {
   }
 
   /// The next `tokens` tokens. `gate` may be without data. The K−1 last inputs stay.
-  template <bool past_caches = false>
+  template <Stores stores = Stores::in_caches>
   void walk(Rows<const E> input, Rows<const E> gate, Rows<E> output, std::int64_t tokens) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const E* const row = input.row(t) + first_;
@@ -112,7 +115,7 @@ class ConvolutionBlock {
                        outputs + ahead * output.stride};
       if constexpr (std::is_same_v<T, E>) {
         taps_[carried] = row;
-        token<past_caches>(gates, outputs, next);
+        token<stores>(gates, outputs, next);
       } else {
         // Row by row: a conversion whose result is read at once would wait for its own store.
         T* const widened = recent_[(next_ + carried) % kernel_width];
@@ -122,14 +125,14 @@ class ConvolutionBlock {
         if (gates != nullptr) {
           widen(gates, gates_);
         }
-        token<false>(gates == nullptr ? nullptr : gates_, outputs_, next);
+        token<Stores::in_caches>(gates == nullptr ? nullptr : gates_, outputs_, next);
         for (std::int64_t c = 0; c < count_; ++c) {
           outputs[c] = convert<E>(outputs_[c]);
         }
       }
       std::copy(taps_ + 1, taps_ + kernel_width, taps_);
     }
-    if constexpr (past_caches) {
+    if constexpr (stores == Stores::past_caches) {
       finish_stores();
     }
   }
@@ -167,11 +170,11 @@ class ConvolutionBlock {
     const E* gate;
     E* output;
 
-    template <bool past_caches>
+    template <Stores stores>
     EIGEN_STRONG_INLINE void fetch(std::int64_t c) const {
       __builtin_prefetch(input + c);
       __builtin_prefetch(gate + c);
-      if constexpr (!past_caches) {
+      if constexpr (stores == Stores::in_caches) {
         __builtin_prefetch(output + c, 1);
       }
     }
@@ -183,10 +186,10 @@ class ConvolutionBlock {
     }
   }
 
-  template <bool past_caches>
+  template <Stores stores>
   void token(const T* gate, T* output, const Ahead& next) const {
     const auto put = [](T* to, const Packet<T>& packet) {
-      if constexpr (past_caches) {
+      if constexpr (stores == Stores::past_caches) {
         store_past_caches(to, packet);
       } else {
         store(to, packet);
@@ -195,12 +198,12 @@ class ConvolutionBlock {
     std::int64_t c = 0;
     if (gate != nullptr) {
       for (; c + width <= count_; c += width) {
-        next.template fetch<past_caches>(c);
+        next.template fetch<stores>(c);
         put(output + c, multiply(sums(taps_, c, c), load(gate + c)));
       }
     } else {
       for (; c + width <= count_; c += width) {
-        next.template fetch<past_caches>(c);
+        next.template fetch<stores>(c);
         put(output + c, sums(taps_, c, c));
       }
     }
@@ -288,7 +291,8 @@ void convolve_rows(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t
     const TensorView<typename Config::Element>& output = args.output;
     const std::int64_t bytes = output.batch * output.tokens * output.dim * static_cast<std::int64_t>(sizeof(*output.data));
     if (bytes >= large && block.rows_of_packets(at(output, begin))) {
-      block.template walk<true>(at(args.input, begin), at(args.gate, begin), at(output, begin), stop - begin);
+      block.template walk<Stores::past_caches>(at(args.input, begin), at(args.gate, begin), at(output, begin),
+                                               stop - begin);
     } else {
       block.walk(at(args.input, begin), at(args.gate, begin), at(output, begin), stop - begin);
     }

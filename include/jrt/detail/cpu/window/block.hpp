@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -11,6 +10,7 @@
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
+#include "jrt/detail/shared/window/online_softmax.hpp"
 #include "jrt/workspace.hpp"
 
 /// Window attention of a few queries, on the CPU. A worker keeps the keys and values that its queries may see in a ring of
@@ -122,16 +122,19 @@ class WindowBlock {
       const TokenRange seen = keys_in_window(first + r, 1, left, lowest);
       T* const scores = scores_ + r * score_stride;
       T* const output = outputs_ + std::ptrdiff_t{r} * value_stride;
+      const T largest = largest_of(scores, seen.begin - base, seen.end - base, columns);
+      OnlineSoftmax<T> softmax{largest};
       if constexpr (has_softmax_carry_in<Config>) {
-        T factor = 0;
-        inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns, denominators_[r], factor);
+        softmax = {T(0), denominators_[r] + static_cast<T>(Config::epsilon)};
+        const T factor = denominators_[r] * softmax.absorb(larger(T(0), largest));
         for (int c = 0; c < value_stride; ++c) {
           output[c] *= factor;
         }
       } else {
-        inverse[r] = softmax(scores, seen.begin - base, seen.end - base, columns);
         std::fill(output, output + value_stride, T(0));
       }
+      softmax.denominator += to_weights(scores, seen.begin - base, seen.end - base, columns, softmax.maximum);
+      inverse[r] = softmax.finish();
     }
     for_panels(range, [&](std::int64_t begin, std::int64_t end) {
       const RowPrefetch none[2] = {};
@@ -194,20 +197,7 @@ class WindowBlock {
     std::fill(value + value_dim, value + value_stride, T(0));
   }
 
-  /// Scores [begin, end) of a row become e^(score − largest), all others 0; returns 1 over their sum.
-  static T softmax(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns) {
-    const T largest = largest_of(scores, begin, end, columns);
-    return T(1) / to_weights(scores, begin, end, columns, largest);
-  }
-  /// The same where weights of sum `before` come first, as those of scores up to 0. `factor` is what their normalised
-  /// values are to be multiplied with.
-  static T softmax(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns, T before, T& factor) {
-    const T largest = larger(T(0), largest_of(scores, begin, end, columns));
-    const T scale = std::exp(-largest);
-    factor = before * scale;
-    return T(1) / (factor + static_cast<T>(Config::epsilon) * scale + to_weights(scores, begin, end, columns, largest));
-  }
-
+  /// The largest of a row's scores [begin, end); all others become −∞.
   static T largest_of(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns) {
     std::fill(scores, scores + begin, -std::numeric_limits<T>::infinity());
     std::fill(scores + end, scores + columns, -std::numeric_limits<T>::infinity());
@@ -217,8 +207,9 @@ class WindowBlock {
     }
     return Eigen::internal::predux_max(most);
   }
-  static T to_weights(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns, T largest) {
-    const Packet<T> shift = broadcast(largest);
+  /// Scores [begin, end) of a row become e^(score − maximum), all others 0; returns their sum.
+  static T to_weights(T* scores, std::int64_t begin, std::int64_t end, std::int64_t columns, T maximum) {
+    const Packet<T> shift = broadcast(maximum);
     for (std::int64_t c = 0; c < columns; c += lanes<T>) {
       store(scores + c, exponential(Eigen::internal::psub(cpu::load(scores + c), shift)));
     }

@@ -6,7 +6,8 @@
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/convolution.hpp"
-#include "jrt/detail/cuda/convolution/convolution.cuh"
+#include "jrt/detail/cuda/convolution/call.cuh"
+#include "jrt/detail/cuda/convolution/launch.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/execution/cuda.cuh"
 

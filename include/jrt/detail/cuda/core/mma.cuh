@@ -70,40 +70,40 @@ __device__ inline void multiply_add(Accumulator& sums, const LeftFragment& left,
         "r"(right.pairs[1]));
 }
 
-/// Four 8x8 blocks of 16-bit numbers; lane l names row l % 8 of block l / 8. With `transposed`, each block is.
-template <bool transposed>
-__device__ void load_blocks(Pair (&blocks)[4], SharedNumbers row) {
-  if constexpr (transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
-                 : "r"(row.bytes)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
-                 : "r"(row.bytes)
-                 : "memory");
-  }
+/// Four 8x8 blocks of 16-bit numbers; lane l names row l % 8 of block l / 8.
+__device__ inline void load_blocks(Pair (&blocks)[4], SharedNumbers row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
+               : "r"(row.bytes)
+               : "memory");
+}
+
+/// The same, with each block transposed.
+__device__ inline void load_blocks_transposed(Pair (&blocks)[4], SharedNumbers row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
+               : "r"(row.bytes)
+               : "memory");
 }
 
 /// A 16x16 left operand whose element (m, k) stands at `tile + m * stride + k`.
 __device__ inline LeftFragment load_left(SharedNumbers tile, int stride, int lane) {
   LeftFragment left;
-  load_blocks<false>(left.pairs, tile + (lane % 16) * stride + lane / 16 * 8);
+  load_blocks(left.pairs, tile + (lane % 16) * stride + lane / 16 * 8);
   return left;
 }
 
 /// A 16x16 left operand whose element (m, k) stands at `tile + k * stride + m`.
 __device__ inline LeftFragment load_left_transposed(SharedNumbers tile, int stride, int lane) {
   LeftFragment left;
-  load_blocks<true>(left.pairs, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
+  load_blocks_transposed(left.pairs, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
   return left;
 }
 
 /// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile + k * stride + n`, n = 0 … 15.
 __device__ inline void load_right(RightFragment (&right)[2], SharedNumbers tile, int stride, int lane) {
   Pair blocks[4];
-  load_blocks<true>(blocks, tile + (lane % 16) * stride + lane / 16 * 8);
+  load_blocks_transposed(blocks, tile + (lane % 16) * stride + lane / 16 * 8);
   right[0] = {{blocks[0], blocks[1]}};
   right[1] = {{blocks[2], blocks[3]}};
 }
@@ -111,7 +111,7 @@ __device__ inline void load_right(RightFragment (&right)[2], SharedNumbers tile,
 /// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile + n * stride + k`, n = 0 … 15.
 __device__ inline void load_right_transposed(RightFragment (&right)[2], SharedNumbers tile, int stride, int lane) {
   Pair blocks[4];
-  load_blocks<false>(blocks, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
+  load_blocks(blocks, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
   right[0] = {{blocks[0], blocks[1]}};
   right[1] = {{blocks[2], blocks[3]}};
 }

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cfloat>
 #include <cstdint>
 
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
+#include "jrt/detail/shared/window/online_softmax.hpp"
 
 /// One query by one block, for every type and dimension: steps of several tokens, and prefill where the matrix unit does
 /// not serve.
 ///
 /// A warp's lanes form groups; each group takes one key at a time, a lane a few of its numbers. A group keeps its own
-/// largest score, sum and weighted values; at the end groups and warps are brought together.
+/// softmax and weighted values; at the end groups and warps are brought together.
 ///
 ///     bfloat16, d = 64: 8 lanes of 8 numbers to a key, 16 groups in a block
 ///     keys   i−L … i      0  1  2 … 15 | 16 … 31 | …     the ring's rows in any order, then the call's own
@@ -47,13 +48,15 @@ class WindowQuery {
   using Element = typename Layout::Element;
   using T = typename Layout::T;
   using Numbers = StoredNumbers<Element, Layout::vector>;
+  using Exponential = FiniteExponential<T>;
+  using Softmax = OnlineSoftmax<T, Exponential>;
   static constexpr int vector = Layout::vector;
   static constexpr int parts = Layout::parts;
   static constexpr int keys_in_flight = Layout::keys_in_flight;
 
   struct Shared {
-    T largest[Layout::groups];
-    T sums[Layout::groups];
+    T maxima[Layout::groups];
+    T denominators[Layout::groups];
     T values[Layout::groups][round_up(Config::value_dim, vector)];
   };
 
@@ -125,19 +128,17 @@ class WindowQuery {
       }
     }
     T scores[keys_in_flight];
-    T most = largest_;
+    T most = softmax_.maximum;
 #pragma unroll
     for (int i = 0; i < keys_in_flight; ++i) {
       const std::int64_t token = first + i * Layout::groups + group();
       scores[i] = score(keys[i], token, end);
       most = most < scores[i] ? scores[i] : most;
     }
-    if (most == lowest_score()) {
+    if (most == Exponential::lowest) {
       return;  // the same for all lanes of a group; shuffles are behind us
     }
-    const T factor = exponential(largest_ - most);
-    largest_ = most;
-    sum_ *= factor;
+    const T factor = softmax_.absorb(most);
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
 #pragma unroll
@@ -150,8 +151,8 @@ class WindowQuery {
       if (first + i * Layout::groups + group() >= end) {
         continue;
       }
-      const T weight = exponential(scores[i] - most);
-      sum_ += weight;
+      const T weight = softmax_.weight(scores[i]);
+      softmax_.denominator += weight;
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
         T numbers[vector];
@@ -182,7 +183,7 @@ class WindowQuery {
     for (int distance = Layout::lanes / 2; distance > 0; distance /= 2) {
       dot += __shfl_xor_sync(~0u, dot, distance);
     }
-    return token < end ? dot : lowest_score();
+    return token < end ? dot : Exponential::lowest;
   }
 
   /// A key of this call is rotated where it is used, and rounded as the cache will hold it.
@@ -204,8 +205,8 @@ class WindowQuery {
   /// Brings groups and warps together.
   __device__ void finish(Element* output, [[maybe_unused]] T before) {
     if (threadIdx.x % Layout::lanes == 0) {
-      shared_.largest[group()] = largest_;
-      shared_.sums[group()] = sum_;
+      shared_.maxima[group()] = softmax_.maximum;
+      shared_.denominators[group()] = softmax_.denominator;
     }
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
@@ -217,33 +218,24 @@ class WindowQuery {
       }
     }
     __syncthreads();
-    T most = has_softmax_carry_in<Config> ? T(0) : lowest_score();
+    T most = has_softmax_carry_in<Config> ? T(0) : Exponential::lowest;
     for (int g = 0; g < Layout::groups; ++g) {
-      most = most < shared_.largest[g] ? shared_.largest[g] : most;
+      most = most < shared_.maxima[g] ? shared_.maxima[g] : most;
     }
     for (int c = static_cast<int>(threadIdx.x); c < Config::value_dim; c += Layout::threads) {
-      T total = 0;
+      Softmax softmax{most};
       T value = 0;
       if constexpr (has_softmax_carry_in<Config>) {
-        const T factor = exponential(-most);
-        total = (before + static_cast<T>(Config::epsilon)) * factor;
+        softmax = {T(0), before + static_cast<T>(Config::epsilon)};
+        const T factor = softmax.absorb(most);
         value = before == 0 ? T(0) : before * factor * convert<T>(output[c]);
       }
       for (int g = 0; g < Layout::groups; ++g) {
-        const T factor = exponential(shared_.largest[g] - most);
-        total += factor * shared_.sums[g];
+        const T factor = softmax.merge({shared_.maxima[g], shared_.denominators[g]});
         value += factor * shared_.values[g][c];
       }
-      output[c] = convert<Element>(value / total);
+      output[c] = convert<Element>(softmax.finish(value));
     }
-  }
-
-  static __device__ T exponential(T x) {
-    return exp(x);
-  }
-  /// Of a group without keys; its differences are finite.
-  static __device__ constexpr T lowest_score() {
-    return sizeof(T) == sizeof(float) ? T(-FLT_MAX / 4) : T(-DBL_MAX / 4);
   }
 
   const WindowCall<Config>& call_;
@@ -252,8 +244,7 @@ class WindowQuery {
   Shared& shared_;
   T query_[parts][vector];
   T sums_[parts][vector] = {};
-  T largest_ = lowest_score();
-  T sum_ = 0;
+  Softmax softmax_;
 };
 
 /// A block a row and query head.

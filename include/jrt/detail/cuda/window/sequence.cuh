@@ -32,12 +32,6 @@ struct WindowSequence {
   }
 };
 
-__device__ inline float power_of_two(float exponent) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
-  return power;
-}
-
 /// Two numbers rotated by an angle.
 template <class T>
 __device__ void rotate_pair(const Rotation<T>& rotation, T& first, T& second) {

@@ -3,13 +3,15 @@
 
 #include <cuda_pipeline.h>
 
-#include <cfloat>
+#include <cstddef>
 #include <cstdint>
 
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
-#include "jrt/detail/cuda/window/query.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
+#include "jrt/detail/cuda/window/step_layout.cuh"
+#include "jrt/detail/cuda/window/step_query.cuh"
+#include "jrt/detail/integer.hpp"
 
 /// Decode step of window attention for one token a sequence: it reads every cache once, so that all there is to gain is in
 /// having enough of them on their way. Blocks stay, and go from one cache to the next; while the queries of one are
@@ -22,58 +24,18 @@
 namespace jrt::detail::cuda {
 
 template <WindowConfig Config>
-struct WindowStepLayout {
-  using Element = typename Config::Element;
-  using Format = StateFormatOf<Config>;
-  static constexpr int each = access_bytes / static_cast<int>(sizeof(Element));
-  static constexpr std::int64_t queries = round_up<std::int64_t>(Format::count_offset, each);
-
-  static constexpr std::int64_t max_bytes = 220 * 1024;  // of a multiprocessor's shared memory
-  JRT_DETAIL_HD static constexpr std::int64_t buffer_bytes(std::int64_t group) {
-    return (queries + group * Config::head_dim) * static_cast<std::int64_t>(sizeof(Element));
-  }
-  /// What warps bring together: a largest score, a sum and values each.
-  JRT_DETAIL_HD static constexpr std::int64_t sum_bytes(int of_threads) {
-    return of_threads / 32 * (Config::value_dim + 2) * static_cast<std::int64_t>(sizeof(ComputeType<Element>));
-  }
-  static constexpr int blocks = static_cast<int>(clamped(max_bytes / (2 * buffer_bytes(1) + sum_bytes(128)), 1, 4));
-  static constexpr int threads = blocks >= 3 ? 128 : 512;
-  /// Two buffers, then what warps bring together.
-  JRT_DETAIL_HD static constexpr std::int64_t shared_bytes(std::int64_t group) {
-    return 2 * buffer_bytes(group) + sum_bytes(threads);
-  }
-  /// Rows of whole accesses, two copies in a block; sums that start here.
-  static constexpr bool supported = !has_softmax_carry_in<Config> && Config::head_dim % each == 0 &&
-                                    Config::value_dim % each == 0 && shared_bytes(1) <= 160 * 1024;
-
-  using Query = QueryLayout<Config>;  // how lanes share a key
-  static constexpr int warps = threads / 32;
-  static constexpr int groups = threads / Query::lanes;
-  static constexpr int rounds = smaller(9, ceil_div(Format::rows, groups));  // keys of a group at a time
-};
-
-template <WindowConfig Config>
 class WindowSteps {
  public:
   using Layout = WindowStepLayout<Config>;
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
   using T = ComputeType<Element>;
-  static constexpr int vector = Layout::Query::vector;
-  static constexpr int parts = Layout::Query::parts;
-  static constexpr int lanes = Layout::Query::lanes;
-  using Numbers = StoredNumbers<Element, vector>;
+  using Query = WindowStepQuery<Config>;
 
-  struct Shared {
-    T largest[Layout::warps];
-    T sums[Layout::warps];
-    T values[Layout::warps][Config::value_dim];
-  };
-
-  __device__ WindowSteps(const WindowCall<Config>& call, Element* buffers, Shared& shared)
+  __device__ WindowSteps(const WindowCall<Config>& call, Element* buffers, typename Query::Shared& shared)
       : call_(call),
         buffers_(buffers),
-        shared_(shared),
+        query_(call, shared),
         heads_(static_cast<unsigned>(call.key.heads)),
         group_(static_cast<int>(call.group())) {}
 
@@ -102,8 +64,6 @@ class WindowSteps {
 
  private:
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
-  static __device__ int group() { return thread() / lanes; }
-  static __device__ int column(int part) { return (part * lanes + thread() % lanes) * vector; }
   [[nodiscard]] __device__ Element* buffer_at(int buffer) const {
     return buffers_ + buffer * (Layout::buffer_bytes(group_) / static_cast<std::int64_t>(sizeof(Element)));
   }
@@ -180,7 +140,10 @@ class WindowSteps {
     const auto rows = static_cast<int>(smaller<std::int64_t>(cached + 1, Format::rows));
     rotate_new_key(buffer + row * Config::head_dim, cached);
     for (int q = 0; q < group_; ++q) {
-      attend_query(buffer, rows, buffer + Layout::queries + q * Config::head_dim, cached, output(q));
+      query_.run(buffer, rows, buffer + Layout::queries + q * Config::head_dim, cached, output(q));
+      if (group_ > 1) {
+        __syncthreads();  // before the next query's
+      }
     }
     if (!call_.final.empty()) {
       Element* const cache = call_.final.pool.head(call_.final.slot(item.b), item.head);
@@ -205,166 +168,6 @@ class WindowSteps {
     }
   }
 
-  __device__ void attend_query(const Element* buffer, int rows, const Element* query, std::int64_t position,
-                               Element* output) {
-    T numbers[parts][vector];
-#pragma unroll
-    for (int part = 0; part < parts; ++part) {
-      read_query(numbers[part], query, position, column(part));
-    }
-    T values[parts][vector] = {};
-    T largest = lowest_score();
-    T sum = 0;
-    for (int first = group(); first - group() < rows; first += Layout::rounds * Layout::groups) {
-      T scores[Layout::rounds];
-      T most = largest;
-#pragma unroll
-      for (int r = 0; r < Layout::rounds; ++r) {
-        const int n = first + r * Layout::groups;
-        // All lanes take part; what stands behind the rows is read, within the ring, and left out.
-        const T score = dot(numbers, buffer + smaller(n, Format::rows - 1) * Config::head_dim);
-        scores[r] = n < rows ? score : lowest_score();
-        most = most < scores[r] ? scores[r] : most;
-      }
-      // For a warp as a whole: what is left to bring together is then one row of values each.
-#pragma unroll
-      for (int distance = lanes; distance < 32; distance *= 2) {
-        const T other = __shfl_xor_sync(~0u, most, distance);
-        most = most < other ? other : most;
-      }
-      const T factor = exponential(largest - most);
-      largest = most;
-      sum *= factor;
-      scale(values, factor);
-#pragma unroll
-      for (int r = 0; r < Layout::rounds; ++r) {
-        const int n = first + r * Layout::groups;
-        if (n < rows) {
-          const T weight = exponential(scores[r] - most);
-          sum += weight;
-          add_weighted(values, weight, buffer + Format::value_offset + n * Config::value_dim);
-        }
-      }
-    }
-    finish(values, largest, sum, output);
-  }
-
-  __device__ void read_query(T (&numbers)[vector], const Element* query, std::int64_t position, int first) const {
-    if constexpr (Config::Rotary::rotates) {
-#pragma unroll
-      for (int c = 0; c < vector; ++c) {
-        numbers[c] = first + c < Config::head_dim ? rotated_value(call_.rotary, query, position, first + c) : T(0);
-      }
-    } else {
-      Numbers stored;
-      if (first < Config::head_dim) {
-        stored.load(query + first, true);
-      }
-      stored.get(numbers);
-    }
-#pragma unroll
-    for (int c = 0; c < vector; ++c) {
-      numbers[c] *= static_cast<T>(call_.scale);
-    }
-  }
-  /// Of a query and a key, the same in all lanes of a group.
-  static __device__ T dot(const T (&query)[parts][vector], const Element* key) {
-    T dot = 0;
-#pragma unroll
-    for (int part = 0; part < parts; ++part) {
-      if (column(part) < Config::head_dim) {
-        Numbers stored;
-        stored.load(key + column(part), true);
-        T numbers[vector];
-        stored.get(numbers);
-#pragma unroll
-        for (int c = 0; c < vector; ++c) {
-          dot += query[part][c] * numbers[c];
-        }
-      }
-    }
-#pragma unroll
-    for (int distance = lanes / 2; distance > 0; distance /= 2) {
-      dot += __shfl_xor_sync(~0u, dot, distance);
-    }
-    return dot;
-  }
-  static __device__ void scale(T (&values)[parts][vector], T factor) {
-#pragma unroll
-    for (int part = 0; part < parts; ++part) {
-#pragma unroll
-      for (int c = 0; c < vector; ++c) {
-        values[part][c] *= factor;
-      }
-    }
-  }
-  static __device__ void add_weighted(T (&values)[parts][vector], T weight, const Element* value) {
-#pragma unroll
-    for (int part = 0; part < parts; ++part) {
-      if (column(part) < Config::value_dim) {
-        Numbers stored;
-        stored.load(value + column(part), true);
-        T numbers[vector];
-        stored.get(numbers);
-#pragma unroll
-        for (int c = 0; c < vector; ++c) {
-          values[part][c] += weight * numbers[c];
-        }
-      }
-    }
-  }
-
-  /// Brings groups and warps together.
-  __device__ void finish(T (&values)[parts][vector], T largest, T sum, Element* output) {
-    const int warp = thread() / 32;
-#pragma unroll
-    for (int distance = lanes; distance < 32; distance *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, distance);
-#pragma unroll
-      for (int part = 0; part < parts; ++part) {
-#pragma unroll
-        for (int c = 0; c < vector; ++c) {
-          values[part][c] += __shfl_xor_sync(~0u, values[part][c], distance);
-        }
-      }
-    }
-    if (thread() % 32 == 0) {
-      shared_.largest[warp] = largest;
-      shared_.sums[warp] = sum;
-    }
-    if (thread() % 32 < lanes) {
-#pragma unroll
-      for (int part = 0; part < parts; ++part) {
-#pragma unroll
-        for (int c = 0; c < vector; ++c) {
-          if (column(part) < Config::value_dim) {
-            shared_.values[warp][column(part) + c] = values[part][c];
-          }
-        }
-      }
-    }
-    __syncthreads();
-    T most = lowest_score();
-#pragma unroll
-    for (int w = 0; w < Layout::warps; ++w) {
-      most = most < shared_.largest[w] ? shared_.largest[w] : most;
-    }
-    for (int c = thread(); c < Config::value_dim; c += Layout::threads) {
-      T total = 0;
-      T value = 0;
-#pragma unroll
-      for (int w = 0; w < Layout::warps; ++w) {
-        const T factor = exponential(shared_.largest[w] - most);
-        total += factor * shared_.sums[w];
-        value += factor * shared_.values[w][c];
-      }
-      output[c] = convert<Element>(value / total);
-    }
-    if (group_ > 1) {
-      __syncthreads();  // before the next query's
-    }
-  }
-
   /// Into `cache`, from the copy: the new token, or all if the cache is another.
   __device__ void keep(const Element* buffer, int rows, int row, Element* cache, bool all) const {
     const int first = all ? 0 : row;
@@ -379,21 +182,9 @@ class WindowSteps {
     }
   }
 
-  static __device__ T exponential(T x) {
-    if constexpr (sizeof(Element) == 2) {
-      return __expf(x);  // its error, 2^-21, is less than that of the weights' values
-    } else {
-      return exp(x);
-    }
-  }
-  /// Of a group without keys; its differences are finite.
-  static __device__ constexpr T lowest_score() {
-    return sizeof(T) == sizeof(float) ? T(-FLT_MAX / 4) : T(-DBL_MAX / 4);
-  }
-
   const WindowCall<Config>& call_;
   Element* buffers_;
-  Shared& shared_;
+  Query query_;
   unsigned heads_;  // of keys
   int group_;       // queries that read one
 };
@@ -408,7 +199,7 @@ __global__ void __launch_bounds__(WindowStepLayout<Config>::threads, WindowStepL
   using Steps = WindowSteps<Config>;
   auto* const sums = window_step_buffers + 2 * WindowStepLayout<Config>::buffer_bytes(call.group());
   Steps(call, reinterpret_cast<typename Config::Element*>(window_step_buffers),
-        *reinterpret_cast<typename Steps::Shared*>(sums))
+        *reinterpret_cast<typename Steps::Query::Shared*>(sums))
       .run(items);
 }
 

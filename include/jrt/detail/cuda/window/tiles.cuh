@@ -3,17 +3,24 @@
 
 #include <cuda_pipeline.h>
 
+#include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "jrt/detail/cuda/core/mma.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
+#include "jrt/detail/cuda/window/tile_layout.cuh"
+#include "jrt/detail/cuda/window/tile_products.cuh"
+#include "jrt/detail/cuda/window/tile_source.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/sequence_runs.hpp"
+#include "jrt/detail/shared/window/online_softmax.hpp"
 
 /// Prefill of window attention on the matrix unit, for 16-bit types. A block has four warps, each some 16-row tiles of
 /// queries, whose fragments stay in registers. Keys and values pass through shared memory in tiles of 64 tokens, a few on
 /// their way; of each tile a warp takes the halves that its own window reaches, so that a window of 128 costs 32 queries
-/// 160 keys, not the 384 of square blocks. Scores become weights in registers (online softmax, Milakov and Gimelshein
-/// 2018).
+/// 160 keys, not the 384 of square blocks. Scores become weights in registers (`OnlineSoftmax`).
 ///
 ///     128 queries 0 …, L = 128:   tile 0    tile 1    tile 2    tile 3      # a step of 32 keys that a warp takes:
 ///     keys                       −128 …     −64 …       0 …      64 …       the first has the window's edge in it,
@@ -21,79 +28,26 @@
 ///     warp 1, queries 32 …           #      #  #      #  #
 ///     warp 2, queries 64 …                  #  #      #  #      #
 ///     warp 3, queries 96 …                     #      #  #      #  #
-///
-///     shared memory: `stages` times keys [64][d + 8], values [64][dv + 8]; outputs [rows][dv + 8] in the same place
 namespace jrt::detail::cuda {
-
-template <WindowConfig Config>
-struct WindowTileLayout {
-  using Element = typename Config::Element;
-  static constexpr int head_dim = Config::head_dim;
-  static constexpr int value_dim = Config::value_dim;
-  static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
-                                    value_dim <= 128 &&
-                                    (!Config::Rotary::rotates || is_rotary_halves<typename Config::Rotary>);
-  static constexpr int warps = 4;
-  static constexpr int threads = warps * 32;
-  static constexpr int row_tiles = larger(head_dim, value_dim) <= 64 ? 2 : 1;  // of a warp
-  static constexpr int warp_rows = 16 * row_tiles;
-  static constexpr int rows = warps * warp_rows;  // of a block
-  static constexpr int tile_keys = 64;
-  static constexpr int step_keys = 32;                                      // scores of these are in registers at a time
-  static constexpr int stages = larger(head_dim, value_dim) <= 64 ? 4 : 3;  // of keys and values on their way
-  static constexpr int padding = 8;                                         // a column of rows touches all banks
-  static constexpr int key_stride = head_dim + padding;
-  static constexpr int value_stride = value_dim + padding;
-  static constexpr int stage_elements = tile_keys * (key_stride + value_stride);
-  static constexpr int output_elements = rows * value_stride;
-  static constexpr std::size_t shared_bytes = sizeof(Element) * larger(stages * stage_elements, output_elements);
-  static constexpr int blocks_per_multiprocessor = larger(head_dim, value_dim) <= 64 ? 3 : 2;
-};
-
-template <class Element>
-__device__ void multiply_add_16bit(Accumulator& sums, const Pair (&left)[4], const RightFragment& right) {
-  if constexpr (std::is_same_v<Element, Half>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(sums.values[0]), "+f"(sums.values[1]), "+f"(sums.values[2]), "+f"(sums.values[3])
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right.pairs[0]), "r"(right.pairs[1]));
-  } else {
-    multiply_add(sums, LeftFragment{{left[0], left[1], left[2], left[3]}}, right);
-  }
-}
-
-/// Two floats, rounded, the first in the low half.
-template <class Element>
-__device__ Pair rounded_pair(float first, float second) {
-  Pair pair;
-  if constexpr (std::is_same_v<Element, Half>) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  }
-  return pair;
-}
-template <class Element>
-__device__ float number_of(Pair pair, int which) {
-  Element number;
-  number.bits = static_cast<std::uint16_t>(pair >> (16 * which));
-  return convert<float>(number);
-}
 
 template <WindowConfig Config>
 class WindowTiles {
  public:
   using Layout = WindowTileLayout<Config>;
   using Element = typename Config::Element;
+  using Softmax = OnlineSoftmax<float, ScaledExponential>;
   static constexpr int row_tiles = Layout::row_tiles;
   static constexpr int left = Config::left_window;
 
   __device__ WindowTiles(const WindowCall<Config>& call, const WindowSequence<Config>& sequence, std::int64_t query_head,
                          std::int64_t first_row, Element* shared)
       : call_(call), sequence_(sequence), query_head_(query_head), first_row_(first_row), shared_(shared) {
+    if constexpr (has_softmax_carry_in<Config>) {
 #pragma unroll
-    for (int m = 0; m < row_tiles; ++m) {
-      largest_[m][0] = has_softmax_carry_in<Config> ? 0 : -INFINITY;
-      largest_[m][1] = has_softmax_carry_in<Config> ? 0 : -INFINITY;
+      for (int m = 0; m < row_tiles; ++m) {
+        softmax_[m][0].maximum = 0;
+        softmax_[m][1].maximum = 0;
+      }
     }
   }
 
@@ -105,18 +59,18 @@ class WindowTiles {
     const std::int64_t begin = range.begin;
     const int tiles = static_cast<int>(ceil_div(range.end - begin, std::int64_t{Layout::tile_keys}));
     for (int i = 0; i < Layout::stages - 1; ++i) {
-      fetch(begin, i, tiles, range);
+      source().fetch(begin, i, tiles, range);
     }
     read_queries();
     if constexpr (has_softmax_carry_in<Config>) {
       read_before();
     }
     for (int i = 0; i < tiles; ++i) {
-      fetch(begin, i + Layout::stages - 1, tiles, range);
+      source().fetch(begin, i + Layout::stages - 1, tiles, range);
       __pipeline_wait_prior(Layout::stages - 1);
       __syncthreads();
       const std::int64_t tile = begin + std::int64_t{i} * Layout::tile_keys;
-      rotate_keys(tile, i % Layout::stages, range.end);
+      source().rotate_keys(tile, i % Layout::stages, range.end);
       take_tile(tile - first, i % Layout::stages);
       __syncthreads();
     }
@@ -124,6 +78,9 @@ class WindowTiles {
   }
 
  private:
+  [[nodiscard]] __device__ WindowTileSource<Config> source() const {
+    return {call_, sequence_, shared_};
+  }
   static __device__ int lane() {
     return static_cast<int>(threadIdx.x) % 32;
   }
@@ -133,73 +90,6 @@ class WindowTiles {
   /// First query of this warp, counted from the block's first.
   static __device__ int warp_first() {
     return warp() * Layout::warp_rows;
-  }
-
-  [[nodiscard]] __device__ Element* key_tile(int stage) const {
-    return shared_ + stage * Layout::stage_elements;
-  }
-  [[nodiscard]] __device__ Element* value_tile(int stage) const {
-    return key_tile(stage) + Layout::tile_keys * Layout::key_stride;
-  }
-
-  /// A tile of keys and values on its way to shared memory; 0 for tokens outside the range.
-  __device__ void fetch(std::int64_t begin, int tile, int tiles, const TokenRange& range) {
-    if (tile < tiles) {
-      const std::int64_t first = begin + std::int64_t{tile} * Layout::tile_keys;
-      Element* const keys = key_tile(tile % Layout::stages);
-      Element* const values = value_tile(tile % Layout::stages);
-      const WindowKeys<Config>& source = sequence_.keys;
-      if (first >= 0 && first + Layout::tile_keys <= range.end) {
-        // All of them are tokens of this call.
-        const Element* const key = source.keys + first * source.key_stride;
-        const Element* const value = source.values + first * source.value_stride;
-        copy_rows<Config::head_dim>(
-            keys, [&](int row) { return key + row * source.key_stride; }, Layout::tile_keys);
-        copy_rows<Config::value_dim>(
-            values, [&](int row) { return value + row * source.value_stride; }, Layout::tile_keys);
-      } else {
-        const int rows = static_cast<int>(smaller<std::int64_t>(Layout::tile_keys, range.end - first));
-        copy_rows<Config::head_dim>(
-            keys, [&](int row) { return source.key(first + row); }, rows);
-        copy_rows<Config::value_dim>(
-            values, [&](int row) { return source.value(first + row); }, rows);
-      }
-    }
-    __pipeline_commit();
-  }
-
-  /// `count` rows from `row_of(row)` on their way to a tile, whose other rows become 0.
-  template <int dim, class RowOf>
-  static __device__ void copy_rows(Element* tile, const RowOf& row_of, int count) {
-    constexpr int parts = dim / 8;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < Layout::tile_keys * parts; i += Layout::threads) {
-      const int row = i / parts;
-      const int column = i % parts * 8;
-      const bool exists = row < count;
-      __pipeline_memcpy_async(tile + row * (dim + Layout::padding) + column, row_of(exists ? row : 0) + column, 16,
-                              exists ? 0 : 16);
-    }
-  }
-
-  /// Keys of this call are rotated in place, and rounded as the cache will hold them.
-  __device__ void rotate_keys(std::int64_t first, int stage, std::int64_t end) {
-    if constexpr (Config::Rotary::rotates) {
-      constexpr int half = Config::Rotary::half_dim;
-      Element* const keys = key_tile(stage);
-      for (int i = static_cast<int>(threadIdx.x); i < Layout::tile_keys * half; i += Layout::threads) {
-        const std::int64_t token = first + i / half;
-        if (token < end && !WindowKeys<Config>::is_rotated(token)) {
-          Element* const number = keys + i / half * Layout::key_stride + i % half;
-          float a = convert<float>(number[0]);
-          float b = convert<float>(number[half]);
-          rotate_pair(rotation_for<Element>(call_.rotary, sequence_.keys.position(token), i % half), a, b);
-          number[0] = convert<Element>(a);
-          number[half] = convert<Element>(b);
-        }
-      }
-      __syncthreads();
-    }
   }
 
   /// Fragments of this warp's queries, straight from memory.
@@ -235,7 +125,7 @@ class WindowTiles {
           continue;
         }
         const float before = call_.before.denominator(span.batch_row, span.first_token + row, query_head_);
-        sums_[m][i] = lane() % 4 == 0 ? before + static_cast<float>(Config::epsilon) : 0;
+        softmax_[m][i].denominator = lane() % 4 == 0 ? before + static_cast<float>(Config::epsilon) : 0;
         if (before == 0) {
           continue;
         }
@@ -249,12 +139,6 @@ class WindowTiles {
         }
       }
     }
-  }
-
-  /// Of the exponents of two. Queries have its sign, and it is never 0, so that what is hidden stays −∞.
-  [[nodiscard]] __device__ float scale() const {
-    constexpr float log2_e = 1.4426950408889634F;
-    return fmaxf(fabsf(static_cast<float>(call_.scale)), 1e-30F) * log2_e;
   }
 
   /// Both numbers of a pair are in the same lane.
@@ -288,8 +172,8 @@ class WindowTiles {
         continue;
       }
       const int first = static_cast<int>(distance);  // at most the window and a few tiles
-      take_step(first, SharedNumbers(key_tile(stage) + step * Layout::key_stride),
-                SharedNumbers(value_tile(stage) + step * Layout::value_stride));
+      take_step(first, SharedNumbers(source().key_tile(stage) + step * Layout::key_stride),
+                SharedNumbers(source().value_tile(stage) + step * Layout::value_stride));
     }
   }
 
@@ -358,33 +242,32 @@ class WindowTiles {
     }
   }
 
-  /// Scores become e^(scale (score − largest)); sums and outputs so far are brought to the new largest.
+  /// Scores become weights; the outputs so far are brought to the new maximum. The scale's sign is the queries'.
   template <int tiles>
   __device__ void to_weights(Accumulator (&scores)[tiles], int m) {
-    const float scale = this->scale();
+    const ScaledExponential exponential(call_.scale);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float most = largest_[m][i];
+      Softmax& softmax = softmax_[m][i];
+      float most = softmax.maximum;
 #pragma unroll
       for (int n = 0; n < tiles; ++n) {
         most = fmaxf(most, fmaxf(scores[n].values[2 * i], scores[n].values[2 * i + 1]));
       }
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-      const float shift = most == -INFINITY ? 0.0F : most * scale;
-      const float factor = power_of_two(largest_[m][i] * scale - shift);
-      largest_[m][i] = most;
+      const float factor = softmax.absorb(most, exponential);
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < tiles; ++n) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           float& score = scores[n].values[2 * i + j];
-          score = power_of_two(score * scale - shift);
+          score = softmax.weight(score, exponential);
           sum += score;
         }
       }
-      sums_[m][i] = sums_[m][i] * factor + sum;
+      softmax.denominator += sum;
 #pragma unroll
       for (int n = 0; n < Config::value_dim / 8; ++n) {
         outputs_[m][n].values[2 * i] *= factor;
@@ -401,11 +284,11 @@ class WindowTiles {
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float sum = sums_[m][i];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
+        Softmax softmax = softmax_[m][i];
+        softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 1);
+        softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 2);
         const int row = m * 16 + i * 8 + lane() / 4;
-        const float inverse = sequence_.has_token(first_row_ + warp_first() + row) ? 1 / sum : 0;
+        const float inverse = sequence_.has_token(first_row_ + warp_first() + row) ? softmax.finish() : 0;
 #pragma unroll
         for (int n = 0; n < Config::value_dim / 8; ++n) {
           const Accumulator& from = outputs_[m][n];
@@ -433,8 +316,7 @@ class WindowTiles {
   Element* shared_;
   Pair queries_[row_tiles][Config::head_dim / 16][4];
   Accumulator outputs_[row_tiles][Config::value_dim / 8] = {};
-  float largest_[row_tiles][2];
-  float sums_[row_tiles][2] = {};
+  Softmax softmax_[row_tiles][2];  // of this lane's scores; the maximum is the row's
 };
 
 extern __shared__ __align__(16) std::byte window_shared_memory[];

@@ -182,8 +182,8 @@ class StateWarps {
 
   /// Asks for the keys of 16 tokens, and makes them the ones to work with.
   __device__ void load_next_inputs(int stage, int step) {
-    load_blocks<true>(next_inputs_,
-                      SharedNumbers::at(key_row_ + stage * Layout::input_tile + step * 16 * Layout::input_row));
+    load_blocks_transposed(next_inputs_,
+                           SharedNumbers::at(key_row_ + stage * Layout::input_tile + step * 16 * Layout::input_row));
   }
   __device__ void take_inputs() {
 #pragma unroll

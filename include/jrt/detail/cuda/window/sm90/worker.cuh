@@ -6,7 +6,9 @@
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
+#include "jrt/detail/shared/window/online_softmax.hpp"
 
 namespace jrt::detail::cuda {
 
@@ -18,16 +20,17 @@ class HopperWindowWorker {
   using Run = HopperWindowRun<Config>;
   using Element = typename Config::Element;
   using Numbers = HopperNumbers<Element>;
+  using Softmax = OnlineSoftmax<float, ScaledExponential>;
   static constexpr int left = Config::left_window;
   static constexpr int group_tiles = Layout::group_tiles;
 
   __device__ HopperWindowWorker(const WindowCall<Config>& call, const Run& run, int worker)
-      : call_(call), run_(run), worker_(worker), warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)) {
-    constexpr float log2_e = 1.4426950408889634F;
-    const auto scale = static_cast<float>(call.scale);
-    negative_ = scale < 0;
-    scale_ = fmaxf(fabsf(scale), 1e-30F) * log2_e;  // never 0, so that what is hidden stays −∞
-  }
+      : call_(call),
+        run_(run),
+        worker_(worker),
+        warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
+        negative_(static_cast<float>(call.scale) < 0),
+        exponential_(call.scale) {}
 
   __device__ void output_all() {
     int released = 0;
@@ -53,12 +56,11 @@ class HopperWindowWorker {
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
   static __device__ void await_keys(int j) { barrier_wait(Layout::full + 8 * Run::stage(j), Run::lap(j) % 2); }
 
-  /// Outputs of tile i of queries and their sums of weights.
+  /// Outputs of tile i of queries, not yet divided, and their softmax.
   __device__ void attend(int i, SharedAddress queries) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      largest_[h] = -INFINITY;
-      sums_[h] = 0;
+      softmax_[h] = {};
     }
     output_groups<0>(i, queries);
   }
@@ -163,12 +165,12 @@ class HopperWindowWorker {
     return (tile - (Layout::window_tiles - 1)) * Layout::tile + 16 * c - 16 * warp_;
   }
 
-  /// Scores become 2^(scale (score − largest)); sums and outputs so far are brought to the new largest.
+  /// Scores become weights; the outputs so far, if there are any, are brought to the new maximum.
   template <int first, int tiles>
   __device__ void to_weights(int i, float (&scores)[tiles][32]) {
     const int row = lane() / 4;
     const int column = lane() % 4 * 2;
-    float most[2] = {largest_[0], largest_[1]};
+    float most[2] = {softmax_[0].maximum, softmax_[1].maximum};
     for_blocks<first, tiles>(
         i,
         [&](int t, int c, bool hides) {
@@ -197,31 +199,29 @@ class HopperWindowWorker {
           }
         },
         [](int, int) {});
-    float shift[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 1));
       most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 2));
-      shift[h] = most[h] == -INFINITY ? 0.0F : most[h] * scale_;
     }
     if constexpr (first > 0) {
-      const float factors[2] = {power_of_two(largest_[0] * scale_ - shift[0]),
-                                power_of_two(largest_[1] * scale_ - shift[1])};
+      const float factors[2] = {softmax_[0].absorb(most[0], exponential_), softmax_[1].absorb(most[1], exponential_)};
       rescale(outputs_, factors);
       rescale(others_, factors);
-      sums_[0] *= factors[0];
-      sums_[1] *= factors[1];
+    } else {
+      softmax_[0].maximum = most[0];
+      softmax_[1].maximum = most[1];
     }
-    largest_[0] = most[0];
-    largest_[1] = most[1];
+    // Outside the blocks, each of which would find them again.
+    const float shifts[2] = {exponential_.shift(softmax_[0].maximum), exponential_.shift(softmax_[1].maximum)};
     for_blocks<first, tiles>(
         i,
         [&](int t, int c, bool) {
 #pragma unroll
           for (int n = 0; n < 8; ++n) {
             float& score = scores[t][8 * c + n];
-            score = power_of_two(score * scale_ - shift[n / 2 % 2]);
-            sums_[n / 2 % 2] += score;
+            score = exponential_.of(score, shifts[n / 2 % 2]);
+            softmax_[n / 2 % 2].denominator += score;
           }
         },
         [&](int t, int c) {
@@ -252,10 +252,10 @@ class HopperWindowWorker {
     float inverse[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float sum = sums_[h];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      inverse[h] = 1 / sum;
+      Softmax softmax = softmax_[h];
+      softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 1);
+      softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 2);
+      inverse[h] = softmax.finish();
     }
     rescale(outputs_, inverse);
     store_panel(rows, outputs_);
@@ -304,9 +304,8 @@ class HopperWindowWorker {
   int worker_;
   int warp_;
   bool negative_;
-  float scale_;
-  float largest_[2];
-  float sums_[2];
+  ScaledExponential exponential_;
+  Softmax softmax_[2];  // of this lane's scores in two rows; the maxima are the rows'
   float outputs_[Layout::first_columns / 2];
   float others_[Layout::other_columns / 2];  // of the second panel
 };

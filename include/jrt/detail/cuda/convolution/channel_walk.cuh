@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/convolution/inputs.hpp"
+#include "jrt/numeric.hpp"
+
+namespace jrt::detail::cuda {
+
+/// The activation on the device. Outputs of 16 bits have no digits that the fast exponential and quotient would lose.
+template <class Config, class T>
+__device__ T activated(T sum) {
+  if constexpr (std::is_same_v<typename Config::Activation, Silu> && sizeof(typename Config::Element) == 2 &&
+                std::is_same_v<T, float>) {
+    return __fdividef(sum, 1.0F + __expf(-sum));
+  } else {
+    return Config::Activation::apply(sum);
+  }
+}
+
+/// `width` neighbouring channels of one sequence on their way through its tokens. With a width above 1 rows are aligned.
+template <class Config, int width>
+class ChannelWalk {
+ public:
+  using E = typename Config::Element;
+  using Weight = typename Config::Weight;
+  using T = ConvolutionCompute<Config>;
+  using Row = StoredNumbers<E, width>;
+  static constexpr int kernel_width = Config::kernel_width;
+  static constexpr int carried = kernel_width - 1;
+  /// Tokens whose inputs and gates are fetched before the first is used.
+  static constexpr int group = kernel_width <= 4 ? 4 : 2;
+
+  __device__ ChannelWalk(std::int64_t first, std::int64_t channels)
+      : first_(first), count_(static_cast<int>(smaller<std::int64_t>(width, channels - first))) {}
+
+  __device__ void load_weights(const Weight* weight, const Weight* bias) {
+    load_transposed(weight + first_ * kernel_width, rows_aligned(weight), weights_);
+    for (int c = 0; c < width; ++c) {
+      bias_[c] = bias != nullptr && c < count_ ? convert<T>(bias[first_ + c]) : T(0);
+    }
+  }
+
+  /// The K−1 inputs before `position`. `state_aligned`: whether slots begin at multiples of 16 bytes.
+  __device__ void start(const ConvolutionInputs<Config>& inputs, std::int64_t position, bool state_aligned) {
+    if (position == 0 && inputs.state != nullptr) {
+      load_transposed(inputs.state + first_ * carried, state_aligned, recent_);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < carried; ++i) {
+      const std::int64_t p = position - carried + i;
+      if (p >= 0) {
+        fetch(inputs.row(p)).get(recent_[i]);
+      } else {
+#pragma unroll
+        for (int c = 0; c < width; ++c) {
+          recent_[i][c] = c < count_ ? convert<T>(inputs.carried_number(p, first_ + c)) : T(0);
+        }
+      }
+    }
+  }
+
+  /// Rows of a walk: all null or from its first token on.
+  struct Tokens {
+    const E* input = nullptr;
+    std::int64_t input_stride = 0;
+    const E* gate = nullptr;
+    std::int64_t gate_stride = 0;
+    E* output = nullptr;
+    std::int64_t output_stride = 0;
+    E* staged = nullptr;  // where inputs are copied to, if anywhere
+    std::int64_t staged_stride = 0;
+
+    __device__ void advance(int tokens) {
+      input += tokens * input_stride;
+      gate += gate == nullptr ? 0 : tokens * gate_stride;
+      output += tokens * output_stride;
+      staged += staged == nullptr ? 0 : tokens * staged_stride;
+    }
+  };
+
+  template <int at_a_time = group>
+  __device__ void walk(Tokens rows, std::int64_t tokens) {
+    for (; at_a_time > 1 && tokens >= at_a_time; tokens -= at_a_time) {
+      several<at_a_time>(rows);
+      rows.advance(at_a_time);
+    }
+    for (; tokens > 0; --tokens) {
+      several<1>(rows);
+      rows.advance(1);
+    }
+  }
+
+  /// The last K−1 inputs, into a slot.
+  __device__ void store_carried(E* state, bool state_aligned) const {
+    E* const to = state + first_ * carried;
+#pragma unroll
+    for (int v = 0; v < carried; ++v) {
+      T numbers[width];
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        const int number = v * width + c;
+        numbers[c] = recent_[number % carried][number / carried];
+      }
+      if (state_aligned && whole()) {
+        Row stored;
+        stored.set(numbers);
+        stored.store(to + v * width, true);
+      } else {
+#pragma unroll
+        for (int c = 0; c < width; ++c) {
+          if (v * width + c < count_ * carried) {
+            to[v * width + c] = convert<E>(numbers[c]);
+          }
+        }
+      }
+    }
+  }
+
+  /// Outputs of padding.
+  __device__ void clear(E* output, std::int64_t stride, std::int64_t tokens) const {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      put(output + t * stride, Row{});
+    }
+  }
+
+ private:
+  [[nodiscard]] __device__ bool whole() const {
+    return count_ == width;
+  }
+
+  /// These channels of a row.
+  __device__ Row fetch(const E* row) const {
+    Row numbers;
+    if (whole()) {
+      numbers.load(row + first_, true);
+    } else {
+      T single[width];
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        single[c] = c < count_ ? convert<T>(row[first_ + c]) : T(0);
+      }
+      numbers.set(single);
+    }
+    return numbers;
+  }
+  __device__ void put(E* row, const Row& numbers) const {
+    if (whole()) {
+      numbers.store(row + first_, true);
+    } else {
+      T single[width];
+      numbers.get(single);
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        if (c < count_) {
+          row[first_ + c] = convert<E>(single[c]);
+        }
+      }
+    }
+  }
+
+  /// `rows` numbers of each channel, the channels one after the other; those that are none are 0.
+  template <class From, int rows>
+  __device__ void load_transposed(const From* from, bool aligned, T (&to)[rows][width]) const {
+#pragma unroll
+    for (int v = 0; v < rows; ++v) {
+      T numbers[width];
+      if (aligned && whole()) {
+        StoredNumbers<From, width> stored;
+        stored.load(from + v * width, true);
+        stored.get(numbers);
+      } else {
+#pragma unroll
+        for (int c = 0; c < width; ++c) {
+          numbers[c] = v * width + c < count_ * rows ? convert<T>(from[v * width + c]) : T(0);
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        const int number = v * width + c;
+        to[number % rows][number / rows] = numbers[c];
+      }
+    }
+  }
+
+  template <int tokens>
+  __device__ void several(const Tokens& rows) {
+    Row inputs[tokens];
+    Row gates[tokens];
+#pragma unroll
+    for (int t = 0; t < tokens; ++t) {
+      inputs[t] = fetch(rows.input + t * rows.input_stride);
+    }
+    if (rows.gate != nullptr) {
+#pragma unroll
+      for (int t = 0; t < tokens; ++t) {
+        gates[t] = fetch(rows.gate + t * rows.gate_stride);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < tokens; ++t) {
+      if (rows.staged != nullptr) {
+        put(rows.staged + t * rows.staged_stride, inputs[t]);
+      }
+      T newest[width];
+      inputs[t].get(newest);
+      T result[width];
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        T sum = bias_[c];
+#pragma unroll
+        for (int k = 0; k < carried; ++k) {
+          sum = fma(weights_[k][c], recent_[k][c], sum);
+        }
+        sum = fma(weights_[carried][c], newest[c], sum);
+        result[c] = activated<Config>(sum);
+#pragma unroll
+        for (int k = 0; k + 1 < carried; ++k) {
+          recent_[k][c] = recent_[k + 1][c];
+        }
+        recent_[carried - 1][c] = newest[c];
+      }
+      if (rows.gate != nullptr) {
+        T factor[width];
+        gates[t].get(factor);
+#pragma unroll
+        for (int c = 0; c < width; ++c) {
+          result[c] *= factor[c];
+        }
+      }
+      Row output;
+      output.set(result);
+      put(rows.output + t * rows.output_stride, output);
+    }
+  }
+
+  std::int64_t first_;
+  int count_;
+  T weights_[kernel_width][width];
+  T bias_[width];
+  T recent_[carried][width];  // inputs, oldest first
+};
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "jrt/detail/shared/window/online_softmax.hpp"
+
+/// The exponentials of the window kernels' softmax.
+namespace jrt::detail::cuda {
+
+__device__ inline float power_of_two(float exponent) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  return power;
+}
+
+/// e^(s − m) where no score is below `lowest`, which is finite, and so are its differences: lanes without keys need no case
+/// of their own.
+template <class T>
+struct FiniteExponential {
+  static constexpr T lowest = -std::numeric_limits<T>::max() / 4;
+
+  static __device__ T shift(T maximum) { return maximum; }
+  static __device__ T of(T score, T shift) { return exp(score - shift); }
+};
+
+/// The same for elements of 16 bits: its error, 2^-21, is less than that of the values that it weights.
+struct FastFiniteExponential : FiniteExponential<float> {
+  static __device__ float of(float score, float shift) { return __expf(score - shift); }
+};
+
+/// e^(scale (s − m)) = 2^(scale log₂e (s − m)) of scores without their scale, in one multiplication and addition each. The
+/// scale is taken as positive: a negative one's sign is the scores' (or the queries') to have.
+struct ScaledExponential {
+  static constexpr float lowest = -std::numeric_limits<float>::infinity();
+
+  float scale;
+
+  /// The scale is never 0, so that what is hidden stays −∞.
+  __device__ explicit ScaledExponential(double of_scores)
+      : scale(fmaxf(fabsf(static_cast<float>(of_scores)), 1e-30F) * 1.4426950408889634F) {}
+
+  [[nodiscard]] __device__ float shift(float maximum) const { return maximum == lowest ? 0.0F : maximum * scale; }
+  [[nodiscard]] __device__ float of(float score, float shift) const { return power_of_two(score * scale - shift); }
+};
+
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/window/query.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/window/keys.hpp"
+
+namespace jrt::detail::cuda {
+
+/// Shared memory and threads of the decode step's blocks.
+template <WindowConfig Config>
+struct WindowStepLayout {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  static constexpr int each = access_bytes / static_cast<int>(sizeof(Element));
+  static constexpr std::int64_t queries = round_up<std::int64_t>(Format::count_offset, each);
+
+  static constexpr std::int64_t max_bytes = 220 * 1024;  // of a multiprocessor's shared memory
+  JRT_DETAIL_HD static constexpr std::int64_t buffer_bytes(std::int64_t group) {
+    return (queries + group * Config::head_dim) * static_cast<std::int64_t>(sizeof(Element));
+  }
+  /// What warps bring together: a largest score, a sum and values each.
+  JRT_DETAIL_HD static constexpr std::int64_t sum_bytes(int of_threads) {
+    return of_threads / 32 * (Config::value_dim + 2) * static_cast<std::int64_t>(sizeof(ComputeType<Element>));
+  }
+  static constexpr int blocks = static_cast<int>(clamped(max_bytes / (2 * buffer_bytes(1) + sum_bytes(128)), 1, 4));
+  static constexpr int threads = blocks >= 3 ? 128 : 512;
+  /// Two buffers, then what warps bring together.
+  JRT_DETAIL_HD static constexpr std::int64_t shared_bytes(std::int64_t group) {
+    return 2 * buffer_bytes(group) + sum_bytes(threads);
+  }
+  /// Rows of whole accesses, two copies in a block; sums that start here.
+  static constexpr bool supported = !has_softmax_carry_in<Config> && Config::head_dim % each == 0 &&
+                                    Config::value_dim % each == 0 && shared_bytes(1) <= 160 * 1024;
+
+  using Query = QueryLayout<Config>;  // how lanes share a key
+  static constexpr int warps = threads / 32;
+  static constexpr int groups = threads / Query::lanes;
+  static constexpr int rounds = smaller(9, ceil_div(Format::rows, groups));  // keys of a group at a time
+};
+
+}  // namespace jrt::detail::cuda
