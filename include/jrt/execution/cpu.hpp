@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/executor.hpp"
 
 namespace jrt {
+
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// Execution argument: run on the CPU, on the threads of `executor`, which must outlive the call. `Cpu{}` runs in the
 /// calling thread, `Cpu{pool}` on any `Executor`.
@@ -29,6 +32,8 @@ class Cpu<SerialExecutor> {
 };
 
 Cpu()->Cpu<SerialExecutor>;
+
+}  // namespace JRT_DETAIL_CPU_ABI
 
 namespace detail {
 

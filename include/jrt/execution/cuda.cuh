@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "jrt/detail/abi.hpp"
+
 namespace jrt {
 
 /// Which kernels a call may use. Results differ in their last bits.
@@ -10,6 +12,8 @@ enum class CudaKernels {
   automatic,  ///< the fastest there are for operator, device and tensors
   portable,   ///< those that run on every GPU
 };
+
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Execution argument: run on the current CUDA device, ordered in `stream`. Tensors, states, workspace and the int32 arrays
 /// are in memory that the device can read; calls return when the work is enqueued, synchronise nothing and can be captured
@@ -61,5 +65,7 @@ class Cuda {
   int reserved_shared_bytes_ = 0;
   int compute_capability_ = 0;
 };
+
+}  // namespace JRT_DETAIL_CUDA_ABI
 
 }  // namespace jrt

@@ -5,11 +5,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/convolution/inputs.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 // GCC 12 takes the "undefined" operand of AVX-512 intrinsics within pexp for a mistake.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -354,4 +355,4 @@ void commit_inputs(const CommitArgs<Config>& args, std::int64_t b, std::int64_t 
   block.store_carried(destination.pool.head(destination.slot(b), 0));
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

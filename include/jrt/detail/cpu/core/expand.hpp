@@ -4,12 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
 #include "jrt/policy/feature_map.hpp"
 #include "jrt/policy/taylor.hpp"
 
 /// Features of many rows at once. Rows are first converted into a buffer (`write_input`), then expanded from it.
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Any feature map: row by row.
 template <class Map, class T>
@@ -82,4 +83,4 @@ struct RowExpansion<Taylor2<d, SymmetricPacking>, T> {
   }
 };
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

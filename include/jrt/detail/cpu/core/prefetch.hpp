@@ -4,9 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/tensor_view.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Asks for rows of one head to be brought into the cache. They are often a page apart ([B,T,H,d] views), which defeats the
 /// hardware's own prefetching; asked for one chunk ahead, and a few at a time, they arrive while the current chunk is
@@ -43,4 +44,4 @@ class RowPrefetch {
   std::int64_t rows_ = 0;
 };
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

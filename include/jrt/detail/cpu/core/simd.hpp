@@ -8,13 +8,14 @@
 #include <cstddef>
 #include <utility>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/language.hpp"
 
 #if !EIGEN_VERSION_AT_LEAST(3, 4, 0)
 #error "jrt needs Eigen 3.4 or newer."
 #endif
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 // The few vector operations that the kernels need, on Eigen's packets: whatever instruction set the user compiles for,
 // down to plain scalars.
@@ -121,4 +122,4 @@ inline T sum(const T* a, std::ptrdiff_t count) {
   return Eigen::internal::predux(sums);
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/prefetch.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 
@@ -15,7 +16,7 @@
 ///
 /// At the sizes of a chunk this gives about 90 % of the fused-multiply-add peak of an AVX-512 core, where Eigen's general
 /// matrix product, which packs both operands first, gives about half (docs/performance.md, bench/cpu/tile_bench.cpp).
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Left operand: element (row, k) at `data[row * row_stride + k * depth_stride]`.
 template <class T>
@@ -163,4 +164,4 @@ template <class T>
   });
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

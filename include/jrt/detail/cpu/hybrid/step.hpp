@@ -3,10 +3,11 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/linear/decode.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// The linear part of a step, a staged step or a commit, of one head: keys that leave the window go into the state, queries
 /// read it. Outputs of skipped sequences are left to the window.
@@ -40,4 +41,4 @@ void linear_part_step_head(const LinearPartStep<Config>& step, StepTokens<Config
   }
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

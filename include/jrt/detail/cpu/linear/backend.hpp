@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/linear.hpp"
 #include "jrt/detail/cpu/linear/decode.hpp"
@@ -13,7 +14,7 @@
 
 namespace jrt::detail {
 
-namespace cpu {
+namespace cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Runs `work`, a Prefill, if the workspace allows it.
 template <class Work, Executor E>
@@ -51,7 +52,7 @@ Status run_heads(const char* operation, StepScratch<Config> scratch, std::int64_
   return check.status();
 }
 
-}  // namespace cpu
+}  // namespace cpu::inline JRT_DETAIL_CPU_ABI
 
 /// Linear attention on the CPU: check the arguments, slice the workspace, hand heads to the executor.
 template <AttentionConfig Config, Executor E>

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
@@ -18,7 +19,7 @@
 
 /// A chunk of tokens of one head, and the two things done with it: its keys and values go into the state, its queries read
 /// the state and the chunk.
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Tokens of a chunk. A multiple of the tile's rows; longer chunks mean fewer passes over the state but more pairs inside
 /// the chunk, shorter ones the opposite. Flat between 36 and 60 on the machine of docs/performance.md.
@@ -230,4 +231,4 @@ struct QueryBlock {
   }
 };
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
@@ -19,7 +20,7 @@
 ///         for every query head g of the group:                     y_tg[c] += φ(q_tg)[r] S[r][c]
 ///
 /// so that the state is read and written once, and T tokens give bitwise what T steps give.
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Block of the state in flight: with a row of values or outputs beside it, it fills three quarters of the registers.
 inline constexpr int decode_rows = 4;
@@ -365,4 +366,4 @@ void commit_head(const CommitArgs<Config>& args, StepTokens<Config> tokens, std:
       .run();
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

@@ -5,12 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/linear/chunk.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/executor.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Prefill of a batch. One head of an unsplit sequence, or a few, is a task: initial state, encoder sum, then chunk by
 /// chunk outputs and update. A split sequence takes three rounds of tasks:
@@ -352,4 +353,4 @@ class Prefill {
   T* scratch_base_ = nullptr;    // [workers][scratch_elements]
 };
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

@@ -4,12 +4,13 @@
 #include <cstddef>
 #include <cstring>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/state.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 template <class T>
 constexpr int padded_to_lanes(int count) {
@@ -78,4 +79,4 @@ struct WorkingState {
   }
 };
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

@@ -6,13 +6,14 @@
 #include <cstring>
 #include <span>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/states.hpp"
 #include "jrt/detail/cpu/state/exchange.hpp"
 #include "jrt/detail/cpu/state/operations.hpp"
 #include "jrt/execution/cpu.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// The operations on whole states: check the arguments, hand heads to the executor.
 template <Executor E>
@@ -175,7 +176,7 @@ struct StateBackend {
   }
 };
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
 
 namespace jrt::detail {
 

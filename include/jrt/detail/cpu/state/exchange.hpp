@@ -6,13 +6,14 @@
 #include <cstring>
 #include <span>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/state/operations.hpp"
 #include "jrt/detail/shared/state/saved_states.hpp"
 #include "jrt/detail/shared/state/taylor_rows.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/state_exchange.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 template <class Format, class Scalar>
 void export_head(const typename Format::Scalar* state, const DenseStates<Scalar>& dense) {
@@ -42,4 +43,4 @@ void import_head(const DenseStates<Scalar>& dense, typename Format::Scalar* stat
   }
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

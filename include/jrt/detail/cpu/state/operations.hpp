@@ -5,11 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/shared/state/taylor_rows.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/state_operations.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 // Parts of a state may have other types than its format's Scalar, so that whole ones are moved as bytes.
 
@@ -48,4 +49,4 @@ void copy_head(const typename SourceFormat::Scalar* source, typename Destination
   }
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

@@ -6,10 +6,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/window/block.hpp"
 #include "jrt/executor.hpp"
 
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind it; `write(token, key,
 /// value)` puts one there.
@@ -176,4 +177,4 @@ void commit_window(const CommitArgs<Config>& args, std::int64_t b, std::int64_t 
               });
 }
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

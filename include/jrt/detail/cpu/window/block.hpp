@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
@@ -20,7 +21,7 @@
 ///     scores:  6 queries x the panels' keys in the window                   q · Kᵀ, a register tile at a time
 ///     softmax: row by row; what the window hides gets exactly 0
 ///     output:  6 queries x dv                                               P · V, over the keys in the window only
-namespace jrt::detail::cpu {
+namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
 /// Keys in a panel.
 inline constexpr std::int64_t panel_keys = 64;
@@ -228,4 +229,4 @@ class WindowBlock {
   std::int64_t loaded_ = 0;
 };
 
-}  // namespace jrt::detail::cpu
+}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

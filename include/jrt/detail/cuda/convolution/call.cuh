@@ -3,13 +3,14 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/mixer/gated_convolution.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 #include "jrt/tensor_view.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// One call in terms that all operations share.
 template <class Config>
@@ -40,4 +41,4 @@ struct ConvolutionCall {
 template <class Config>
 inline constexpr int convolution_width = access_bytes / static_cast<int>(sizeof(typename Config::Element));
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -4,12 +4,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/convolution/inputs.hpp"
 #include "jrt/numeric.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The activation on the device. Outputs of 16 bits have no digits that the fast exponential and quotient would lose.
 template <class Config, class T>
@@ -246,4 +247,4 @@ class ChannelWalk {
   T recent_[carried][width];  // inputs, oldest first
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

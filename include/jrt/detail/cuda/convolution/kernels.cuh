@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/convolution/call.cuh"
 #include "jrt/detail/cuda/convolution/channel_walk.cuh"
 #include "jrt/detail/cuda/core/launch.cuh"
@@ -20,7 +21,7 @@
 ///     segment 0  tokens 0 │thread 0│thread 1│          reads the carried inputs, then S tokens
 ///                  …    S │        │        │
 ///     segment 1         S │thread G│thread G+1         reads the K−1 tokens before its own once more
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 inline constexpr int convolution_threads = 128;
 /// Steps have few threads: smaller blocks spread them over more multiprocessors.
@@ -137,4 +138,4 @@ __global__ void __launch_bounds__(convolution_step_threads) convolve_step(const 
   }
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

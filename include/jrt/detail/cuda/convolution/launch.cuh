@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/convolution/call.cuh"
 #include "jrt/detail/cuda/convolution/channel_walk.cuh"
 #include "jrt/detail/cuda/convolution/kernels.cuh"
@@ -15,7 +16,7 @@
 #include "jrt/tensor_view.hpp"
 
 /// How the convolution's kernels are launched: channels a thread, segments, grids.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <class E>
 bool view_aligned(const TensorView<E>& view) {
@@ -86,4 +87,4 @@ Status launch_step(const char* operation, const ConvolutionCall<Config>& call, c
                                    : launch_step<Config, width, group>(operation, call, on);
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

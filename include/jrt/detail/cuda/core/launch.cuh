@@ -7,12 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/early_start.cuh"
 #include "jrt/execution/cuda.cuh"
 #include "jrt/status.hpp"
 #include "jrt/workspace.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 inline Status device_status(const char* operation, cudaError_t error) {
   return error == cudaSuccess ? Status{}
@@ -116,4 +117,4 @@ Status with_stream_workspace(const char* name, std::size_t bytes, const Cuda& on
   return status.ok() ? freed : status;
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

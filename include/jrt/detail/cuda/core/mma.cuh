@@ -5,13 +5,15 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
+
 /// One warp's matrix unit: 16x8 products of bfloat16, and the loads that fill its fragments (PTX ISA, "mma.sync.m16n8k16"
 /// and "ldmatrix"). Lane l = 4·g + c holds, of a
 ///
 ///     16x8 accumulator: {(g, 2c), (g, 2c+1), (g+8, 2c), (g+8, 2c+1)};
 ///     16x16 left operand: pairs {(g, 2c), (g+8, 2c), (g, 2c+8), (g+8, 2c+8)};
 ///     16x8 right operand: pairs {(2c, g), (2c+8, g)}, along its first index.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Two neighbouring bfloat16, the first in the low half.
 using Pair = std::uint32_t;
@@ -165,4 +167,4 @@ __device__ void multiply_terms(Accumulator& sums, const LeftFragment (&left)[ter
   }
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

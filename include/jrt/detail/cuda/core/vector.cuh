@@ -3,10 +3,11 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/numeric.hpp"
 
 /// Vectors of elements, as wide as one memory access.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 inline constexpr int access_bytes = 16;
 
@@ -119,4 +120,4 @@ requires(sizeof(Scalar) == 2 && count % 2 == 0) struct StoredNumbers<Scalar, cou
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/check/hybrid.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/hybrid/step.cuh"
@@ -17,7 +18,7 @@
 
 namespace jrt::detail {
 
-namespace cuda {
+namespace cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The linear part of a prefill. Operators that work on the matrix unit take the steps of shared/hybrid/steps.hpp, with one
 /// state per sequence in the workspace between them: encoder region and all tokens but the first on the fastest kernels
@@ -117,7 +118,7 @@ class LinearPartPrefill {
   Workspace rest_{};
 };
 
-}  // namespace cuda
+}  // namespace cuda::inline JRT_DETAIL_CUDA_ABI
 
 /// Linear and window attention in one mixer, on a CUDA stream: the linear part's kernels, then the window's, with the
 /// denominators between them in the workspace.

@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/linear/step_call.cuh"
 #include "jrt/detail/shared/hybrid/evicted_keys.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <class Config>
 requires(consumes_evicted_keys<Config>) struct EvictedStepInput<Config> : EvictedStep<Config> {
@@ -48,4 +49,4 @@ StepCall<Config> step_of(const LinearPartStep<Config>& step) {
   return call;
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/linear/step_call.cuh"
@@ -22,7 +23,7 @@
 /// so that the state is read and written once. A thread owns a few neighbouring columns of every `groups`-th row; the sums
 /// over rows have one order, whatever the number of tokens and the alignment, so that T tokens give bitwise what T steps
 /// give, where the state is stored in the type of the sums.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// How a thread keeps its part of the state in registers: as it is stored, which with 16 bits takes half the registers, so
 /// that more loads are in flight; or in the type of the sums, which more than one key or query needs unrounded.
@@ -350,4 +351,4 @@ Status launch_step(const char* operation, StepCall<Config> call, const Workspace
   return launch(operation, step_states<Config, StateRegisters::as_summed>, grid, on, call);
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -4,11 +4,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/policy/feature_map.hpp"
 #include "jrt/policy/taylor.hpp"
 
 /// Expansion of vectors by the threads of a block.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 enum class Side { query, key };
 
@@ -55,4 +56,4 @@ __device__ void expand_vectors(const Map& map, const T* inputs, int input_stride
   }
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/linear/mma_layout.cuh"
 #include "jrt/detail/cuda/linear/mma_tiles.cuh"
 #include "jrt/detail/integer.hpp"
@@ -13,7 +14,7 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// What the warps of MmaEngine form together, in shared memory, of a chunk of tokens: its keys, values and queries, their
 /// features, the scores P, and the normalisers.
@@ -262,4 +263,4 @@ class MmaChunk {
   float* exchange_;    // [chunk][columns], as the lanes have them
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -4,13 +4,14 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/linear/mma_chunk.cuh"
 #include "jrt/detail/cuda/linear/mma_layout.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements and up to some hundred features.
 ///
@@ -375,4 +376,4 @@ class MmaEngine : private MmaChunk<Config> {
   Accumulator outputs_[token_tiles][2];  // 16 tokens, 2 x 8 columns
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

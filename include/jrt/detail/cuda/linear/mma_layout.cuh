@@ -5,11 +5,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/linear/mma_tiles.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Sizes of MmaEngine: what a warp owns, and what a block has in shared memory.
 ///
@@ -83,4 +84,4 @@ struct MmaLayout {
   static constexpr bool full = Config::Mask::reads_future;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

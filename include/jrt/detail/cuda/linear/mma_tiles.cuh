@@ -7,13 +7,14 @@
 #include <type_traits>
 #include <utility>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/numeric.hpp"
 
 /// Tiles of tokens in shared memory, as terms of bfloat16, for the matrix unit.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// [terms][tokens][stride] numbers. Rows are an odd number of 16-byte accesses long, so that eight of them touch all banks.
 template <int terms_, int tokens_, int columns_>
@@ -177,4 +178,4 @@ __device__ void expand_to(const Map& map, const float* x, std::int64_t position,
   }
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

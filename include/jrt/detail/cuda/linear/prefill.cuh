@@ -5,12 +5,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/linear/prefill_portable.cuh"
 #include "jrt/detail/cuda/linear/sm90/prefill.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/workspace.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Stands for the Hopper kernels where an operator has none, or where they are not compiled.
 template <class Config>
@@ -64,4 +65,4 @@ class Prefill {
   bool on_hopper_;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

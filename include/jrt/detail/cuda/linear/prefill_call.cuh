@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
@@ -22,7 +23,7 @@
 ///     read   outputs from that state.
 ///
 /// Every sum has a fixed order: no atomics, and the same bits from run to run.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Which segment, head and slice a block is for. Slices and heads vary fastest: in [B,T,H,d] tensors their rows are
 /// neighbours in memory.
@@ -210,4 +211,4 @@ __device__ void zero_outputs(const Call& call, const PrefillPlan& plan, std::int
   zero(plan.skipped ? plan.span.row_tokens : plan.tokens.end, plan.span.row_tokens);
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

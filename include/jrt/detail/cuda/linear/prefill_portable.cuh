@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/linear/mma_engine.cuh"
 #include "jrt/detail/cuda/linear/prefill_call.cuh"
@@ -13,7 +14,7 @@
 #include "jrt/workspace.hpp"
 
 /// Prefill on every GPU from sm_80 on: the kernels of prefill_call.cuh with an engine that knows how to work on a segment.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Keys that leave a window come row by row from two places, which only SimtEngine can read.
 template <class Config>
@@ -158,4 +159,4 @@ class PortablePrefill {
   Call call_;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/detail/integer.hpp"
@@ -12,7 +13,7 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Where the arrays of a block lie, in elements of T. What does not fit in the shared memory that every GPU from sm_80 on
 /// has goes to a piece of the workspace, one per block: first the features, then the state.
@@ -376,4 +377,4 @@ class SimtEngine {
   T* query_features_;  // [chunk][feature_stride]
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

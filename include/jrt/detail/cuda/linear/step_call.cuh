@@ -3,13 +3,14 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
 /// A step of decoding as its kernel sees it.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// How the threads of a block share a head's state.
 template <class Format, class T>
@@ -152,4 +153,4 @@ struct StepEvicted {
   __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
   }
 };
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

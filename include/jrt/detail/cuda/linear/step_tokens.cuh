@@ -4,11 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/detail/cuda/linear/step_call.cuh"
 #include "jrt/detail/integer.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The tokens of a step, as the block of one head reads them: keys and values from the views, the staging buffer or, where
 /// keys are those that leave a window, from its ring; queries from the views. One token at a time goes through registers to
@@ -195,4 +196,4 @@ class StepTokens {
   Element fetched_query_[query_parts] = {};
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -7,13 +7,14 @@
 #include <span>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/states.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/state/operations.cuh"
 #include "jrt/detail/shared/state/saved_states.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The operations on whole states: check the arguments as far as the host can see them, enqueue.
 struct StateBackend {
@@ -147,7 +148,7 @@ struct StateBackend {
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
 
 namespace jrt::detail {
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/state/taylor_rows.hpp"
@@ -14,7 +15,7 @@
 
 /// Operations on whole states. Each is a small struct that says what happens to number i of head h of pair b; one kernel
 /// runs them all, a thread a number.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 inline constexpr int state_threads = 256;
 
@@ -191,4 +192,4 @@ struct ScatterStates {
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -4,10 +4,11 @@
 #include <cmath>
 #include <limits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
 /// The exponentials of the window kernels' softmax.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 __device__ inline float power_of_two(float exponent) {
   float power;
@@ -45,4 +46,4 @@ struct ScaledExponential {
   [[nodiscard]] __device__ float of(float score, float shift) const { return power_of_two(score * scale - shift); }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

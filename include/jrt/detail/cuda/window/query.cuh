@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
@@ -17,7 +18,7 @@
 ///     bfloat16, d = 64: 8 lanes of 8 numbers to a key, 16 groups in a block
 ///     keys   i−L … i      0  1  2 … 15 | 16 … 31 | …     the ring's rows in any order, then the call's own
 ///     group               0  1  2 … 15 |  0 … 15 | …     four keys of each are on their way at a time
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 struct QueryLayout {
@@ -276,4 +277,4 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
            before);
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -3,12 +3,13 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 
 /// What the blocks of all window kernels do first: find their sequence, its keys and its rows of outputs.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// One sequence and key/value head of a call, as a block sees it.
 template <WindowConfig Config>
@@ -154,4 +155,4 @@ __global__ void __launch_bounds__(keep_threads) commit_window(const __grid_const
   write_cache(keys, {-accepted, 0}, NoRotary{}, destination.pool.head(destination.slot(b), head));
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
@@ -21,7 +22,7 @@
 ///     buffer 1        cache 1 ──────────── queries ──── cache 3 …
 ///
 ///     a buffer: keys and values as the cache has them, the new ones where they will be | queries
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 class WindowSteps {
@@ -224,4 +225,4 @@ Status launch_window_steps(const char* operation, const WindowCall<Config>& call
   return launch(operation, window_steps<Config>, grid, on, call, static_cast<unsigned>(items));
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

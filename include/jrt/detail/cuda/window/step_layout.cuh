@@ -3,12 +3,13 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/query.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Shared memory and threads of the decode step's blocks.
 template <WindowConfig Config>
@@ -42,4 +43,4 @@ struct WindowStepLayout {
   static constexpr int rounds = smaller(9, ceil_div(Format::rows, groups));  // keys of a group at a time
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
@@ -11,7 +12,7 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// One query of the decode step, by all threads of a block, whose shared memory has a copy of the cache. As in
 /// `WindowQuery` a group of lanes takes one key at a time.
@@ -205,4 +206,4 @@ class WindowStepQuery {
   Shared& shared_;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

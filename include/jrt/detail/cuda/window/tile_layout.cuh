@@ -3,11 +3,12 @@
 
 #include <cstddef>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/mixer/window_attention.hpp"
 #include "jrt/policy/rotary.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Rows, threads and shared memory of a block of the prefill on the matrix unit:
 ///
@@ -37,4 +38,4 @@ struct WindowTileLayout {
   static constexpr int blocks_per_multiprocessor = larger(head_dim, value_dim) <= 64 ? 3 : 2;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

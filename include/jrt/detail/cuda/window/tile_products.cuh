@@ -4,11 +4,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/numeric.hpp"
 
 /// The matrix unit for both types of 16 bits, and the pairs of numbers that it takes.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// sums += left · right, a 16x16 and a 16x8 operand.
 template <class Element>
@@ -40,4 +41,4 @@ __device__ float number_of(Pair pair, int which) {
   return convert<float>(number);
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -5,11 +5,12 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/cuda/window/tile_layout.cuh"
 #include "jrt/detail/integer.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Tiles of keys and values, brought to shared memory by all threads of a block.
 template <WindowConfig Config>
@@ -88,4 +89,4 @@ struct WindowTileSource {
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

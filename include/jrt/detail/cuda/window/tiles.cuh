@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
@@ -28,7 +29,7 @@
 ///     warp 1, queries 32 …           #      #  #      #  #
 ///     warp 2, queries 64 …                  #  #      #  #      #
 ///     warp 3, queries 96 …                     #      #  #      #  #
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 class WindowTiles {
@@ -336,4 +337,4 @@ __global__ void __launch_bounds__(WindowTileLayout<Config>::threads, WindowTileL
   tiles.run();
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

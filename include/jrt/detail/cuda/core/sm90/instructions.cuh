@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/mma.cuh"
 
 /// Instructions of sm_90a that neither CUDA C++ nor libcu++ offers with addresses of 32 bits: in a kernel with no register
 /// to spare, shared memory is addressed by numbers that the compiler knows. Names and semantics follow the PTX ISA.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Address in shared memory.
 using SharedAddress = std::uint32_t;
@@ -176,4 +177,4 @@ __device__ inline int warp_uniform(int number) {
   return __shfl_sync(~0u, number, 0);
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

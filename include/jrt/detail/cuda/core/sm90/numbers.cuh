@@ -5,13 +5,14 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/detail/host_device.hpp"
 #include "jrt/numeric.hpp"
 
 /// What the kernels for sm_90a know about an element type: how pairs of it are made and multiplied, and where factors stand
 /// that keep it in range.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <class Element>
 struct HopperNumbers;
@@ -74,4 +75,4 @@ struct HopperNumbers<Half> {
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

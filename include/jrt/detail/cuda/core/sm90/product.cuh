@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
 #include "jrt/numeric.hpp"
 
@@ -14,7 +15,7 @@
 ///     64x16 left operand: the fragments that `mma.sync` has for rows 16w … 16w + 15.
 ///
 /// The right operand is in shared memory, found through a descriptor.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// How a tile in shared memory is swizzled: which bits of the address select the 16 bytes of a row.
 enum class Swizzle : std::uint32_t { none = 0, bytes_128 = 1, bytes_32 = 3 };
@@ -363,4 +364,4 @@ __device__ void add_tiles(float (&sums)[32], std::uint64_t left, std::uint64_t r
 #undef JRT_DETAIL_MULTIPLY
 // clang-format on
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

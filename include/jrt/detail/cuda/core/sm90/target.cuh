@@ -6,8 +6,10 @@
 #include <atomic>
 #include <cstddef>
 
+#include "jrt/detail/abi.hpp"
+
 /// Kernels that exist for sm_90a alone, in programs that are compiled for other architectures, too.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Whether this is the compilation for sm_90a itself; others get empty kernels, which the host recognises.
 inline constexpr bool compiling_for_hopper =
@@ -51,4 +53,4 @@ bool kernel_exists() {
 
 extern __shared__ __align__(1024) std::byte hopper_shared_memory[];
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

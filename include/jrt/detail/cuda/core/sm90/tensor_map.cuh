@@ -8,11 +8,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/tensor_view.hpp"
 
 /// Descriptions of tensors for the copy engine (CUDA driver API, "Tensor Map Object Management").
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The part of a tensor that one copy moves.
 struct TensorBox {
@@ -81,4 +82,4 @@ bool describe(const TensorView<Element>& view, const TensorBox& box, CUtensorMap
                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

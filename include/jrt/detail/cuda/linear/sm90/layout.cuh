@@ -5,12 +5,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/hopper_packing.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// What can be tuned in the kernels for sm_90a; docs/hopper-kernel.md has the measurements.
 struct HopperTuning {
@@ -98,4 +99,4 @@ struct HopperLayout {
   static constexpr SharedAddress final_state = state_excess + 32;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

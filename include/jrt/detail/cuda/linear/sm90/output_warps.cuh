@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
@@ -13,7 +14,7 @@
 #include "jrt/numeric.hpp"
 #include "jrt/tensor_view.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The four warps of a block that make the outputs, and of which the first asks for all copies. Warp w has
 /// tokens 16w … 16w + 15 of a chunk:
@@ -333,4 +334,4 @@ class OutputWarps {
   int warp_;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/sm90/target.cuh"
 #include "jrt/detail/cuda/core/sm90/tensor_map.cuh"
@@ -16,7 +17,7 @@
 #include "jrt/workspace.hpp"
 
 /// Prefill on Hopper GPUs: the kernels of prefill_call.cuh for sm_90a. docs/hopper-kernel.md explains them with pictures.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <class Config>
 struct HopperEngine : HopperLayout<Config> {
@@ -314,4 +315,4 @@ class HopperPrefill {
   Call call_;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The features of 16 queries as left operands for the rows of the published state, made in registers from the tile in
 /// shared memory. `packing.cuh` says which features are neighbours.
@@ -98,4 +99,4 @@ class QueryFeatures {
   int warp_;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
 #include "jrt/detail/integer.hpp"
@@ -13,7 +14,7 @@
 #include "jrt/sequences.hpp"
 
 /// In which order a block goes through its tokens, and the copies that bring them.
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Descriptions of the tensors of one call.
 struct HopperMaps {
@@ -105,4 +106,4 @@ struct HopperSchedule {
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

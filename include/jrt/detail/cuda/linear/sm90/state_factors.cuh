@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
 #include "jrt/detail/integer.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// What types of narrow range need because parts of a state are published too small, each by a power of two of its own: the
 /// sums of a step are brought to the scale of the smallest part, and features that meet other parts with them.
@@ -45,4 +46,4 @@ class StateFactors {
   int largest_ = 0;
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

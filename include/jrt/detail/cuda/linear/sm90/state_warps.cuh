@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
@@ -12,7 +13,7 @@
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The four warps of a block that keep the state, in registers in float: S += φ(k)·[v | 1] with S in HopperPacking's order
 /// (three tiles of 64 rows, of which warp w of the four has rows 16w … 16w + 15), v and the ones from shared memory.
@@ -375,4 +376,4 @@ class StateWarps {
   LeftFragment features_[fragments];
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/sm90/target.cuh"
 #include "jrt/detail/cuda/core/sm90/tensor_map.cuh"
@@ -12,7 +13,7 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// The warp that brings keys, values and queries.
 template <WindowConfig Config>
@@ -208,4 +209,4 @@ struct HopperWindow {
   }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

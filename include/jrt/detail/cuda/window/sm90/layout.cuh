@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/integer.hpp"
@@ -26,7 +27,7 @@
 ///       . # x x        x x x x        x # . .                     warp 1
 ///       . . # x        x x x x        x x # .                     warp 2
 ///       . . . #        x x x x        x x x #                     warp 3
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 struct HopperWindowLayout {
@@ -121,4 +122,4 @@ struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {
   static __device__ SharedAddress queries(int buffer) { return Layout::queries + buffer * Layout::query_bytes; }
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
@@ -10,7 +11,7 @@
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
-namespace jrt::detail::cuda {
+namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 /// Four warps that give the outputs of every `workers`-th tile of queries.
 template <WindowConfig Config>
@@ -310,4 +311,4 @@ class HopperWindowWorker {
   float others_[Layout::other_columns / 2];  // of the second panel
 };
 
-}  // namespace jrt::detail::cuda
+}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
