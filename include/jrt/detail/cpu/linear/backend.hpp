@@ -127,13 +127,13 @@ struct MixerBackend<Config, Cpu<E>> {
     return {encoder, sequence_count(args.sequences, args.key.batch), args.key.heads, workers_of(on)};
   }
 
-  static cpu::StepScratch<Config> step_of(const DecodeArgs<Config>& args) {
+  static cpu::StepScratch<StepOnly<Config>> step_of(const DecodeArgs<Config>& args) {
     return {args.query.tokens, 0, query_group(args)};
   }
-  static cpu::StepScratch<Config> step_of(const StagedStepArgs<Config>& args) {
+  static cpu::StepScratch<StepOnly<Config>> step_of(const StagedStepArgs<Config>& args) {
     return {args.already_staged + args.query.tokens, args.already_staged, query_group(args)};
   }
-  static cpu::StepScratch<Config> step_of(const CommitArgs<Config>& args) {
+  static cpu::StepScratch<StepOnly<Config>> step_of(const CommitArgs<Config>& args) {
     return {args.staging.tokens, args.staging.tokens, 0};
   }
 };

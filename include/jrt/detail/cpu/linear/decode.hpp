@@ -11,6 +11,7 @@
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
+#include "jrt/detail/shared/linear/step_operator.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
 /// Decoding on the CPU. One pass over a head's state, a few rows at a time:
@@ -308,7 +309,8 @@ inline std::int64_t first_position(const std::int32_t* first_positions, std::int
 }
 
 template <AttentionConfig Config>
-void decode_head(const DecodeArgs<Config>& args, const StepTokens<Config>& tokens, std::int64_t b, std::int64_t head) {
+void decode_head(const DecodeArgs<Config>& args, const StepTokens<StepOnly<Config>>& tokens, std::int64_t b,
+                 std::int64_t head) {
   const auto& destination = destination_of(args);
   if (args.source.slot(b) == skip_slot || destination.slot(b) == skip_slot) {
     zero_step_outputs<Config>(args, tokens.group, b, head);
@@ -317,17 +319,18 @@ void decode_head(const DecodeArgs<Config>& args, const StepTokens<Config>& token
   for (std::int64_t t = 0; t < args.key.tokens; ++t) {
     tokens.read_key(t, args.key.row(b, t, head), args.value.row(b, t, head));
   }
-  read_queries<Config>(args, tokens, b, head);
+  read_queries<StepOnly<Config>>(args, tokens, b, head);
   tokens.expand(args.feature_map, first_position(args.first_positions, b));
-  HeadStep<Config>(tokens, args.source.pool.head(args.source.slot(b), head),
-                   destination.pool.head(destination.slot(b), head))
+  HeadStep<StepOnly<Config>>(tokens, args.source.pool.head(args.source.slot(b), head),
+                             destination.pool.head(destination.slot(b), head))
       .run();
-  write_outputs<Config>(args, tokens, b, head);
-  write_denominators(args.denominators, tokens, b, head);
+  write_outputs<StepOnly<Config>>(args, tokens, b, head);
+  write_denominators<StepOnly<Config>>(args.denominators, tokens, b, head);
 }
 
 template <AttentionConfig Config>
-void staged_head(const StagedStepArgs<Config>& args, const StepTokens<Config>& tokens, std::int64_t b, std::int64_t head) {
+void staged_head(const StagedStepArgs<Config>& args, const StepTokens<StepOnly<Config>>& tokens, std::int64_t b,
+                 std::int64_t head) {
   constexpr int d = Config::FeatureMap::input_dim;
   if (args.state.slot(b) == skip_slot) {
     zero_step_outputs<Config>(args, tokens.group, b, head);
@@ -342,14 +345,14 @@ void staged_head(const StagedStepArgs<Config>& args, const StepTokens<Config>& t
     }
     tokens.read_key(t, row, row + d);
   }
-  read_queries<Config>(args, tokens, b, head);
+  read_queries<StepOnly<Config>>(args, tokens, b, head);
   tokens.expand(args.feature_map, first_position(args.first_positions, b));
-  HeadStep<Config>(tokens, args.state.pool.head(args.state.slot(b), head), nullptr).run();
-  write_outputs<Config>(args, tokens, b, head);
+  HeadStep<StepOnly<Config>>(tokens, args.state.pool.head(args.state.slot(b), head), nullptr).run();
+  write_outputs<StepOnly<Config>>(args, tokens, b, head);
 }
 
 template <AttentionConfig Config>
-void commit_head(const CommitArgs<Config>& args, StepTokens<Config> tokens, std::int64_t b, std::int64_t head) {
+void commit_head(const CommitArgs<Config>& args, StepTokens<StepOnly<Config>> tokens, std::int64_t b, std::int64_t head) {
   const auto& destination = destination_of(args);
   if (args.source.slot(b) == skip_slot || destination.slot(b) == skip_slot) {
     return;
@@ -361,8 +364,8 @@ void commit_head(const CommitArgs<Config>& args, StepTokens<Config> tokens, std:
     tokens.read_key(t, row, row + Config::FeatureMap::input_dim);
   }
   tokens.expand(args.feature_map, first_position(args.first_positions, b));
-  HeadStep<Config>(tokens, args.source.pool.head(args.source.slot(b), head),
-                   destination.pool.head(destination.slot(b), head))
+  HeadStep<StepOnly<Config>>(tokens, args.source.pool.head(args.source.slot(b), head),
+                             destination.pool.head(destination.slot(b), head))
       .run();
 }
 

@@ -126,9 +126,9 @@ struct MixerBackend<Config, Cuda> {
     return work.run(operation, on);
   }
 
-  static std::size_t step_bytes(const cuda::StepCall<Config>& call) {
+  static std::size_t step_bytes(const cuda::StepCall<StepOnly<Config>>& call) {
     Arena counting;
-    counting.take<typename cuda::StepCall<Config>::T>(call.sum_elements());
+    counting.take<ConfigCompute<Config>>(call.sum_elements());
     return counting.bytes_needed();
   }
 };

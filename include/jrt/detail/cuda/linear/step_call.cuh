@@ -7,6 +7,7 @@
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/detail/shared/linear/step_operator.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
 /// A step of decoding as its kernel sees it.
@@ -96,10 +97,15 @@ struct StepCall {
   }
 };
 
+template <class Config>
+StagingView<StepOnly<Config>> step_staging(const StagingView<Config>& view) {
+  return {view.data, view.sequences, view.tokens, view.heads};
+}
+
 /// What a step and a staged step have in common.
 template <class Config, class Args>
-StepCall<Config> step_of_tokens(const Args& args) {
-  StepCall<Config> call;
+StepCall<StepOnly<Config>> step_of_tokens(const Args& args) {
+  StepCall<StepOnly<Config>> call;
   call.query = args.query;
   call.key = args.key;
   call.value = args.value;
@@ -114,7 +120,7 @@ StepCall<Config> step_of_tokens(const Args& args) {
 }
 
 template <class Config>
-StepCall<Config> step_of(const DecodeArgs<Config>& args) {
+StepCall<StepOnly<Config>> step_of(const DecodeArgs<Config>& args) {
   auto call = step_of_tokens<Config>(args);
   call.denominators = args.denominators;
   call.source = args.source;
@@ -123,21 +129,21 @@ StepCall<Config> step_of(const DecodeArgs<Config>& args) {
 }
 
 template <class Config>
-StepCall<Config> step_of(const StagedStepArgs<Config>& args) {
+StepCall<StepOnly<Config>> step_of(const StagedStepArgs<Config>& args) {
   auto call = step_of_tokens<Config>(args);
   call.source = args.state;
-  call.staging = args.staging;
+  call.staging = step_staging(args.staging);
   call.already_staged = args.already_staged;
   call.keys += args.already_staged;
   return call;
 }
 
 template <class Config>
-StepCall<Config> step_of(const CommitArgs<Config>& args) {
-  StepCall<Config> call;
+StepCall<StepOnly<Config>> step_of(const CommitArgs<Config>& args) {
+  StepCall<StepOnly<Config>> call;
   call.source = args.source;
   call.destination = destination_of(args);
-  call.staging = args.staging;
+  call.staging = step_staging(args.staging);
   call.accepted_tokens = args.accepted_tokens;
   call.first_positions = args.first_positions;
   call.map = args.feature_map;
