@@ -11,9 +11,9 @@ std::string version_name(int version) {
 
 /// The table that the kernels for Hopper are tuned by.
 std::string tuning(const jrt::detail::cuda::HopperTuning& t) {
-  return "stages " + std::to_string(t.stages) + ", keeper registers " + std::to_string(t.state_registers) +
-         ", answer registers " + std::to_string(t.output_registers) + ", read blocks " + std::to_string(t.read_blocks) +
-         ", sum blocks " + std::to_string(t.sum_blocks) + ", fewest segments " + std::to_string(t.min_segments) +
+  return "stages " + std::to_string(t.stages) + ", state registers " + std::to_string(t.state_registers) +
+         ", output registers " + std::to_string(t.output_registers) + ", read blocks " + std::to_string(t.read_blocks) +
+         ", sum blocks " + std::to_string(t.sum_blocks) + ", min segments " + std::to_string(t.min_segments) +
          ", tokens per worker " + std::to_string(t.tokens_per_worker);
 }
 

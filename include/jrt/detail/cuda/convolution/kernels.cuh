@@ -7,6 +7,7 @@
 #include "jrt/detail/cuda/convolution/call.cuh"
 #include "jrt/detail/cuda/convolution/channel_walk.cuh"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
@@ -23,13 +24,11 @@
 ///     segment 1         S │thread G│thread G+1         reads the K−1 tokens before its own once more
 namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
-inline constexpr int convolution_threads = 128;
-/// Steps have few threads: smaller blocks spread them over more multiprocessors.
-inline constexpr int convolution_step_threads = 64;
-
-/// Registers for one access' channels are what limits the threads: this many blocks leave no value in memory.
+/// Blocks on a multiprocessor.
 template <class Config>
-inline constexpr int convolution_blocks = Config::kernel_width <= 3 ? 4 : (Config::kernel_width <= 5 ? 3 : 2);
+inline constexpr int convolution_blocks = Config::kernel_width <= 3   ? convolution_tuning.blocks_narrow
+                                          : Config::kernel_width <= 5 ? convolution_tuning.blocks_medium
+                                                                      : convolution_tuning.blocks_wide;
 
 /// Whether slots begin where one access may begin. Not looked at with one channel a thread.
 template <class Format>
@@ -49,7 +48,7 @@ __device__ SequenceSpan span_of(const ConvolutionCall<Config>& call, std::int64_
 
 /// Outputs of a prefill: a thread has one group of channels in one segment.
 template <class Config, int width>
-__global__ void __launch_bounds__(convolution_threads, convolution_blocks<Config>)
+__global__ void __launch_bounds__(convolution_tuning.threads, convolution_blocks<Config>)
     convolve_segments(const ConvolutionCall<Config> call) {
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t segment = thread_number() / groups;
@@ -87,7 +86,7 @@ __global__ void __launch_bounds__(convolution_threads, convolution_blocks<Config
 /// States after a prefill or a commit, in a launch of their own: source and destination may be one slot, which the first
 /// segment of a prefill reads and the last would write.
 template <class Config, int width>
-__global__ void __launch_bounds__(convolution_step_threads) store_inputs(const ConvolutionCall<Config> call) {
+__global__ void __launch_bounds__(convolution_tuning.step_threads) store_inputs(const ConvolutionCall<Config> call) {
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t b = thread_number() / groups;
   if (b >= call.count || sequence_skipped(call.source, call.has_source, call.destination, b)) {
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(convolution_step_threads) store_inputs(const C
 
 /// A step, staged or not: a thread has one group of channels of one sequence.
 template <class Config, int width, int at_a_time>
-__global__ void __launch_bounds__(convolution_step_threads) convolve_step(const ConvolutionCall<Config> call) {
+__global__ void __launch_bounds__(convolution_tuning.step_threads) convolve_step(const ConvolutionCall<Config> call) {
   await_previous_kernel();
   let_next_kernel_start();
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);

@@ -8,6 +8,7 @@
 #include "jrt/detail/cuda/convolution/channel_walk.cuh"
 #include "jrt/detail/cuda/convolution/kernels.cuh"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
@@ -43,9 +44,11 @@ template <class Config>
 void cut_segments(ConvolutionCall<Config>& call, bool vectors, const Cuda& on) {
   const std::int64_t width = vectors ? convolution_width<Config> : 1;
   const std::int64_t tokens = call.input.batch * call.input.tokens;
-  const std::int64_t wanted_threads = 2048 * static_cast<std::int64_t>(on.multiprocessors());
-  call.segment_tokens = 128;
-  while (call.segment_tokens > 8 && tokens / call.segment_tokens * ceil_div(call.channels, width) < wanted_threads) {
+  const std::int64_t wanted_threads =
+      convolution_tuning.multiprocessor_threads * static_cast<std::int64_t>(on.multiprocessors());
+  call.segment_tokens = convolution_tuning.segment_tokens;
+  while (call.segment_tokens > convolution_tuning.min_segment_tokens &&
+         tokens / call.segment_tokens * ceil_div(call.channels, width) < wanted_threads) {
     call.segment_tokens /= 2;
   }
   call.segments = row_runs(call.sequences, call.input.batch, call.input.tokens, call.segment_tokens);
@@ -53,7 +56,7 @@ void cut_segments(ConvolutionCall<Config>& call, bool vectors, const Cuda& on) {
 
 template <class Config>
 Status launch_stores(const char* operation, const ConvolutionCall<Config>& call, bool vectors, const Cuda& on) {
-  const Grid grid = convolution_grid(call, call.count, convolution_step_threads, vectors);
+  const Grid grid = convolution_grid(call, call.count, convolution_tuning.step_threads, vectors);
   return launch(operation, vectors ? store_inputs<Config, convolution_width<Config>> : store_inputs<Config, 1>, grid, on,
                 call);
 }
@@ -62,7 +65,7 @@ template <class Config>
 Status launch_prefill(const char* operation, ConvolutionCall<Config> call, const Cuda& on) {
   const bool vectors = takes_vectors(call);
   cut_segments(call, vectors, on);
-  const Grid grid = convolution_grid(call, call.segments, convolution_threads, vectors);
+  const Grid grid = convolution_grid(call, call.segments, convolution_tuning.threads, vectors);
   const Status status =
       launch(operation, vectors ? convolve_segments<Config, convolution_width<Config>> : convolve_segments<Config, 1>, grid,
              on, call);
@@ -71,7 +74,7 @@ Status launch_prefill(const char* operation, ConvolutionCall<Config> call, const
 
 template <class Config, int width, int at_a_time>
 Status launch_step(const char* operation, const ConvolutionCall<Config>& call, const Cuda& on) {
-  Grid grid = convolution_grid(call, call.count, convolution_step_threads, width > 1);
+  Grid grid = convolution_grid(call, call.count, convolution_tuning.step_threads, width > 1);
   // A step is shorter than the time between two launches.
   grid.starts_early = can_start_early<convolve_step<Config, width, at_a_time>>(on);
   return launch(operation, convolve_step<Config, width, at_a_time>, grid, on, call);

@@ -177,7 +177,7 @@ struct MixerBackend<Config, Cuda> {
     }
     if (checker.ok()) {
       checker.take(cuda::launch("commit", cuda::commit_window<typename Parts::Ring>,
-                                {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on,
+                                {args.staging.sequences * args.staging.heads, cuda::window_cache_threads, 0}, on,
                                 Parts::window(args)));
     }
     return checker.status();

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/linear/mma_tiles.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/mixer/linear_attention.hpp"
@@ -30,21 +31,22 @@ struct MmaLayout {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
 
-  static constexpr int halves = Map::feature_dim <= 176 ? 1 : 2;
+  static constexpr MmaPrefillTuning tuning = mma_prefill_tuning;
+  static constexpr int halves = Map::feature_dim <= tuning.max_rows_of_one_half ? 1 : 2;
   static constexpr int rows = round_up(Map::feature_dim, 16 * halves);
   static constexpr int half_rows = rows / halves;  // one half's
   static constexpr int terms = std::is_same_v<Element, BFloat16> ? 1 : 2;
-  static constexpr int max_columns = 112;
-  static constexpr int slices = ceil_div(Config::value_dim, max_columns);
+  static constexpr int slices = ceil_div(Config::value_dim, tuning.max_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 16);  // of one slice
   static constexpr int column_warps = columns / 16;
   static constexpr int warps = halves * column_warps;
   static constexpr int threads = warps * 32;
-  static constexpr int blocks_per_multiprocessor = threads * (half_rows <= 96 ? 128 : 255) <= 32768 ? 2 : 1;
+  static constexpr int blocks_per_multiprocessor =
+      threads * (half_rows <= tuning.max_rows_of_two_blocks ? 128 : 255) <= 32768 ? 2 : 1;
   static constexpr std::int64_t scratch_bytes = 0;
 
   /// Keys and values are read one chunk ahead, queries one step (chunk and query head) ahead.
-  static constexpr int stages = 2;
+  static constexpr int stages = tuning.stages;
   /// Without a closed form scores need the features of queries and keys side by side; otherwise they take turns.
   static constexpr int feature_tiles = Map::has_closed_form ? 1 : 2;
 
@@ -63,9 +65,9 @@ struct MmaLayout {
     static constexpr std::size_t shared_bytes = sizeof(__nv_bfloat16) * bfloat16_elements + sizeof(float) * float_elements;
   };
 
-  /// Shared memory that a block has on every GPU from sm_80 on.
-  static constexpr std::size_t shared_limit = 99 * 1024;
-  static constexpr int chunk = terms == 1 && Chunk<64>::shared_bytes <= shared_limit ? 64 : 32;
+  static constexpr std::size_t shared_limit = shared_bytes_everywhere;
+  static constexpr bool chunk_is_long = terms == 1 && Chunk<tuning.long_chunk>::shared_bytes <= shared_limit;
+  static constexpr int chunk = chunk_is_long ? tuning.long_chunk : tuning.short_chunk;
 
   using InputTile = typename Chunk<chunk>::InputTile;
   using ValueTile = typename Chunk<chunk>::ValueTile;
@@ -75,7 +77,7 @@ struct MmaLayout {
   static constexpr int score_parts = Chunk<chunk>::score_parts;
   static constexpr std::size_t shared_bytes = Chunk<chunk>::shared_bytes;
 
-  static constexpr bool supported = sizeof(Element) == 2 && std::is_same_v<T, float> && half_rows <= 288 &&
+  static constexpr bool supported = sizeof(Element) == 2 && std::is_same_v<T, float> && half_rows <= tuning.max_half_rows &&
                                     Map::input_dim <= 128 && shared_bytes <= shared_limit;
 
   // Fragments of 16 tokens.

@@ -6,6 +6,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
@@ -129,20 +130,18 @@ SplitLimits layout_of(const PrefillArgs<Config>& args, SplitLimits layout) {
   return layout;
 }
 
-inline constexpr int scan_threads = 256;
-
 /// One thread for each number of a state: neighbouring threads read neighbouring numbers. Each has several on their way at
 /// a time and adds them in order.
 template <class Call>
-__global__ void __launch_bounds__(scan_threads) state_scan(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(state_scan_tuning.threads) state_scan(const __grid_constant__ Call call) {
   using T = typename Call::T;
   using Format = typename Call::Format;
   constexpr int numbers = static_cast<int>(Format::normaliser_offset) + Format::rows;
-  constexpr unsigned blocks = ceil_div(numbers, scan_threads);
+  constexpr unsigned blocks = ceil_div(numbers, state_scan_tuning.threads);
   const unsigned head_of_all = blockIdx.x / blocks;
   const unsigned head = head_of_all % static_cast<unsigned>(call.heads);
   const unsigned b = head_of_all / static_cast<unsigned>(call.heads);
-  const int i = static_cast<int>(blockIdx.x % blocks * scan_threads + threadIdx.x);
+  const int i = static_cast<int>(blockIdx.x % blocks * state_scan_tuning.threads + threadIdx.x);
   const PrefillPlan plan = call.plan_of(b);
   let_next_kernel_start();
   await_previous_kernel();
@@ -157,7 +156,7 @@ __global__ void __launch_bounds__(scan_threads) state_scan(const __grid_constant
   const auto items = static_cast<int>(plan.encoder_segments + plan.token_segments);
   // The sum of the last token segment is there only if all are to be added up.
   const int sums = items - (Call::full ? 0 : 1);
-  constexpr int at_a_time = 8;
+  constexpr int at_a_time = state_scan_tuning.loads_in_flight;
   for (int first = 0; first < items; first += at_a_time) {
     T own[at_a_time];
 #pragma unroll
@@ -183,7 +182,8 @@ __global__ void __launch_bounds__(scan_threads) state_scan(const __grid_constant
 template <class Call>
 Grid scan_grid(const Call& call, bool starts_early) {
   constexpr std::int64_t numbers = Call::Format::normaliser_offset + Call::Format::rows;
-  return {call.sequences * call.heads * ceil_div<std::int64_t>(numbers, scan_threads), scan_threads, 0, starts_early};
+  return {call.sequences * call.heads * ceil_div<std::int64_t>(numbers, state_scan_tuning.threads),
+          state_scan_tuning.threads, 0, starts_early};
 }
 
 /// Outputs of positions that are no tokens: left pads, what lies behind seq_lens, and all of a skipped sequence.

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/detail/integer.hpp"
@@ -21,9 +22,8 @@ template <class Config>
 struct SimtLayout {
   using T = ConfigCompute<Config>;
   using Map = typename Config::FeatureMap;
-  static constexpr int chunk = 32;  // tokens
-  static constexpr int max_columns = 64;
-  static constexpr int slices = ceil_div(Config::value_dim, max_columns);
+  static constexpr int chunk = simt_prefill_tuning.chunk;
+  static constexpr int slices = ceil_div(Config::value_dim, simt_prefill_tuning.max_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 4);  // of one slice
   static constexpr int rows = round_up(Map::feature_dim, 4);
 
@@ -39,7 +39,8 @@ struct SimtLayout {
   static constexpr std::int64_t score_elements = round_up(chunk * score_stride, 4);
   static constexpr std::int64_t small_elements = value_elements + input_elements + score_elements + rows + chunk;
 
-  static constexpr std::int64_t shared_limit = 98 * 1024 / static_cast<std::int64_t>(sizeof(T));  // of 99 KiB
+  // A kibibyte is left for what the compiler places there.
+  static constexpr std::int64_t shared_limit = static_cast<std::int64_t>((shared_bytes_everywhere - 1024) / sizeof(T));
   static constexpr bool state_shared = small_elements + state_elements <= shared_limit;
   static constexpr bool features_shared =
       small_elements + (state_shared ? state_elements : 0) + feature_elements <= shared_limit;
@@ -64,8 +65,9 @@ class SimtEngine {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
 
-  static constexpr int threads = 256;
-  static constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
+  static constexpr int threads = simt_prefill_tuning.threads;
+  static constexpr int blocks_per_multiprocessor =
+      sizeof(T) == 4 ? simt_prefill_tuning.float_blocks : simt_prefill_tuning.double_blocks;
   static constexpr int chunk = Layout::chunk;
   static constexpr int slices = Layout::slices;
   static constexpr bool slices_need_partials = slices > 1;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
@@ -29,12 +30,13 @@ struct StepLayout {
   static constexpr int lanes = Format::columns / columns;  // threads that share a row
 
   /// Numbers of the state that a thread keeps in registers.
-  static constexpr int max_numbers = 48 * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
+  static constexpr int max_numbers =
+      decode_tuning.float_values * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
 
   static constexpr int rows_with(int threads) { return ceil_div(Format::rows, larger(1, threads / lanes)); }
   static constexpr int threads = [] {
-    int wanted = 128;
-    while (wanted < 512 && (rows_with(wanted) * columns > max_numbers || wanted < lanes)) {
+    int wanted = decode_tuning.min_threads;
+    while (wanted < decode_tuning.max_threads && (rows_with(wanted) * columns > max_numbers || wanted < lanes)) {
       wanted *= 2;
     }
     return wanted;
@@ -48,7 +50,9 @@ struct StepLayout {
 
   /// Memory-bound: the more loads in flight the better, so that registers are kept few.
   static constexpr int blocks_per_multiprocessor(bool as_stored) {
-    return sizeof(T) == 4 ? larger(1, (as_stored ? 1024 : 768) / threads) : 1;
+    return sizeof(T) == 4
+               ? larger(1, (as_stored ? decode_tuning.threads_as_stored : decode_tuning.threads_as_summed) / threads)
+               : 1;
   }
 
   /// Rows per thread that are in registers together; larger states take several passes.

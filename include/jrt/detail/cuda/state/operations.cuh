@@ -7,6 +7,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/state/taylor_rows.hpp"
 #include "jrt/numeric.hpp"
@@ -16,8 +17,6 @@
 /// Operations on whole states. Each is a small struct that says what happens to number i of head h of pair b; one kernel
 /// runs them all, a thread a number.
 namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
-
-inline constexpr int state_threads = 256;
 
 template <class Work>
 __global__ void __launch_bounds__(state_threads) for_numbers(const __grid_constant__ Work work, std::int64_t heads) {

@@ -41,9 +41,10 @@ struct MixerBackend<Config, Cuda> {
   }
   static Status run(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);
-    return status.ok() ? cuda::launch("commit", cuda::commit_window<Config>,
-                                      {args.staging.sequences * args.staging.heads, cuda::keep_threads, 0}, on, args)
-                       : status;
+    return status.ok()
+               ? cuda::launch("commit", cuda::commit_window<Config>,
+                              {args.staging.sequences * args.staging.heads, cuda::window_cache_threads, 0}, on, args)
+               : status;
   }
 
   /// Outputs, then the caches or the staging buffer; arguments are checked. The hybrid mixer calls this, too.
@@ -59,7 +60,7 @@ struct MixerBackend<Config, Cuda> {
       return status;
     }
     return cuda::launch(operation, cuda::update_window_cache<Config>,
-                        {call.count() * call.key.heads, cuda::keep_threads, 0}, on, call);
+                        {call.count() * call.key.heads, cuda::window_cache_threads, 0}, on, call);
   }
 
  private:
@@ -74,7 +75,7 @@ struct MixerBackend<Config, Cuda> {
     if constexpr (cuda::WindowTileLayout<Config>::supported) {
       using Layout = cuda::WindowTileLayout<Config>;
       // A tile of rows is worth its products from a few queries on.
-      if (aligned && call.query.tokens >= 16) {
+      if (aligned && call.query.tokens >= cuda::window_tiles_tuning.min_tokens) {
         const std::int64_t runs = runs_of(call, Layout::rows);
         return cuda::launch(operation, cuda::window_tiles<Config>,
                             {runs * call.query.heads, Layout::threads, Layout::shared_bytes}, on, call, runs);

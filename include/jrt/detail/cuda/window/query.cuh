@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
@@ -24,7 +25,7 @@ template <WindowConfig Config>
 struct QueryLayout {
   using Element = typename Config::Element;
   using T = ComputeType<Element>;
-  static constexpr int threads = 128;
+  static constexpr int threads = window_query_tuning.threads;
   static constexpr int warps = threads / 32;
   static constexpr int dim = larger(Config::head_dim, Config::value_dim);
   static constexpr int vector = access_bytes / static_cast<int>(sizeof(Element));  // numbers of one access
@@ -39,7 +40,8 @@ struct QueryLayout {
   static constexpr int lanes = smaller(32, power_of_two(ceil_div(dim, vector)));  // of a group
   static constexpr int parts = ceil_div(dim, vector* lanes);                      // vectors of a lane
   static constexpr int groups = warps * 32 / lanes;
-  static constexpr int keys_in_flight = parts > 1 ? 2 : 4;  // of a group
+  static constexpr int keys_in_flight =
+      parts > 1 ? window_query_tuning.wide_keys_in_flight : window_query_tuning.keys_in_flight;  // of a group
 };
 
 template <WindowConfig Config>

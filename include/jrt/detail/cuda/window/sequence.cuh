@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
@@ -117,11 +118,10 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& to
   }
 }
 
-inline constexpr int keep_threads = 128;
-
 /// The call's tokens go into the caches, or behind the staged ones; a block a head.
 template <WindowConfig Config>
-__global__ void __launch_bounds__(keep_threads) update_window_cache(const __grid_constant__ WindowCall<Config> call) {
+__global__ void __launch_bounds__(window_cache_threads)
+    update_window_cache(const __grid_constant__ WindowCall<Config> call) {
   const std::int64_t b = blockIdx.x / call.key.heads;
   const std::int64_t head = blockIdx.x % call.key.heads;
   const WindowSequence<Config> sequence(call, b, head);
@@ -135,13 +135,13 @@ __global__ void __launch_bounds__(keep_threads) update_window_cache(const __grid
   for (std::int64_t token = 0; token < sequence.tokens; ++token) {
     auto* const row = call.staging.row(b, call.already_staged + token, head);
     write_token(sequence.keys, token, call.rotary, row, row + Config::head_dim, static_cast<int>(threadIdx.x),
-                keep_threads);
+                window_cache_threads);
   }
 }
 
 /// The first staged rows of one head, whose keys are rotated already, go into its cache; a block a head.
 template <WindowConfig Config>
-__global__ void __launch_bounds__(keep_threads) commit_window(const __grid_constant__ CommitArgs<Config> args) {
+__global__ void __launch_bounds__(window_cache_threads) commit_window(const __grid_constant__ CommitArgs<Config> args) {
   const std::int64_t b = blockIdx.x / args.staging.heads;
   const std::int64_t head = blockIdx.x % args.staging.heads;
   const auto& destination = args.destination.empty() ? args.source : args.destination;

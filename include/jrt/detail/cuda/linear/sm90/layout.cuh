@@ -7,27 +7,12 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/hopper_packing.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
 namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
-
-/// What can be tuned in the kernels for sm_90a; docs/hopper-kernel.md has the measurements.
-struct HopperTuning {
-  int stages = 4;              // chunks of keys and values on their way or in use
-  int state_registers = 152;   // of a thread that keeps the state
-  int output_registers = 104;  // of a thread that makes outputs
-  int read_blocks = 2;         // blocks on a multiprocessor: kernel with outputs
-  int sum_blocks = 3;          // likewise: kernel that only sums
-  int min_segments = 3;        // splitting in two reads everything twice to use units that are busy already
-  int tokens_per_worker = 16;  // a block more for every so many tokens of a sequence is worth its partial states
-};
-template <class Element>
-inline constexpr HopperTuning hopper_tuning{};
-/// The largest number of a state must be found before it is published.
-template <>
-inline constexpr HopperTuning hopper_tuning<Half>{.state_registers = 160, .output_registers = 96};
 
 /// Sizes of the kernels for sm_90a, and what is where in shared memory.
 ///
@@ -70,8 +55,8 @@ struct HopperLayout {
   /// columns of v.
   static constexpr bool ones_apart = columns == 64;
 
-  // Shared memory starts behind the 1024 bytes that the system keeps (checked by the kernels). Known as a number it costs
-  // no registers.
+  // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the kernels). As constants these addresses
+  // cost no registers.
   static constexpr SharedAddress base = 1024;
   static constexpr SharedAddress barriers = base;
   static constexpr SharedAddress values = base + 1024;  // [stages]

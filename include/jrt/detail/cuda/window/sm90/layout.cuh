@@ -8,6 +8,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/window_tiles.hpp"
@@ -48,22 +49,25 @@ struct HopperWindowLayout {
   static constexpr int other_columns = larger(16, value_dim - panel_columns);  // 16 where there are none
 
   using TileRun = WindowTileRun<tile, Config::left_window>;
-  static constexpr int window_tiles = TileRun::window_tiles;                // that one tile of queries sees
-  static constexpr int group_tiles = window_tiles <= 3 ? window_tiles : 2;  // whose scores are there at a time
-  static constexpr int workers = panels == 1 ? 3 : 2;
+  static constexpr int window_tiles = TileRun::window_tiles;  // that one tile of queries sees
+  static constexpr HopperWindowTuning tuning = hopper_window_tuning;
+  static constexpr int group_tiles =
+      window_tiles <= tuning.max_tiles_at_a_time ? window_tiles : tuning.tiles_of_long_windows;
+  static constexpr bool narrow = panels == 1;
+  static constexpr int workers = narrow ? tuning.narrow_workers : tuning.wide_workers;
   static constexpr int threads = 128 * (1 + workers);
-  static constexpr int worker_registers = workers == 3 ? 152 : 224;
-  static constexpr int copier_registers = 56;
+  static constexpr int worker_registers = narrow ? tuning.narrow_registers : tuning.wide_registers;
+  static constexpr int copier_registers = tuning.copier_registers;
 
   static constexpr int key_bytes = key_panels * panel_bytes;
   static constexpr int stage_bytes = key_bytes + value_panels * panel_bytes;
-  static constexpr int query_bytes = panels * panel_bytes;  // of a buffer, in which outputs stand afterwards
-  static constexpr int query_buffers = 2;                   // of a worker
+  static constexpr int query_bytes = panels * panel_bytes;    // of a buffer, in which outputs stand afterwards
+  static constexpr int query_buffers = tuning.query_buffers;  // of a worker
   static constexpr int barrier_bytes = 1024;
-  static constexpr int max_bytes = 226 * 1024;
+  static constexpr int max_bytes = static_cast<int>(shared_bytes_sm90);
   static constexpr int stages = (max_bytes - barrier_bytes - workers * query_buffers * query_bytes) / stage_bytes;
 
-  // Shared memory starts behind the 1024 bytes that the system keeps (checked by the kernel).
+  // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the kernel).
   static constexpr SharedAddress base = 1024;
   static constexpr SharedAddress full = base;               // [stages]
   static constexpr SharedAddress free = full + 8 * stages;  // [stages]
