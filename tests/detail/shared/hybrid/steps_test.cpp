@@ -15,7 +15,7 @@ namespace jrt::test {
 namespace {
 
 template <class Part>
-void run_step(const PrefillArgs<Part>& args, std::int64_t sequences, std::int64_t heads) {
+void run_step(const detail::PrefillInputOf<Part>& args, std::int64_t sequences, std::int64_t heads) {
   detail::cpu::Prefill<Part> work(args, sequences, heads, 1);
   std::vector<std::byte> memory(detail::counted_bytes(work), std::byte{0xff});
   detail::Arena arena(Workspace{memory.data(), memory.size()});
@@ -40,14 +40,14 @@ void prefill_in_steps(const PrefillArgs<Config>& args) {
   const auto denominators = Parts::denominators(args, numbers.data());
   if constexpr (Steps::reads_encoder) {
     if (steps.has_encoder()) {
-      run_step(steps.encoder(between), sequences, heads);
+      run_step<typename Steps::Encoder>(steps.encoder(between), sequences, heads);
     }
   }
   if (steps.has_first()) {
-    run_step(steps.first(between, denominators), sequences, heads);
+    run_step<typename Steps::First>(steps.first(between, denominators), sequences, heads);
   }
   if (steps.has_others()) {
-    run_step(steps.others(between, denominators), sequences, heads);
+    run_step<typename Steps::Others>(steps.others(between, denominators), sequences, heads);
   }
   using Window = detail::MixerBackend<typename Parts::Ring, Cpu<SerialExecutor>>;
   const auto call = Parts::window(args, denominators);
