@@ -12,7 +12,7 @@ std::string version_name(int version) {
 /// The table that the kernels for Hopper are tuned by.
 std::string tuning(const jrt::detail::cuda::HopperTuning& t) {
   return "stages " + std::to_string(t.stages) + ", state registers " + std::to_string(t.state_registers) +
-         ", output registers " + std::to_string(t.output_registers) + ", read blocks " + std::to_string(t.read_blocks) +
+         ", output registers " + std::to_string(t.output_registers) + ", output blocks " + std::to_string(t.output_blocks) +
          ", sum blocks " + std::to_string(t.sum_blocks) + ", min segments " + std::to_string(t.min_segments) +
          ", tokens per worker " + std::to_string(t.tokens_per_worker);
 }

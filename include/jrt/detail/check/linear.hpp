@@ -108,8 +108,8 @@ Status check_arrays(const PrefillArgs<Config>& args) {
 template <class Args>
 void check_dense_prefix(Checker& check, const Args& args) {
   const Sequences& s = args.sequences;
-  if (check.ok() && s.cu_seqlens == nullptr && s.cu_encoder_seqlens == nullptr && s.seq_lens == nullptr &&
-      s.prefix_lens == nullptr && sequence_count(s, args.query.batch) > 0) {
+  if (check.ok() && s.cu_seqlens == nullptr && s.cu_encoder_seqlens == nullptr && s.prefix_lens == nullptr &&
+      sequence_count(s, args.query.batch) > 0) {
     check.entry("prefix (key_encoder.tokens)", 0, args.key_encoder.tokens, 0, args.query.tokens, "the sequence's tokens");
   }
 }

@@ -71,7 +71,7 @@ struct SplitLimits {
 /// Plan of sequence `b`, unless it is skipped: `extent` is what the views have of tokens, and `part_of(tokens)` are those
 /// with outputs.
 template <class Config, class PartOf>
-JRT_DETAIL_HD constexpr PrefillPlan plan_sequence(const PrefillArgs<Config>& args, const SplitLimits& layout,
+JRT_DETAIL_HD constexpr PrefillPlan plan_sequence(const PrefillArgs<Config>& args, const SplitLimits& limits,
                                                   std::int64_t b, std::int64_t extent, bool skipped,
                                                   const PartOf& part_of) {
   PrefillPlan plan;
@@ -84,19 +84,19 @@ JRT_DETAIL_HD constexpr PrefillPlan plan_sequence(const PrefillArgs<Config>& arg
   }
   const std::int64_t start = Config::Padding::keeps_padded_keys ? 0 : plan.span.left_pad;
   plan.tokens = part_of(TokenRange{smaller(start, plan.span.tokens), plan.span.tokens});
-  plan.token_segments = layout.token_segments<typename Config::Split>(plan.tokens.size());
+  plan.token_segments = limits.token_segments<typename Config::Split>(plan.tokens.size());
   if constexpr (Config::Mask::reads_encoder) {
     plan.encoder = {smaller(start, plan.span.prefix), plan.span.prefix};
-    plan.encoder_segments = layout.encoder_segments<typename Config::Split>(plan.encoder.size(), plan.tokens.size());
+    plan.encoder_segments = limits.encoder_segments<typename Config::Split>(plan.encoder.size(), plan.tokens.size());
   }
   return plan;
 }
 
 /// Plan of sequence `b` of a prefill.
 template <class Config>
-JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const SplitLimits& layout,
+JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args, const SplitLimits& limits,
                                                  std::int64_t b) {
-  return plan_sequence(args, layout, b, args.query.tokens,
+  return plan_sequence(args, limits, b, args.query.tokens,
                        sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b),
                        [](const TokenRange& tokens) { return tokens; });
 }

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
-#include "jrt/detail/cpu/linear/decode.hpp"
+#include "jrt/detail/cpu/linear/step.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 
 namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {

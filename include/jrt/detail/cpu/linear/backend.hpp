@@ -7,9 +7,10 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/linear.hpp"
-#include "jrt/detail/cpu/linear/decode.hpp"
 #include "jrt/detail/cpu/linear/prefill.hpp"
+#include "jrt/detail/cpu/linear/step.hpp"
 #include "jrt/detail/cpu/state/backend.hpp"
+#include "jrt/detail/shared/linear/step_operator.hpp"
 #include "jrt/execution/cpu.hpp"
 
 namespace jrt::detail {
@@ -70,8 +71,7 @@ struct MixerBackend<Config, Cpu<E>> {
     const auto encoder = as_encoder(args);
     return counted_bytes(accumulate_of(args, encoder, on));
   }
-  /// Of steps and commits.
-  template <class Args>
+  template <StepArgsOf<Config> Args>
   static std::size_t workspace_bytes(const Args& args, const Cpu<E>& on) {
     return cpu::step_bytes(step_of(args), workers_of(on));
   }

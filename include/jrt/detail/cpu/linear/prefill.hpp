@@ -16,11 +16,11 @@ namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 /// Prefill of a batch. One head of an unsplit sequence, or a few, is a task: initial state, encoder sum, then chunk by
 /// chunk outputs and update. A split sequence takes three rounds of tasks:
 ///
-///     sum    one task per segment and head: the segment's own Σ φ(k)vᵀ. Encoder segments first, then token segments (the
-///            last of those only if the mask reads all tokens).
-///     scan   one task per head: initial state + encoder segments + the token segments before each; every token segment's
-///            sum is replaced by the state it starts from.
-///     read   one task per segment and head or a few heads: outputs from that state.
+///     sums     one task per segment and head: the segment's own Σ φ(k)vᵀ. Encoder segments first, then token segments (the
+///              last of those only if the mask reads all tokens).
+///     scan     one task per head: initial state + encoder segments + the token segments before each; every token segment's
+///              sum is replaced by the state it starts from.
+///     outputs  one task per segment and head or a few heads: outputs from that state.
 ///
 /// Every sum has a fixed order, so results do not depend on which worker takes which task.
 template <AttentionConfig Config>
@@ -39,21 +39,21 @@ class Prefill {
 
   /// Takes all memory from the arena; a counting arena gives the size.
   void take(Arena& arena) {
-    segments_ = arena.take<std::int64_t>(sequences_ + 1);
+    first_items_ = arena.take<std::int64_t>(sequences_ + 1);
     std::int64_t total = 0;
-    longest_split_ = 1;
+    max_token_segments_ = 1;
     for (std::int64_t b = 0; b < sequences_; ++b) {
-      if (segments_ != nullptr) {
-        segments_[b] = total;
+      if (first_items_ != nullptr) {
+        first_items_[b] = total;
       }
       const Plan plan = plan_of(b);
       total += plan.items();
-      longest_split_ = larger(longest_split_, plan.token_segments);
+      max_token_segments_ = larger(max_token_segments_, plan.token_segments);
     }
-    if (segments_ != nullptr) {
-      segments_[sequences_] = total;
+    if (first_items_ != nullptr) {
+      first_items_[sequences_] = total;
     }
-    total_segments_ = total;
+    total_items_ = total;
     partial_states_ = arena.take<T>(total * heads_ * State::elements);
     scratch_base_ = arena.take<T>(workers_ * scratch_elements());
   }
@@ -65,18 +65,20 @@ class Prefill {
       scratch.chunk.clear();
       scratch.queries.clear();
     }
-    if (total_segments_ > 0) {
-      executor.run(total_segments_ * heads_,
+    if (total_items_ > 0) {
+      executor.run(total_items_ * heads_,
                    [this](std::int64_t task, int worker) { sum(task / heads_, task % heads_, scratch_of(worker)); });
       executor.run(sequences_ * heads_, [this](std::int64_t task, int) { scan(task / heads_, task % heads_); });
     }
     const std::int64_t together = heads_together();
-    const std::int64_t parts = heads_ / together;
-    executor.run(sequences_ * longest_split_ * parts, [this, together, parts](std::int64_t task, int worker) {
-      const std::int64_t item = task / parts;
-      const std::int64_t first = task % parts * together;
-      read(item / longest_split_, item % longest_split_, {first, first + together}, scratch_of(worker));
-    });
+    const std::int64_t head_groups = heads_ / together;
+    executor.run(sequences_ * max_token_segments_ * head_groups,
+                 [this, together, head_groups](std::int64_t task, int worker) {
+                   const std::int64_t item = task / head_groups;
+                   const std::int64_t first = task % head_groups * together;
+                   outputs_of_segment(item / max_token_segments_, item % max_token_segments_, {first, first + together},
+                                      scratch_of(worker));
+                 });
   }
 
  private:
@@ -105,7 +107,7 @@ class Prefill {
     }
     for (std::int64_t together = max_heads_together; together > 1; together /= 2) {
       // Two tasks for every worker; larger groups are worth more than a finer division (measured).
-      const bool enough = workers_ == 1 || sequences_ * longest_split_ * heads_ >= 2 * workers_ * together;
+      const bool enough = workers_ == 1 || sequences_ * max_token_segments_ * heads_ >= 2 * workers_ * together;
       if (heads_ % together == 0 && enough) {
         return together;
       }
@@ -123,9 +125,9 @@ class Prefill {
   }
 
   void sum(std::int64_t item, std::int64_t head, Scratch scratch) {
-    const std::int64_t b = std::upper_bound(segments_, segments_ + sequences_ + 1, item) - segments_ - 1;
+    const std::int64_t b = std::upper_bound(first_items_, first_items_ + sequences_ + 1, item) - first_items_ - 1;
     const Plan plan = plan_of(b);
-    const std::int64_t index = item - segments_[b];
+    const std::int64_t index = item - first_items_[b];
     const State state{partial_state(item, head)};
     const HeadRange heads{head, head + 1};
     const auto state_of = [&](std::int64_t) { return state; };
@@ -146,8 +148,8 @@ class Prefill {
       return;
     }
     // The running total lives in the last item: nothing after it needs that item's own sum.
-    const std::int64_t first = segments_[b];
-    const std::int64_t last = segments_[b + 1] - 1;
+    const std::int64_t first = first_items_[b];
+    const std::int64_t last = first_items_[b + 1] - 1;
     if constexpr (full) {
       const State total{partial_state(last, head)};
       add_initial_state(b, head, total);
@@ -174,7 +176,7 @@ class Prefill {
     }
   }
 
-  void read(std::int64_t b, std::int64_t segment, const HeadRange& heads, Scratch scratch) {
+  void outputs_of_segment(std::int64_t b, std::int64_t segment, const HeadRange& heads, Scratch scratch) {
     const Plan plan = plan_of(b);
     if (segment >= plan.token_segments) {
       return;
@@ -193,7 +195,7 @@ class Prefill {
       }
     };
     if (plan.split()) {
-      const std::int64_t item = segments_[b] + plan.encoder_segments + (full ? plan.token_segments - 1 : segment);
+      const std::int64_t item = first_items_[b] + plan.encoder_segments + (full ? plan.token_segments - 1 : segment);
       const auto state_of = [&](std::int64_t h) { return State{partial_state(item, h)}; };
       outputs(tokens, range, heads, state_of, scratch);
       if (!full && segment + 1 == plan.token_segments) {
@@ -346,9 +348,9 @@ class Prefill {
   std::int64_t sequences_;
   std::int64_t heads_;
   int workers_;
-  std::int64_t* segments_ = nullptr;  // [sequences + 1] first item of each split sequence
-  std::int64_t total_segments_ = 0;
-  std::int64_t longest_split_ = 1;
+  std::int64_t* first_items_ = nullptr;  // [sequences + 1] first item of each split sequence
+  std::int64_t total_items_ = 0;
+  std::int64_t max_token_segments_ = 1;
   T* partial_states_ = nullptr;  // [total_segments][heads][State::elements]
   T* scratch_base_ = nullptr;    // [workers][scratch_elements]
 };

@@ -26,7 +26,7 @@ struct HopperTuning {
   int stages = 4;              // chunks of keys and values in flight or in use; 3 do as well, 2 do not
   int state_registers = 152;   // of a thread of the state warps: the most with two blocks of 256 threads, no spills
   int output_registers = 104;  // of a thread of the output warps: the rest
-  int read_blocks = 2;         // blocks on a multiprocessor, kernel with outputs: one waits while the other multiplies
+  int output_blocks = 2;       // blocks on a multiprocessor, kernel with outputs: one waits while the other multiplies
   int sum_blocks = 3;          // likewise, kernel that only sums
   int min_segments = 3;        // splitting in two reads everything twice to use units that are busy already
   int tokens_per_worker = 16;  // a block more for every so many tokens of a sequence is worth its partial states

@@ -6,9 +6,10 @@
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/linear.hpp"
-#include "jrt/detail/cuda/linear/decode.cuh"
 #include "jrt/detail/cuda/linear/prefill.cuh"
+#include "jrt/detail/cuda/linear/step.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
+#include "jrt/detail/shared/linear/step_operator.hpp"
 
 namespace jrt::detail {
 
@@ -60,8 +61,7 @@ struct MixerBackend<Config, Cuda> {
   static std::size_t workspace_bytes(const AccumulateArgs<Config>& args, const Cuda& on) {
     return accumulate_of(args, on).workspace_bytes();
   }
-  /// Of steps and commits.
-  template <class Args>
+  template <StepArgsOf<Config> Args>
   static std::size_t workspace_bytes(const Args& args, const Cuda& /*on*/) {
     return step_bytes(cuda::step_of(args));
   }
@@ -74,8 +74,7 @@ struct MixerBackend<Config, Cuda> {
     const Status status = check(args);
     return status.ok() ? run_prefill("accumulate", accumulate_of(args, on), workspace, on) : status;
   }
-  /// A step or a commit.
-  template <class Args>
+  template <StepArgsOf<Config> Args>
   static Status run(const Args& args, const Workspace& workspace, const Cuda& on) {
     Checker checker(operation_name(args));
     checker.take(check(args));

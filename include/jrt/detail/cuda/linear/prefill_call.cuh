@@ -54,7 +54,7 @@ struct PrefillCall {
   using Format = StateFormatOf<Config>;
 
   PrefillInputOf<Config> args;
-  SplitLimits layout;
+  SplitLimits limits;
   std::int64_t sequences = 0;
   std::int64_t heads = 0;       // key/value heads
   T* partial_states = nullptr;  // [sequences][max_items()][heads][partial_elements]
@@ -65,7 +65,7 @@ struct PrefillCall {
   static constexpr std::int64_t partial_elements = round_up<std::int64_t>(Format::head_values, 16);
 
   [[nodiscard]] __host__ __device__ std::int64_t max_items() const {
-    return layout.max_encoder_segments + layout.max_token_segments;
+    return limits.max_encoder_segments + limits.max_token_segments;
   }
 
   /// Whether a sequence goes through partial states. Slices of v may have to: each needs z, and only one may write it, so
@@ -74,7 +74,7 @@ struct PrefillCall {
     return plan.split() || Engine::slices_need_partials;
   }
   [[nodiscard]] __host__ __device__ bool needs_partials() const {
-    return layout.max_encoder_segments > 1 || layout.max_token_segments > 1 || Engine::slices_need_partials;
+    return limits.max_encoder_segments > 1 || limits.max_token_segments > 1 || Engine::slices_need_partials;
   }
 
   [[nodiscard]] __device__ T* partial_state(std::int64_t b, std::int64_t item, std::int64_t head) const {
@@ -91,7 +91,7 @@ struct PrefillCall {
     return args.final_state.empty() ? nullptr : args.final_state.pool.head(args.final_state.slot(b), head);
   }
 
-  [[nodiscard]] __device__ PrefillPlan plan_of(std::int64_t b) const { return plan_prefill(args, layout, b); }
+  [[nodiscard]] __device__ PrefillPlan plan_of(std::int64_t b) const { return plan_prefill(args, limits, b); }
 
   /// Whether a block's item is to be summed: the last token segment's own sum is nobody's starting state.
   [[nodiscard]] static __device__ bool sums(const PrefillPlan& plan, const BlockItem& item) {
@@ -120,14 +120,14 @@ struct PrefillCall {
 
 /// With the most segments that any sequence of the call may have: room is made before lengths are known.
 template <class Config>
-SplitLimits layout_of(const PrefillArgs<Config>& args, SplitLimits layout) {
+SplitLimits limits_of(const PrefillArgs<Config>& args, SplitLimits limits) {
   using Split = typename Config::Split;
   const std::int64_t bound = args.sequences.max_tokens > 0 ? args.sequences.max_tokens : INT64_MAX;
   const std::int64_t tokens = smaller(bound, args.query.tokens);
   const std::int64_t encoder_tokens = Config::Mask::reads_encoder ? smaller(bound, args.key_encoder.tokens) : 0;
-  layout.max_encoder_segments = layout.template encoder_segments<Split>(encoder_tokens, tokens);
-  layout.max_token_segments = layout.template token_segments<Split>(tokens);
-  return layout;
+  limits.max_encoder_segments = limits.template encoder_segments<Split>(encoder_tokens, tokens);
+  limits.max_token_segments = limits.template token_segments<Split>(tokens);
+  return limits;
 }
 
 /// One thread for each number of a state: neighbouring threads read neighbouring numbers. Each has several on their way at

@@ -45,11 +45,11 @@ __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngin
   engine.for_state([](std::int64_t, auto& number, bool) { number = 0; });
   if (item.segment < plan.encoder_segments) {
     engine.accumulate(encoder_source(call.args, plan, item.head),
-                      segment_of(plan.encoder, plan.encoder_segments, item.segment, call.layout.chunk));
+                      segment_of(plan.encoder, plan.encoder_segments, item.segment, call.limits.chunk));
   } else {
     engine.accumulate(
         token_source(call.args, plan, item.head),
-        segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, call.layout.chunk));
+        segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, call.limits.chunk));
   }
   auto* const partial = call.partial_state(item.sequence, item.segment, item.head);
   engine.for_state([&](std::int64_t i, auto& number, bool written) {
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngin
     segment_outputs(const __grid_constant__ PortableCall<Config> call) {
   using Call = PortableCall<Config>;
   using Scalar = typename Call::Format::Scalar;
-  const BlockItem item(blockIdx.x, call.layout.max_token_segments, call.heads, Call::Engine::slices);
+  const BlockItem item(blockIdx.x, call.limits.max_token_segments, call.heads, Call::Engine::slices);
   auto engine = engine_of(call, prefill_shared_memory, item);
   if (!start_segment(call, item, engine)) {
     return;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngin
   const PrefillPlan plan = call.plan_of(item.sequence);
   if constexpr (has_queries<Config>) {
     engine.outputs(token_source(call.args, plan, item.head),
-                   segment_of(plan.tokens, plan.token_segments, item.segment, call.layout.chunk));
+                   segment_of(plan.tokens, plan.token_segments, item.segment, call.limits.chunk));
   }
   if (Scalar* const state = call.final_destination(plan, item); state != nullptr) {
     engine.for_state([&](std::int64_t i, auto& number, bool written) {
@@ -127,12 +127,12 @@ class PortablePrefill {
     call_.heads = heads;
     // As many blocks as the multiprocessors hold at a time.
     const std::int64_t workers = std::int64_t{on.multiprocessors()} * Engine::blocks_per_multiprocessor;
-    call_.layout = layout_of(args, {sequences * heads, workers, Engine::chunk});
+    call_.limits = limits_of(args, {sequences * heads, workers, Engine::chunk});
   }
 
   void take(Arena& arena) {
     call_.take_partial_states(arena);
-    call_.scratch = arena.take<std::byte>(larger(sum_blocks(), read_blocks()) * Engine::scratch_bytes);
+    call_.scratch = arena.take<std::byte>(larger(sum_blocks(), output_blocks()) * Engine::scratch_bytes);
   }
 
   Status run(const char* operation, const Cuda& on) const {
@@ -144,16 +144,16 @@ class PortablePrefill {
       }
     }
     return !status.ok() ? status
-                        : launch(operation, segment_outputs<Config>, {read_blocks(), Engine::threads, Engine::shared_bytes},
-                                 on, call_);
+                        : launch(operation, segment_outputs<Config>,
+                                 {output_blocks(), Engine::threads, Engine::shared_bytes}, on, call_);
   }
 
  private:
   [[nodiscard]] std::int64_t sum_blocks() const {
     return call_.needs_partials() ? call_.sequences * call_.max_items() * call_.heads * Engine::slices : 0;
   }
-  [[nodiscard]] std::int64_t read_blocks() const {
-    return call_.sequences * call_.layout.max_token_segments * call_.heads * Engine::slices;
+  [[nodiscard]] std::int64_t output_blocks() const {
+    return call_.sequences * call_.limits.max_token_segments * call_.heads * Engine::slices;
   }
 
   Call call_;

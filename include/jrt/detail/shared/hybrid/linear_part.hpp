@@ -36,6 +36,7 @@ template <class Linear, class Window>
 struct WindowPart : Window {
   using PartFormat = FormatInWhole<StateFormatOf<Window>, PairFormat<Linear, Window>>;
   using Denominator = ConfigCompute<Linear>;
+  static constexpr bool continues_softmax = true;
   static constexpr double epsilon = Linear::Normaliser::epsilon;
 };
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concepts>
+
 #include "jrt/mixer/linear_attention.hpp"
 
 namespace jrt::detail {
@@ -22,5 +24,10 @@ struct StepOperator {
 template <class Config>
 using StepOnly = StepOperator<typename Config::Element, typename Config::StateScalar, typename Config::FeatureMap,
                               typename Config::Normaliser, Config::value_dim>;
+
+/// Arguments of the operations that go through a state token by token.
+template <class Args, class Config>
+concept StepArgsOf = std::same_as<Args, DecodeArgs<Config>> || std::same_as<Args, StagedStepArgs<Config>> ||
+    std::same_as<Args, CommitArgs<Config>>;
 
 }  // namespace jrt::detail

@@ -92,7 +92,7 @@ struct WindowKeys {
 /// Whether a window's softmax goes on from a sum of other weights.
 template <class Config>
 inline constexpr bool has_softmax_carry_in = requires {
-  Config::epsilon;
+  Config::continues_softmax;
 };
 
 /// What there was before the window: nothing.

@@ -36,7 +36,7 @@ struct HopperLayout {
                                     std::is_same_v<ConfigCompute<Config>, float> && Config::value_dim % 8 == 0;
 
   static constexpr int state_warp_threads = 128;
-  static constexpr int read_threads = 256;
+  static constexpr int output_threads = 256;
 
   // Tiles as the copy engine writes them: 64 rows of keys or queries of 32 bytes, of values of 128 bytes (whatever
   // `columns` is: where it is less than 64, the copies leave the rest of a row alone, and ones stand there).
@@ -66,9 +66,9 @@ struct HopperLayout {
   static constexpr SharedAddress queries = sum_end;                        // [stages]
   static constexpr SharedAddress outputs = queries + stages * input_tile;  // [4 warps]
   static constexpr SharedAddress states = outputs + 4 * warp_output;       // [2]
-  static constexpr SharedAddress read_end = states + 2 * state_tile;
+  static constexpr SharedAddress output_end = states + 2 * state_tile;
   static constexpr std::size_t sum_bytes = sum_end - base;
-  static constexpr std::size_t read_bytes = read_end - base;
+  static constexpr std::size_t output_bytes = output_end - base;
   static_assert(outputs % 1024 == 0, "the swizzle repeats every 1024 bytes");
 
   // Barriers. A stage is full when its copy has arrived, and free when its last reader is done.

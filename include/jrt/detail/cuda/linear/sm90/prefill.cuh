@@ -154,14 +154,14 @@ __device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item
 }
 
 template <class Config, QueryHeads heads>
-__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::read_threads>,
-                                  hopper_tuning<typename Config::Element>.read_blocks)
+__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_threads>,
+                                  hopper_tuning<typename Config::Element>.output_blocks)
     segment_outputs_sm90(const __grid_constant__ HopperCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Call = HopperCall<Config>;
     using Layout = HopperLayout<Config>;
     using Schedule = HopperSchedule<Config>;
-    const BlockItem item(blockIdx.x, call.layout.max_token_segments, call.heads, Layout::slices);
+    const BlockItem item(blockIdx.x, call.limits.max_token_segments, call.heads, Layout::slices);
     const PrefillPlan plan = call.plan_of(item.sequence);
     if (item.segment == 0 && item.slice == 0) {
       zero_outputs(call, plan, item.head);
@@ -249,7 +249,7 @@ class HopperPrefill {
     if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
       return false;
     }
-    return kernel_exists<segment_outputs_sm90<Config, QueryHeads::one>, Layout::read_threads>() &&
+    return kernel_exists<segment_outputs_sm90<Config, QueryHeads::one>, Layout::output_threads>() &&
            tensor_map_encoder() != nullptr;
   }
 
@@ -258,12 +258,12 @@ class HopperPrefill {
     call_.sequences = sequences;
     call_.heads = heads;
     call_.group = static_cast<int>(args.query.heads / larger<std::int64_t>(heads, 1));
-    SplitLimits layout{sequences * heads,
-                       std::int64_t{on.multiprocessors()} * hopper_tuning<typename Config::Element>.read_blocks,
+    SplitLimits limits{sequences * heads,
+                       std::int64_t{on.multiprocessors()} * hopper_tuning<typename Config::Element>.output_blocks,
                        Layout::chunk};
-    layout.min_segments = hopper_tuning<typename Config::Element>.min_segments;
-    layout.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
-    call_.layout = layout_of(args, layout);
+    limits.min_segments = hopper_tuning<typename Config::Element>.min_segments;
+    limits.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
+    call_.limits = limits_of(args, limits);
   }
 
   /// Describes the tensors; false if the copy engine cannot read one of them.
@@ -290,8 +290,8 @@ class HopperPrefill {
 
   Status run(const char* operation, const Cuda& on) const {
     Status status;
-    Grid read{call_.sequences * call_.layout.max_token_segments * call_.heads * Layout::slices, Layout::read_threads,
-              Layout::read_bytes};
+    Grid outputs{call_.sequences * call_.limits.max_token_segments * call_.heads * Layout::slices, Layout::output_threads,
+                 Layout::output_bytes};
     if (Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty()) {
       status = launch(operation, copy_normalisers<Config>, {call_.sequences * call_.heads, 128, 0}, on, call_);
     }
@@ -302,13 +302,13 @@ class HopperPrefill {
       if (status.ok()) {
         status = launch(operation, state_scan<Call>, scan_grid(call_, true), on, call_);
       }
-      read.starts_early = true;
+      outputs.starts_early = true;
     }
     if (!status.ok()) {
       return status;
     }
-    return call_.group > 1 ? launch(operation, segment_outputs_sm90<Config, QueryHeads::grouped>, read, on, call_)
-                           : launch(operation, segment_outputs_sm90<Config, QueryHeads::one>, read, on, call_);
+    return call_.group > 1 ? launch(operation, segment_outputs_sm90<Config, QueryHeads::grouped>, outputs, on, call_)
+                           : launch(operation, segment_outputs_sm90<Config, QueryHeads::one>, outputs, on, call_);
   }
 
  private:
