@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cub/block/block_reduce.cuh>
 #include <jrt/numeric.hpp>
 
 #include "jrt_lm/cuda_packet.cuh"
@@ -12,6 +11,30 @@
 /// The small kernels between mixers and matrix products. All are bound by memory: they move 16 bytes at a time (rows are
 /// multiples of that, which CudaDevice checks), and what can be done in place is.
 namespace jrt_lm {
+
+/// A number of the lane `distance` further on.
+template <class T>
+__device__ T from_lane_above(T value, int distance) {
+  return __shfl_down_sync(~0u, value, distance);
+}
+
+/// What `combine` makes of the values of all threads of a block, in thread 0: pairs in each warp, then warp after warp.
+/// (cub::BlockReduce does the same, but its header takes longer to compile than a whole model.)
+template <int threads, class T, class Combine>
+__device__ T reduce_over_block(T value, const Combine& combine) {
+  __shared__ T of_warp[threads / 32];
+  for (int distance = 1; distance < 32; distance *= 2) {
+    value = combine(value, from_lane_above(value, distance));
+  }
+  if (threadIdx.x % 32 == 0) {
+    of_warp[threadIdx.x / 32] = value;
+  }
+  __syncthreads();
+  for (int warp = 1; threadIdx.x == 0 && warp < threads / 32; ++warp) {
+    value = combine(value, of_warp[warp]);
+  }
+  return value;
+}
 
 inline constexpr int argmax_threads = 1024;
 
@@ -33,7 +56,6 @@ __global__ void __launch_bounds__(row_threads)
   struct alignas(sizeof(E) * P::size) Narrow {
     E values[P::size];
   };
-  __shared__ typename cub::BlockReduce<Sum, row_threads>::TempStorage storage;
   __shared__ Sum shared_factor;
   const std::int64_t t = blockIdx.x;
   const auto* const from = reinterpret_cast<const P*>(x + (list == nullptr ? t : list[t]) * width);
@@ -45,7 +67,7 @@ __global__ void __launch_bounds__(row_threads)
       squares += packet.values[c] * packet.values[c];
     }
   }
-  squares = cub::BlockReduce<Sum, row_threads>(storage).Sum(squares);
+  squares = reduce_over_block<row_threads>(squares, [](Sum a, Sum b) { return a + b; });
   if (threadIdx.x == 0) {
     shared_factor = 1 / sqrt(squares / static_cast<Sum>(width) + epsilon);
   }
@@ -89,6 +111,11 @@ struct Candidate {
   Sum logit;
   std::int32_t token;
 };
+template <class Sum>
+__device__ Candidate<Sum> from_lane_above(const Candidate<Sum>& candidate, int distance) {
+  return {from_lane_above(candidate.logit, distance), from_lane_above(candidate.token, distance)};
+}
+
 /// The likelier of two; the first token of two that are alike.
 struct Likelier {
   template <class Sum>
@@ -102,8 +129,6 @@ struct Likelier {
 template <class Sum>
 __global__ void __launch_bounds__(argmax_threads)
     argmax_kernel(const Sum* x, std::int64_t columns, int count, std::int32_t* out) {
-  using Reduce = cub::BlockReduce<Candidate<Sum>, argmax_threads>;
-  __shared__ typename Reduce::TempStorage storage;
   const Sum* const row = x + blockIdx.x * columns;
   Candidate<Sum> best{-INFINITY, INT32_MAX};
   bool finite = true;
@@ -112,7 +137,7 @@ __global__ void __launch_bounds__(argmax_threads)
     finite &= isfinite(row[i]);
     best = Likelier{}(best, Candidate<Sum>{row[i], i});
   }
-  best = Reduce(storage).Reduce(best, Likelier{});
+  best = reduce_over_block<argmax_threads>(best, Likelier{});
   finite = __syncthreads_and(static_cast<int>(finite)) != 0;
   if (threadIdx.x == 0) {
     out[blockIdx.x] = finite ? best.token : no_token;
