@@ -5,21 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <jrt/numeric.hpp>
-#include <jrt/status.hpp>
 #include <jrt/workspace.hpp>
 #include <span>
-#include <stdexcept>
 
 #include "jrt_lm/model_config.hpp"
 
 namespace jrt_lm {
-
-/// The library's errors as exceptions, which is how this program reports its own.
-inline void require(const jrt::Status& status) {
-  if (!status) {
-    throw std::runtime_error(status.c_str());
-  }
-}
 
 /// What is between the layers' weights and states, for some number of rows (tokens).
 template <class Device, class Element>

@@ -8,9 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <jrt/cpu.hpp>
+#include <jrt/execution/cpu.hpp>
 #include <jrt/numeric.hpp>
-#include <jrt/policy/rotary.hpp>
 #include <jrt/thread_pool.hpp>
 #include <limits>
 #include <memory>
@@ -22,6 +21,8 @@
 #include <vector>
 
 #include "jrt_lm/device_array.hpp"
+#include "jrt_lm/each_row.hpp"
+#include "jrt_lm/eigen_product.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/narrow_product.hpp"
@@ -32,6 +33,7 @@ namespace jrt_lm {
 /// Calls are over when they return.
 class CpuDevice {
  public:
+  using Execution = jrt::Cpu<jrt::ThreadPool>;
   using Graph = std::function<void()>;
 
   explicit CpuDevice(const ModelOptions& options)
@@ -53,7 +55,7 @@ class CpuDevice {
   static void upload(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
   static void download(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
 
-  [[nodiscard]] const jrt::Cpu<jrt::ThreadPool>& execution() const { return execution_; }
+  [[nodiscard]] const Execution& execution() const { return execution_; }
   [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
   [[nodiscard]] std::string name() const { return "CPU, " + std::to_string(threads_.concurrency()) + " threads"; }
   void synchronize() const {}
@@ -64,26 +66,26 @@ class CpuDevice {
   template <class E, class Out>
   void multiply(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
                 std::int64_t y_columns) {
-    product<false>(by, x, x_columns, rows, y, y_columns);
+    product(by, x, x_columns, rows, y, y_columns, false);
   }
   /// y += x Wᵀ + b
   template <class E, class Out>
   void multiply_add(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
                     std::int64_t y_columns) {
-    product<true>(by, x, x_columns, rows, y, y_columns);
+    product(by, x, x_columns, rows, y, y_columns, true);
   }
 
   /// out_t = table row of token t
   template <class E, class Sum>
   void embed(const std::int32_t* tokens, std::int64_t rows, const E* table, std::int64_t width, Sum* out) {
-    each_row(rows, [=](std::int64_t t) { convert_numbers(table + tokens[t] * width, width, out + t * width); });
+    each_row(threads_, rows, [=](std::int64_t t) { convert_numbers(table + tokens[t] * width, width, out + t * width); });
   }
 
   /// out_t = norm(x_r), r = list[t], or t without a list
   template <class E, class Sum>
   void rms_norm(const Norm<Sum>& norm, const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width,
                 E* out) {
-    each_row(rows, [=](std::int64_t t) {
+    each_row(threads_, rows, [=](std::int64_t t) {
       const Sum* const row = x + (list == nullptr ? t : list[t]) * width;
       const Sum mean = Row<const Sum>(row, width).squaredNorm() / static_cast<Sum>(width);
       const Sum factor = 1 / std::sqrt(mean + static_cast<Sum>(norm.epsilon));
@@ -111,26 +113,6 @@ class CpuDevice {
     return by.out;
   }
 
-  /// Turns `heads` heads of each row by the row's position.
-  template <class E, int d>
-  void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
-              std::int64_t columns, std::int64_t heads) {
-    using Sum = jrt::ComputeType<E>;
-    constexpr int half = d / 2;
-    each_row(rows, [=, &rotary](std::int64_t t) {
-      for (int i = 0; i < half; ++i) {
-        const auto turn = rotary.template rotation<Sum>(positions[t], i);
-        for (std::int64_t h = 0; h < heads; ++h) {
-          E* const head = x + t * columns + h * d;
-          const Sum low = jrt::convert<Sum>(head[i]);
-          const Sum high = jrt::convert<Sum>(head[i + half]);
-          head[i] = jrt::convert<E>(low * turn.cosine - high * turn.sine);
-          head[i + half] = jrt::convert<E>(low * turn.sine + high * turn.cosine);
-        }
-      }
-    });
-  }
-
   /// The first `count` numbers of `rows` rows become 0.
   template <class E>
   static void zero_columns(E* x, std::int64_t columns, std::int64_t count, std::int64_t rows) {
@@ -143,7 +125,7 @@ class CpuDevice {
   /// that is not finite.
   template <class Sum>
   void argmax(const Sum* x, std::int64_t rows, std::int64_t columns, std::int64_t count, std::int32_t* out) {
-    each_row(rows, [=](std::int64_t t) {
+    each_row(threads_, rows, [=](std::int64_t t) {
       const Sum* const row = x + t * columns;
       bool finite = true;
       for (std::int64_t i = 0; i < count; ++i) {
@@ -177,30 +159,12 @@ class CpuDevice {
   using Row =
       Eigen::Map<std::conditional_t<std::is_const_v<T>, const Eigen::Matrix<std::remove_const_t<T>, 1, Eigen::Dynamic>,
                                     Eigen::Matrix<T, 1, Eigen::Dynamic>>>;
-  template <class T>
-  using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  template <class T>
-  using Rows = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
-  template <class T>
-  using ConstRows = Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>;
-
-  /// `function(t)` for every row, a few at a time.
-  template <class Function>
-  void each_row(std::int64_t rows, const Function& function) {
-    constexpr std::int64_t together = 16;
-    threads_.run((rows + together - 1) / together, [&](std::int64_t task, int /*worker*/) {
-      for (std::int64_t t = task * together; t < std::min(rows, (task + 1) * together); ++t) {
-        function(t);
-      }
-    });
-  }
-
   /// Of rows [y, gate] of twice `hidden` numbers: y ← silu(gate) y
   template <class E>
   void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
     using Sum = jrt::ComputeType<E>;
     constexpr std::int64_t together = 64;  // in the type of sums, for which Eigen has a vectorised exponential
-    each_row(rows, [=](std::int64_t t) {
+    each_row(threads_, rows, [=](std::int64_t t) {
       for (std::int64_t i = 0; i < hidden; i += together) {
         const std::int64_t count = std::min(together, hidden - i);
         E* const values = x + t * 2 * hidden + i;
@@ -214,23 +178,23 @@ class CpuDevice {
     });
   }
 
-  template <bool add, class E, class Out>
+  template <class E, class Out>
   void product(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
-               std::int64_t y_columns) {
+               std::int64_t y_columns, bool adds) {
     if constexpr (sizeof(E) == 2) {
       static_assert(std::is_same_v<Out, E> || std::is_same_v<Out, float>,
                     "CpuDevice: products of 16-bit numbers are stored as their inputs are, or in float.");
-      narrow_product_.multiply<add>(by, x, x_columns, rows, y, y_columns);
+      narrow_product_.multiply(by, x, x_columns, rows, y, y_columns, adds);
     } else {
       static_assert(std::is_same_v<E, Out>, "CpuDevice: products are formed in float or double, as their inputs are.");
-      wide_product<add>(by, x, x_columns, rows, y, y_columns);
+      wide_product(by, x, x_columns, rows, y, y_columns, adds);
     }
   }
 
   /// Divided by rows where there are many, otherwise by outputs, so that a step of one token is shared too.
-  template <bool add, class E>
+  template <class E>
   void wide_product(const Projection<CpuDevice, E, E>& by, const E* x, std::int64_t x_columns, std::int64_t rows, E* y,
-                    std::int64_t y_columns) {
+                    std::int64_t y_columns, bool adds) {
     const std::int64_t workers = threads_.concurrency();
     const bool by_rows = rows >= 32 * workers;
     const std::int64_t extent = by_rows ? rows : by.out;
@@ -244,22 +208,20 @@ class CpuDevice {
       const std::int64_t column = by_rows ? 0 : first;
       const std::int64_t block_rows = by_rows ? count : rows;
       const std::int64_t block_columns = by_rows ? by.out : count;
-      const ConstRows<E> in(x + row * x_columns, block_rows, by.in, Eigen::OuterStride<>(x_columns));
-      const ConstRows<E> weight(by.weight.data() + column * by.in, block_columns, by.in, Eigen::OuterStride<>(by.in));
-      Rows<E> out(y + row * y_columns + column, block_rows, block_columns, Eigen::OuterStride<>(y_columns));
-      if constexpr (add) {
-        out.noalias() += in * weight.transpose();
-      } else {
-        out.noalias() = in * weight.transpose();
+      E* const out = y + row * y_columns + column;
+      for (std::int64_t t = 0; !adds && t < block_rows; ++t) {
+        std::fill_n(out + t * y_columns, block_columns, E(0));
       }
-      if (by.bias.size() != 0) {
-        out.rowwise() += Row<const E>(by.bias.data() + column, block_columns);
+      add_product(x + row * x_columns, x_columns, block_rows, by.in, by.weight.data() + column * by.in, block_columns, out,
+                  y_columns);
+      for (std::int64_t t = 0; by.bias.size() != 0 && t < block_rows; ++t) {
+        Row<E>(out + t * y_columns, block_columns) += Row<const E>(by.bias.data() + column, block_columns);
       }
     });
   }
 
   jrt::ThreadPool threads_;
-  jrt::Cpu<jrt::ThreadPool> execution_;
+  Execution execution_;
   NarrowProduct narrow_product_;
   std::int64_t allocated_bytes_ = 0;
 };

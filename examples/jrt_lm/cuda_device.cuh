@@ -5,8 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <jrt/cuda.cuh>
-#include <jrt/policy/rotary.hpp>
+#include <jrt/execution/cuda.cuh>
+#include <jrt/numeric.hpp>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -14,8 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "jrt_lm/check_cuda.hpp"
 #include "jrt_lm/cublas_product.hpp"
 #include "jrt_lm/cuda_kernels.cuh"
+#include "jrt_lm/cuda_packet.cuh"
 #include "jrt_lm/device_array.hpp"
 #include "jrt_lm/early_start.cuh"
 #include "jrt_lm/language_model.hpp"
@@ -24,15 +26,11 @@
 
 namespace jrt_lm {
 
-inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
-  }
-}
-
 /// A GPU: device memory, matrix products of cuBLASLt, and the kernels between them, all on one stream of its own.
 class CudaDevice {
  public:
+  using Execution = jrt::Cuda;
+
   explicit CudaDevice(const ModelOptions& /*options*/)
       : stream_(new_stream()), execution_(stream_.get()), scratch_(*this, 64 << 20), product_(scratch_.data(), 64 << 20) {
     check_cuda(execution_.error(), "device");
@@ -77,7 +75,7 @@ class CudaDevice {
   /// Work that can be launched again and again.
   using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, Destroy<cudaGraphExecDestroy>>;
 
-  [[nodiscard]] const jrt::Cuda& execution() const { return execution_; }
+  [[nodiscard]] const Execution& execution() const { return execution_; }
   [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
   [[nodiscard]] static std::string name() {
     int device = 0;
@@ -172,13 +170,6 @@ class CudaDevice {
     return by.out;
   }
 
-  template <class E, int d>
-  void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
-              std::int64_t columns, std::int64_t heads) {
-    rotate_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(rotary, positions, x, columns, static_cast<int>(heads));
-    check_launch();
-  }
-
   template <class E>
   void zero_columns(E* x, std::int64_t columns, std::int64_t count, std::int64_t rows) {
     const auto bytes = [](std::int64_t numbers) { return static_cast<std::size_t>(numbers) * sizeof(E); };
@@ -270,7 +261,7 @@ class CudaDevice {
   }
 
   Stream stream_;
-  jrt::Cuda execution_;
+  Execution execution_;
   std::int64_t allocated_bytes_ = 0;
   Array<std::byte> scratch_;
   CublasProduct product_;

@@ -10,8 +10,8 @@
 #include <string>
 #include <utility>
 
-#include "jrt_lm/activations.hpp"
 #include "jrt_lm/prefill_plan.hpp"
+#include "jrt_lm/require.hpp"
 
 namespace jrt_lm {
 

@@ -8,8 +8,8 @@
 
 namespace jrt_lm {
 
-/// One compiled combination of device, type and kernel shape. The build writes a file for each and a list of them all
-/// (CMakeLists.txt), so that each is compiled by itself.
+/// One compiled combination of device, type and kernel shape. The build writes a file for each, a file for the model of
+/// each device and type, which all shapes share, and a list of the combinations (CMakeLists.txt).
 struct Instance {
   DeviceKind device;
   NumberType type;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -9,6 +8,7 @@
 #include <jrt/thread_pool.hpp>
 #include <vector>
 
+#include "jrt_lm/eigen_product.hpp"
 #include "jrt_lm/model_weights.hpp"
 
 namespace jrt_lm {
@@ -29,9 +29,9 @@ class NarrowProduct {
       : threads_(&threads), scratch_(static_cast<std::size_t>(threads.concurrency())) {}
 
   /// y = x Wᵀ + b, or y += x Wᵀ + b, for `rows` rows that are `x_columns` and `y_columns` apart.
-  template <bool add, class Device, class E, class Out>
+  template <class Device, class E, class Out>
   void multiply(const Projection<Device, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,
-                std::int64_t y_columns) {
+                std::int64_t y_columns, bool adds) {
     const std::int64_t panel = std::clamp<std::int64_t>(panel_weights / by.in / 16 * 16, 16, 128);
     const std::int64_t panels = (by.out + panel - 1) / panel;
     reserve(std::min(rows, max_rows) * by.in, panel * by.in, std::min(rows, block_rows) * panel);
@@ -48,16 +48,13 @@ class NarrowProduct {
       });
       run(is_small, panels * blocks, [&](std::int64_t task, int worker) {
         const std::int64_t first = task / panels * block_rows;
-        multiply_panel<add>(by, task % panels * panel, panel, input_.data() + first * by.in,
-                            std::min(block_rows, count - first), to + first * y_columns, y_columns,
-                            scratch_[static_cast<std::size_t>(worker)]);
+        multiply_panel(by, task % panels * panel, panel, input_.data() + first * by.in, std::min(block_rows, count - first),
+                       to + first * y_columns, y_columns, adds, scratch_[static_cast<std::size_t>(worker)]);
       });
     }
   }
 
  private:
-  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
   static constexpr std::int64_t panel_weights = 1 << 16;  // 256 KiB of float
   static constexpr std::int64_t block_rows = 256;  // enough that widening the weights costs little beside the product
   static constexpr std::int64_t max_rows = 2048;   // of x in float at a time; long prompts would take gigabytes
@@ -90,21 +87,20 @@ class NarrowProduct {
   }
 
   /// Outputs from `first` on, at most `panel`.
-  template <bool add, class Device, class E, class Out>
+  template <class Device, class E, class Out>
   static void multiply_panel(const Projection<Device, E, Out>& by, std::int64_t first, std::int64_t panel, const float* x,
-                             std::int64_t rows, Out* y, std::int64_t y_columns, Scratch& scratch) {
+                             std::int64_t rows, Out* y, std::int64_t y_columns, bool adds, Scratch& scratch) {
     const std::int64_t columns = std::min(panel, by.out - first);
     convert_numbers(by.weight.data() + first * by.in, columns * by.in, scratch.weight.data());
-    const Eigen::Map<const Matrix> in(x, rows, by.in);
-    const Eigen::Map<const Matrix> weight(scratch.weight.data(), columns, by.in);
-    Eigen::Map<Matrix>(scratch.sums.data(), rows, columns).noalias() = in * weight.transpose();
+    std::fill_n(scratch.sums.data(), rows * columns, 0.0F);
+    add_product(x, by.in, rows, by.in, scratch.weight.data(), columns, scratch.sums.data(), columns);
     const Out* const bias = by.bias.size() == 0 ? nullptr : by.bias.data() + first;
     for (std::int64_t t = 0; t < rows; ++t) {
       const float* const sums = scratch.sums.data() + t * columns;
       Out* const to = y + t * y_columns + first;
       for (std::int64_t i = 0; i < columns; ++i) {
         const float sum = bias == nullptr ? sums[i] : sums[i] + jrt::convert<float>(bias[i]);
-        to[i] = jrt::convert<Out>(add ? jrt::convert<float>(to[i]) + sum : sum);
+        to[i] = jrt::convert<Out>(adds ? jrt::convert<float>(to[i]) + sum : sum);
       }
     }
   }

@@ -6,11 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <jrt/decode.hpp>
-#include <jrt/mixer/gated_convolution.hpp>
-#include <jrt/mixer/window_attention.hpp>
-#include <jrt/policy/rotary.hpp>
-#include <jrt/prefill.hpp>
+#include <jrt/numeric.hpp>
+#include <jrt/state.hpp>
 #include <map>
 #include <memory>
 #include <span>
@@ -22,6 +19,7 @@
 #include "jrt_lm/activations.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/layer_states.hpp"
+#include "jrt_lm/mixers.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/pass.hpp"
 #include "jrt_lm/prefill_plan.hpp"
@@ -29,20 +27,22 @@
 namespace jrt_lm {
 
 /// The model, for any device. `Device` (cpu_device.hpp, cuda_device.cuh) has memory, matrix products and the small
-/// functions between them; the mixers are the library's, on `device.execution()`.
+/// functions between them; the mixers are the library's, on `device.execution()`, compiled elsewhere for each shape.
 ///
 /// A token's way: its row of the embedding table becomes the residual stream x, in float (double for double); each layer
 /// adds mixer(norm(x)) and mlp(norm(x)) to it; norm(x) times the embedding table is the logits.
-template <class Device, class Mixers>
+template <class Device, class Element>
 class Transformer final : public LanguageModel {
  public:
-  Transformer(const ModelConfig& config, const WeightSource& source, const ModelOptions& options)
+  using Mixers = jrt_lm::Mixers<typename Device::Execution, Element>;
+
+  Transformer(Mixers mixers, const ModelConfig& config, const WeightSource& source, const ModelOptions& options)
       : config_(config),
         tokens_per_group_(options.tokens_per_group),
         device_(options),
+        mixers_(std::move(mixers)),
         weights_(device_, config_, source),
-        states_(device_, config_, options.slots),
-        rotary_(config.rotary_base),
+        states_(device_, config_, mixers_, options.slots),
         tokens_read_(static_cast<std::size_t>(options.slots)) {}
 
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
@@ -147,7 +147,6 @@ class Transformer final : public LanguageModel {
   }
 
  private:
-  using Element = typename Mixers::Element;
   using Sum = jrt::ComputeType<Element>;
   template <class T>
   using Array = typename Device::template Array<T>;
@@ -226,7 +225,7 @@ class Transformer final : public LanguageModel {
     batch.positions.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows)));
     batch.slots.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows), jrt::skip_slot));
     const auto run = [this, &batch, rows] {
-      run_layers(pass_of(batch, rows), batch.activations, [](std::int64_t) {});
+      run_layers(pass_of(batch, rows), batch.activations, {});
       batch.logits.rows = 0;
       finish(batch.activations, nullptr, rows, batch.logits);
     };
@@ -251,8 +250,8 @@ class Transformer final : public LanguageModel {
     }
   }
 
-  template <class AfterLayer>
-  void run_layers(const Pass& pass, Activations<Device, Element>& a, const AfterLayer& after_layer) {
+  /// `after_layer`, if there is one, is told how many layers are done.
+  void run_layers(const Pass& pass, Activations<Device, Element>& a, const std::function<void(std::int64_t)>& after_layer) {
     device_.embed(pass.tokens, pass.rows, weights_.embedding.weight.data(), config_.width, a.residual.data());
     for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
       const Layer& layer = weights_.layers[i];
@@ -271,7 +270,9 @@ class Transformer final : public LanguageModel {
           layer.mlp_input, norm(layer.mlp_norm), a.residual.data(), pass.rows, a.normed.data(), a.projected.data());
       device_.multiply_add(layer.mlp_output, a.projected.data(), hidden_columns, pass.rows, a.residual.data(),
                            config_.width);
-      after_layer(static_cast<std::int64_t>(i) + 1);
+      if (after_layer) {
+        after_layer(static_cast<std::int64_t>(i) + 1);
+      }
     }
   }
 
@@ -298,25 +299,17 @@ class Transformer final : public LanguageModel {
     logits.rows += count;
   }
 
-  /// Runs one mixer, as `fill(args)` says what its tensors are, on the states of layer `i`.
-  template <class Config, class Fill>
-  void run_mixer(std::size_t i, const Pass& pass, Activations<Device, Element>& a, const Fill& fill) {
-    const auto& on = device_.execution();
-    const auto states = states_.template slots_of<Config>(i, pass.slots);
-    if (pass.is_step()) {
-      jrt::DecodeArgs<Config> args;
-      fill(args);
-      args.source = states;
-      require(jrt::decode_step(args, a.workspace(device_, jrt::decode_workspace_bytes(args, on)), on));
-    } else {
-      jrt::PrefillArgs<Config> args;
-      fill(args);
-      args.sequences = pass.sequences;
-      args.initial_state = states;
-      args.final_state = states;
-      args.has_initial_state = pass.continues;
-      require(jrt::prefill(args, a.workspace(device_, jrt::prefill_workspace_bytes(args, on)), on));
-    }
+  /// Runs one mixer on the states of layer `i`.
+  template <class Tensors>
+  void run_mixer(const Mixer<typename Device::Execution, Tensors>& mixer, const Tensors& tensors, std::size_t i,
+                 const Pass& pass, Activations<Device, Element>& a) {
+    MixerCall call;
+    call.is_step = pass.is_step();
+    call.sequences = pass.sequences;
+    call.continues = pass.continues;
+    call.states = states_.slots_of(i, pass.slots);
+    call.workspace = [this, &a](std::size_t bytes) { return a.workspace(device_, bytes); };
+    mixer.run(tensors, call, device_.execution());
   }
 
   void convolve(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
@@ -324,21 +317,21 @@ class Transformer final : public LanguageModel {
     const std::int64_t channels = config_.channels;
     Element* const projected = a.projected.data();
     project(layer, pass, a);
-    run_mixer<typename Mixers::Convolution>(i, pass, a, [&](auto& args) {
-      args.input = pass.part(projected, 2 * channels, 0, 1, channels);
-      args.gate = pass.part(projected, 2 * channels, channels, 1, channels);
-      args.output = pass.part(a.mixed.data(), channels, 0, 1, channels);
-      args.weight = layer.convolution_weight.data();
-      args.bias = layer.convolution_bias.data();
-    });
+    ConvolutionTensors<Element> tensors;
+    tensors.input = pass.part(projected, 2 * channels, 0, 1, channels);
+    tensors.gate = pass.part(projected, 2 * channels, channels, 1, channels);
+    tensors.output = pass.part(a.mixed.data(), channels, 0, 1, channels);
+    tensors.weight = layer.convolution_weight.data();
+    tensors.bias = layer.convolution_bias.data();
+    run_mixer(*mixers_.convolution, tensors, i, pass, a);
     device_.multiply_add(layer.output, a.mixed.data(), channels, pass.rows, a.residual.data(), config_.width);
   }
 
   void attend_linearly(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
     const Layer& layer = weights_.layers[i];
     const std::int64_t heads = config_.heads;
-    constexpr std::int64_t d = Mixers::feature_dim;
-    constexpr std::int64_t dv = Mixers::head_dim;
+    const std::int64_t d = mixers_.shape.feature_dim;
+    const std::int64_t dv = mixers_.shape.head_dim;
     const std::int64_t columns = layer.input.out;           // queries, keys, values of all heads
     const std::int64_t encoder_columns = heads * (d + dv);  // keys, values
     Element* const projected = a.projected.data();
@@ -360,18 +353,17 @@ class Transformer final : public LanguageModel {
         device_.zero_columns(encoder + rows.first * encoder_columns, encoder_columns, heads * d, rows.count);
       }
     }
-    run_mixer<typename Mixers::Linear>(i, pass, a, [&](auto& args) {
-      args.query = pass.part(projected, columns, 0, heads, d);
-      args.key = pass.part(projected, columns, heads * d, heads, d);
-      args.value = pass.part(projected, columns, 2 * heads * d, heads, dv);
-      args.output = pass.part(a.mixed.data(), heads * dv, 0, heads, dv);
-      if constexpr (requires { args.key_encoder; }) {
-        if (const std::int64_t rows = pass.plan->encoder_rows(); rows > 0) {
-          args.key_encoder = {encoder, 1, rows, heads, d, rows * encoder_columns, encoder_columns, d};
-          args.value_encoder = {encoder + heads * d, 1, rows, heads, dv, rows * encoder_columns, encoder_columns, dv};
-        }
-      }
-    });
+    LinearTensors<Element> tensors;
+    tensors.query = pass.part(projected, columns, 0, heads, d);
+    tensors.key = pass.part(projected, columns, heads * d, heads, d);
+    tensors.value = pass.part(projected, columns, 2 * heads * d, heads, dv);
+    tensors.output = pass.part(a.mixed.data(), heads * dv, 0, heads, dv);
+    if (!pass.is_step() && pass.plan->encoder_rows() > 0) {
+      const std::int64_t rows = pass.plan->encoder_rows();
+      tensors.key_encoder = {encoder, 1, rows, heads, d, rows * encoder_columns, encoder_columns, d};
+      tensors.value_encoder = {encoder + heads * d, 1, rows, heads, dv, rows * encoder_columns, encoder_columns, dv};
+    }
+    run_mixer(*mixers_.linear, tensors, i, pass, a);
     device_.multiply_add(layer.output, a.mixed.data(), heads * dv, pass.rows, a.residual.data(), config_.width);
   }
 
@@ -379,29 +371,29 @@ class Transformer final : public LanguageModel {
     const Layer& layer = weights_.layers[i];
     const std::int64_t heads = config_.heads;
     const std::int64_t kv_heads = config_.window_kv_heads;
-    constexpr std::int64_t d = Mixers::head_dim;
+    const std::int64_t d = mixers_.shape.head_dim;
     const std::int64_t columns = layer.input.out;  // queries, keys, values of all heads
     Element* const projected = a.projected.data();
     project(layer, pass, a);
     if (config_.rotates) {  // here and not in the window's Rotary policy: once, for any kernel
-      device_.rotate(rotary_, pass.positions, pass.rows, projected, columns, heads + kv_heads);
+      mixers_.rotation->rotate(pass.positions, pass.rows, projected, columns, heads + kv_heads, device_.execution());
     }
-    run_mixer<typename Mixers::Window>(i, pass, a, [&](auto& args) {
-      args.query = pass.part(projected, columns, 0, heads, d);
-      args.key = pass.part(projected, columns, heads * d, kv_heads, d);
-      args.value = pass.part(projected, columns, (heads + kv_heads) * d, kv_heads, d);
-      args.output = pass.part(a.mixed.data(), heads * d, 0, heads, d);
-      args.scale = config_.window_scale;
-    });
+    WindowTensors<Element> tensors;
+    tensors.query = pass.part(projected, columns, 0, heads, d);
+    tensors.key = pass.part(projected, columns, heads * d, kv_heads, d);
+    tensors.value = pass.part(projected, columns, (heads + kv_heads) * d, kv_heads, d);
+    tensors.output = pass.part(a.mixed.data(), heads * d, 0, heads, d);
+    tensors.scale = config_.window_scale;
+    run_mixer(*mixers_.window, tensors, i, pass, a);
     device_.multiply_add(layer.output, a.mixed.data(), heads * d, pass.rows, a.residual.data(), config_.width);
   }
 
   ModelConfig config_;
   std::int64_t tokens_per_group_;
   Device device_;
+  Mixers mixers_;
   ModelWeights<Device, Element> weights_;
-  LayerStates<Device, Mixers> states_;
-  jrt::RotaryHalves<Mixers::head_dim> rotary_;
+  LayerStates<Device, Element> states_;
   std::vector<std::int64_t> tokens_read_;
   Activations<Device, Element> prefill_activations_;
   Logits prefill_logits_;

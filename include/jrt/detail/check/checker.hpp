@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 
+#include "jrt/detail/check/erased.hpp"
+#include "jrt/detail/integer.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"
-#include "jrt/tensor_view.hpp"
 #include "jrt/workspace.hpp"
 
 namespace jrt::detail {
 
 /// Collects the first thing that is wrong with the arguments of a call; later checks of a failed one do nothing.
-/// Every message names the operation, the argument and both values.
+/// Every message names the operation, the argument and both values. Checks are not inlined: a call makes dozens, and no
+/// program waits for them.
 class Checker {
  public:
   explicit Checker(const char* operation) : operation_(operation) {}
@@ -29,21 +29,23 @@ class Checker {
     }
   }
 
-  void equal(const char* argument, const char* property, std::int64_t value, std::int64_t expected, const char* source) {
+  [[gnu::noinline]] void equal(const char* argument, const char* property, std::int64_t value, std::int64_t expected,
+                               const char* source) {
     if (ok() && value != expected) {
       status_ = Status::error(StatusCode::invalid_argument, "%s: argument '%s' has %s = %lld, but %s is %lld.", operation_,
                               argument, property, as_printed(value), source, as_printed(expected));
     }
   }
 
-  void at_least(const char* argument, const char* property, std::int64_t value, std::int64_t minimum) {
+  [[gnu::noinline]] void at_least(const char* argument, const char* property, std::int64_t value, std::int64_t minimum) {
     if (ok() && value < minimum) {
       status_ = Status::error(StatusCode::invalid_argument, "%s: argument '%s' has %s = %lld, but must be at least %lld.",
                               operation_, argument, property, as_printed(value), as_printed(minimum));
     }
   }
 
-  void multiple(const char* argument, const char* property, std::int64_t value, std::int64_t divisor, const char* source) {
+  [[gnu::noinline]] void multiple(const char* argument, const char* property, std::int64_t value, std::int64_t divisor,
+                                  const char* source) {
     if (ok() && (divisor < 1 || value % divisor != 0)) {
       status_ = Status::error(StatusCode::invalid_argument,
                               "%s: argument '%s' has %s = %lld, but must be a multiple of %s, which is %lld.", operation_,
@@ -52,8 +54,8 @@ class Checker {
   }
 
   /// Entry `index` of an array lies in [minimum, maximum].
-  void entry(const char* array, std::int64_t index, std::int64_t value, std::int64_t minimum, std::int64_t maximum,
-             const char* bounds) {
+  [[gnu::noinline]] void entry(const char* array, std::int64_t index, std::int64_t value, std::int64_t minimum,
+                               std::int64_t maximum, const char* bounds) {
     if (ok() && (value < minimum || value > maximum)) {
       status_ = Status::error(StatusCode::invalid_argument,
                               "%s: argument '%s[%lld]' is %lld, but must be from %lld to %lld (%s).", operation_, array,
@@ -61,13 +63,13 @@ class Checker {
     }
   }
 
-  void not_null(const char* argument, const void* pointer) {
+  [[gnu::noinline]] void not_null(const char* argument, const void* pointer) {
     if (ok() && pointer == nullptr) {
       status_ = Status::error(StatusCode::invalid_argument, "%s: argument '%s' is null.", operation_, argument);
     }
   }
 
-  void aligned(const char* argument, const void* pointer, std::size_t alignment) {
+  [[gnu::noinline]] void aligned(const char* argument, const void* pointer, std::size_t alignment) {
     const auto remainder = reinterpret_cast<std::uintptr_t>(pointer) % alignment;
     if (ok() && remainder != 0) {
       status_ = Status::error(StatusCode::invalid_argument,
@@ -77,27 +79,22 @@ class Checker {
   }
 
   /// Whether anything of a view is set.
-  template <class T>
-  static bool is_given(const TensorView<T>& view) {
-    return view.data != nullptr || view.batch != 0 || view.tokens != 0 || view.heads != 0 || view.dim != 0;
-  }
+  static bool is_given(const AnyView& view) { return view.is_given(); }
 
   /// A required argument was not left out; asked before anything is said of its extents, which are 0 because it was.
-  void given(const char* argument, bool is_given, const char* property, std::int64_t expected, const char* source) {
+  [[gnu::noinline]] void given(const char* argument, bool is_given, const char* property, std::int64_t expected,
+                               const char* source) {
     if (ok() && !is_given) {
       status_ = Status::error(StatusCode::invalid_argument, "%s: argument '%s' is missing: it has %s = 0, but %s is %lld.",
                               operation_, argument, property, source, as_printed(expected));
     }
   }
-  template <class T>
-  void given(const char* argument, const TensorView<T>& view, const char* property, std::int64_t expected,
-             const char* source) {
-    given(argument, is_given(view), property, expected, source);
+  void given(const char* argument, const AnyView& view, const char* property, std::int64_t expected, const char* source) {
+    given(argument, view.is_given(), property, expected, source);
   }
 
   /// A view's pointer, extents and strides by themselves.
-  template <class T>
-  void view(const char* argument, const TensorView<T>& view, std::int64_t dim) {
+  [[gnu::noinline]] void view(const char* argument, const AnyView& view, std::int64_t dim) {
     given(argument, view, "dim", dim, "the operator's");
     at_least(argument, "batch", view.batch, 0);
     at_least(argument, "tokens", view.tokens, 0);
@@ -108,7 +105,7 @@ class Checker {
     at_least(argument, "head_stride", view.head_stride, 0);
     if (view.batch > 0 && view.tokens > 0) {
       not_null(argument, view.data);
-      aligned(argument, view.data, alignof(T));
+      aligned(argument, view.data, view.alignment);
     }
   }
 
@@ -123,19 +120,11 @@ class Checker {
   /// is written twice.
   template <std::size_t count>
   void nested(const char* argument, Extent (&extents)[count], std::int64_t row) {
-    std::sort(std::begin(extents), std::end(extents), [](const Extent& a, const Extent& b) { return a.stride < b.stride; });
-    std::int64_t covered = row;
-    for (const Extent& extent : extents) {
-      if (extent.count > 1) {
-        at_least(argument, extent.name, extent.stride, covered);
-        covered = extent.stride * (extent.count - 1) + covered;
-      }
-    }
+    nested(argument, extents, static_cast<int>(count), row);
   }
 
   /// Rows of a view that is written to do not overlap.
-  template <class T>
-  void rows_apart(const char* argument, const TensorView<T>& output) {
+  [[gnu::noinline]] void rows_apart(const char* argument, const AnyView& output) {
     if (ok() && output.batch > 0 && output.tokens > 0) {
       Extent extents[] = {{"batch_stride", output.batch, output.batch_stride},
                           {"token_stride", output.tokens, output.token_stride},
@@ -144,34 +133,30 @@ class Checker {
     }
   }
 
-  template <class A, class B>
-  void same_tokens(const char* argument, const TensorView<A>& view, const char* other_name, const TensorView<B>& other) {
+  void same_tokens(const char* argument, const AnyView& view, const char* other_name, const AnyView& other) {
     equal(argument, "batch", view.batch, other.batch, other_name);
     equal(argument, "tokens", view.tokens, other.tokens, other_name);
   }
 
-  template <class Format>
-  void pool(const char* argument, const StatePoolView<Format>& pool, std::int64_t heads) {
+  [[gnu::noinline]] void pool(const char* argument, const AnyPool& pool, std::int64_t heads) {
     not_null(argument, pool.data);
-    aligned(argument, pool.data, Format::alignment);
+    aligned(argument, pool.data, pool.alignment);
     at_least(argument, "slots", pool.slots, 0);
     equal(argument, "heads", pool.heads, heads, "the number of key/value heads");
     if (pool.slots > 1) {
-      at_least(argument, "slot_stride", pool.slot_stride, heads * Format::head_elements);
-      constexpr auto granule = static_cast<std::int64_t>(Format::alignment / sizeof(typename Format::Scalar));
+      at_least(argument, "slot_stride", pool.slot_stride, heads * pool.head_elements);
+      const std::int64_t granule = static_cast<std::int64_t>(pool.alignment) / pool.scalar_bytes;
       multiple(argument, "slot_stride", pool.slot_stride, granule, "the elements of the format's alignment");
     }
   }
 
   /// A slot index readable by the host: -1 or within the pool.
-  template <class Format>
-  void slot(const char* argument, const StateSlots<Format>& state, std::int64_t b) {
+  void slot(const char* argument, const AnySlots& state, std::int64_t b) {
     entry(argument, b, state.slot(b), skip_slot, state.pool.slots - 1, "-1 skips; the pool's last slot");
   }
 
   /// Without slot indices sequence b has slot b, which the host can check whatever memory the arrays are in.
-  template <class Format>
-  void implicit_slots(const char* argument, const StateSlots<Format>& state, std::int64_t sequences) {
+  void implicit_slots(const char* argument, const AnySlots& state, std::int64_t sequences) {
     if (!state.empty() && state.slots == nullptr) {
       at_least(argument, "slots", state.pool.slots, sequences);
     }
@@ -186,22 +171,22 @@ class Checker {
     [[nodiscard]] bool overlaps(const StateMemory& other) const { return begin < other.end && other.begin < end; }
   };
 
-  template <class Format>
-  static StateMemory memory_of(const StateSlots<Format>& state, std::int64_t b) {
+  static StateMemory memory_of(const AnySlots& state, std::int64_t b) {
     if (state.empty() || state.slot(b) == skip_slot) {
       return {};
     }
-    const auto begin = reinterpret_cast<std::uintptr_t>(state.pool.head(state.slot(b), 0));
-    return {begin, begin + static_cast<std::uintptr_t>(Format::slot_bytes(state.pool.heads)), state.slot(b)};
+    const AnyPool& pool = state.pool;
+    const auto begin = reinterpret_cast<std::uintptr_t>(static_cast<const std::byte*>(pool.data) +
+                                                        state.slot(b) * pool.slot_stride * pool.scalar_bytes);
+    return {begin, begin + static_cast<std::uintptr_t>(pool.slot_bytes(pool.heads)), state.slot(b)};
   }
 
   /// Batches up to this size are compared pair by pair, if one pass cannot tell that nothing is shared.
   static constexpr std::int64_t max_compared = 1024;
 
   /// No state that one sequence writes is used by another. `read(b)` and `written(b)` give the memory of sequence b.
-  template <class Read, class Written>
-  void states_apart(const char* read_name, const Read& read, const char* written_name, const Written& written,
-                    std::int64_t sequences) {
+  [[gnu::noinline]] void states_apart(const char* read_name, const OfSequence<StateMemory>& read, const char* written_name,
+                                      const OfSequence<StateMemory>& written, std::int64_t sequences) {
     // One pass settles the usual cases: written in ascending order, and read in place or elsewhere altogether.
     bool ascending = true;
     bool in_place = true;
@@ -234,7 +219,7 @@ class Checker {
     }
   }
 
-  void workspace(const Workspace& workspace, std::size_t needed) {
+  [[gnu::noinline]] void workspace(const Workspace& workspace, std::size_t needed) {
     if (ok() && workspace.bytes < needed) {
       status_ =
           Status::error(StatusCode::invalid_argument, "%s: argument 'workspace' has bytes = %zu, but the call needs %zu.",
@@ -246,7 +231,7 @@ class Checker {
   }
 
   /// The extents of a call's sequences that need no look into the arrays.
-  void sequence_shapes(const Sequences& sequences, std::int64_t batch) {
+  [[gnu::noinline]] void sequence_shapes(const Sequences& sequences, std::int64_t batch) {
     at_least("sequences.count", "value", sequences.count, 0);
     if (sequences.cu_seqlens != nullptr) {
       at_least("sequences.count", "value", sequences.count, 1);
@@ -275,9 +260,9 @@ class Checker {
   }
 
   /// The per-sequence arrays, readable by the host. Of a sequence that `skipped(b)` says is skipped, only offsets count.
-  template <class Skipped>
-  void sequence_arrays(const Sequences& sequences, std::int64_t count, std::int64_t tokens, std::int64_t encoder_tokens,
-                       bool has_encoder, std::int64_t max_position, const Skipped& skipped) {
+  [[gnu::noinline]] void sequence_arrays(const Sequences& sequences, std::int64_t count, std::int64_t tokens,
+                                         std::int64_t encoder_tokens, bool has_encoder, std::int64_t max_position,
+                                         const OfSequence<bool>& skipped) {
     const char* const no_encoder = "argument 'key_encoder' is missing or has no tokens";
     const char* const in_view = "not decreasing, at most the view's tokens";
     offsets("sequences.cu_seqlens", sequences.cu_seqlens, count, tokens, in_view);
@@ -309,7 +294,25 @@ class Checker {
   }
 
  private:
-  void shared_slot(const char* written_name, std::int64_t b, const char* other_name, std::int64_t c, std::int64_t slot) {
+  [[gnu::noinline]] void nested(const char* argument, Extent* extents, int count, std::int64_t row) {
+    for (int i = 1; i < count; ++i) {  // sorted by insertion: there are four at most
+      for (int j = i; j > 0 && extents[j].stride < extents[j - 1].stride; --j) {
+        const Extent larger = extents[j - 1];
+        extents[j - 1] = extents[j];
+        extents[j] = larger;
+      }
+    }
+    std::int64_t covered = row;
+    for (int i = 0; i < count; ++i) {
+      if (extents[i].count > 1) {
+        at_least(argument, extents[i].name, extents[i].stride, covered);
+        covered = extents[i].stride * (extents[i].count - 1) + covered;
+      }
+    }
+  }
+
+  [[gnu::cold]] void shared_slot(const char* written_name, std::int64_t b, const char* other_name, std::int64_t c,
+                                 std::int64_t slot) {
     status_ =
         Status::error(StatusCode::invalid_argument,
                       "%s: arguments '%s[%lld]' and '%s[%lld]' share the state of slot %lld, but a state that a sequence "

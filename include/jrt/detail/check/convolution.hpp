@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "jrt/detail/check/erased.hpp"
 #include "jrt/detail/check/mixer.hpp"
 #include "jrt/mixer/gated_convolution.hpp"
 
@@ -10,8 +11,7 @@
 namespace jrt::detail {
 
 /// One of the views of channels: a head as wide as the input.
-template <class T, class Input>
-void check_channel_view(Checker& check, const char* argument, const TensorView<T>& view, const TensorView<Input>& input) {
+inline void check_channel_view(Checker& check, const char* argument, const AnyView& view, const AnyView& input) {
   check.given(argument, view, "heads", 1, "the number of a convolution's");
   check.view(argument, view, view.dim);
   check.equal(argument, "heads", view.heads, 1, "the number of a convolution's");

@@ -3,54 +3,66 @@
 
 #include <cstdint>
 
+#include "jrt/detail/check/erased.hpp"
 #include "jrt/detail/check/mixer.hpp"
 #include "jrt/mixer/linear_attention.hpp"
+#include "jrt/sequences.hpp"
 
 /// What makes the arguments of linear attention valid, and views of tokens of either attention; `check_shapes` and
 /// `check_arrays` as in mixer.hpp.
 namespace jrt::detail {
 
 /// Queries, keys, values and outputs of a prefill or a step, of either attention.
+inline void check_token_views(Checker& check, const AnyView& query, const AnyView& key, const AnyView& value,
+                              const AnyView& output, int head_dim, int value_dim) {
+  check.view("query", query, head_dim);
+  check.view("key", key, head_dim);
+  check.view("value", value, value_dim);
+  check.view("output", output, value_dim);
+  check.same_tokens("key", key, "query's", query);
+  check.same_tokens("value", value, "query's", query);
+  check.same_tokens("output", output, "query's", query);
+  check.equal("value", "heads", value.heads, key.heads, "key's");
+  check.equal("output", "heads", output.heads, query.heads, "query's");
+  check.multiple("query", "heads", query.heads, key.heads, "the heads of 'key'");
+  check.rows_apart("output", output);
+}
 template <class Args>
 void check_token_views(Checker& check, const Args& args, int head_dim, int value_dim) {
-  check.view("query", args.query, head_dim);
-  check.view("key", args.key, head_dim);
-  check.view("value", args.value, value_dim);
-  check.view("output", args.output, value_dim);
-  check.same_tokens("key", args.key, "query's", args.query);
-  check.same_tokens("value", args.value, "query's", args.query);
-  check.same_tokens("output", args.output, "query's", args.query);
-  check.equal("value", "heads", args.value.heads, args.key.heads, "key's");
-  check.equal("output", "heads", args.output.heads, args.query.heads, "query's");
-  check.multiple("query", "heads", args.query.heads, args.key.heads, "the heads of 'key'");
-  check.rows_apart("output", args.output);
+  check_token_views(check, args.query, args.key, args.value, args.output, head_dim, value_dim);
+}
+
+/// Keys and values of the encoder region.
+inline void check_encoder_views(Checker& check, const AnyView& key_encoder, const AnyView& value_encoder,
+                                const Sequences& sequences, std::int64_t batch, std::int64_t heads, int head_dim,
+                                int value_dim) {
+  if (key_encoder.tokens != 0 || value_encoder.tokens != 0) {
+    check.given("key_encoder", key_encoder, "tokens", value_encoder.tokens, "value_encoder's");
+    check.given("value_encoder", value_encoder, "tokens", key_encoder.tokens, "key_encoder's");
+    check.same_tokens("value_encoder", value_encoder, "key_encoder's", key_encoder);
+    check.view("key_encoder", key_encoder, head_dim);
+    check.view("value_encoder", value_encoder, value_dim);
+    check.equal("key_encoder", "heads", key_encoder.heads, heads, "key's");
+    check.equal("value_encoder", "heads", value_encoder.heads, heads, "key's");
+    if (sequences.cu_encoder_seqlens != nullptr) {
+      check.equal("key_encoder", "batch", key_encoder.batch, 1, "the batch of packed sequences");
+    } else if (sequences.cu_seqlens != nullptr) {
+      check.not_null("sequences.cu_encoder_seqlens", sequences.cu_encoder_seqlens);
+    } else {
+      check.equal("key_encoder", "batch", key_encoder.batch, batch, "query's");
+    }
+  }
 }
 
 /// Tensors, sequences and states of a prefill whose linear attention is `Config`'s.
 template <AttentionConfig Config, class Args>
 void check_prefill_views(Checker& check, const Args& args) {
-  constexpr int d = Config::FeatureMap::input_dim;
-  constexpr int dv = Config::value_dim;
   check.take(check_map(args.feature_map));
   check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
   check.sequence_shapes(args.sequences, args.query.batch);
   if constexpr (Config::Mask::reads_encoder) {
-    if (args.key_encoder.tokens != 0 || args.value_encoder.tokens != 0) {
-      check.given("key_encoder", args.key_encoder, "tokens", args.value_encoder.tokens, "value_encoder's");
-      check.given("value_encoder", args.value_encoder, "tokens", args.key_encoder.tokens, "key_encoder's");
-      check.same_tokens("value_encoder", args.value_encoder, "key_encoder's", args.key_encoder);
-      check.view("key_encoder", args.key_encoder, d);
-      check.view("value_encoder", args.value_encoder, dv);
-      check.equal("key_encoder", "heads", args.key_encoder.heads, args.key.heads, "key's");
-      check.equal("value_encoder", "heads", args.value_encoder.heads, args.key.heads, "key's");
-      if (args.sequences.cu_encoder_seqlens != nullptr) {
-        check.equal("key_encoder", "batch", args.key_encoder.batch, 1, "the batch of packed sequences");
-      } else if (args.sequences.cu_seqlens != nullptr) {
-        check.not_null("sequences.cu_encoder_seqlens", args.sequences.cu_encoder_seqlens);
-      } else {
-        check.equal("key_encoder", "batch", args.key_encoder.batch, args.query.batch, "query's");
-      }
-    }
+    check_encoder_views(check, args.key_encoder, args.value_encoder, args.sequences, args.query.batch, args.key.heads,
+                        Config::FeatureMap::input_dim, Config::value_dim);
   } else {
     check.equal("key_encoder", "tokens", args.key_encoder.tokens, 0, "what a mask without encoder region reads");
     check.equal("value_encoder", "tokens", args.value_encoder.tokens, 0, "what a mask without encoder region reads");
@@ -91,10 +103,9 @@ template <AttentionConfig Config, class Args>
 void check_prefill_arrays(Checker& check, const Args& args, const Sequences& sequences) {
   const std::int64_t count = sequence_count(sequences, args.query.batch);
   check_prefill_slots(check, args, count);
-  check.sequence_arrays(sequences, count, args.query.tokens, args.key_encoder.tokens, Config::Mask::reads_encoder,
-                        max_position(args.feature_map), [&](std::int64_t b) {
-                          return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
-                        });
+  check_sequence_arrays(
+      check, args, sequences, count,
+      {args.query.tokens, args.key_encoder.tokens, Config::Mask::reads_encoder, max_position(args.feature_map)});
 }
 
 template <AttentionConfig Config>
@@ -143,9 +154,7 @@ Status check_arrays(const AccumulateArgs<Config>& args) {
   Sequences sequences = args.sequences;
   sequences.cu_encoder_seqlens = nullptr;
   sequences.prefix_lens = nullptr;
-  check.sequence_arrays(sequences, count, args.key.tokens, 0, false, max_position(args.feature_map), [&](std::int64_t b) {
-    return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
-  });
+  check_sequence_arrays(check, args, sequences, count, {args.key.tokens, 0, false, max_position(args.feature_map)});
   return check.status();
 }
 
@@ -160,9 +169,9 @@ Status check_shapes(const DecodeArgs<Config>& args) {
 }
 
 /// Room for `tokens_of(b)` more positions after `first_positions[b]`, in all sequences that are not skipped.
-template <class Map, class TokensOf, class Skipped>
+template <class Map>
 void check_positions(Checker& check, const Map& map, const std::int32_t* first_positions, std::int64_t count,
-                     const TokensOf& tokens_of, const Skipped& skipped) {
+                     const OfSequence<std::int64_t>& tokens_of, const OfSequence<bool>& skipped) {
   if constexpr (Map::needs_position) {
     check.not_null("first_positions (the feature map needs the position)", first_positions);
   }

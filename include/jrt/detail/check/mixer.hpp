@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "jrt/decode.hpp"
 #include "jrt/detail/check/checker.hpp"
+#include "jrt/detail/check/erased.hpp"
 #include "jrt/prefill.hpp"
 
 /// What states, slots and staging buffers must be in the arguments of any mixer. Each mixer's header beside this one says
@@ -13,8 +15,7 @@
 namespace jrt::detail {
 
 /// A state that may be left out; slots without a pool are a mistake, not an omission.
-template <class Format>
-void check_state(Checker& check, const char* argument, const StateSlots<Format>& state, std::int64_t heads) {
+inline void check_state(Checker& check, const char* argument, const AnySlots& state, std::int64_t heads) {
   if (!state.empty() || state.slots != nullptr) {
     check.pool(argument, state.pool, heads);
   }
@@ -37,6 +38,23 @@ void check_step_states(Checker& check, const Args& args, std::int64_t heads) {
   check_state(check, "destination", args.destination, heads);
 }
 
+/// A `StagingView`, without its type.
+struct AnyStaging {
+  const void* data;
+  std::size_t alignment;
+  std::int64_t sequences;
+  std::int64_t tokens;
+  std::int64_t heads;
+
+  template <class Config>
+  AnyStaging(const StagingView<Config>& staging)
+      : data(staging.data),
+        alignment(alignof(typename Config::Element)),
+        sequences(staging.sequences),
+        tokens(staging.tokens),
+        heads(staging.heads) {}
+};
+
 /// What a mixer says of its tokens in a staged step, for messages.
 struct StagedTokens {
   std::int64_t batch;
@@ -53,30 +71,33 @@ bool staging_given(const Staging& staging) {
 }
 
 /// A staging buffer by itself.
-template <class Config>
-void check_staging(Checker& check, const StagingView<Config>& staging) {
+inline void check_staging(Checker& check, const AnyStaging& staging) {
   check.at_least("staging", "sequences", staging.sequences, 0);
   check.at_least("staging", "tokens", staging.tokens, 0);
   check.at_least("staging", "heads", staging.heads, 1);
   if (staging.sequences > 0 && staging.tokens > 0) {
     check.not_null("staging", staging.data);
-    check.aligned("staging", staging.data, alignof(typename Config::Element));
+    check.aligned("staging", staging.data, staging.alignment);
   }
 }
 
-/// State and staging buffer of a staged step, of any mixer.
+/// State and staging buffer of a staged step.
+inline void check_staged(Checker& check, const AnyPool& state, const AnyStaging& staging, std::int64_t already_staged,
+                         const StagedTokens& call) {
+  check.pool("state", state, call.heads);
+  check.given("staging", call.batch == 0 || staging_given(staging), "sequences", call.batch, call.batch_name);
+  check_staging(check, staging);
+  check.equal("staging", "sequences", staging.sequences, call.batch, call.batch_name);
+  check.equal("staging", "heads", staging.heads, call.heads, call.heads_name);
+  check.at_least("already_staged", "value", already_staged, 0);
+  check.at_least("staging", "tokens", staging.tokens, already_staged);
+  if (check.ok()) {
+    check.at_least("staging", "tokens left", staging.tokens - already_staged, call.tokens);
+  }
+}
 template <class Args>
 void check_staged(Checker& check, const Args& args, const StagedTokens& call) {
-  check.pool("state", args.state.pool, call.heads);
-  check.given("staging", call.batch == 0 || staging_given(args.staging), "sequences", call.batch, call.batch_name);
-  check_staging(check, args.staging);
-  check.equal("staging", "sequences", args.staging.sequences, call.batch, call.batch_name);
-  check.equal("staging", "heads", args.staging.heads, call.heads, call.heads_name);
-  check.at_least("already_staged", "value", args.already_staged, 0);
-  check.at_least("staging", "tokens", args.staging.tokens, args.already_staged);
-  if (check.ok()) {
-    check.at_least("staging", "tokens left", args.staging.tokens - args.already_staged, call.tokens);
-  }
+  check_staged(check, args.state.pool, args.staging, args.already_staged, call);
 }
 
 /// Staging buffer, counts and states of a commit, of any mixer.
@@ -147,10 +168,9 @@ void check_implicit_slots(Checker& check, const Args& args, std::int64_t count) 
 }
 
 /// Slots within their pools, and no state used twice.
-template <class Format>
-void check_slot_arrays(Checker& check, const char* source_name, const StateSlots<Format>& source,
-                       const std::uint8_t* has_source, const char* destination_name, const StateSlots<Format>& destination,
-                       std::int64_t count) {
+inline void check_slot_arrays(Checker& check, const char* source_name, const AnySlots& source,
+                              const std::uint8_t* has_source, const char* destination_name, const AnySlots& destination,
+                              std::int64_t count) {
   for (std::int64_t b = 0; b < count; ++b) {
     if (!source.empty() && (has_source == nullptr || has_source[b] != 0)) {
       check.slot(source_name, source, b);
@@ -184,9 +204,31 @@ void check_step_slots(Checker& check, const Args& args, std::int64_t count) {
 }
 template <class Args>
 void check_staged_slots(Checker& check, const Args& args, std::int64_t count) {
+  const AnySlots state = args.state;
   for (std::int64_t b = 0; b < count; ++b) {
-    check.slot("state.slots", args.state, b);
+    check.slot("state.slots", state, b);
   }
+}
+
+/// What the arrays of a call's sequences are held against.
+struct SequenceBounds {
+  std::int64_t tokens;
+  std::int64_t encoder_tokens;
+  bool has_encoder;
+  std::int64_t max_position;
+};
+
+/// The arrays of a prefill's sequences.
+inline void check_sequence_arrays(Checker& check, const AnySlots& initial, const std::uint8_t* has_initial_state,
+                                  const AnySlots& final, const Sequences& sequences, std::int64_t count,
+                                  const SequenceBounds& bounds) {
+  check.sequence_arrays(sequences, count, bounds.tokens, bounds.encoder_tokens, bounds.has_encoder, bounds.max_position,
+                        [&](std::int64_t b) { return sequence_skipped(initial, has_initial_state, final, b); });
+}
+template <class Args>
+void check_sequence_arrays(Checker& check, const Args& args, const Sequences& sequences, std::int64_t count,
+                           const SequenceBounds& bounds) {
+  check_sequence_arrays(check, args.initial_state, args.has_initial_state, args.final_state, sequences, count, bounds);
 }
 
 /// Slots of a commit, and how many staged rows each sequence takes; of any mixer.
@@ -209,9 +251,7 @@ void check_plain_prefill_arrays(Checker& check, const PrefillArgs<Config>& args,
   sequences.cu_encoder_seqlens = nullptr;
   sequences.prefix_lens = nullptr;
   sequences.first_positions = nullptr;
-  check.sequence_arrays(sequences, count, tokens, 0, false, INT64_MAX / 2, [&](std::int64_t b) {
-    return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b);
-  });
+  check_sequence_arrays(check, args, sequences, count, {tokens, 0, false, INT64_MAX / 2});
 }
 
 }  // namespace jrt::detail

@@ -31,11 +31,11 @@ inline constexpr int lanes = Eigen::internal::packet_traits<T>::size;
 inline constexpr int vector_registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;
 
 template <class T>
-EIGEN_STRONG_INLINE Packet<T> load(const T* from) {
+inline Packet<T> load(const T* from) {
   return Eigen::internal::ploadu<Packet<T>>(from);
 }
 template <class T>
-EIGEN_STRONG_INLINE void store(T* to, const Packet<T>& packet) {
+inline void store(T* to, const Packet<T>& packet) {
   Eigen::internal::pstoreu(to, packet);
 }
 
@@ -50,7 +50,7 @@ inline constexpr bool stores_past_caches =
 /// Stores what is not read soon without bringing its memory to the caches first. `to` is aligned to the packet's size.
 /// Before another thread reads, the writer calls `finish_stores`.
 template <class T>
-EIGEN_STRONG_INLINE void store_past_caches(T* to, const Packet<T>& packet) {
+inline void store_past_caches(T* to, const Packet<T>& packet) {
 #if defined(__clang__)
   __builtin_nontemporal_store(packet, reinterpret_cast<Packet<T>*>(to));
 #elif defined(__SSE2__)
@@ -78,20 +78,20 @@ inline void finish_stores() {
 }
 
 template <class T>
-EIGEN_STRONG_INLINE Packet<T> broadcast(T value) {
+inline Packet<T> broadcast(T value) {
   return Eigen::internal::pset1<Packet<T>>(value);
 }
 template <class P>
-EIGEN_STRONG_INLINE P add(const P& a, const P& b) {
+inline P add(const P& a, const P& b) {
   return Eigen::internal::padd(a, b);
 }
 template <class P>
-EIGEN_STRONG_INLINE P multiply(const P& a, const P& b) {
+inline P multiply(const P& a, const P& b) {
   return Eigen::internal::pmul(a, b);
 }
 /// a * b + c
 template <class P>
-EIGEN_STRONG_INLINE P multiply_add(const P& a, const P& b, const P& c) {
+inline P multiply_add(const P& a, const P& b, const P& c) {
   return Eigen::internal::pmadd(a, b, c);
 }
 

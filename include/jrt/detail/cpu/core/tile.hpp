@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/prefetch.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
+#include "jrt/detail/integer.hpp"
 
 /// The register-blocked product that all of prefill is made of.
 ///
@@ -47,7 +51,7 @@ template <class T, int Rows, int Packets>
 struct Tile {
   Packet<T> sums[Rows][Packets];
 
-  EIGEN_STRONG_INLINE void clear() {
+  void clear() {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -57,7 +61,7 @@ struct Tile {
     }
   }
 
-  EIGEN_STRONG_INLINE void add(const T* from, std::ptrdiff_t stride) {
+  void add(const T* from, std::ptrdiff_t stride) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -67,7 +71,7 @@ struct Tile {
     }
   }
 
-  EIGEN_STRONG_INLINE void read(const T* from, std::ptrdiff_t stride) {
+  void read(const T* from, std::ptrdiff_t stride) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -77,7 +81,7 @@ struct Tile {
     }
   }
 
-  EIGEN_STRONG_INLINE void write(T* to, std::ptrdiff_t stride) const {
+  void write(T* to, std::ptrdiff_t stride) const {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -88,7 +92,7 @@ struct Tile {
   }
 
   /// sums += a · b over `depth`.
-  EIGEN_STRONG_INLINE void add_product(const Left<T>& a, const Right<T>& b, std::ptrdiff_t depth) {
+  void add_product(const Left<T>& a, const Right<T>& b, std::ptrdiff_t depth) {
     const T* a_column = a.data;
     const T* b_row = b.data;
     for (std::ptrdiff_t k = 0; k < depth; ++k, a_column += a.depth_stride, b_row += b.stride) {
@@ -112,56 +116,88 @@ struct Tile {
 template <int n>
 using Constant = std::integral_constant<int, n>;
 
+/// `function(Constant<rest>, first)`, unless the rest is 0.
+template <class Function, int... smaller_by_one>
+inline void for_rest(int rest, int first, const Function& function, std::integer_sequence<int, smaller_by_one...>) {
+  (static_cast<void>(rest == smaller_by_one + 1 ? function(Constant<smaller_by_one + 1>{}, first) : void()), ...);
+}
+
 /// Cuts `count` into blocks of `Largest` and one smaller rest; calls `function(Constant<size>, first)` for each.
 template <int Largest, class Function>
-EIGEN_STRONG_INLINE void for_blocks(int count, const Function& function) {
+inline void for_blocks(int count, const Function& function) {
   int first = 0;
   for (; first + Largest <= count; first += Largest) {
     function(Constant<Largest>{}, first);
   }
-  if constexpr (Largest > 1) {
-    if (first < count) {
-      for_blocks<Largest - 1>(count - first, [&](auto size, int offset) { function(size, first + offset); });
+  for_rest(count - first, first, function, std::make_integer_sequence<int, Largest - 1>{});
+}
+
+/// a · b over `depth`.
+template <class T>
+struct Product {
+  Left<T> a;
+  Right<T> b;
+  std::ptrdiff_t depth;
+};
+
+/// A tile of `multiply_tiles`, `Rows` x `Packets` at a row and a column. Not inlined: the compiler's time for one function
+/// of all tiles grows faster than their number.
+template <class T, int Rows, int Packets>
+[[gnu::noinline]] void multiply_tile(T* result, std::ptrdiff_t stride, const Product<T> (&products)[2], int row, int column,
+                                     bool adds) {
+  T* const to = result + row * stride + column;
+  Tile<T, Rows, Packets> tile;
+  tile.clear();
+  for (const Product<T>& product : products) {
+    tile.add_product(product.a.from_row(row), product.b.from_column(column), product.depth);
+  }
+  if (adds) {
+    tile.add(to, stride);
+  }
+  tile.write(to, stride);
+}
+
+template <class T>
+using MultiplyTile = void (*)(T*, std::ptrdiff_t, const Product<T> (&)[2], int, int, bool);
+
+/// `multiply_tile` for each number of rows and, within it, of packets.
+template <class T, int... i>
+constexpr std::array<MultiplyTile<T>, sizeof...(i)> each_tile(std::integer_sequence<int, i...>) {
+  return {multiply_tile<T, i / tile_packets + 1, i % tile_packets + 1>...};
+}
+
+/// result (rows x columns, row stride `stride`) = the sum of both products, or += where `adds`, in tiles. `columns` is a
+/// multiple of the lanes. Meanwhile the rows of `next` are prefetched, `rows_per_tile` with every tile.
+template <class T>
+[[gnu::noinline]] void multiply_tiles(T* result, std::ptrdiff_t stride, int rows, int columns,
+                                      const Product<T> (&products)[2], bool adds, const RowPrefetch (&next)[2],
+                                      int rows_per_tile) {
+  static constexpr auto multiply = each_tile<T>(std::make_integer_sequence<int, tile_rows * tile_packets>{});
+  constexpr int tile_columns = tile_packets * lanes<T>;
+  for (int column = 0; column < columns; column += tile_columns) {
+    const int packets = smaller(tile_columns, columns - column) / lanes<T>;
+    for (int row = 0; row < rows; row += tile_rows) {
+      for (const RowPrefetch& prefetch : next) {
+        prefetch.issue(std::int64_t{row} / tile_rows * rows_per_tile, rows_per_tile);
+      }
+      const int tile = (smaller(tile_rows, rows - row) - 1) * tile_packets + packets - 1;
+      multiply[static_cast<std::size_t>(tile)](result, stride, products, row, column, adds);
     }
   }
 }
 
-/// result (rows x columns, row stride `stride`) += a · b, in tiles. `columns` is a multiple of the lanes. Meanwhile the
-/// rows of `next` are prefetched, `rows_per_tile` with every tile. Not inlined, so that all operators share one copy.
+/// result += a · b, while rows are prefetched.
 template <class T>
-[[gnu::noinline]] void add_product(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a,
-                                   const Right<T>& b, std::ptrdiff_t depth, const RowPrefetch (&next)[2],
-                                   int rows_per_tile) {
-  for_blocks<tile_packets>(columns / lanes<T>, [&](auto packets, int first_packet) {
-    const int column = first_packet * lanes<T>;
-    for_blocks<tile_rows>(rows, [&](auto tile_row_count, int row) {
-      for (const RowPrefetch& prefetch : next) {
-        prefetch.issue(std::int64_t{row} / tile_rows * rows_per_tile, rows_per_tile);
-      }
-      Tile<T, tile_row_count, packets> tile;
-      tile.clear();
-      tile.add_product(a.from_row(row), b.from_column(column), depth);
-      tile.add(result + row * stride + column, stride);
-      tile.write(result + row * stride + column, stride);
-    });
-  });
+void add_product(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a, const Right<T>& b,
+                 std::ptrdiff_t depth, const RowPrefetch (&next)[2], int rows_per_tile) {
+  multiply_tiles(result, stride, rows, columns, {{a, b, depth}, {a, b, 0}}, true, next, rows_per_tile);
 }
 
-/// result (rows x columns) = a1 · b1 + a2 · b2, rows <= tile_rows.
+/// result = a1 · b1 + a2 · b2
 template <class T>
-[[gnu::noinline]] void sum_of_products(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a1,
-                                       const Right<T>& b1, std::ptrdiff_t depth1, const Left<T>& a2, const Right<T>& b2,
-                                       std::ptrdiff_t depth2) {
-  for_blocks<tile_packets>(columns / lanes<T>, [&](auto packets, int first_packet) {
-    const int column = first_packet * lanes<T>;
-    for_blocks<tile_rows>(rows, [&](auto tile_row_count, int row) {
-      Tile<T, tile_row_count, packets> tile;
-      tile.clear();
-      tile.add_product(a1.from_row(row), b1.from_column(column), depth1);
-      tile.add_product(a2.from_row(row), b2.from_column(column), depth2);
-      tile.write(result + row * stride + column, stride);
-    });
-  });
+void sum_of_products(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a1, const Right<T>& b1,
+                     std::ptrdiff_t depth1, const Left<T>& a2, const Right<T>& b2, std::ptrdiff_t depth2) {
+  multiply_tiles(result, stride, rows, columns, {{a1, b1, depth1}, {a2, b2, depth2}}, false, {{}, {}}, 0);
 }
 
 }  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI

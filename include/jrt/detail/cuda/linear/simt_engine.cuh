@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cub/warp/warp_reduce.cuh>
-
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/core/warp_sum.cuh"
 #include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
@@ -260,8 +259,6 @@ class SimtEngine {
   /// factors[t] from φ(q_t)·z and the scores; a few neighbouring lanes share a token.
   __device__ void normalise(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
     constexpr int lanes = threads / chunk;
-    using Reduce = cub::WarpReduce<T, lanes>;
-    typename Reduce::TempStorage storage;  // a power of two of lanes needs none
     const int t = thread() / lanes;
     const int lane = thread() % lanes;
     T sum = 0;
@@ -273,7 +270,7 @@ class SimtEngine {
         sum += scores_[t * Layout::score_stride + j];
       }
     }
-    sum = Reduce(storage).Sum(sum);
+    sum = warp_sum<lanes>(sum);
     if (lane == 0) {
       factors_[t] = Config::Normaliser::factor(sum);
       if (has_denominators<Config> && t < tokens && first_slice_) {

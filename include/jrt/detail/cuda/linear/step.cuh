@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cub/warp/warp_reduce.cuh>
-
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -10,6 +8,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/core/warp_sum.cuh"
 #include "jrt/detail/cuda/linear/step_call.cuh"
 #include "jrt/detail/cuda/linear/step_tokens.cuh"
 #include "jrt/detail/integer.hpp"
@@ -251,14 +250,12 @@ class StepBlock {
     }
     constexpr bool uses_denominator = Config::Normaliser::uses_denominator;
     if (uses_denominator && pass == 0) {
-      using Reduce = cub::WarpReduce<T>;
-      typename Reduce::TempStorage storage;
       T denominator = 0;
       // Each thread reads what it has written itself in add_token.
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
         denominator += tokens_.query_features()[r] * normaliser_[r];
       }
-      denominator = Reduce(storage).Sum(denominator);
+      denominator = warp_sum<32>(denominator);
       if (thread() % 32 == 0) {
         shared_.partial_denominators[thread() / 32] = denominator;
       }

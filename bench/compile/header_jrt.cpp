@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+// The umbrella header, nothing instantiated.
+#include <jrt/jrt.hpp>

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <jrt/decode.hpp>
+#include <jrt/mixer/gated_convolution.hpp>
+#include <jrt/mixer/linear_attention.hpp>
+#include <jrt/mixer/window_attention.hpp>
+#include <jrt/policy/rotary.hpp>
+#include <jrt/prefill.hpp>
+#include <jrt/state.hpp>
+#include <jrt/state_exchange.hpp>
+#include <jrt/state_operations.hpp>
+#include <memory>
+#include <span>
+
+#include "jrt_lm/mixers.hpp"
+#include "jrt_lm/require.hpp"
+
+namespace jrt_lm {
+
+template <class Args, class Element>
+void set_tensors(Args& args, const ConvolutionTensors<Element>& tensors) {
+  args.input = tensors.input;
+  args.gate = tensors.gate;
+  args.output = tensors.output;
+  args.weight = tensors.weight;
+  args.bias = tensors.bias;
+}
+template <class Args, class Element>
+void set_tensors(Args& args, const LinearTensors<Element>& tensors) {
+  args.query = tensors.query;
+  args.key = tensors.key;
+  args.value = tensors.value;
+  args.output = tensors.output;
+  if constexpr (requires { args.key_encoder; }) {
+    args.key_encoder = tensors.key_encoder;
+    args.value_encoder = tensors.value_encoder;
+  }
+}
+template <class Args, class Element>
+void set_tensors(Args& args, const WindowTensors<Element>& tensors) {
+  args.query = tensors.query;
+  args.key = tensors.key;
+  args.value = tensors.value;
+  args.output = tensors.output;
+  args.scale = tensors.scale;
+}
+
+/// A mixer of the library.
+template <class Config, class Execution, class Tensors>
+class CompiledMixer final : public Mixer<Execution, Tensors> {
+ public:
+  [[nodiscard]] std::int64_t slot_bytes(std::int64_t heads) const override { return Format::slot_bytes(heads); }
+  [[nodiscard]] std::size_t saved_bytes(std::int64_t heads) const override {
+    return static_cast<std::size_t>(jrt::saved_states_bytes<Format>(1, heads));
+  }
+  void copy(const LayerSlots& from, const LayerSlots& to, const Execution& on) const override {
+    require(jrt::copy_states(states(from), states(to), 1, on));
+  }
+  void save(const LayerSlots& from, std::span<std::byte> to, const Execution& on) const override {
+    require(jrt::save_states(states(from), 1, to, on));
+  }
+  void load(std::span<const std::byte> from, const LayerSlots& to, const Execution& on) const override {
+    require(jrt::load_states(from, states(to), 1, on));
+  }
+  [[nodiscard]] bool counts_tokens() const override { return jrt::WindowConfig<Config>; }
+  [[nodiscard]] std::int64_t tokens_seen([[maybe_unused]] std::span<const std::byte> saved) const override {
+    std::int64_t seen = 0;
+    if constexpr (jrt::WindowConfig<Config>) {
+      const std::size_t at = sizeof(jrt::SavedStatesHeader) + Format::count_offset * sizeof(Scalar);
+      std::memcpy(&seen, saved.data() + at, sizeof seen);
+    }
+    return seen;
+  }
+
+  void run(const Tensors& tensors, const MixerCall& call, const Execution& on) const override {
+    if (call.is_step) {
+      jrt::DecodeArgs<Config> args;
+      set_tensors(args, tensors);
+      args.source = states(call.states);
+      require(jrt::decode_step(args, call.workspace(jrt::decode_workspace_bytes(args, on)), on));
+    } else {
+      jrt::PrefillArgs<Config> args;
+      set_tensors(args, tensors);
+      args.sequences = call.sequences;
+      args.initial_state = states(call.states);
+      args.final_state = args.initial_state;
+      args.has_initial_state = call.continues;
+      require(jrt::prefill(args, call.workspace(jrt::prefill_workspace_bytes(args, on)), on));
+    }
+  }
+
+ private:
+  using Format = jrt::StateFormatOf<Config>;
+  using Scalar = typename Format::Scalar;
+
+  static jrt::StateSlots<Format> states(const LayerSlots& layer) {
+    return {{reinterpret_cast<Scalar*>(layer.data), layer.count, layer.heads,
+             layer.slot_stride / static_cast<std::int64_t>(sizeof(Scalar))},
+            layer.slots};
+  }
+};
+
+/// By the backend's function, whose kernels know the dimension.
+template <class Backend, class Element, int head_dim>
+class CompiledRotation final : public Rotation<typename Backend::Execution, Element> {
+ public:
+  explicit CompiledRotation(double base) : rotary_(base) {}
+
+  void rotate(const std::int32_t* positions, std::int64_t rows, Element* x, std::int64_t columns, std::int64_t heads,
+              const typename Backend::Execution& on) const override {
+    Backend::rotate(rotary_, positions, rows, x, columns, heads, on);
+  }
+
+ private:
+  jrt::RotaryHalves<head_dim> rotary_;
+};
+
+/// The mixers of models of these dimensions. `Backend` is CpuBackend or CudaBackend.
+template <class Backend, class Element, int feature_dim, int head_dim, int left_window, int kernel_width>
+Mixers<typename Backend::Execution, Element> compiled_mixers(const ModelConfig& config) {
+  using Execution = typename Backend::Execution;
+  using Convolution = jrt::GatedConvolution<Element, kernel_width>;
+  using Linear = jrt::PrefixLinearAttention<Element, feature_dim, head_dim>;
+  using Window = jrt::SlidingWindowAttention<Element, head_dim, left_window>;
+  return {std::make_unique<CompiledMixer<Convolution, Execution, ConvolutionTensors<Element>>>(),
+          std::make_unique<CompiledMixer<Linear, Execution, LinearTensors<Element>>>(),
+          std::make_unique<CompiledMixer<Window, Execution, WindowTensors<Element>>>(),
+          std::make_unique<CompiledRotation<Backend, Element, head_dim>>(config.rotary_base),
+          {feature_dim, head_dim, left_window, kernel_width}};
+}
+
+}  // namespace jrt_lm
