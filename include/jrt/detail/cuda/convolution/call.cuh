@@ -33,11 +33,11 @@ struct ConvolutionCall {
   const std::int32_t* accepted_tokens = nullptr;
   std::int64_t count = 0;           // of sequences
   std::int64_t channels = 0;        // of each
-  std::int64_t segment_tokens = 1;  // that a thread of a prefill walks
+  std::int64_t segment_tokens = 1;  // walked by one thread of a prefill
   std::int64_t segments = 0;        // of all sequences
 };
 
-/// Numbers in one access.
+/// Elements of one access.
 template <class Config>
 inline constexpr int convolution_width = access_bytes / static_cast<int>(sizeof(typename Config::Element));
 

@@ -16,7 +16,7 @@
 #include "jrt/status.hpp"
 #include "jrt/tensor_view.hpp"
 
-/// How the convolution's kernels are launched: channels a thread, segments, grids.
+/// Launches the convolution's kernels: channels per thread, segments, grids.
 namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
 
 template <class E>
@@ -24,7 +24,7 @@ bool view_aligned(const TensorView<E>& view) {
   return view.data == nullptr || rows_aligned(view.data, view.batch_stride, view.token_stride);
 }
 
-/// Channels a thread: those of one access, if all rows allow it.
+/// Whether a thread takes the channels of one vector access: all rows must be aligned for it.
 template <class Config>
 bool takes_vectors(const ConvolutionCall<Config>& call) {
   return view_aligned(call.input) && view_aligned(call.gate) && view_aligned(call.output) &&
@@ -38,8 +38,8 @@ Grid convolution_grid(const ConvolutionCall<Config>& call, std::int64_t items, i
   return {ceil_div<std::int64_t>(items * ceil_div(call.channels, width), threads), threads, 0};
 }
 
-/// Cuts sequences so that the device is full: long enough that the K−1 inputs before each segment do not show, if there is
-/// enough to do.
+/// Divides sequences into segments that fill the device, long enough, where there is enough work, that the K−1 inputs
+/// before each cost little.
 template <class Config>
 void cut_segments(ConvolutionCall<Config>& call, bool vectors, const Cuda& on) {
   const std::int64_t width = vectors ? convolution_width<Config> : 1;

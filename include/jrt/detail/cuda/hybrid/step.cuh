@@ -17,7 +17,7 @@ requires(consumes_evicted_keys<Config>) struct EvictedStepInput<Config> : Evicte
 template <class Config>
 requires(consumes_evicted_keys<Config>) struct StepEvicted<Config> {
   WindowKeys<typename Config::Ring> source;
-  std::int64_t tokens_without_key = 0;  // the first tokens, at which no key leaves
+  std::int64_t tokens_without_key = 0;  // leading tokens at which no key is evicted
 
   /// With `keys` tokens, all of them staged if they are to be committed.
   __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {

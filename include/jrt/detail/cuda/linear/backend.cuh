@@ -60,7 +60,7 @@ struct MixerBackend<Config, Cuda> {
   static std::size_t workspace_bytes(const AccumulateArgs<Config>& args, const Cuda& on) {
     return accumulate_of(args, on).workspace_bytes();
   }
-  /// Of steps and commits.
+  /// For steps and commits.
   template <class Args>
   static std::size_t workspace_bytes(const Args& args, const Cuda& /*on*/) {
     return step_bytes(cuda::step_of(args));
@@ -88,7 +88,7 @@ struct MixerBackend<Config, Cuda> {
   }
 
  private:
-  /// The last position, where it follows from the views alone.
+  /// Checks the last position, where it follows from the views alone.
   template <class Args>
   static void check_last_position(Checker& check, const char* operation, const Args& args, std::int64_t tokens) {
     const Sequences& s = args.sequences;
