@@ -9,8 +9,8 @@
 
 namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
-/// The linear part of a step, a staged step or a commit, of one head: keys that leave the window go into the state, queries
-/// read it. Outputs of skipped sequences are left to the window.
+/// The linear part of a step, a staged step or a commit, of one head: keys that leave the window are added to the state,
+/// and queries read it. The window part writes the outputs of skipped sequences.
 template <AttentionConfig Config>
 void linear_part_step_head(const LinearPartStep<Config>& step, StepTokens<Config> tokens, std::int64_t b,
                            std::int64_t head) {

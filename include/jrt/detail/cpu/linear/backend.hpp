@@ -16,7 +16,7 @@ namespace jrt::detail {
 
 namespace cpu::inline JRT_DETAIL_CPU_ABI {
 
-/// Runs `work`, a Prefill, if the workspace allows it.
+/// Runs `work`, a Prefill, if the workspace is large enough.
 template <class Work, Executor E>
 Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cpu<E>& on) {
   Checker check(operation);
@@ -36,7 +36,7 @@ std::size_t step_bytes(StepScratch<Config> scratch, int workers) {
   return counting.bytes_needed();
 }
 
-/// Runs `head(tokens, b, h)` for every sequence and key/value head, if the workspace allows it.
+/// Runs `head(tokens, b, h)` for every sequence and key/value head, if the workspace is large enough.
 template <class Config, Executor E, class Head>
 Status run_heads(const char* operation, StepScratch<Config> scratch, std::int64_t sequences, std::int64_t heads,
                  const Workspace& workspace, const Cpu<E>& on, const Head& head) {
@@ -70,7 +70,7 @@ struct MixerBackend<Config, Cpu<E>> {
     const auto encoder = as_encoder(args);
     return counted_bytes(accumulate_of(args, encoder, on));
   }
-  /// Of steps and commits.
+  /// For steps and commits.
   template <class Args>
   static std::size_t workspace_bytes(const Args& args, const Cpu<E>& on) {
     return cpu::step_bytes(step_of(args), workers_of(on));

@@ -12,7 +12,7 @@
 
 namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
 
-// Parts of a state may have other types than its format's Scalar, so that whole ones are moved as bytes.
+// The arrays of a state may have other types than its format's Scalar, so whole states are moved as bytes.
 
 template <class Format>
 void clear_head(typename Format::Scalar* state) {
