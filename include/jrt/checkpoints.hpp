@@ -16,9 +16,9 @@
 /// or reuse the beginning of a prompt for another one.
 namespace jrt {
 
-/// Where a prefill of T tokens of B sequences stores its ⌊T / every⌋ checkpoints: the state of sequence b after (k + 1) ·
-/// every tokens goes to slot `slots[k * B + b]`, or slot k · B + b if `slots` is null. `Config` is a mixer's configuration
-/// or a `Stack`.
+/// Where a prefill of T tokens of B sequences stores its ⌊T / every⌋ checkpoints: the state of sequence b after
+/// (k + 1) · every tokens goes to slot `slots[k * B + b]`, or slot k · B + b if `slots` is null. `Config` is a mixer's
+/// configuration or a `Stack`.
 template <class Config>
 struct Checkpoints {
   using Format = detail::CheckpointFormat<Config>;

@@ -22,8 +22,8 @@ constexpr double square_root(double value) {
 
 }  // namespace detail
 
-/// Contents of a row of a Taylor state: the constant (both indices -1), the linear feature of input `first` (`second` =
-/// -1), or the product of inputs `first` and `second`.
+/// Contents of a row of a Taylor state: the constant (both indices -1), the linear feature of input `first`
+/// (`second` = -1), or the product of inputs `first` and `second`.
 struct TaylorRow {
   int first = -1;
   int second = -1;
