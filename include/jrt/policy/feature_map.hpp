@@ -55,7 +55,7 @@ concept Expands = (M::needs_position ? ExpandsAtPosition<M, T> || ExpandsQueryAn
 ///               counted from 1. A map may instead offer `expand_query` and `expand_key`, if they differ.
 ///             Optional: `Status check() const` for maps with run-time data, `std::int64_t max_position() const`.
 /// Guarantees: `expand` gets input_dim inputs and room for feature_dim outputs that do not overlap; it is called from
-///             several threads at once. No code in the library depends on a particular map.
+///             several threads at once. A new map needs no change to the library.
 /// Cost:       memory and time are proportional to feature_dim.
 /// Default:    `Taylor2`.
 /// Tested by:  tests/policy/feature_map_test.cpp, and tests/policy/foreign_feature_map_test.cpp for a user's own.
