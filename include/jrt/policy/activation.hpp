@@ -14,7 +14,7 @@ namespace jrt {
 /// Guarantees: called once for every output.
 /// Cost:       SiLU: one exponential and one division per output.
 /// Default:    `Silu`.
-/// Tested by:  tests/gated_convolution_test.cpp
+/// Tested by:  tests/mixer/gated_convolution_test.cpp
 template <class A>
 concept Activation = requires(float single, double twice) {
   { A::apply(single) } -> std::same_as<float>;

@@ -17,7 +17,7 @@ namespace jrt {
 /// Guarantees: positions are counted by the cache, without left pads; every key is rotated once, on arrival.
 /// Cost:       one sine and cosine for each pair of each key and query.
 /// Default:    `NoRotary`.
-/// Tested by:  tests/policy/rotary_test.cpp, tests/window_attention_test.cpp
+/// Tested by:  tests/policy/rotary_test.cpp, tests/mixer/window_attention_test.cpp
 template <class R>
 concept Rotary = requires {
   { R::rotates } -> std::convertible_to<bool>;
