@@ -11,10 +11,11 @@
 #include "jrt/tensor_view.hpp"
 #include "jrt/workspace.hpp"
 
-/// Decoding: one or a few new tokens per sequence, in time and memory that do not depend on what came before.
+/// Decoding: one or a few new tokens per sequence, in time and memory that do not depend on the number of tokens before
+/// them.
 namespace jrt {
 
-/// Arguments of `decode_step` for one mixer, as `PrefillArgs`.
+/// Arguments of `decode_step` for one mixer, specialised like `PrefillArgs`.
 template <class Config>
 struct DecodeArgs {
   static_assert(detail::always_false<Config>,
@@ -28,12 +29,13 @@ template <class Config, class Execution>
   return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
-/// For each new token in turn: S += φ(k)vᵀ, z += φ(k), y = φ(q)ᵀS · factor(φ(q)ᵀz). The mask does not matter: every new
-/// token sees all that the state holds, and itself.
+/// For each new token in turn: S += φ(k)vᵀ, z += φ(k), y = φ(q)ᵀS · factor(φ(q)ᵀz). The mask has no effect: every new token
+/// sees the whole state and itself.
 ///
-/// The state is read and written once, whatever T is; with a state of the compute type the result is bitwise that of T
-/// single steps. A sequence whose source or destination slot is `skip_slot` is skipped and its output zeroed. Slots are
-/// shared as for `prefill`. O(T · D · dv) per head. Errors: `invalid_argument`, before anything is written.
+/// The state is read and written once for any T; if it is stored in the compute type, the result is bitwise that of T
+/// single steps. A sequence whose source or destination slot is `skip_slot` is skipped and its output zeroed. The rules for
+/// sharing slots are those of `prefill`. Cost O(T · D · dv) per head. Errors: `invalid_argument`, before anything is
+/// written.
 template <class Config, class Execution>
 Status decode_step(const DecodeArgs<Config>& args, const Workspace& workspace, const Execution& on) {
   return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
@@ -47,15 +49,15 @@ Status decode_step(const DecodeArgs<Config>& args, const Execution& on) {
 
 namespace detail {
 
-/// Numbers of one token and head that a mixer stages.
+/// Elements that a mixer stages for one token and head.
 template <class Config>
 inline constexpr std::int64_t staged_row_elements = 0;
 
 }  // namespace detail
 
-/// Uncommitted tokens of a batch in the caller's memory: (sequence, token, head, row), contiguous. A row of either
-/// attention is the key, then the value; one of the convolution is the one input of a channel. This small buffer is all
-/// that speculative decoding has to keep; no state is copied to be rolled back.
+/// Uncommitted tokens of a batch, in the caller's memory: a contiguous (sequence, token, head, row) array. For linear and
+/// window attention a row is the key followed by the value; for the convolution it is the single input of a channel.
+/// Speculative decoding keeps only this small buffer; no state is ever copied for a rollback.
 template <class Config>
 struct StagingView {
   using Element = typename Config::Element;
@@ -74,7 +76,7 @@ struct StagingView {
   }
 };
 
-/// Arguments of `staged_step` for one mixer, as `PrefillArgs`.
+/// Arguments of `staged_step` for one mixer, specialised like `PrefillArgs`.
 template <class Config>
 struct StagedStepArgs {
   static_assert(detail::always_false<Config>,
@@ -88,8 +90,8 @@ template <class Config, class Execution>
   return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
-/// A step that commits nothing: outputs as from `decode_step` (bitwise) on the committed state plus all staged rows, while
-/// the new keys and values only go to the staging buffer. Afterwards `commit` adds the accepted ones.
+/// A step that leaves the state unchanged: outputs as from `decode_step` (bitwise) on the committed state plus all staged
+/// rows; the new keys and values go to the staging buffer only. `commit` then adds the accepted ones.
 template <class Config, class Execution>
 Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Execution& on) {
   return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
@@ -101,7 +103,7 @@ Status staged_step(const StagedStepArgs<Config>& args, const Execution& on) {
   return detail::run_with_own_workspace<Config>(args, on);
 }
 
-/// Arguments of `commit` for one mixer, as `PrefillArgs`.
+/// Arguments of `commit` for one mixer, specialised like `PrefillArgs`.
 template <class Config>
 struct CommitArgs {
   static_assert(detail::always_false<Config>,
@@ -115,8 +117,8 @@ template <class Config, class Execution>
   return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
-/// Adds the first `accepted_tokens[b]` staged rows of every sequence to its state: bitwise what `decode_step` with those
-/// tokens would have left there. Sequences with `skip_slot` are skipped.
+/// Adds the first `accepted_tokens[b]` staged rows of every sequence to its state. The new state is bitwise the one that
+/// `decode_step` with those tokens writes. Sequences with `skip_slot` are skipped.
 template <class Config, class Execution>
 Status commit(const CommitArgs<Config>& args, const Workspace& workspace, const Execution& on) {
   return detail::MixerBackend<Config, Execution>::run(args, workspace, on);
@@ -130,7 +132,7 @@ Status commit(const CommitArgs<Config>& args, const Execution& on) {
 
 namespace detail {
 
-/// Where the new states of a step go.
+/// Destination of a step's new states.
 template <class Args>
 const auto& destination_of(const Args& args) {
   return args.destination.empty() ? args.source : args.destination;

@@ -10,14 +10,15 @@ namespace jrt {
 
 namespace detail {
 
-// Stands for "any task" in the Executor concept.
+// A task of any type, for the Executor concept.
 struct AnyTask {
   void operator()(std::int64_t /*task*/, int /*worker*/) const {}
 };
 
 }  // namespace detail
 
-/// How the CPU backend gets its threads: an engine adapts its own pool by giving it these two functions.
+/// The interface through which the CPU backend uses threads: an engine adapts its own pool by giving it these two
+/// functions.
 ///
 /// `concurrency()` is the number of workers, at least 1. `run(tasks, function)` calls `function(task, worker)` once for
 /// every task in [0, tasks) and returns when all have returned; worker is in [0, concurrency()), and no two calls with the
@@ -28,7 +29,7 @@ concept Executor = requires(E& executor, std::int64_t tasks, const detail::AnyTa
   executor.run(tasks, function);
 };
 
-/// Runs everything in the calling thread.
+/// Runs all tasks in the calling thread.
 struct SerialExecutor {
   static constexpr int concurrency() { return 1; }
 

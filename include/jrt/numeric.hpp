@@ -7,7 +7,7 @@
 
 #include "jrt/detail/host_device.hpp"
 
-/// Scalar types: the two 16-bit storage formats, and what the library computes in for each element type.
+/// Scalar types: the two 16-bit storage formats, and the compute type of each element type.
 namespace jrt {
 
 namespace detail {
@@ -26,7 +26,7 @@ JRT_DETAIL_HD constexpr float half_bits_to_float(std::uint16_t bits) {
 JRT_DETAIL_HD constexpr std::uint16_t float_to_half_bits(float value) {
   const auto bits = __builtin_bit_cast(std::uint32_t, value);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
-  // Normal range: rebias the exponent and round the 13 dropped bits to nearest, ties to even; overflow runs into infinity.
+  // Normal range: rebias the exponent and round the 13 dropped bits to nearest, ties to even; overflow becomes infinity.
   const std::uint32_t odd = (magnitude >> 13) & 1u;
   const std::uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + odd) >> 13;
   // Subnormal range (below 2^-14): adding 0.5 makes the float adder round to a multiple of 2^-24, the last place of half.
@@ -121,7 +121,7 @@ struct BFloat16 {
   friend constexpr bool operator==(BFloat16, BFloat16) = default;
 };
 
-/// A type that queries, keys, values, outputs and stored states may have.
+/// Element type of queries, keys, values, outputs and stored states.
 template <class T>
 concept Element = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, Half> || std::same_as<T, BFloat16>;
 
@@ -141,7 +141,7 @@ JRT_DETAIL_HD constexpr To convert(From value) {
   }
 }
 
-/// Name of an element type as messages and saved states spell it.
+/// Name of an element type in messages and saved states.
 template <Element T>
 constexpr const char* element_name() {
   if constexpr (std::is_same_v<T, float>) {

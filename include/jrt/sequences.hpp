@@ -7,28 +7,28 @@
 
 namespace jrt {
 
-/// How the tokens of a call are divided into sequences. Everything is optional: left out, each batch row of a dense view is
-/// one sequence of full length without padding, whose prefix is all of `key_encoder`. The arrays have one int32 per
+/// How the tokens of a call are divided into sequences. Every field is optional. By default each batch row of a dense view
+/// is one sequence of full length without padding, whose prefix is all of `key_encoder`. The arrays have one int32 per
 /// sequence, in memory that the executing device can read.
 ///
 /// Variable length: set `count` and `cu_seqlens`; the views then have batch = 1 and hold all tokens one after the other.
 struct Sequences {
-  /// Number of sequences in packed views; 0 means dense views (the views' batch is the number).
+  /// Number of sequences in packed views; 0 means dense views, one sequence per batch row.
   std::int64_t count = 0;
   /// (count + 1) offsets of each sequence in query, key, value and output; packed views only.
   const std::int32_t* cu_seqlens = nullptr;
   /// (count + 1) offsets of each sequence in key_encoder and value_encoder; needed if those are packed.
   const std::int32_t* cu_encoder_seqlens = nullptr;
-  /// T of each sequence in dense views that are padded on the right; outputs behind it are zeroed.
+  /// T of each sequence in dense views that are padded on the right; outputs after it are zeroed.
   const std::int32_t* seq_lens = nullptr;
-  /// M, the encoder tokens of each sequence, 0 <= M <= T; left out, all that its part of key_encoder holds.
+  /// M, the encoder tokens of each sequence, 0 <= M <= T; if null, all of the sequence's tokens in key_encoder.
   const std::int32_t* prefix_lens = nullptr;
-  /// Padded positions at the start of each sequence, counted in T and in M; what they do is the Padding policy's.
+  /// Padded positions at the start of each sequence, counted in T and in M; their effect is set by the Padding policy.
   const std::int32_t* left_pads = nullptr;
-  /// Tokens already processed before this call, for feature maps that need the position; left out, 0.
+  /// Tokens already processed before this call, for feature maps that need the position; if null, 0.
   const std::int32_t* first_positions = nullptr;
-  /// No sequence has more tokens than this; 0: than the views hold. Only for backends that cannot look into the arrays
-  /// before they launch: a tight bound keeps their workspace small when many sequences are packed and may be split.
+  /// Upper bound on the tokens of every sequence; 0 means the extent of the views. Used only by backends that cannot read
+  /// the arrays before the launch: a tight bound keeps their workspace small when many packed sequences may be split.
   std::int64_t max_tokens = 0;
 };
 
@@ -42,13 +42,13 @@ struct SequenceSpan {
   std::int64_t encoder_row = 0;     // row of key_encoder, value_encoder
   std::int64_t encoder_first = 0;   // in that row
   std::int64_t prefix = 0;          // M, left pads included
-  std::int64_t encoder_tokens = 0;  // what the encoder views hold for it
+  std::int64_t encoder_tokens = 0;  // of the sequence in the encoder views
   std::int64_t left_pad = 0;        // at most T
   std::int64_t first_position = 0;  // tokens before this call
-  std::int64_t row_tokens = 0;      // tokens of this row that belong to nobody else; > T only with seq_lens
+  std::int64_t row_tokens = 0;      // tokens of the row that are this sequence's; > T only with seq_lens
 
-  /// Position, counted from 1, of the token with index `token` in this sequence. Padded positions do not count; where they
-  /// take part all the same, they stand at the first.
+  /// Position, counted from 1, of the token with index `token` in this sequence. Padded positions are not counted; where
+  /// the Padding policy keeps them, they all have the first position.
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t position(std::int64_t token) const {
     return first_position + (token > left_pad ? token - left_pad : 0) + 1;
   }
@@ -90,8 +90,8 @@ JRT_DETAIL_HD constexpr std::int64_t clamped(std::int64_t value, std::int64_t mi
   return value < minimum ? minimum : (value > maximum ? maximum : value);
 }
 
-/// The span with whatever the arrays say pulled into the views: a backend whose arrays are in device memory cannot refuse
-/// them before the launch, but must not leave the caller's tensors. Valid spans are unchanged.
+/// The span clamped to the views: a backend whose arrays are in device memory cannot reject bad entries before the launch,
+/// but must not access memory outside the caller's tensors. Valid spans are unchanged.
 JRT_DETAIL_HD constexpr SequenceSpan within_views(SequenceSpan span, std::int64_t tokens, std::int64_t encoder_tokens) {
   span.first_token = clamped(span.first_token, 0, tokens);
   span.row_tokens = clamped(span.row_tokens, 0, tokens - span.first_token);

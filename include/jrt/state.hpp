@@ -14,12 +14,12 @@
 #include "jrt/policy/feature_map.hpp"
 #include "jrt/status.hpp"
 
-/// The recurrent state: what it holds, and the pool of slots it lives in.
+/// The recurrent state: its contents, and the pool of slots that holds it.
 namespace jrt {
 
-/// What one head's state is, at compile time: S = Σ φ(k)vᵀ, `rows` x `columns` row-major, followed by z = Σ φ(k), `rows`
-/// numbers, padded to a multiple of 16 numbers so that every head starts at an aligned address. `Scalar` is the storage
-/// type; sums are formed in `ComputeType<Scalar>` whatever it is.
+/// Compile-time description of one head's state: S = Σ φ(k)vᵀ, `rows` x `columns` row-major, followed by z = Σ φ(k), `rows`
+/// values, padded to a multiple of 16 values so that every head starts at an aligned address. `Scalar` is the storage type
+/// only; sums are formed in `ComputeType<Scalar>`.
 ///
 /// float is the default for a reason: the state is a plain sum whose constant feature counts tokens, and bfloat16 stops
 /// counting at 256, half at 2048.
@@ -28,7 +28,7 @@ struct StateFormat {
   using Scalar = ScalarT;
   using Features = Map;
 
-  static constexpr const char* name = Map::name;  ///< as saved states spell it
+  static constexpr const char* name = Map::name;  ///< written to saved states
   static constexpr int input_dim = Map::input_dim;
   static constexpr int rows = Map::feature_dim;
   static constexpr int columns = ValueDim;
@@ -44,8 +44,8 @@ struct StateFormat {
 };
 
 /// A pool of states in the caller's memory: `slots` slots, each with `heads` key/value heads of `Format`, slot i starting
-/// at `data + i * slot_stride` (in elements, 64-bit; larger than the slot if the engine interleaves other things).
-/// Operations take int32 slot indices; `skip_slot` marks a padding row of the batch.
+/// at `data + i * slot_stride` (in elements, 64-bit; larger than the slot if the engine interleaves other data). Operations
+/// take int32 slot indices; `skip_slot` marks a padding row of the batch.
 template <class Format>
 struct StatePoolView {
   typename Format::Scalar* data = nullptr;
@@ -70,8 +70,8 @@ JRT_DETAIL_HD constexpr StatePoolView<Format> view_pool(typename Format::Scalar*
 /// Slot index of a padding row: it is skipped and its output zeroed.
 inline constexpr std::int32_t skip_slot = -1;
 
-/// Where the sequences of a batch have their states: sequence b in slot `slots[b]` of `pool`, or in slot b if `slots` is
-/// null. A default-constructed value means that there is no such state.
+/// The states of a batch: sequence b has slot `slots[b]` of `pool`, or slot b if `slots` is null. A default-constructed
+/// value means that there are no states.
 template <class Format>
 struct StateSlots {
   StatePoolView<Format> pool{};
@@ -81,8 +81,8 @@ struct StateSlots {
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t slot(std::int64_t sequence) const {
     return slots == nullptr ? sequence : slots[sequence];
   }
-  /// Whether a sequence has a slot of the pool. Not with `skip_slot`; nor with an index outside the pool, which backends
-  /// that can read the array refuse beforehand.
+  /// Whether a sequence's slot is in the pool: false for `skip_slot`, and for an index outside the pool, which backends
+  /// that can read the array have rejected before.
   [[nodiscard]] JRT_DETAIL_HD constexpr bool has_slot(std::int64_t sequence) const {
     return slot(sequence) >= 0 && slot(sequence) < pool.slots;
   }
@@ -97,7 +97,7 @@ JRT_DETAIL_HD constexpr bool reads_initial_state(const StateSlots<Format>& initi
   return !initial.empty() && (has_initial_state == nullptr || has_initial_state[b] != 0);
 }
 
-/// Whether sequence b takes no part in a call from `initial` to `final` states. An initial slot counts only if it is read.
+/// Whether sequence b is skipped by a call from `initial` to `final` states. An initial slot counts only if it is read.
 template <class Format>
 JRT_DETAIL_HD constexpr bool sequence_skipped(const StateSlots<Format>& initial, const std::uint8_t* has_initial_state,
                                               const StateSlots<Format>& final, std::int64_t b) {
@@ -113,7 +113,7 @@ class StatePool {
  public:
   StatePool() = default;
 
-  /// Makes `pool` hold `slots` cleared slots of `heads` heads; leaves it as it was on failure.
+  /// Makes `pool` hold `slots` cleared slots of `heads` heads; leaves `pool` unchanged on failure.
   static Status allocate(std::int64_t slots, std::int64_t heads, StatePool& pool) {
     if (slots < 0 || heads < 1) {
       return Status::error(StatusCode::invalid_argument,
@@ -156,11 +156,11 @@ class StatePool {
 
 namespace detail {
 
-/// What a mixer keeps; its header specialises this.
+/// State format of a mixer; the mixer's header specialises this.
 template <class Config>
 struct FormatOf;
 
-/// A configuration that is part of another mixer says itself where its state lies in the whole's.
+/// A configuration that is part of another mixer names its own format, which places its state in that mixer's state.
 template <class Config>
 struct KeptFormat : FormatOf<Config> {};
 template <class Config>
@@ -173,8 +173,8 @@ struct KeptFormat<Config> {
 
 }  // namespace detail
 
-/// The state that a mixer keeps. That of linear attention does not depend on mask, normaliser, padding or split, so that
-/// operators which differ only in those share states.
+/// State format of a mixer. For linear attention it does not depend on mask, normaliser, padding or split, so operators
+/// that differ only in those can share states.
 template <class Config>
 using StateFormatOf = typename detail::KeptFormat<Config>::type;
 

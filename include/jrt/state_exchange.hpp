@@ -13,7 +13,7 @@
 #include "jrt/state.hpp"
 #include "jrt/status.hpp"
 
-/// States for other programs: plain arrays in the authors' dense row order, and saved bytes.
+/// State exchange with other programs: plain arrays in the authors' dense row order, and saved bytes.
 namespace jrt {
 
 namespace detail {
@@ -29,7 +29,8 @@ struct DenseMapOf<Taylor2<d, Packing>> {
 
 }  // namespace detail
 
-/// The feature map in the order that others use: for Taylor maps `1 | x | vec(x xᵀ)`, for all others their own.
+/// The feature map in the row order of other implementations: `1 | x | vec(x xᵀ)` for Taylor maps, unchanged for all
+/// others.
 template <class Map>
 using DenseMap = typename detail::DenseMapOf<Map>::type;
 
@@ -69,8 +70,8 @@ JRT_DETAIL_HD DenseStates<Scalar> dense_head(const DenseStates<Scalar>& dense, s
 
 }  // namespace detail
 
-/// Writes `count` states to dense arrays. Exact if `Scalar` can hold the state's numbers. `skip_slot` leaves its sequence's
-/// part untouched.
+/// Writes `count` states to dense arrays. Exact if `Scalar` can represent the state's values. The arrays of a sequence with
+/// `skip_slot` are left unchanged.
 template <class Format, Element Scalar, class Execution>
 Status export_states(const StateSlots<Format>& source, const DenseStates<Scalar>& destination, std::int64_t count,
                      const Execution& on) {
@@ -78,17 +79,17 @@ Status export_states(const StateSlots<Format>& source, const DenseStates<Scalar>
 }
 
 /// Reads `count` states from dense arrays; the counterpart of `export_states`. Where a dense state's entries for x_i x_j
-/// and x_j x_i differ, a packing that stores one takes their mean, which every query reads the same.
+/// and x_j x_i differ, a packing that stores one takes their mean, which gives every query the same output.
 template <class Format, Element Scalar, class Execution>
 Status import_states(const DenseStates<Scalar>& source, const StateSlots<Format>& destination, std::int64_t count,
                      const Execution& on) {
   return detail::Backend<Execution>::import_states(source, destination, count, on);
 }
 
-/// What stands at the front of saved states; those of a stack have one for the whole, then one for each layer. All fields
-/// are in the byte order of the machine that saved, which `byte_order` shows; the numbers follow, slot by slot and head by
-/// head: of linear attention S, then z, without padding; of mixers that keep several things, and of stacks, the bytes as
-/// they are in the slot, gaps included (clear a pool once, and equal states give equal bytes).
+/// Header at the front of saved states; a stack has one for the whole, then one for each layer. All fields are in the byte
+/// order of the machine that saved, which `byte_order` records. The values follow, slot by slot and head by head: for
+/// linear attention S, then z, without padding; for mixers whose state has several arrays, and for stacks, the bytes of the
+/// slot as they are, gaps included (if the pool was cleared once, equal states give equal bytes).
 struct SavedStatesHeader {
   static constexpr char expected_magic[8] = {'J', 'R', 'T', 'S', 'T', 'A', 'T', 'E'};
   static constexpr std::uint32_t expected_byte_order = 0x01020304;
@@ -97,7 +98,7 @@ struct SavedStatesHeader {
   char magic[8];
   std::uint32_t byte_order;
   std::uint32_t version;
-  char scalar[16];       // element_name; two short ones for a mixer of two
+  char scalar[16];       // element_name; two short names for a hybrid
   char feature_map[32];  // FeatureMap::name, cut to fit
   std::uint32_t input_dim;
   std::uint32_t rows;
@@ -110,7 +111,7 @@ static_assert(sizeof(SavedStatesHeader) == 96 && std::is_trivially_copyable_v<Sa
 
 namespace detail {
 
-/// Headers before the numbers of saved states.
+/// Number of headers before the values of saved states.
 template <class Format>
 inline constexpr std::int64_t saved_headers = 1;
 
@@ -123,23 +124,24 @@ constexpr std::int64_t saved_states_bytes(std::int64_t count, std::int64_t heads
          count * heads * Format::head_values * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
 }
 
-/// Writes `count` states, with a header that says what they are, into a buffer of at least `saved_states_bytes` bytes of
-/// host memory. The state of a `skip_slot` is saved as empty. Loading gives back the same bits.
+/// Writes `count` states, with a header that describes them, into a buffer of at least `saved_states_bytes` bytes of host
+/// memory. The state of a `skip_slot` is saved as empty. Loading restores the same bits.
 ///
-/// On a stream the numbers arrive when the stream gets there; the buffer must live until then, and should be pinned (into
-/// other memory the runtime copies before the call returns). Takes temporary memory of the stream.
+/// On a stream the copy is asynchronous: the buffer must live until the stream has completed it, and should be pinned (into
+/// pageable memory the runtime copies before the call returns). Allocates temporary memory on the stream.
 template <class Format, class Execution>
 Status save_states(const StateSlots<Format>& source, std::int64_t count, std::span<std::byte> buffer, const Execution& on) {
   return detail::Backend<Execution>::save_states(source, count, buffer, on);
 }
 
 /// Reads `count` states that `save_states` wrote. Error `corrupt_data`, with nothing written, if the bytes are truncated or
-/// not of this version, feature map, shape, type, or count, or if a head of a window has seen fewer than 0 tokens, more
-/// than `WindowFormat::max_tokens`, or not as many as its state's other heads; the message gives both values. All other
-/// numbers are only added and multiplied: bytes from anywhere may make outputs wrong, but nothing outside them.
+/// not of this version, feature map, shape, type, or count, or if the token count of a window's head is negative, above
+/// `WindowFormat::max_tokens`, or different from that of the state's other heads; the message gives both values. All other
+/// values only enter sums and products: untrusted bytes can make outputs wrong, but affect nothing else.
 ///
-/// On a stream as `save_states`. The bytes are checked at once, so they must be there when the call is made (after a save
-/// to pinned memory: wait for the stream first), and the buffer must live until the stream has read it.
+/// On a stream the copy is asynchronous, as in `save_states`. The bytes are checked during the call, so they must be
+/// complete by then (after a save to pinned memory, synchronise the stream first), and the buffer must live until the
+/// stream has read it.
 template <class Format, class Execution>
 Status load_states(std::span<const std::byte> buffer, const StateSlots<Format>& destination, std::int64_t count,
                    const Execution& on) {

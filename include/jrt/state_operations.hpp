@@ -38,23 +38,23 @@ inline constexpr bool is_sum = requires {
 
 }  // namespace detail
 
-/// Empties slots: a sequence that has seen nothing.
+/// Resets slots to the empty state, that of a sequence without tokens.
 template <class Format, class Execution>
 Status clear_states(const StateSlots<Format>& states, std::int64_t count, const Execution& on) {
   return detail::Backend<Execution>::clear_states(states, count, on);
 }
 
-/// destination = source, converting storage type and Taylor row order where the formats differ. Fork of a sequence; copy
-/// between pools. Between equal storage types the conversion of row orders is exact; a dense state whose entries for
-/// x_i x_j and x_j x_i differ gives their mean, which every query reads the same.
+/// destination = source, converting storage type and Taylor row order where the formats differ. Forks a sequence, or copies
+/// between pools. Between equal storage types the conversion of row orders is exact; where a dense state's entries for x_i
+/// x_j and x_j x_i differ, a packing that stores one takes their mean, which gives every query the same output.
 template <class SourceFormat, class DestinationFormat, class Execution>
 Status copy_states(const StateSlots<SourceFormat>& source, const StateSlots<DestinationFormat>& destination,
                    std::int64_t count, const Execution& on) {
   return detail::Backend<Execution>::copy_states(source, destination, count, on);
 }
 
-/// destination += source. States merge by addition: the state of a ‖ b is the sum of the states of a and b, so parts of a
-/// sequence may be summed anywhere and brought together.
+/// destination += source. States merge by addition: the state of a ‖ b is the sum of the states of a and b, so pieces of a
+/// sequence may be summed anywhere and merged.
 template <class Format, class Execution>
 Status merge_states(const StateSlots<Format>& source, const StateSlots<Format>& destination, std::int64_t count,
                     const Execution& on) {

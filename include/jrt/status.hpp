@@ -15,7 +15,7 @@ enum class StatusCode {
   invalid_argument,  ///< An argument is wrong; nothing was written. The message names it and gives both values.
   out_of_memory,     ///< An owning type or a convenience overload could not allocate; nothing was written.
   corrupt_data,      ///< Saved bytes are truncated, of another version or of another shape; nothing was written.
-  device_error,      ///< The device refused a launch or a transfer; the message has its own words.
+  device_error,      ///< The device refused a launch or a transfer; the message quotes its error.
 };
 
 /// Result of an operation: a code and, if it failed, one readable sentence. It lives on the stack (no allocation), and

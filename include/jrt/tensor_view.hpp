@@ -38,7 +38,7 @@ struct TensorView {
     return data + (b * batch_stride + t * token_stride + h * head_stride);
   }
 
-  /// Tokens [first, first + count) of every sequence: how a prompt is processed in pieces.
+  /// Tokens [first, first + count) of every sequence, to process a prompt in pieces.
   [[nodiscard]] JRT_DETAIL_HD constexpr TensorView slice_tokens(std::int64_t first, std::int64_t count) const {
     TensorView slice = *this;
     slice.data += first * token_stride;
@@ -46,7 +46,7 @@ struct TensorView {
     return slice;
   }
 
-  /// Heads [first, first + count): how q and k are taken out of a packed projection whose heads have one width.
+  /// Heads [first, first + count), to take q and k out of a packed projection whose heads have one width.
   [[nodiscard]] JRT_DETAIL_HD constexpr TensorView slice_heads(std::int64_t first, std::int64_t count) const {
     TensorView slice = *this;
     slice.data += first * head_stride;

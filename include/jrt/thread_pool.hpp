@@ -17,17 +17,18 @@ namespace jrt {
 /// construction. `run` may not be called from two threads at once, nor from within a task.
 class ThreadPool {
  public:
-  /// Starts `threads` − 1 threads; the caller of `run` is the last worker. If the system refuses some, the pool is smaller:
-  /// `concurrency()` tells. Nothing is thrown, so that programs without exceptions have the same pool.
+  /// Starts `threads` − 1 threads; the caller of `run` is the last worker. If the system cannot create all of them, the
+  /// pool is smaller; `concurrency()` returns its size. Never throws, so that programs compiled without exceptions can use
+  /// it.
   explicit ThreadPool(int threads) noexcept
       : threads_(threads > 1 ? new (std::nothrow) Thread[static_cast<std::size_t>(threads) - 1] : nullptr) {
-    // POSIX threads, because std::thread tells by an exception alone that it was refused.
+    // POSIX threads, because std::thread reports failure only by an exception.
     while (threads_ != nullptr && started_ < threads - 1) {
       Thread& thread = threads_[static_cast<std::size_t>(started_)];
       thread.pool = this;
       thread.worker = started_ + 1;
       if (pthread_create(&thread.handle, nullptr, &ThreadPool::enter, &thread) != 0) {
-        break;  // those that did start are enough
+        break;  // the threads that did start are enough
       }
       ++started_;
     }
@@ -51,7 +52,7 @@ class ThreadPool {
   void run(std::int64_t tasks, const Function& function) {
     if (tasks <= 1) {
       if (tasks == 1) {
-        function(std::int64_t{0}, 0);  // nobody need be woken
+        function(std::int64_t{0}, 0);  // no other worker is needed
       }
       return;
     }

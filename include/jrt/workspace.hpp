@@ -9,8 +9,8 @@
 
 namespace jrt {
 
-/// Scratch memory of the caller's, at least as large as the operation's `*_workspace_bytes` says. Any alignment will do
-/// (the size includes the slack), its contents need not be initialised and may be thrown away after the call.
+/// Scratch memory owned by the caller, at least as large as the operation's `*_workspace_bytes` returns. Any alignment
+/// works (the size includes the slack); the contents need not be initialised and may be discarded after the call.
 struct Workspace {
   void* data = nullptr;
   std::size_t bytes = 0;
@@ -18,7 +18,7 @@ struct Workspace {
 
 namespace detail {
 
-/// Slices a workspace. Constructed without memory it only counts, so that one function sizes and runs.
+/// Slices a workspace. Constructed without memory it only counts bytes, so that one function serves sizing and running.
 class Arena {
  public:
   static constexpr std::size_t alignment = 64;
@@ -44,7 +44,7 @@ class Arena {
   std::size_t offset_ = 0;
 };
 
-/// Bytes of workspace for what `work.take(arena)` takes.
+/// Bytes of workspace for the slices that `work.take(arena)` takes.
 template <class Work>
 std::size_t counted_bytes(Work work) {
   Arena counting;

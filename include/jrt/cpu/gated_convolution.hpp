@@ -5,5 +5,5 @@
 #include "jrt/execution/cpu.hpp"
 #include "jrt/mixer/gated_convolution.hpp"
 
-/// The gated convolution on the CPU, without the other mixers; brings in Eigen/Core. Operations on whole states are there,
-/// too.
+/// The gated convolution on the CPU, without the other mixers; includes Eigen/Core. Operations on whole states are
+/// included.

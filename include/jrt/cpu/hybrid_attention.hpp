@@ -5,5 +5,5 @@
 #include "jrt/execution/cpu.hpp"
 #include "jrt/mixer/hybrid_attention.hpp"
 
-/// The hybrid of linear and window attention on the CPU, without the other mixers; brings in Eigen/Core. Operations on
-/// whole states are there, too.
+/// The hybrid of linear and window attention on the CPU, without the other mixers; includes Eigen/Core. Operations on whole
+/// states are included.

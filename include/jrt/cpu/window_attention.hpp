@@ -5,4 +5,4 @@
 #include "jrt/execution/cpu.hpp"
 #include "jrt/mixer/window_attention.hpp"
 
-/// Window attention on the CPU, without the other mixers; brings in Eigen/Core. Operations on whole states are there, too.
+/// Window attention on the CPU, without the other mixers; includes Eigen/Core. Operations on whole states are included.

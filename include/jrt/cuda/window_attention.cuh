@@ -5,5 +5,5 @@
 #include "jrt/execution/cuda.cuh"
 #include "jrt/mixer/window_attention.hpp"
 
-/// Window attention on GPUs from sm_80 on, without the other mixers: a translation unit that needs one compiles its kernels
-/// alone. Operations on whole states are there, too.
+/// Window attention on GPUs from sm_80 on, without the other mixers: a translation unit that uses one mixer compiles only
+/// its kernels. Operations on whole states are included.

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// Names of the inline namespaces that hold the backends. What a backend compiles to, and how its classes lie in memory,
-/// depends on the instruction set and on the list of GPU architectures that a translation unit is compiled for. Under one
-/// name the linker would keep one of two different definitions; with these names each translation unit has its own, and
-/// passing an execution argument between two that differ is an undefined symbol instead of a wrong result.
+/// Names of the inline namespaces that hold the backends. A backend's code and the layout of its classes depend on the
+/// instruction set and on the list of GPU architectures that a translation unit is compiled for. Under one name the linker
+/// would keep one of two different definitions; with these names each translation unit has its own, and passing an
+/// execution argument between two that differ gives an undefined symbol instead of a wrong result.
 ///
-///     namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI { … }       isa_ and a digit for each extension below
-///     namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI { … }     sm_ and the list: sm_800_900
+///     namespace jrt::detail::cpu { inline namespace JRT_DETAIL_CPU_ABI { … } }       isa_ and a digit for each extension
+///     below namespace jrt::detail::cuda { inline namespace JRT_DETAIL_CUDA_ABI { … } }     sm_ and the list: sm_800_900
 
 #if defined(__SSE4_1__)
 #define JRT_DETAIL_ABI_SSE41 1
@@ -63,7 +63,7 @@
   JRT_DETAIL_ABI_EXPAND(JRT_DETAIL_ABI_SSE41, JRT_DETAIL_ABI_AVX, JRT_DETAIL_ABI_FMA, JRT_DETAIL_ABI_F16C, \
                         JRT_DETAIL_ABI_AVX512, JRT_DETAIL_ABI_FP16, JRT_DETAIL_ABI_ARM, JRT_DETAIL_ABI_SCALAR)
 
-// The list has commas between its numbers: they are joined one after the other, as many as there are (16 at most).
+// The list is separated by commas: the macros below join its values one after the other (16 at most).
 #define JRT_DETAIL_ABI_JOIN(a, b) a##_##b
 #define JRT_DETAIL_ABI_JOINED(a, b) JRT_DETAIL_ABI_JOIN(a, b)
 #define JRT_DETAIL_ABI_LIST_1(a) a

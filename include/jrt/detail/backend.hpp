@@ -20,23 +20,23 @@ struct NoBackend {
                 "jrt::Cpu, or jrt/cuda.cuh (with a CUDA compiler) and jrt::Cuda.");
 };
 
-/// What one kind of execution does that no mixer is needed for: operations on whole states; `with_workspace(bytes, on,
-/// operation)`, which runs `operation(workspace)` with memory for the call; `host_reads_arrays`, whether slots, lengths and
-/// the like are in host memory. A backend's header specialises it.
+/// What one kind of execution provides independently of mixers: operations on whole states;
+/// `with_workspace(bytes, on, operation)`, which runs `operation(workspace)` with memory for the call; `host_reads_arrays`,
+/// whether slots, lengths and the like are in host memory. A backend's header specialises it.
 template <class Execution>
 struct Backend : NoBackend<Execution> {};
 
 /// The operations of one mixer. An operation is the type of its arguments; a specialisation has, for each:
 ///
-///     check(args)                        what is wrong with them, as far as the host can see
+///     check(args)                        the first error that the host can find in them
 ///     workspace_bytes(args, on)
-///     run(args, workspace, on)           checks, then does it
+///     run(args, workspace, on)           checks, then runs
 ///
 /// and the verbs in the public headers forward to these. A new operation is one overload of each in each mixer.
 template <class Config, class Execution>
 struct MixerBackend : NoBackend<Execution> {};
 
-/// `run` with a workspace for the call; wrong arguments are reported before there is any.
+/// `run` with a workspace allocated for the call; invalid arguments are reported before the allocation.
 template <class Config, class Args, class Execution>
 Status run_with_own_workspace(const Args& args, const Execution& on) {
   using Mixer = MixerBackend<Config, Execution>;
@@ -49,7 +49,7 @@ Status run_with_own_workspace(const Args& args, const Execution& on) {
   return bytes == 0 ? run(Workspace{}) : Backend<Execution>::with_workspace(bytes, on, run);
 }
 
-/// Runs `operation(workspace)` with a workspace of the heap, for backends that work in host memory.
+/// Runs `operation(workspace)` with a workspace from the heap, for backends that run in host memory.
 template <class Operation>
 Status with_heap_workspace(std::size_t bytes, const Operation& operation) {
   const std::unique_ptr<std::byte[]> memory(bytes == 0 ? nullptr : new (std::nothrow) std::byte[bytes]);

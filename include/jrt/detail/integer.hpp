@@ -28,8 +28,8 @@ JRT_DETAIL_HD constexpr Integer larger(Integer a, Integer b) {
   return a < b ? b : a;
 }
 
-/// Instantiates the above. g++ 14 does not where a constant made of them is first asked for within a template of the
-/// user's, and says that they are used before their definition.
+/// Instantiates the above. g++ 14 does not where a user's template is the first to use a constant made of them, and reports
+/// them as used before their definition.
 template <class Integer>
 inline constexpr bool instantiated = ceil_div(Integer{5}, Integer{4}) == 2 && round_up(Integer{5}, Integer{4}) == 8 &&
                                      smaller(Integer{5}, Integer{4}) == 4 && larger(Integer{5}, Integer{4}) == 5;

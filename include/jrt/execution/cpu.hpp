@@ -37,7 +37,7 @@ Cpu()->Cpu<SerialExecutor>;
 
 namespace detail {
 
-/// Threads of the executor. One that claims to have none still runs tasks in the caller's thread.
+/// Workers of the executor. One that reports none still runs tasks in the caller's thread.
 template <Executor E>
 int workers_of(const Cpu<E>& on) {
   return larger<int>(1, on.executor().concurrency());

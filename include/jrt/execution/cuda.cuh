@@ -9,7 +9,7 @@ namespace jrt {
 
 /// Which kernels a call may use. Results differ in their last bits.
 enum class CudaKernels {
-  automatic,  ///< the fastest there are for operator, device and tensors
+  automatic,  ///< the fastest available for operator, device and tensors
   portable,   ///< those that run on every GPU
 };
 
@@ -17,9 +17,9 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Execution argument: run on the current CUDA device, ordered in `stream`. Tensors, states, workspace and the int32 arrays
 /// are in memory that the device can read; calls return when the work is enqueued, synchronise nothing and can be captured
-/// in a CUDA graph (but for save_states and load_states, which deal with host memory).
+/// in a CUDA graph (except save_states and load_states, which copy from and to host memory).
 ///
-/// Make it once and keep it: the constructor asks the runtime for properties of the device. A runtime error there is
+/// Construct it once and reuse it: the constructor queries device properties from the runtime. A runtime error there is
 /// reported by the first call that uses the object.
 class Cuda {
  public:
@@ -41,18 +41,18 @@ class Cuda {
     read(cudaDevAttrComputeCapabilityMinor, minor);
     compute_capability_ = 10 * major + minor;
     if (error_ != cudaSuccess) {
-      static_cast<void>(cudaGetLastError());  // it is reported by the first call, not by the caller's next check
+      static_cast<void>(cudaGetLastError());  // the first call reports it, not the caller's next check
     }
   }
 
   [[nodiscard]] cudaStream_t stream() const { return stream_; }
   [[nodiscard]] CudaKernels kernels() const { return kernels_; }
-  /// Of the device, as 10 * major + minor.
+  /// Compute capability of the device, as 10 * major + minor.
   [[nodiscard]] int compute_capability() const { return compute_capability_; }
   [[nodiscard]] int multiprocessors() const { return multiprocessors_; }
-  /// Shared memory that one block may have.
+  /// Largest shared memory of a block, in bytes.
   [[nodiscard]] int shared_bytes_per_block() const { return shared_bytes_; }
-  /// Shared memory of each block that is reserved by CUDA.
+  /// Shared memory of each block that CUDA reserves, in bytes.
   [[nodiscard]] int reserved_shared_bytes() const { return reserved_shared_bytes_; }
   [[nodiscard]] cudaError_t error() const { return error_; }
 

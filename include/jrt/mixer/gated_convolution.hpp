@@ -14,16 +14,16 @@
 #include "jrt/state.hpp"
 #include "jrt/tensor_view.hpp"
 
-/// The gated short convolution between BaseConv's projections (arXiv 2402.18668): each channel by itself, causal, K taps,
+/// The gated short convolution between BaseConv's projections (arXiv 2402.18668): depthwise, causal, with K taps,
 ///
 ///     y_t = activation(Σ_{τ<K} w_τ u_{t−K+1+τ} + bias) · gate_t,
 ///
-/// with inputs before the start 0, or from the carried state. Its operations are `prefill`, `decode_step`, `staged_step`
-/// and `commit`, chosen by the configuration of their arguments.
+/// where inputs before the start are 0 or come from the initial state. Its operations are `prefill`, `decode_step`,
+/// `staged_step` and `commit`, chosen by the configuration of their arguments.
 namespace jrt {
 
 /// A convolution is chosen at compile time by a struct of policies. `KernelWidth` is K, from 2 to 8; the number of channels
-/// is a run-time extent. Any other one is a struct that inherits this and replaces what differs.
+/// is a run-time extent. Any other convolution is a struct that inherits this one and replaces what differs.
 template <Element ElementT, int KernelWidth>
 struct GatedConvolution {
   using Element = ElementT;  ///< Type of inputs, gates, outputs and the carried inputs.
@@ -48,7 +48,7 @@ struct CheckedConvolution {
 
 }  // namespace detail
 
-/// A struct of policies that forms a legal convolution; an illegal one stops the compiler with a sentence that says why.
+/// A struct of policies that forms a legal convolution; an illegal one does not compile, with a message that says why.
 template <class Config>
 concept ConvolutionConfig = requires {
   typename Config::Element;
@@ -58,7 +58,7 @@ concept ConvolutionConfig = requires {
 }
 &&detail::CheckedConvolution<Config>::ok;
 
-/// What one channel carries: its last K−1 inputs, oldest first. The heads of a pool are the channels.
+/// State of one channel: its last K−1 inputs, oldest first. The heads of a pool are the channels.
 template <int KernelWidth, Element ScalarT>
 struct ConvolutionFormat {
   using Scalar = ScalarT;
@@ -92,8 +92,8 @@ inline constexpr std::int64_t staged_row_elements<Config> = 1;
 /// Arguments of `prefill` for the convolution. B sequences, T tokens, C channels, K taps. The views have one head of dim C;
 /// input and gate may be halves of one packed projection.
 ///
-/// Of `sequences`, prefixes and positions mean nothing here. Left pads contribute nothing and their outputs are 0. Outputs
-/// must not overlap inputs. O(T · C · K), one pass over memory, no workspace.
+/// Prefixes and positions in `sequences` are ignored. Left pads contribute nothing and their outputs are 0. Outputs must
+/// not overlap inputs. Cost O(T · C · K), one pass over memory; no workspace.
 template <ConvolutionConfig Config>
 struct PrefillArgs<Config> {
   using Element = typename Config::Element;
@@ -101,17 +101,17 @@ struct PrefillArgs<Config> {
   using Format = StateFormatOf<Config>;
 
   TensorView<const Element> input{};                ///< (B, T, 1, C): u
-  TensorView<const Element> gate{};                 ///< (B, T, 1, C); left out, outputs are not gated
+  TensorView<const Element> gate{};                 ///< (B, T, 1, C); if omitted, outputs are not gated
   TensorView<Element> output{};                     ///< (B, T, 1, C); every row of every sequence is written
-  const Weight* weight = nullptr;                   ///< (C, K), contiguous; tap K−1 meets the token itself
-  const Weight* bias = nullptr;                     ///< (C); left out, 0
+  const Weight* weight = nullptr;                   ///< (C, K), contiguous; tap K−1 multiplies the token itself
+  const Weight* bias = nullptr;                     ///< (C); if omitted, 0
   Sequences sequences{};                            ///< lengths and pads
-  StateSlots<Format> initial_state{};               ///< inputs before the first; left out, 0
-  StateSlots<Format> final_state{};                 ///< receives the last K−1 inputs; left out, they are dropped
+  StateSlots<Format> initial_state{};               ///< inputs before the first; if omitted, 0
+  StateSlots<Format> final_state{};                 ///< receives the last K−1 inputs; dropped if omitted
   const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
 };
 
-/// Arguments of `decode_step` for the convolution, with the same letters; T is the number of new tokens, usually 1.
+/// Arguments of `decode_step` for the convolution, in the same notation; T is the number of new tokens, usually 1.
 template <ConvolutionConfig Config>
 struct DecodeArgs<Config> {
   using Element = typename Config::Element;
@@ -119,12 +119,12 @@ struct DecodeArgs<Config> {
   using Format = StateFormatOf<Config>;
 
   TensorView<const Element> input{};  ///< (B, T, 1, C)
-  TensorView<const Element> gate{};   ///< (B, T, 1, C); left out, outputs are not gated
+  TensorView<const Element> gate{};   ///< (B, T, 1, C); if omitted, outputs are not gated
   TensorView<Element> output{};       ///< (B, T, 1, C)
   const Weight* weight = nullptr;     ///< (C, K)
-  const Weight* bias = nullptr;       ///< (C); left out, 0
-  StateSlots<Format> source{};        ///< the inputs before; required
-  StateSlots<Format> destination{};   ///< where the last K−1 inputs go; left out, back to `source`
+  const Weight* bias = nullptr;       ///< (C); if omitted, 0
+  StateSlots<Format> source{};        ///< the inputs before the step; required
+  StateSlots<Format> destination{};   ///< receives the last K−1 inputs; defaults to `source`
 };
 
 /// Arguments of `staged_step` for the convolution.
@@ -135,12 +135,12 @@ struct StagedStepArgs<Config> {
   using Format = StateFormatOf<Config>;
 
   TensorView<const Element> input{};  ///< (B, T, 1, C)
-  TensorView<const Element> gate{};   ///< (B, T, 1, C); left out, outputs are not gated
+  TensorView<const Element> gate{};   ///< (B, T, 1, C); if omitted, outputs are not gated
   TensorView<Element> output{};       ///< (B, T, 1, C)
   const Weight* weight = nullptr;     ///< (C, K)
-  const Weight* bias = nullptr;       ///< (C); left out, 0
+  const Weight* bias = nullptr;       ///< (C); if omitted, 0
   StateSlots<Format> state{};         ///< the committed inputs; only read
-  StagingView<Config> staging{};      ///< (B, capacity, C): receives the T new inputs behind the staged ones
+  StagingView<Config> staging{};      ///< (B, capacity, C): receives the T new inputs after the staged ones
   std::int64_t already_staged = 0;    ///< rows of every sequence staged by earlier steps since the last commit
 };
 
@@ -150,9 +150,9 @@ struct CommitArgs<Config> {
   using Format = StateFormatOf<Config>;
 
   StagingView<Config> staging{};                  ///< as the staged steps left it
-  const std::int32_t* accepted_tokens = nullptr;  ///< (B) inputs to take, 0 … staging.tokens; read by the executing device
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) accepted inputs, 0 … staging.tokens; read by the executing device
   StateSlots<Format> source{};                    ///< the committed inputs
-  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+  StateSlots<Format> destination{};               ///< receives the new ones; defaults to `source`
 };
 
 }  // namespace jrt

@@ -17,19 +17,20 @@
 #include "jrt/state.hpp"
 #include "jrt/tensor_view.hpp"
 
-/// Linear attention and window attention in one mixer, on the same queries and keys: the last keys are weighted exactly,
-/// all older ones and the encoder region by the feature map, and one sum normalises both. With s_ij = q_i·k_j/√d,
+/// Linear attention and window attention in one mixer, on the same queries and keys: the last L+1 keys are weighted with
+/// e^s, all older ones and the encoder region with the feature map's kernel, and one sum normalises both. With
+/// s_ij = q_i·k_j/√d,
 ///
 ///           Σ_{i−L ≤ j ≤ i} e^{s_ij} v_j + Σ_{j < i−L} φ(q_i)·φ(k_j) v_j + Σ_{j<M} φ(q_i)·φ(k_enc_j) v_enc_j
 ///     y_i = ─────────────────────────────────────────────────────────────────────────────────────────────────
 ///                                  the same sums without the values, + ε
 ///
-/// (for a Taylor map φ(q)·φ(k) = 1 + s + s²/2 is the expansion of e^s, so that the two weights meet where s is small; of
-/// two separate mixers each would have its own normaliser). Its operations are `prefill`, `decode_step`, `staged_step` and
-/// `commit`, chosen by the configuration of their arguments.
+/// For a Taylor map φ(q)·φ(k) = 1 + s + s²/2 is the expansion of e^s, so the two weights agree where s is small. (Two
+/// separate mixers would have a normaliser each.) Its operations are `prefill`, `decode_step`, `staged_step` and `commit`,
+/// chosen by the configuration of their arguments.
 ///
-/// Every sum is of weights >= 0: the state takes a key when it leaves the window, and not before, so that nothing is ever
-/// subtracted. No score overflows.
+/// All weights are >= 0: a key is added to the state when it leaves the window, not before, so nothing is ever subtracted.
+/// No score overflows.
 namespace jrt {
 
 namespace detail {
@@ -69,7 +70,7 @@ struct CheckedHybrid {
 
 }  // namespace detail
 
-/// The window of L keys to the left of the query that fits a linear attention: its element type and dimensions.
+/// A window of L keys to the left of the query, with the element type and dimensions of a linear attention.
 template <AttentionConfig Linear, int LeftWindow>
 struct WindowBeside : SlidingWindowAttention<typename Linear::Element, Linear::FeatureMap::input_dim, LeftWindow> {
   static constexpr int value_dim = Linear::value_dim;
@@ -81,8 +82,8 @@ struct WindowBeside : SlidingWindowAttention<typename Linear::Element, Linear::F
 ///     using Mixer = jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, 128>>;
 ///     jrt::PrefillArgs<Mixer> args;
 ///
-/// Both must have one element type, d and dv; no rotary embedding; a feature map with a closed form, never negative;
-/// `SumNormaliser`; `PrefixMask` or `CausalMask`; `DropPadding`.
+/// Both must have the same element type, d and dv. The feature map must have a closed form that is never negative; the
+/// other policies must be `SumNormaliser`, `PrefixMask` or `CausalMask`, `DropPadding` and `NoRotary`.
 template <AttentionConfig LinearT, WindowConfig WindowT>
 struct HybridAttention {
   using Linear = LinearT;                     ///< How older keys and the encoder region are weighted and kept.
@@ -90,7 +91,7 @@ struct HybridAttention {
   using Element = typename LinearT::Element;  ///< Type of queries, keys, values, outputs and the ring.
 };
 
-/// A legal pair; an illegal one stops the compiler with a sentence that says what to change.
+/// A legal pair; an illegal one does not compile, with a message that says what to change.
 template <class Config>
 concept HybridConfig = requires {
   typename Config::Linear;
@@ -98,13 +99,13 @@ concept HybridConfig = requires {
 }
 &&AttentionConfig<typename Config::Linear>&& WindowConfig<typename Config::Window>&& detail::CheckedHybrid<Config>::ok;
 
-/// What one head keeps: the linear state of the tokens that have left the window (and of the encoder region), as
-/// `StateFormat` has it, then the ring of the last L+1 keys and values, as `WindowFormat` has it.
+/// State of one head: the linear state of the tokens that have left the window (and of the encoder region) in
+/// `StateFormat`, then the ring of the last L+1 keys and values in `WindowFormat`.
 template <class LinearFormatT, class WindowFormatT>
 struct HybridFormat {
   using LinearFormat = LinearFormatT;
   using WindowFormat = WindowFormatT;
-  using Scalar = std::uint64_t;  ///< Only a unit of memory: the parts have types of their own.
+  using Scalar = std::uint64_t;  ///< Only a unit of memory: state and ring have their own types.
 
   static constexpr const char* name = detail::joined_names<detail::window_and, LinearFormat>;
   static constexpr const char* scalar_name =
@@ -113,7 +114,7 @@ struct HybridFormat {
   static constexpr int rows = LinearFormat::rows + WindowFormat::rows;  ///< of the state, then of the ring
   static constexpr int columns = LinearFormat::columns;
   static constexpr std::size_t alignment = 16;  ///< of pools and their slots, in bytes
-  /// Byte in a head at which the ring begins.
+  /// Byte offset of the ring in a head.
   static constexpr std::int64_t window_offset = detail::round_up<std::int64_t>(LinearFormat::slot_bytes(1), 16);
   static constexpr std::int64_t head_bytes =
       window_offset + detail::round_up<std::int64_t>(WindowFormat::slot_bytes(1), 16);
@@ -140,8 +141,9 @@ inline constexpr std::int64_t staged_row_elements<Config> = staged_row_elements<
 /// Window::head_dim, dv = Linear::value_dim.
 ///
 /// With an initial state the call continues where it left off: prefill(a ‖ b) = prefill(b) from the state of prefill(a);
-/// the encoder part is added once. Left pads are seen by nobody and their outputs are 0. The output must not overlap the
-/// inputs. O((T + M) · D · dv + T · L · (d + dv)) per head; the workspace also holds a number per token and query head.
+/// the encoder region is added once. No query sees left pads, and their outputs are 0. The output must not overlap the
+/// inputs. Cost O((T + M) · D · dv + T · L · (d + dv)) per head; the workspace also holds one value per token and query
+/// head.
 template <HybridConfig Config>
 struct PrefillArgs<Config> {
   using Element = typename Config::Element;
@@ -154,8 +156,8 @@ struct PrefillArgs<Config> {
   TensorView<const Element> value_encoder{};          ///< (B, M, Hkv, dv); likewise
   TensorView<Element> output{};                       ///< (B, T, Hq, dv); every row of every sequence is written
   Sequences sequences{};                              ///< lengths, prefixes and pads of the sequences
-  StateSlots<Format> initial_state{};                 ///< tokens before the first; left out, none
-  StateSlots<Format> final_state{};                   ///< receives the state after the last; left out, it is dropped
+  StateSlots<Format> initial_state{};                 ///< state before the first token; if omitted, empty
+  StateSlots<Format> final_state{};                   ///< receives the state after the last; dropped if omitted
   const std::uint8_t* has_initial_state = nullptr;    ///< (B), 0 where the slot's content is to be ignored
   typename Config::Linear::FeatureMap feature_map{};  ///< run-time data of the feature map, if it has any
 };
@@ -171,7 +173,7 @@ struct DecodeArgs<Config> {
   TensorView<const Element> value{};  ///< (B, T, Hkv, dv)
   TensorView<Element> output{};       ///< (B, T, Hq, dv)
   StateSlots<Format> source{};        ///< the states read; required
-  StateSlots<Format> destination{};   ///< where they go; left out, back to `source`
+  StateSlots<Format> destination{};   ///< receives the new states; defaults to `source`
   typename Config::Linear::FeatureMap feature_map{};
 };
 
@@ -186,7 +188,7 @@ struct StagedStepArgs<Config> {
   TensorView<const Element> value{};  ///< (B, T, Hkv, dv)
   TensorView<Element> output{};       ///< (B, T, Hq, dv)
   StateSlots<Format> state{};         ///< the committed states; only read
-  StagingView<Config> staging{};      ///< receives the T new rows behind the staged ones
+  StagingView<Config> staging{};      ///< receives the T new rows after the staged ones
   std::int64_t already_staged = 0;    ///< rows of every sequence staged since the last commit
   typename Config::Linear::FeatureMap feature_map{};
 };
@@ -197,9 +199,9 @@ struct CommitArgs<Config> {
   using Format = StateFormatOf<Config>;
 
   StagingView<Config> staging{};                  ///< as the staged steps left it
-  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to take, 0 … staging.tokens; read by the executing device
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to accept, 0 … staging.tokens; read by the executing device
   StateSlots<Format> source{};                    ///< the committed states
-  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+  StateSlots<Format> destination{};               ///< receives the new ones; defaults to `source`
   typename Config::Linear::FeatureMap feature_map{};
 };
 

@@ -36,7 +36,7 @@ struct PrefixLinearAttention {
   using FeatureMap = Taylor2<HeadDim>;        ///< φ
   using Mask = PrefixMask;                    ///< Which tokens a query sees.
   using Normaliser = SumNormaliser<>;         ///< What the numerator is divided by.
-  using Padding = DropPadding;                ///< What left-padded positions do.
+  using Padding = DropPadding;                ///< The effect of left-padded positions.
   using Split = OccupancySplit<>;             ///< How a sequence is split over workers.
   static constexpr int value_dim = ValueDim;  ///< dv
 };
@@ -49,12 +49,12 @@ struct BasedLinearAttention : PrefixLinearAttention<ElementT, HeadDim, ValueDim>
 
 namespace detail {
 
-/// The type in which an operator computes: double if anything is double.
+/// Compute type of an operator: double if any of its types is double.
 template <class Config>
 using ConfigCompute =
     ComputeType<std::conditional_t<std::is_same_v<typename Config::StateScalar, double>, double, typename Config::Element>>;
 
-/// Stops an illegal combination of policies with a sentence that says what to change. Instantiated by every entry point.
+/// Rejects an illegal combination of policies with a message that says what to change. Instantiated by every entry point.
 template <class Config>
 struct CheckedConfig {
   using E = typename Config::Element;
@@ -99,7 +99,7 @@ struct CheckedConfig {
 
 }  // namespace detail
 
-/// A struct of policies that forms a legal operator; an illegal one stops the compiler with a sentence that says why.
+/// A struct of policies that forms a legal operator; an illegal one does not compile, with a message that says why.
 template <class Config>
 concept AttentionConfig = requires {
   typename Config::Element;
@@ -120,7 +120,7 @@ struct FormatOf<Config> {
   using type = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
 };
 
-/// A row is a key, then a value.
+/// A row is a key followed by a value.
 template <AttentionConfig Config>
 inline constexpr std::int64_t staged_row_elements<Config> = Config::FeatureMap::input_dim + Config::value_dim;
 
@@ -140,17 +140,17 @@ struct PrefillArgs<Config> {
   TensorView<const Element> value_encoder{};        ///< (B, M, Hkv, dv); likewise
   TensorView<Element> output{};                     ///< (B, T, Hq, dv); every row of every sequence is written
   Sequences sequences{};                            ///< lengths, prefixes and pads of the sequences
-  StateSlots<Format> initial_state{};               ///< added to every sum; left out, sequences start empty
-  StateSlots<Format> final_state{};                 ///< receives the sums after the last token; left out, they are dropped
+  StateSlots<Format> initial_state{};               ///< added to every sum; if omitted, sequences start empty
+  StateSlots<Format> final_state{};                 ///< receives the sums after the last token; dropped if omitted
   const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
   typename Config::FeatureMap feature_map{};        ///< run-time data of the feature map, if it has any
-  /// (B, T, Hq, 1), optional, for operators that are normalised: receives what outputs were divided by, φ(q)ᵀz without the
-  /// normaliser's ε; 0 where there is no token. With them outputs over parts of the keys can be merged:
+  /// (B, T, Hq, 1), optional, for normalised operators: receives the denominators of the outputs, φ(q)ᵀz without the
+  /// normaliser's ε; 0 where there is no token. With them, outputs over disjoint sets of keys can be merged:
   /// y = (y₁ z₁ + y₂ z₂) / (z₁ + z₂).
   TensorView<detail::ConfigCompute<Config>> denominators{};
 };
 
-/// Arguments of `accumulate`, with the letters of `PrefillArgs`.
+/// Arguments of `accumulate`, in the notation of `PrefillArgs`.
 template <AttentionConfig Config>
 struct AccumulateArgs<Config> {
   using Element = typename Config::Element;
@@ -158,14 +158,14 @@ struct AccumulateArgs<Config> {
 
   TensorView<const Element> key{};                  ///< (B, T, Hkv, d)
   TensorView<const Element> value{};                ///< (B, T, Hkv, dv)
-  Sequences sequences{};                            ///< lengths and pads; prefixes and encoder offsets mean nothing here
-  StateSlots<Format> initial_state{};               ///< left out, sequences start empty
+  Sequences sequences{};                            ///< lengths and pads; prefixes and encoder offsets are ignored
+  StateSlots<Format> initial_state{};               ///< if omitted, sequences start empty
   StateSlots<Format> final_state{};                 ///< receives initial state + sums; required
   const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
   typename Config::FeatureMap feature_map{};
 };
 
-/// Arguments of `decode_step`, with the letters of `PrefillArgs`; T is the number of new tokens, usually 1.
+/// Arguments of `decode_step`, in the notation of `PrefillArgs`; T is the number of new tokens, usually 1.
 template <AttentionConfig Config>
 struct DecodeArgs<Config> {
   using Element = typename Config::Element;
@@ -176,13 +176,13 @@ struct DecodeArgs<Config> {
   TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
   TensorView<Element> output{};                   ///< (B, T, Hq, dv)
   StateSlots<Format> source{};                    ///< the states read; required
-  StateSlots<Format> destination{};               ///< where they go; left out, back to `source`
+  StateSlots<Format> destination{};               ///< receives the new states; defaults to `source`
   const std::int32_t* first_positions = nullptr;  ///< (B) tokens before this step, for maps that need the position
   typename Config::FeatureMap feature_map{};
-  TensorView<detail::ConfigCompute<Config>> denominators{};  ///< (B, T, Hq, 1), optional, as of prefill
+  TensorView<detail::ConfigCompute<Config>> denominators{};  ///< (B, T, Hq, 1), optional, as in `prefill`
 };
 
-/// Arguments of `staged_step`, with the letters of `DecodeArgs`.
+/// Arguments of `staged_step`, in the notation of `DecodeArgs`.
 template <AttentionConfig Config>
 struct StagedStepArgs<Config> {
   using Element = typename Config::Element;
@@ -193,7 +193,7 @@ struct StagedStepArgs<Config> {
   TensorView<const Element> value{};              ///< (B, T, Hkv, dv)
   TensorView<Element> output{};                   ///< (B, T, Hq, dv)
   StateSlots<Format> state{};                     ///< the committed states; only read
-  StagingView<Config> staging{};                  ///< receives the T new rows behind the staged ones
+  StagingView<Config> staging{};                  ///< receives the T new rows after the staged ones
   std::int64_t already_staged = 0;                ///< rows of every sequence staged by earlier steps since the last commit
   const std::int32_t* first_positions = nullptr;  ///< (B) committed tokens, for maps that need the position
   typename Config::FeatureMap feature_map{};
@@ -207,7 +207,7 @@ struct CommitArgs<Config> {
   StagingView<Config> staging{};                  ///< as the staged steps left it
   const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to add, 0 … staging.tokens; read by the executing device
   StateSlots<Format> source{};                    ///< the committed states
-  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+  StateSlots<Format> destination{};               ///< receives the new ones; defaults to `source`
   const std::int32_t* first_positions = nullptr;  ///< as in the staged steps
   typename Config::FeatureMap feature_map{};
 };

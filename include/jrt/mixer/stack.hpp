@@ -25,7 +25,7 @@
 ///     jrt::StatePool<Model>::allocate(slots, 1, pool);
 ///
 /// A stack is the format of its own state, so that `clear_states` (reset), `copy_states` (fork), `save_states` and
-/// `load_states` take its pools as they take those of one mixer. `layer_slots<i>` is layer i's part of them, for that
+/// `load_states` take its pools as they take those of one mixer. `layer_slots<i>` is layer i's slice of them, for that
 /// layer's operations; `prefill`, `decode_step`, `staged_step` and `commit` with a stack's arguments run all layers.
 namespace jrt {
 
@@ -39,8 +39,8 @@ struct Layer {
   static constexpr std::int64_t slot_bytes = Format::slot_bytes(Heads);  ///< of one sequence
 };
 
-/// Mixers in the order in which they run. As a format of states it has one head, in which the layers' slots lie one behind
-/// the other, each from a multiple of 64 bytes on.
+/// Mixers in the order in which they run. As a state format it has one head, in which the layers' slots follow one another,
+/// each at a multiple of 64 bytes.
 template <class... Layers>
 struct Stack {
   static_assert(sizeof...(Layers) >= 1, "jrt::Stack: a stack has at least one layer.");
@@ -53,7 +53,7 @@ struct Stack {
   template <int layer>
   using ConfigAt = typename LayerAt<layer>::Config;
 
-  /// Byte in a slot at which the part of layer `layer` begins; with `layers`, the bytes of a slot.
+  /// Byte offset of layer `layer` in a slot; for `layers`, the bytes of a slot.
   static constexpr std::int64_t layer_offset(int layer) {
     const std::int64_t bytes[] = {Layers::slot_bytes...};
     std::int64_t offset = 0;
@@ -72,7 +72,7 @@ struct Stack {
 
   // -- the format ------------------------------------------------------------------------------------------------------
 
-  using Scalar = std::uint64_t;  ///< Only a unit of memory: layers have types of their own.
+  using Scalar = std::uint64_t;  ///< Only a unit of memory: layers have their own types.
   static constexpr const char* name = "stack";
   static constexpr int input_dim = 0;
   static constexpr int rows = layers;
@@ -96,7 +96,7 @@ inline constexpr std::int64_t saved_headers<Stack<Layers...>> = 1 + static_cast<
 template <int layer, class Stack>
 using LayerFormat = typename Stack::template LayerAt<layer>::Format;
 
-/// Layer `layer`'s part of all slots of a stack's pool.
+/// Layer `layer`'s slice of all slots of a stack's pool.
 template <int layer, class... Layers>
 constexpr StatePoolView<LayerFormat<layer, Stack<Layers...>>> layer_pool(const StatePoolView<Stack<Layers...>>& pool) {
   using Whole = Stack<Layers...>;
@@ -111,7 +111,7 @@ constexpr StatePoolView<LayerFormat<layer, Stack<Layers...>>> layer_pool(const S
           stride_bytes / static_cast<std::int64_t>(sizeof(Scalar))};
 }
 
-/// The same with the slots that sequences have: arguments for operations of the layer's mixer.
+/// The same with slot indices, as an argument for operations of the layer's mixer.
 template <int layer, class... Layers>
 constexpr StateSlots<LayerFormat<layer, Stack<Layers...>>> layer_slots(const StateSlots<Stack<Layers...>>& slots) {
   return {layer_pool<layer>(slots.pool), slots.slots};
@@ -126,7 +126,7 @@ struct StackStaging {
   std::int64_t sequences = 0;  ///< B
   std::int64_t tokens = 0;     ///< capacity per sequence
 
-  /// Byte at which the part of layer `layer` begins; with `Stack::layers`, the bytes of the whole.
+  /// Byte offset of layer `layer` in `data`; for `Stack::layers`, the bytes of the whole.
   [[nodiscard]] constexpr std::size_t layer_offset(int layer) const {
     std::size_t offset = 0;
     Stack::for_layers([&]<class Layer>(int i) {
@@ -137,7 +137,7 @@ struct StackStaging {
     });
     return offset;
   }
-  /// Of memory that the buffer needs, for these sequences and tokens.
+  /// Bytes of the buffer for these sequences and tokens.
   [[nodiscard]] constexpr std::size_t bytes() const { return layer_offset(Stack::layers); }
 
   /// The staging buffer of one layer.
@@ -149,16 +149,16 @@ struct StackStaging {
   }
 };
 
-/// Arguments of `prefill` for a stack. What layers share stands here and replaces what their own arguments say of it:
-/// sequences and states. Tensors and run-time policies are the layers' own.
+/// Arguments of `prefill` for a stack. Sequences and states are shared by all layers: the ones given here replace those of
+/// the layers' own arguments. Tensors and run-time policies are given per layer.
 template <class... Layers>
 struct PrefillArgs<Stack<Layers...>> {
   using Format = Stack<Layers...>;
 
   std::tuple<PrefillArgs<typename Layers::Config>...> layers{};  ///< tensors, scales, weights, maps of each
-  Sequences sequences{};                                         ///< prefixes count where there is an encoder
-  StateSlots<Format> initial_state{};                            ///< left out, sequences start empty
-  StateSlots<Format> final_state{};                              ///< left out, states are dropped
+  Sequences sequences{};                                         ///< prefixes apply to layers with an encoder
+  StateSlots<Format> initial_state{};                            ///< if omitted, sequences start empty
+  StateSlots<Format> final_state{};                              ///< dropped if omitted
   const std::uint8_t* has_initial_state = nullptr;               ///< (B), 0 where the slot's content is to be ignored
 };
 
@@ -169,7 +169,7 @@ struct DecodeArgs<Stack<Layers...>> {
 
   std::tuple<DecodeArgs<typename Layers::Config>...> layers{};  ///< tensors, scales, weights, maps of each
   StateSlots<Format> source{};                                  ///< the states read; required
-  StateSlots<Format> destination{};                             ///< where they go; left out, back to `source`
+  StateSlots<Format> destination{};                             ///< receives the new states; defaults to `source`
   const std::int32_t* first_positions = nullptr;                ///< (B) tokens before, for maps that need the position
 };
 
@@ -180,40 +180,41 @@ struct StagedStepArgs<Stack<Layers...>> {
 
   std::tuple<StagedStepArgs<typename Layers::Config>...> layers{};  ///< tensors, scales, weights, maps of each
   StateSlots<Format> state{};                                       ///< the committed states; only read
-  StackStaging<Format> staging{};                                   ///< receives the T new rows behind the staged ones
+  StackStaging<Format> staging{};                                   ///< receives the T new rows after the staged ones
   std::int64_t already_staged = 0;                                  ///< rows of every sequence since the last commit
   const std::int32_t* first_positions = nullptr;                    ///< (B) committed tokens
 };
 
-/// Arguments of `commit` for a stack: the states of all its mixers take the same tokens.
+/// Arguments of `commit` for a stack: the states of all its mixers accept the same tokens.
 template <class... Layers>
 struct CommitArgs<Stack<Layers...>> {
   using Format = Stack<Layers...>;
 
   std::tuple<CommitArgs<typename Layers::Config>...> layers{};  ///< maps with run-time data; otherwise nothing
   StackStaging<Format> staging{};                               ///< as the staged steps left it
-  const std::int32_t* accepted_tokens = nullptr;                ///< (B) rows to take, 0 … staging.tokens
+  const std::int32_t* accepted_tokens = nullptr;                ///< (B) rows to accept, 0 … staging.tokens
   StateSlots<Format> source{};                                  ///< the committed states
-  StateSlots<Format> destination{};                             ///< where the new ones go; left out, back to `source`
+  StateSlots<Format> destination{};                             ///< receives the new ones; defaults to `source`
   const std::int32_t* first_positions = nullptr;                ///< as in the staged steps
 };
 
-/// All layers' prefills in turn. `before_layer(i)`, a callable that returns a Status, runs before layer i is enqueued:
-/// there an engine computes (or enqueues) that layer's inputs from the outputs of the one before. A failure ends the call,
-/// with the layers behind it not run. All arguments are checked before the first layer. Otherwise as `prefill` of each
-/// mixer; workspace as `prefill_workspace_bytes` says, one for all layers.
+/// Runs the prefills of all layers in turn. `before_layer(i)`, a callable that returns a Status, is called before layer i
+/// is enqueued; in it an engine computes (or enqueues) that layer's inputs from the outputs of the one before. A failure
+/// ends the call, and later layers are not run. All arguments are checked before the first layer. Otherwise as `prefill` of
+/// each mixer; workspace as `prefill_workspace_bytes` says, one for all layers.
 template <class... Layers, class BeforeLayer, class Execution>
 Status prefill(const PrefillArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
                const Execution& on) {
   return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
 }
-/// All layers' decode steps in turn, as `prefill`; workspace as `decode_workspace_bytes` says.
+/// Runs the decode steps of all layers in turn, as `prefill`; workspace as `decode_workspace_bytes` says.
 template <class... Layers, class BeforeLayer, class Execution>
 Status decode_step(const DecodeArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
                    const Execution& on) {
   return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
 }
-/// All layers' staged steps in turn, as `prefill`; workspace as `staged_workspace_bytes` says. One `commit` follows.
+/// Runs the staged steps of all layers in turn, as `prefill`; workspace as `staged_workspace_bytes` says. One `commit`
+/// follows.
 template <class... Layers, class BeforeLayer, class Execution>
 Status staged_step(const StagedStepArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer,
                    const Workspace& workspace, const Execution& on) {

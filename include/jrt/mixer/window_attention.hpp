@@ -21,13 +21,13 @@
 ///
 ///     y_i = Σ_{i−L ≤ j ≤ i} softmax_j(scale · q_i·k_j) v_j,
 ///
-/// L keys to the left and itself. Decoding keeps a ring of L+1 keys and values. Its operations are `prefill`,
-/// `decode_step`, `staged_step` and `commit`, chosen by the configuration of their arguments.
+/// over the L keys to the left of the query and its own. Decoding keeps a ring of L+1 keys and values. Its operations are
+/// `prefill`, `decode_step`, `staged_step` and `commit`, chosen by the configuration of their arguments.
 namespace jrt {
 
-/// A window is chosen at compile time by a struct of policies. `HeadDim` is d of queries, keys and values, `LeftWindow` is
-/// L, the visible keys to the left of the query itself. Any other one is a struct that inherits this and replaces what
-/// differs:
+/// A window is chosen at compile time by a struct of policies. `HeadDim` is d, the dimension of queries, keys and values;
+/// `LeftWindow` is L, the number of visible keys to the left of the query. Any other window is a struct that inherits this
+/// one and replaces what differs:
 ///
 ///     struct Mine : jrt::SlidingWindowAttention<jrt::BFloat16, 64, 128> {
 ///       using Rotary = jrt::RotaryHalves<64>;
@@ -41,7 +41,8 @@ struct SlidingWindowAttention {
   static constexpr int left_window = LeftWindow;  ///< L
 };
 
-/// L for the `window_size` of the authors' configurations, half of which lies to the left: 256 means 128 keys and itself.
+/// L for the `window_size` of the authors' configurations, half of which lies to the left: 256 means 128 keys and the
+/// query's own.
 constexpr int left_window_of(int window_size) {
   return window_size / 2;
 }
@@ -71,7 +72,7 @@ struct CheckedWindow {
 
 }  // namespace detail
 
-/// A struct of policies that forms a legal window; an illegal one stops the compiler with a sentence that says why.
+/// A struct of policies that forms a legal window; an illegal one does not compile, with a message that says why.
 template <class Config>
 concept WindowConfig = requires {
   typename Config::Element;
@@ -84,16 +85,16 @@ concept WindowConfig = requires {
 
 /// How a window's cache holds its keys.
 enum class CachedKeys {
-  as_given,  ///< as the calls had them
-  rotated,   ///< rotated by their position, once, where they entered the cache
+  as_given,  ///< as passed to the calls
+  rotated,   ///< rotated by their position, once, on entering the cache
 };
 
-/// What one head of a window keeps: a ring of L+1 keys, `rows` x d, one of values, `rows` x dv, and the number of tokens
-/// seen, as 64 bits. The token with index n, counted from 0, is in row n mod (L+1) of each.
+/// State of one head of a window: a ring of L+1 keys, `rows` x d, one of values, `rows` x dv, and the count of tokens seen,
+/// a 64-bit integer. The token with index n, counted from 0, is in row n mod (L+1) of each.
 ///
-/// The number is from 0 to `max_tokens`. Whatever else stands there is read as one of these: a negative one as 0, a larger
-/// one as the largest that is less by a multiple of L+1. So does a sequence that gets there go on: its ring stays as it is,
-/// but keys that are rotated by their position have, for the next L tokens, other distances.
+/// The count is from 0 to `max_tokens`. Any other value is mapped into this range: a negative one to 0, a larger one to the
+/// largest legal count that is less by a multiple of L+1. A sequence that reaches the limit therefore continues with its
+/// ring unchanged; only the distances between rotated keys and queries differ for the next L tokens.
 template <int HeadDim, int ValueDim, int LeftWindow, Element ScalarT, CachedKeys Keys>
 struct WindowFormat {
   using Scalar = ScalarT;
@@ -135,12 +136,12 @@ inline constexpr double default_window_scale = 1 / square_root(Config::head_dim)
 
 }  // namespace detail
 
-/// Arguments of `prefill` for a window, with the letters of linear attention: B sequences, T tokens, Hq query heads, Hkv
+/// Arguments of `prefill` for a window, in the notation of linear attention: B sequences, T tokens, Hq query heads, Hkv
 /// key/value heads, d = head_dim, dv = value_dim.
 ///
 /// With an initial state the call continues where it left off: prefill(a ‖ b) = prefill(b) from the state of prefill(a).
-/// Of `sequences`, prefixes and positions mean nothing here (the cache counts positions). Left pads are seen by nobody and
-/// their outputs are 0. The output must not overlap the inputs. O(T · L · (d + dv)) per head.
+/// Prefixes and positions in `sequences` are ignored (the cache counts positions). No query sees left pads, and their
+/// outputs are 0. The output must not overlap the inputs. Cost O(T · L · (d + dv)) per head.
 template <WindowConfig Config>
 struct PrefillArgs<Config> {
   using Element = typename Config::Element;
@@ -151,8 +152,8 @@ struct PrefillArgs<Config> {
   TensorView<const Element> value{};                    ///< (B, T, Hkv, dv)
   TensorView<Element> output{};                         ///< (B, T, Hq, dv); every row of every sequence is written
   Sequences sequences{};                                ///< lengths and pads
-  StateSlots<Format> initial_state{};                   ///< tokens before the first; left out, none
-  StateSlots<Format> final_state{};                     ///< receives the last L+1; left out, they are dropped
+  StateSlots<Format> initial_state{};                   ///< tokens before the first; if omitted, none
+  StateSlots<Format> final_state{};                     ///< receives the last L+1; dropped if omitted
   const std::uint8_t* has_initial_state = nullptr;      ///< (B), 0 where the slot's content is to be ignored
   double scale = detail::default_window_scale<Config>;  ///< of the scores
   typename Config::Rotary rotary{};
@@ -169,7 +170,7 @@ struct DecodeArgs<Config> {
   TensorView<const Element> value{};                    ///< (B, T, Hkv, dv)
   TensorView<Element> output{};                         ///< (B, T, Hq, dv)
   StateSlots<Format> source{};                          ///< the caches read; required
-  StateSlots<Format> destination{};                     ///< where they go; left out, back to `source`
+  StateSlots<Format> destination{};                     ///< receives the new caches; defaults to `source`
   double scale = detail::default_window_scale<Config>;  ///< of the scores
   typename Config::Rotary rotary{};
 };
@@ -185,7 +186,7 @@ struct StagedStepArgs<Config> {
   TensorView<const Element> value{};                    ///< (B, T, Hkv, dv)
   TensorView<Element> output{};                         ///< (B, T, Hq, dv)
   StateSlots<Format> state{};                           ///< the committed caches; only read
-  StagingView<Config> staging{};                        ///< receives the T new rows behind the staged ones
+  StagingView<Config> staging{};                        ///< receives the T new rows after the staged ones
   std::int64_t already_staged = 0;                      ///< rows of every sequence staged since the last commit
   double scale = detail::default_window_scale<Config>;  ///< of the scores
   typename Config::Rotary rotary{};
@@ -197,9 +198,9 @@ struct CommitArgs<Config> {
   using Format = StateFormatOf<Config>;
 
   StagingView<Config> staging{};                  ///< as the staged steps left it
-  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to take, 0 … staging.tokens; read by the executing device
+  const std::int32_t* accepted_tokens = nullptr;  ///< (B) rows to accept, 0 … staging.tokens; read by the executing device
   StateSlots<Format> source{};                    ///< the committed caches
-  StateSlots<Format> destination{};               ///< where the new ones go; left out, back to `source`
+  StateSlots<Format> destination{};               ///< receives the new ones; defaults to `source`
 };
 
 }  // namespace jrt

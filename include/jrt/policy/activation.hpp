@@ -8,13 +8,13 @@
 
 namespace jrt {
 
-/// Policy: what is applied to each sum of a convolution before the gate.
+/// Policy: the function applied to each sum of a convolution before the gate.
 ///
 /// Requires:   `static T apply(T sum)` for float and double; for the CUDA backend callable on host and device.
 /// Guarantees: called once for every output.
-/// Cost:       SiLU one exponential and one division an output.
+/// Cost:       SiLU: one exponential and one division per output.
 /// Default:    `Silu`.
-/// Tested by:  tests/gated_convolution_test.cpp
+/// Tested by:  tests/mixer/gated_convolution_test.cpp
 template <class A>
 concept Activation = requires(float single, double twice) {
   { A::apply(single) } -> std::same_as<float>;
@@ -30,7 +30,7 @@ struct Silu {
   }
 };
 
-/// The sum as it is.
+/// The sum unchanged.
 struct NoActivation {
   template <class T>
   JRT_DETAIL_HD static constexpr T apply(T sum) {

@@ -11,7 +11,7 @@ namespace jrt {
 
 namespace detail {
 
-/// What such a map has unless it says otherwise.
+/// Defaults of such a map.
 template <int HeadDim>
 struct ElementwiseMap {
   static_assert(HeadDim >= 1, "feature map: HeadDim is the feature input dimension d and must be at least 1.");
@@ -24,7 +24,7 @@ struct ElementwiseMap {
 
 }  // namespace detail
 
-/// φ(x) = x: plain linear attention. φ(q)·φ(k) may be negative, so it goes with `Unnormalised`.
+/// φ(x) = x: plain linear attention. φ(q)·φ(k) may be negative, so use it with `Unnormalised`.
 template <int HeadDim>
 struct Identity : detail::ElementwiseMap<HeadDim> {
   static constexpr const char* name = "identity";

@@ -50,7 +50,7 @@ struct FavorPlus {
       for (int i = 0; i < HeadDim; ++i) {
         dot += static_cast<T>(projection[static_cast<std::int64_t>(f) * HeadDim + i]) * scaled[i];
       }
-      // One exponential of the difference: the two factors by themselves overflow and vanish much earlier.
+      // One exponential of the difference: the two factors alone overflow and underflow much earlier.
       features[f] = weight * std::exp(dot - half_square);
     }
   }

@@ -12,8 +12,8 @@ namespace jrt {
 
 namespace detail {
 
-// The shapes that the expansion of one vector may take: with or without the position, one function for queries and keys or
-// one for each.
+// The signatures that the expansion of one vector may have: with or without the position, one function for queries and keys
+// or one for each.
 template <class M, class T>
 concept ExpandsPlain = requires(const M& map, const T* x, T* features) {
   map.expand(x, features);
@@ -34,7 +34,7 @@ concept ExpandsQueryAndKeyAtPosition = requires(const M& map, const T* x, T* fea
   map.expand_key(x, features, position);
 };
 
-/// The functions that `needs_position` announces exist.
+/// Whether the functions that `needs_position` requires exist.
 template <class M, class T>
 concept Expands = (M::needs_position ? ExpandsAtPosition<M, T> || ExpandsQueryAndKeyAtPosition<M, T>
                                      : ExpandsPlain<M, T> || ExpandsQueryAndKey<M, T>);
@@ -55,7 +55,7 @@ concept Expands = (M::needs_position ? ExpandsAtPosition<M, T> || ExpandsQueryAn
 ///               counted from 1. A map may instead offer `expand_query` and `expand_key`, if they differ.
 ///             Optional: `Status check() const` for maps with run-time data, `std::int64_t max_position() const`.
 /// Guarantees: `expand` gets input_dim inputs and room for feature_dim outputs that do not overlap; it is called from
-///             several threads at once. Nothing in the library needs to know the map.
+///             several threads at once. A new map needs no change to the library.
 /// Cost:       memory and time are proportional to feature_dim.
 /// Default:    `Taylor2`.
 /// Tested by:  tests/policy/feature_map_test.cpp, and tests/policy/foreign_feature_map_test.cpp for a user's own.
@@ -69,7 +69,7 @@ concept FeatureMap = std::is_trivially_copyable_v<M> && requires {
   { M::needs_position } -> std::convertible_to<bool>;
 } && detail::Expands<M, float> && detail::Expands<M, double>;
 
-/// Features of a query: `map.feature_dim` numbers from `map.input_dim`. `position` counts from 1.
+/// Features of a query: `map.feature_dim` values from `map.input_dim`. `position` counts from 1.
 template <class Map, class T>
 JRT_DETAIL_HD void expand_query(const Map& map, const T* x, T* features, [[maybe_unused]] std::int64_t position) {
   if constexpr (Map::needs_position) {
@@ -85,7 +85,7 @@ JRT_DETAIL_HD void expand_query(const Map& map, const T* x, T* features, [[maybe
   }
 }
 
-/// Features of a key: `map.feature_dim` numbers from `map.input_dim`. `position` counts from 1.
+/// Features of a key: `map.feature_dim` values from `map.input_dim`. `position` counts from 1.
 template <class Map, class T>
 JRT_DETAIL_HD void expand_key(const Map& map, const T* x, T* features, [[maybe_unused]] std::int64_t position) {
   if constexpr (Map::needs_position) {

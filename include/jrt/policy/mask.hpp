@@ -11,7 +11,7 @@ namespace jrt {
 ///
 /// Requires:   two `static constexpr bool` members. `reads_encoder`: every query also sees the sum over the encoder region
 ///             (`key_encoder`, `value_encoder`). `reads_future`: query i sees all tokens, otherwise the tokens j <= i.
-/// Guarantees: nothing else about a mask is consulted, so a user's own struct with these two members is a mask.
+/// Guarantees: the library uses nothing else of a mask, so a user's own struct with these two members is a mask.
 /// Cost:       `reads_future` takes a second pass over the tokens. `reads_encoder` adds one state update per encoder token.
 /// Default:    `PrefixMask`.
 /// Tested by:  tests/prefill_test.cpp

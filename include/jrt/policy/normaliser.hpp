@@ -7,7 +7,7 @@
 
 namespace jrt {
 
-/// Policy: what the numerator φ(q)ᵀS is multiplied with to give the output.
+/// Policy: the factor that turns the numerator φ(q)ᵀS into the output.
 ///
 /// Requires:   `static constexpr bool uses_denominator`, whether φ(q)ᵀz is needed; `static constexpr bool
 ///             accepts_signed_kernel`, whether it may vanish or be negative; and `T factor(T denominator)` for float and
@@ -36,8 +36,8 @@ constexpr double power_of_ten(int exponent) {
 
 }  // namespace detail
 
-/// y = φ(q)ᵀS / (φ(q)ᵀz + ε), ε = 10^`EpsilonExponent`; the default 1e-12 is the authors' own. A query that sees no key at
-/// all (denominator exactly 0) gives 0.
+/// y = φ(q)ᵀS / (φ(q)ᵀz + ε), ε = 10^`EpsilonExponent`; the default 1e-12 is the authors' own. The output of a query that
+/// sees no key at all (denominator exactly 0) is 0.
 template <int EpsilonExponent = -12>
 struct SumNormaliser {
   static constexpr bool uses_denominator = true;

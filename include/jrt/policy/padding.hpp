@@ -7,7 +7,7 @@
 
 namespace jrt {
 
-/// Policy: what the `left_pads[b]` leading positions of a sequence do.
+/// Policy: the effect of the `left_pads[b]` leading positions of a sequence.
 ///
 /// Requires:   `static constexpr bool keeps_padded_keys`: whether a padded key takes part, as φ(0) with its own value.
 /// Guarantees: without left pads every padding policy gives the same result.
@@ -19,7 +19,8 @@ concept Padding = requires {
   { P::keeps_padded_keys } -> std::convertible_to<bool>;
 };
 
-/// Padded positions contribute nothing and their outputs are 0: a padded sequence gives what the unpadded one gives.
+/// Padded positions contribute nothing and their outputs are 0: a padded sequence gives the same results as the unpadded
+/// one.
 struct DropPadding {
   static constexpr bool keeps_padded_keys = false;
 };

@@ -11,20 +11,19 @@ namespace jrt {
 
 /// Policy: whether and how window attention rotates queries and keys by their position.
 ///
-/// Requires:   `static constexpr bool rotates`; if true, `half_dim` and `rotation(position, i)`, which gives cosine and
-/// sine
-///             of the angle of pair i (numbers i and i + half_dim of a vector) at a position counted from 0, as a
+/// Requires:   `static constexpr bool rotates`; if true, `half_dim` and `rotation(position, i)`, which returns cosine and
+///             sine of the angle of pair i (elements i and i + half_dim of a vector) at a position counted from 0, as a
 ///             `Rotation<T>` for float and double; for the CUDA backend callable on host and device.
-/// Guarantees: positions are counted by the cache, without left pads; every key is rotated once, when it arrives.
+/// Guarantees: positions are counted by the cache, without left pads; every key is rotated once, on arrival.
 /// Cost:       one sine and cosine for each pair of each key and query.
 /// Default:    `NoRotary`.
-/// Tested by:  tests/policy/rotary_test.cpp, tests/window_attention_test.cpp
+/// Tested by:  tests/policy/rotary_test.cpp, tests/mixer/window_attention_test.cpp
 template <class R>
 concept Rotary = requires {
   { R::rotates } -> std::convertible_to<bool>;
 };
 
-/// Queries and keys as they are.
+/// Queries and keys are not rotated.
 struct NoRotary {
   static constexpr bool rotates = false;
 };
@@ -40,9 +39,9 @@ struct Rotation {
 ///     (x_i, x_{i+d/2}) → (x_i cos a − x_{i+d/2} sin a, x_i sin a + x_{i+d/2} cos a),   a = position · base^(−2i/d).
 ///
 /// Angles are kept in turns as 64-bit fractions, so that their reduction is exact: the error does not grow with the
-/// position as that of a product of floats does (0.06 at position 1 million).
+/// position, unlike that of a product of floats (0.06 at position 1 million).
 ///
-/// Make it once and give it to every call: the constructor takes a power for each pair.
+/// Construct it once and pass it to every call: the constructor computes a power for each pair.
 template <int HeadDim>
 class RotaryHalves {
  public:
@@ -64,7 +63,7 @@ class RotaryHalves {
     turns_[i] = static_cast<std::uint64_t>((turns - std::floor(turns)) * 0x1p64L);
   }
 
-  /// The angle in half turns, from −1 to 1, with as many bits as T takes.
+  /// The angle in half turns, from −1 to 1, with as many bits as T holds.
   template <class T>
   [[nodiscard]] JRT_DETAIL_HD T half_turns(std::int64_t position, int i) const {
     const std::uint64_t phase = static_cast<std::uint64_t>(position) * turns_[i];

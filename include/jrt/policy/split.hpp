@@ -10,17 +10,18 @@
 namespace jrt {
 
 /// Policy: into how many segments a sequence is split so that one sequence can occupy many workers (threads or blocks).
-/// Segment sums are formed first, added up in order, and each segment is then read from its incoming state.
+/// Segment sums are formed first and added up in order; then the outputs of each segment are computed from its incoming
+/// state.
 ///
 /// Requires:   `static std::int64_t segments(tokens, heads_in_batch, workers)`: the segments for a sequence of `tokens`
-///             tokens, where `heads_in_batch` is sequences x key/value heads and `workers` is what the backend can keep
-///             busy (threads of the executor; blocks that a GPU holds); at least 1, and not fewer for more tokens. For
-///             the CUDA backend callable on host and device. A backend may take fewer, by rules that keep the next
-///             line's promise.
+///             tokens, where `heads_in_batch` is sequences x key/value heads and `workers` is how many the backend can keep
+///             busy (threads of the executor; blocks that a GPU holds); at least 1, and non-decreasing in `tokens`. For the
+///             CUDA backend callable on host and device. A backend may use fewer, by rules that preserve the guarantee
+///             below.
 /// Guarantees: results are the same from run to run. They are bitwise the same in any batch if the result depends on
 ///             `tokens` alone.
-/// Cost:       more than one segment costs a second reading of the keys and values, and workspace for one state per
-///             segment and head.
+/// Cost:       more than one segment costs a second pass over the keys and values, and workspace for one state per segment
+///             and head.
 /// Default:    `OccupancySplit`.
 /// Tested by:  tests/policy/split_test.cpp, tests/laws_test.cpp
 template <class S>
@@ -28,9 +29,9 @@ concept Split = requires(std::int64_t n) {
   { S::segments(n, n, n) } -> std::same_as<std::int64_t>;
 };
 
-/// One segment per worker that the batch's heads leave idle, on average not shorter than `MinimumTokens` (segments are
-/// whole chunks): none while there are more heads than half of the workers, because a split sequence is read twice. The
-/// split, and with it the last bits of the result, depends on the batch.
+/// workers / heads segments, on average not shorter than `MinimumTokens` (segments are whole chunks). A sequence is not
+/// split while the batch has more heads than half of the workers, because a split sequence is read twice. The split, and
+/// with it the last bits of the result, depends on the batch.
 template <std::int64_t MinimumTokens = 256>
 struct OccupancySplit {
   static_assert(MinimumTokens > 0, "OccupancySplit: MinimumTokens must be at least 1 token per segment.");

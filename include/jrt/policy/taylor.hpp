@@ -22,8 +22,8 @@ constexpr double square_root(double value) {
 
 }  // namespace detail
 
-/// What a row of a Taylor state holds: the constant (both indices -1), the linear feature of input `first` (`second` = -1),
-/// or the product of inputs `first` and `second`.
+/// Contents of a row of a Taylor state: the constant (both indices -1), the linear feature of input `first`
+/// (`second` = -1), or the product of inputs `first` and `second`.
 struct TaylorRow {
   int first = -1;
   int second = -1;
@@ -35,7 +35,7 @@ struct TaylorRow {
 ///
 /// Requires:   `rows<d>`, the number of rows; `row<d>(r)`, what row r holds, each product x_i x_j at least once;
 ///             `stores_pairs_twice`, whether x_i x_j and x_j x_i (i != j) are two rows; `name`.
-/// Guarantees: rows hold what the dense order holds (no rescaling), so conversion copies numbers and is exact to the bit.
+/// Guarantees: rows hold what the dense order holds (no rescaling), so conversion copies values and is bitwise exact.
 /// Cost:       see the two packings.
 /// Default:    `SymmetricPacking`.
 /// Tested by:  tests/policy/taylor_test.cpp
@@ -68,7 +68,7 @@ struct DensePacking {
 
 /// Each product once: 1 + d + d(d+1)/2 rows (153 at d = 16). In cyclic order: `x | block 0 | … | block d/2 | 1`, where
 /// block s holds x_i · x_((i+s) mod d) for i = 0 … d−1. Every block is one vector times a rotation of itself, which suits
-/// vector and matrix units. In block d/2 (d even) each pair would stand twice, so only its first half is stored.
+/// vector and matrix units. In block d/2 (d even) each pair would appear twice, so only its first half is stored.
 struct SymmetricPacking {
   static constexpr bool stores_pairs_twice = false;
   static constexpr const char* name = "taylor2/symmetric";
@@ -91,7 +91,7 @@ struct SymmetricPacking {
 };
 
 /// φ(x) = [1, x/d^(1/4), vec(x xᵀ)/√(2d)], so that φ(q)·φ(k) = 1 + s + s²/2 with s = q·k/√d: the Taylor polynomial of
-/// exp(s), always >= 1/2, whence the normaliser never vanishes (arXiv 2402.18668, section 4; arXiv 2407.05483).
+/// exp(s), always >= 1/2, so the denominator never vanishes (arXiv 2402.18668, section 4; arXiv 2407.05483).
 ///
 /// Keys are expanded exactly as the formula says, with one row for each stored product; where a packing stores a pair once,
 /// the query's feature counts it twice. The state is therefore the dense one with its duplicate rows left out.
@@ -135,12 +135,12 @@ struct Taylor2 {
     }
   }
 
-  /// Row r of a query's features by itself: rows are independent.
+  /// Feature r of a query alone: features are independent.
   template <class T>
   JRT_DETAIL_HD static T query_feature(const T* x, int r) {
     return feature(x, r, T(Packing::stores_pairs_twice ? 1 : 2));
   }
-  /// Row r of a key's features by itself.
+  /// Feature r of a key alone.
   template <class T>
   JRT_DETAIL_HD static T key_feature(const T* x, int r) {
     return feature(x, r, T(1));

@@ -7,13 +7,13 @@
 
 #include "jrt/status.hpp"
 
-/// JRT-Prompt (arXiv 2407.05483, section 3): a causal model is shown the context several times before it answers, so that
-/// from the second time on it reads while knowing what will matter.
+/// JRT-Prompt (arXiv 2407.05483, section 3): a causal model reads the context several times before it answers; from the
+/// second time on its state already covers the whole context.
 ///
 ///     context, separator context, …, separator context, query
 ///
-/// Since the model is causal, each of these pieces is a prefill that continues the one before, and the state after a piece
-/// is a checkpoint that any number of queries may start from.
+/// Since the model is causal, each of these pieces is a prefill from the state of the one before, and the state after a
+/// piece is a checkpoint from which any number of queries may start.
 namespace jrt {
 
 /// A prompt that repeats its context; views of the caller's tokens.
@@ -32,7 +32,7 @@ struct PromptPiece {
   friend bool operator==(const PromptPiece&, const PromptPiece&) = default;
 };
 
-/// Tokens of the whole prompt; of one that `check_repeated_prompt` accepts.
+/// Tokens of the whole prompt, which `check_repeated_prompt` must accept.
 constexpr std::int64_t repeated_prompt_tokens(const RepeatedPrompt& prompt) {
   return prompt.repetitions * std::ssize(prompt.context) + (prompt.repetitions - 1) * std::ssize(prompt.separator) +
          std::ssize(prompt.query);
@@ -43,7 +43,7 @@ constexpr std::int64_t repeated_prompt_pieces(const RepeatedPrompt& prompt) {
   return prompt.repetitions + (prompt.query.empty() ? 0 : 1);
 }
 
-/// Where piece `piece`, counted from 0, is in the whole prompt. A separator belongs to the repetition behind it.
+/// Tokens of piece `piece`, counted from 0, in the whole prompt. A separator belongs to the repetition after it.
 constexpr PromptPiece repeated_prompt_piece(const RepeatedPrompt& prompt, std::int64_t piece) {
   const std::int64_t again = std::ssize(prompt.separator) + std::ssize(prompt.context);
   if (piece == 0) {
@@ -53,8 +53,8 @@ constexpr PromptPiece repeated_prompt_piece(const RepeatedPrompt& prompt, std::i
   return {first, piece < prompt.repetitions ? again : std::ssize(prompt.query)};
 }
 
-/// Whether there is such a prompt. Error: `invalid_argument` for an empty context, fewer than 1 repetition, or more than
-/// 2^31 − 1 tokens.
+/// Validates a prompt. Error: `invalid_argument` for an empty context, fewer than 1 repetition, or more than 2^31 − 1
+/// tokens.
 inline Status check_repeated_prompt(const RepeatedPrompt& prompt) {
   constexpr std::int64_t most = INT32_MAX;
   if (prompt.context.empty()) {

@@ -8,17 +8,17 @@
 
 #include "jrt/status.hpp"
 
-/// Prompts shorter than the encoder region that a JRT-RNN was trained with (arXiv 2407.05483, section 4.2). With a prompt
-/// of l < M tokens there are three things to do:
+/// Prompts shorter than the encoder region that a JRT-RNN was trained with (arXiv 2407.05483, section 4.2). For a prompt of
+/// l < M tokens there are three options:
 ///
-///  - `pad_left`: positions without content in front. With `DropPadding` they take no part, and the same result comes from
-///    the prompt alone with M = l, at no cost; `ZeroKeyPadding` is what the authors evaluated with.
-///  - `pad_by_reading_twice`: the missing positions are filled with the prompt itself. Costs a prefill of M tokens.
+///  - `pad_left`: padding in front of the prompt. With `DropPadding` it has no effect: the prompt alone with M = l gives
+///    the same result, at no cost. The authors evaluated with `ZeroKeyPadding`.
+///  - `pad_by_reading_twice`: the prompt itself fills the missing positions. Costs a prefill of M tokens.
 ///  - `IterativeEncoding`: the encoder region grows with the answer. Costs a prefill of all tokens for each new one, up to
-///  M.
+///    M.
 namespace jrt {
 
-/// Tokens of a prompt that is brought to the encoder region's length; longer prompts stay as they are.
+/// Tokens of a prompt that is padded to the encoder region's length; longer prompts are not padded.
 constexpr std::int64_t padded_prompt_tokens(std::int64_t prompt_tokens, std::int64_t encoder_tokens) {
   return std::max(prompt_tokens, encoder_tokens);
 }
@@ -40,8 +40,9 @@ inline Status check_padded_prompt(const char* operation, std::int64_t prompt_tok
 
 }  // namespace detail
 
-/// `padded` becomes `pad_token` … `pad_token`, prompt. `padded.size() - prompt.size()` is what `Sequences::left_pads`
-/// wants. Errors: `invalid_argument`, before anything is written: an empty prompt, or less room than it needs.
+/// `padded` becomes `pad_token` … `pad_token`, prompt. `padded.size() - prompt.size()` is the value for
+/// `Sequences::left_pads`. Errors: `invalid_argument`, before anything is written: an empty prompt, or a `padded` that is
+/// shorter than the prompt.
 inline Status pad_left(std::span<const std::int32_t> prompt, std::int32_t pad_token, std::span<std::int32_t> padded) {
   const Status status = detail::check_padded_prompt("pad_left", std::ssize(prompt), std::ssize(padded));
   if (status.ok()) {
@@ -53,8 +54,8 @@ inline Status pad_left(std::span<const std::int32_t> prompt, std::int32_t pad_to
   return status;
 }
 
-/// `padded` becomes the end of prompt, prompt, …, prompt: the prompt once as a whole, and as much as there is room for of
-/// its repetition in front. Errors as of `pad_left`.
+/// `padded` becomes the end of prompt, prompt, …, prompt: the whole prompt once, and in front of it as much of its
+/// repetition as there is room for. Errors as for `pad_left`.
 inline Status pad_by_reading_twice(std::span<const std::int32_t> prompt, std::span<std::int32_t> padded) {
   const Status status = detail::check_padded_prompt("pad_by_reading_twice", std::ssize(prompt), std::ssize(padded));
   if (status.ok()) {
@@ -69,9 +70,10 @@ inline Status pad_by_reading_twice(std::span<const std::int32_t> prompt, std::sp
 struct IterativeEncoding {
   std::int64_t encoder_tokens = 0;  ///< M
 
-  /// Whether a sequence that has come to `tokens` tokens is read anew as a whole; otherwise the newest is a decode step.
+  /// Whether a sequence that has grown to `tokens` tokens is prefilled anew as a whole; otherwise its newest token is a
+  /// decode step.
   [[nodiscard]] constexpr bool encodes_again(std::int64_t tokens) const { return tokens <= encoder_tokens; }
-  /// The prefix of a sequence of `tokens` tokens that is read as a whole.
+  /// The prefix length of a sequence of `tokens` tokens that is prefilled as a whole.
   [[nodiscard]] constexpr std::int64_t prefix(std::int64_t tokens) const { return std::min(tokens, encoder_tokens); }
 };
 

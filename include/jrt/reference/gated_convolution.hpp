@@ -11,7 +11,7 @@
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 
-/// The oracle of the gated short convolution (arXiv 2402.18668), as the formula reads, in double, output by output:
+/// The oracle of the gated short convolution (arXiv 2402.18668): the formula itself, in double, output by output:
 ///
 ///     y_t = activation(Σ_{τ<K} w_τ u_{t−K+1+τ} + bias) · gate_t.
 ///
@@ -68,7 +68,7 @@ class ConvolutionPrefill {
     }
   }
 
-  /// The sum whose last input is the last of these.
+  /// The sum over taps that ends at the last of these inputs.
   [[nodiscard]] double convolved(const std::vector<double>& inputs, std::int64_t c) const {
     double sum = args_.bias == nullptr ? 0.0 : convert<double>(args_.bias[c]);
     for (int k = 0; k < taps; ++k) {
@@ -82,8 +82,8 @@ class ConvolutionPrefill {
 
 }  // namespace detail
 
-/// Outputs as `jrt::prefill` defines them, and the final inputs if asked for; so those of a decode step from the initial
-/// ones. The arguments must be valid; no slot is skipped.
+/// Outputs as `jrt::prefill` defines them, and the final state if one is given; also the reference of a decode step from
+/// the initial state. The arguments must be valid; no slot is skipped.
 template <ConvolutionConfig Config>
 void prefill(const PrefillArgs<Config>& args) {
   detail::ConvolutionPrefill<Config>(args).run();

@@ -17,7 +17,7 @@
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 
-/// The oracle of the hybrid mixer, as the formula reads, in double, pair by pair, with s_ij = q_i·k_j/√d:
+/// The oracle of the hybrid mixer: the formula itself, in double, pair by pair, with s_ij = q_i·k_j/√d:
 ///
 ///           Σ_{i−L ≤ j ≤ i} e^{s_ij} v_j + Σ_{j < i−L} φ(q_i)·φ(k_j) v_j + Σ_{j<M} φ(q_i)·φ(k_enc_j) v_enc_j
 ///     y_i = ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -52,7 +52,7 @@ class HybridPrefill {
 
   /// All that the queries of one sequence and head may see.
   struct Seen {
-    const typename Format::LinearFormat::Scalar* state = nullptr;  // the sum over what no longer has a key of its own
+    const typename Format::LinearFormat::Scalar* state = nullptr;  // the sum over tokens whose keys are no longer kept
     WindowTokens<Window> tokens;
     std::vector<Features> features;  // of their keys
     std::vector<Features> encoder_features;
@@ -98,7 +98,7 @@ class HybridPrefill {
     return key_features(args_.feature_map, key, 0);
   }
 
-  /// Of the query of the last token. All weights and ε are divided by the largest e^s, if that is above 1, so that none
+  /// Sums of the last token's query. All weights and ε are divided by the largest e^s, if that is above 1, so that none
   /// overflows.
   [[nodiscard]] Sums attended(const std::vector<double>& query, const Seen& seen) const {
     const Features query_of_map = query_features(args_.feature_map, query, 0);
@@ -129,8 +129,8 @@ class HybridPrefill {
 
 }  // namespace detail
 
-/// Outputs as `jrt::prefill` defines them, from an initial state where there is one; so those of a decode step from that
-/// state. The arguments must be valid; no final state is written, no slot skipped.
+/// Outputs as `jrt::prefill` defines them, from an initial state where there is one; also the reference of a decode step
+/// from that state. The arguments must be valid; no final state is written, no slot skipped.
 template <HybridConfig Config>
 void prefill(const PrefillArgs<Config>& args) {
   detail::HybridPrefill<Config>(args).run();

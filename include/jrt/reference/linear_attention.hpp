@@ -12,7 +12,7 @@
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 
-/// The oracle: prefix linear attention as the formula reads, in double, pair by pair, without state or chunks. For tests,
+/// The oracle of prefix linear attention: the formula itself, in double, pair by pair, without state or chunks. For tests
 /// of this library and of users' own policies; O(T²) and it allocates.
 namespace jrt::reference {
 
@@ -31,7 +31,7 @@ std::vector<double> key_features(const Map& map, const std::vector<double>& x, s
   return features;
 }
 
-/// All the pairs of which a head's state is the sum, their weights times `factor`.
+/// Adds all the pairs that a head's state sums up, with their weights times `factor`.
 template <class Format>
 void add_state(Sums& sums, const std::vector<double>& query, const typename Format::Scalar* state, double factor = 1) {
   for (int r = 0; r < Format::rows; ++r) {
@@ -119,7 +119,7 @@ class LinearPrefill {
 
 }  // namespace detail
 
-/// Outputs, and denominators if there is a place for them, as `jrt::prefill` defines them. The arguments must be valid; no
+/// Outputs, and denominators if a view for them is given, as `jrt::prefill` defines them. The arguments must be valid; no
 /// final state is written, no slot skipped.
 template <AttentionConfig Config>
 void prefill(const PrefillArgs<Config>& args) {

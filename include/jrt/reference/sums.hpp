@@ -6,7 +6,7 @@
 
 #include "jrt/numeric.hpp"
 
-/// What the oracles of attention have in common.
+/// Functions shared by the oracles of attention.
 namespace jrt::reference {
 
 /// Numerator row and denominator of one query over the pairs that it sees, in double.
@@ -14,7 +14,7 @@ struct Sums {
   std::vector<double> numerator;
   double denominator = 0;
 
-  /// One more pair.
+  /// Adds one pair.
   template <Element E>
   void add(double weight, const E* value) {
     denominator += weight;

@@ -49,7 +49,7 @@ template <WindowConfig Config>
 struct WindowTokens {
   std::vector<std::vector<double>> keys;
   std::vector<std::vector<double>> values;
-  std::int64_t seen = 0;  // tokens of the sequence so far, of which there may be more than a cache holds
+  std::int64_t seen = 0;  // tokens of the sequence so far, possibly more than a cache holds
 
   /// One head of a cache.
   void add_cache(const typename Config::Element* ring) {
@@ -108,7 +108,7 @@ class WindowPrefill {
     }
   }
 
-  /// Of the query of the last token. Every weight is divided by the largest, so that none overflows.
+  /// Sums of the last token's query. Every weight is divided by the largest, so that none overflows.
   [[nodiscard]] Sums attended(const std::vector<double>& query, const WindowTokens<Config>& tokens) const {
     const std::size_t end = tokens.keys.size();
     const std::size_t begin = end - std::min<std::size_t>(end, Config::left_window + 1);
@@ -129,8 +129,8 @@ class WindowPrefill {
 
 }  // namespace detail
 
-/// Outputs as `jrt::prefill` defines them, from an initial cache where there is one; so those of a decode step from that
-/// cache. The arguments must be valid; no final cache is written, no slot skipped.
+/// Outputs as `jrt::prefill` defines them, from an initial cache where there is one; also the reference of a decode step
+/// from that cache. The arguments must be valid; no final cache is written, no slot skipped.
 template <WindowConfig Config>
 void prefill(const PrefillArgs<Config>& args) {
   detail::WindowPrefill<Config>(args).run();

@@ -5,7 +5,7 @@
 #include "jrt/policy/taylor.hpp"
 
 /// The order in which the sm_90a kernels keep the rows of a Taylor state, d = 16: each product of two inputs once, in 160
-/// rows, ten times the 16 rows that the matrix unit takes at a time (SymmetricPacking's 153 are in no such shape).
+/// rows, ten times the 16 rows that the matrix unit takes at a time (SymmetricPacking's 153 do not have such a shape).
 ///
 /// Inputs x = (L, H), two halves of 8, and (half)^r is a half shifted by r: element u is input (u + r) mod 8 of it. Rows
 /// come in groups of 8: row 64m + 16w + 8h + u is element u of
@@ -16,7 +16,7 @@
 ///     w > 0    h=0: L · L^w            h=0: L · H^w                                 w=1: L, H
 ///              h=1: H · H^w            h=1: H · L^w                                 w=2, 3: nothing
 ///
-/// so that warp w of the warps that keep the state (see linear/sm90/state_warps.cuh) makes all of its products from one
+/// so that warp w of the warps that keep the state (see linear/sm90/state_warps.cuh) computes all of its products from one
 /// pair of halves and the same pair shifted by w (by 4 for w = 0). Rows with nothing are 0, and the last two groups of 16
 /// are not published.
 ///
@@ -27,7 +27,7 @@ namespace jrt::detail {
 struct HopperPacking {
   static constexpr int input_dim = 16;
   static constexpr int row_tiles = 3;  // of 64 rows in the accumulators
-  static constexpr int rows = 160;     // that queries read
+  static constexpr int rows = 160;     // read by queries
   // Of the same map's state. (Through the map: nvcc 13.0 loses the argument of a packing's `rows` in some programs.)
   static constexpr int format_rows = Taylor2<input_dim, SymmetricPacking>::feature_dim;
 
@@ -52,7 +52,7 @@ struct HopperPacking {
     return w == 1 ? TaylorRow{input(h, 0), -1} : nothing();
   }
 
-  /// Row of `SymmetricPacking` that holds the same; negative where there is nothing.
+  /// Row of `SymmetricPacking` with the same contents; negative if there is none.
   JRT_DETAIL_HD static constexpr int format_row(const TaylorRow& row) {
     if (row == nothing()) {
       return -1;

@@ -13,7 +13,7 @@
 /// segments they are split.
 namespace jrt::detail {
 
-/// How one sequence is worked on. A sequence that is not split needs no partial states. A split one has a partial state for
+/// How one sequence is processed. A sequence that is not split needs no partial states. A split one has a partial state for
 /// every item: its encoder segments, then its token segments.
 struct PrefillPlan {
   SequenceSpan span;
@@ -30,20 +30,20 @@ struct PrefillPlan {
   }
 };
 
-/// What a backend lays down for all sequences of a call.
+/// A backend's limits for all sequences of a call.
 struct SplitLimits {
   std::int64_t heads_in_batch = 1;  // sequences x key/value heads
   std::int64_t workers = 1;
   std::int64_t chunk = 1;  // tokens
-  // What the backend has room for.
+  // Segments for which the backend has memory.
   std::int64_t max_token_segments = INT64_MAX;
   std::int64_t max_encoder_segments = INT64_MAX;
-  // Sequences of fewer are not split: what reads everything twice must be worth it.
+  // Below this a sequence is not split: the second pass over its tokens must be worth it.
   std::int64_t min_segments = 1;
-  // Tokens of a sequence for which one more worker is worth its partial states; 0 if any are.
+  // Tokens of a sequence that make one more worker worth its partial states; 0 for no limit.
   std::int64_t tokens_per_worker = 0;
 
-  /// Segments of `tokens` tokens: what the policy says, but no more than there are chunks.
+  /// Segments of `tokens` tokens: as the policy says, but at most one per chunk.
   template <class Split>
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t segments(std::int64_t tokens) const {
     const auto chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
@@ -56,7 +56,7 @@ struct SplitLimits {
     const std::int64_t wanted = smaller(segments<Split>(tokens), max_token_segments);
     return wanted < min_segments ? 1 : wanted;
   }
-  /// Segments of the encoder region of a sequence with `tokens` tokens: one if those are not split for being few.
+  /// Segments of the encoder region of a sequence with `tokens` tokens: one if those are too few to be split.
   template <class Split>
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t encoder_segments(std::int64_t encoder_tokens,
                                                                       std::int64_t tokens) const {
@@ -68,8 +68,8 @@ struct SplitLimits {
   }
 };
 
-/// Plan of sequence `b`, unless it is skipped: `extent` is what the views have of tokens, and `part_of(tokens)` are those
-/// with outputs.
+/// Plan of sequence `b`, unless it is skipped: `extent` is the token extent of the views, and `part_of(tokens)` are the
+/// tokens with outputs.
 template <class Config, class PartOf>
 JRT_DETAIL_HD constexpr PrefillPlan plan_sequence(const PrefillArgs<Config>& args, const SplitLimits& limits,
                                                   std::int64_t b, std::int64_t extent, bool skipped,
@@ -107,8 +107,8 @@ JRT_DETAIL_HD constexpr std::int64_t zero_keys(const PrefillPlan& plan) {
   return Config::Padding::keeps_padded_keys ? plan.span.left_pad : 0;
 }
 
-/// Accumulation is a prefill without queries whose encoder region is the run of keys. The operator with what matters to it:
-/// operators that differ elsewhere share one.
+/// Accumulation is a prefill without queries whose encoder region is the run of keys. This operator has only the policies
+/// that matter to it, so operators that differ elsewhere share one.
 template <Element ElementT, Element Scalar, class Map, class PaddingT, class SplitT, int ValueDim>
 struct EncoderOperator {
   using Element = ElementT;
@@ -126,7 +126,7 @@ template <class Config>
 using EncoderOnly = EncoderOperator<typename Config::Element, typename Config::StateScalar, typename Config::FeatureMap,
                                     typename Config::Padding, typename Config::Split, Config::value_dim>;
 
-/// Whether an operator is a whole one, not an EncoderOperator.
+/// Whether an operator has queries, that is, is not an EncoderOperator.
 template <class Config>
 inline constexpr bool has_queries = [] {
   if constexpr (requires { Config::has_queries; }) {

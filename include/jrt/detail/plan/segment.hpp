@@ -10,7 +10,7 @@
 namespace jrt::detail {
 
 /// Segment `index` of `segments` of a range. Segments are whole chunks (the last one of the range excepted), in order, and
-/// as even as that allows; there may be empty ones at the end. The partition depends on the length alone, not on `begin`.
+/// as even as that allows; the last ones may be empty. The partition depends on the length alone, not on `begin`.
 JRT_DETAIL_HD constexpr TokenRange segment_of(const TokenRange& range, std::int64_t segments, std::int64_t index,
                                               std::int64_t chunk) {
   const std::int64_t chunks = ceil_div(larger<std::int64_t>(range.size(), 0), chunk);

@@ -10,7 +10,7 @@
 /// How blocks or threads share the rows of a batch whose lengths may be in device memory alone: in runs of equal length.
 ///
 ///     dense, T = 5, runs of 2        packed, lengths 3 and 5, runs of 2
-///     b:   0 0 0 1 1 1               b:   0 0 1 1 1 (1)        the last is one too many
+///     b:   0 0 0 1 1 1               b:   0 0 1 1 1 (1)        the last run is empty
 ///     row: 0 2 4 0 2 4               row: 0 2 0 2 4 (6)
 namespace jrt::detail {
 
@@ -19,8 +19,8 @@ constexpr std::int64_t row_runs(const Sequences& sequences, std::int64_t batch, 
   return sequences.cu_seqlens != nullptr ? tokens / run + sequences.count : ceil_div(tokens, run) * batch;
 }
 
-/// Sequence and first row of a run. Packed sequence b has the runs from floor(cu_seqlens[b] / run) + b on: as many as it
-/// needs without anyone having to add up lengths, for floor((a + n)/S) − floor(a/S) + 1 >= ceil(n/S).
+/// Sequence and first row of a run. Packed sequence b has the runs from floor(cu_seqlens[b] / run) + b on: enough for its
+/// rows, without a scan over lengths, since floor((a + n)/S) − floor(a/S) + 1 >= ceil(n/S).
 struct RowRun {
   std::int64_t b = 0;
   std::int64_t first_row = 0;
@@ -42,7 +42,7 @@ struct RowRun {
     first_row = (index - first_run(b)) * run;
   }
 
-  /// Whether the run has rows of the sequence. Not so for runs too many, nor where offsets decrease.
+  /// Whether the run has rows of the sequence: not for surplus runs, nor where offsets decrease.
   [[nodiscard]] JRT_DETAIL_HD constexpr bool within(const SequenceSpan& span) const {
     return first_row >= 0 && first_row < span.row_tokens;
   }

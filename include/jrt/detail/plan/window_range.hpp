@@ -7,8 +7,8 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/token_range.hpp"
 
-/// Which keys a sliding window shows to which queries. Tokens of a call are counted from 0; the ones before it, which a
-/// cache holds, have negative indices. Query i sees keys i − left … i: both ends included, itself included.
+/// Which keys each query of a sliding window sees. Tokens of a call are counted from 0; earlier ones, held by a cache, have
+/// negative indices. Query i sees keys i − left … i: both ends included, itself included.
 namespace jrt::detail {
 
 JRT_DETAIL_HD constexpr bool window_shows(std::int64_t query, std::int64_t key, std::int64_t left) {
@@ -33,12 +33,12 @@ JRT_DETAIL_HD constexpr std::int64_t ring_row(std::int64_t index, std::int64_t l
   return index % (left + 1);
 }
 
-/// Most tokens that a ring counts. No call has as many as are left to 2^63 (its outputs would not fit in memory), so that
-/// positions do not overflow.
+/// Largest token count of a ring. No call has the 2^62 tokens that are left to 2^63 (its outputs would not fit in memory),
+/// so positions do not overflow.
 inline constexpr std::int64_t max_counted = std::int64_t{1} << 62;
 
-/// A legal count for any 64 bits that may stand in a ring of left + 1 tokens: legal ones are unchanged, a negative one is
-/// none, and one beyond the most goes back by whole rounds of the ring, so that every token keeps its row.
+/// Maps any 64-bit value to a legal count of a ring of left + 1 tokens: legal counts are unchanged, a negative one becomes
+/// 0, and one above the maximum is reduced by a multiple of left + 1, so that every token keeps its row.
 JRT_DETAIL_HD constexpr std::int64_t legal_count(std::int64_t count, std::int64_t left) {
   return count <= max_counted ? larger<std::int64_t>(0, count)
                               : max_counted - left + (count - max_counted - 1) % (left + 1);

@@ -74,7 +74,7 @@ struct MixerBackend<Config, Cpu<E>> {
   }
 
  private:
-  /// A few tasks for each worker, none so short that the inputs before it and the weights show.
+  /// A few tasks for each worker, each long enough that loading the weights and the inputs before it costs little.
   static std::int64_t tokens_per_task(std::int64_t longest, const Cpu<E>& on) {
     const std::int64_t workers = workers_of(on);
     return workers == 1 ? larger<std::int64_t>(longest, 1) : larger<std::int64_t>(64, ceil_div(longest, 4 * workers));

@@ -10,15 +10,16 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/convolution/inputs.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
-// GCC 12 takes the "undefined" operand of AVX-512 intrinsics within pexp for a mistake.
+// GCC 12 warns about the deliberately undefined operand of AVX-512 intrinsics within pexp.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
-/// The activation of a packet; number by number unless it is one that is known here.
+/// The activation of a packet; element by element unless there is a packet version of it here.
 template <class Activation, class T>
 EIGEN_STRONG_INLINE Packet<T> activated(const Packet<T>& sums) {
   if constexpr (std::is_same_v<Activation, NoActivation>) {
@@ -40,7 +41,7 @@ EIGEN_STRONG_INLINE Packet<T> activated(const Packet<T>& sums) {
 #pragma GCC diagnostic pop
 #endif
 
-/// Whether outputs stay in the machine's caches, for whoever reads them next, or go straight to memory.
+/// Whether outputs stay in the caches, for the next reader, or go straight to memory.
 enum class Stores { in_caches, past_caches };
 
 /// Rows of elements, one for each token.
@@ -52,9 +53,9 @@ struct Rows {
   [[nodiscard]] E* row(std::int64_t token) const { return data + token * stride; }
 };
 
-/// Neighbouring channels of one sequence on their way through its tokens: token by token, because rows are what lies
-/// together in memory, with all weights and the last K inputs in the first-level cache. Every number goes through the same
-/// operations whatever it stands beside, so that results do not depend on how a call is divided.
+/// Convolves neighbouring channels of one sequence, token by token because rows are contiguous in memory, with all weights
+/// and the last K inputs in the L1 cache. Every element goes through the same operations whatever its neighbours, so
+/// results do not depend on how a call is divided.
 template <class Config>
 class ConvolutionBlock {
  public:
@@ -63,13 +64,13 @@ class ConvolutionBlock {
   using T = ConvolutionCompute<Config>;
   static constexpr int kernel_width = Config::kernel_width;
   static constexpr std::int64_t carried = kernel_width - 1;
-  /// Channels of a block: a page of inputs.
+  /// Channels of a block: one page of inputs.
   static constexpr std::int64_t channels = 4096 / static_cast<std::int64_t>(sizeof(T));
 
   /// Channels from `first` on, `channels` or what is left of `all`.
   ConvolutionBlock(std::int64_t first, std::int64_t all) : first_(first), count_(smaller(channels, all - first)) {}
 
-  /// Brings the K−1 inputs before `position`.
+  /// Loads the K−1 inputs before `position`.
   void start(const ConvolutionInputs<Config>& inputs, std::int64_t position) {
     for (std::int64_t i = 0; i < carried; ++i) {
       const std::int64_t p = position - carried + i;
@@ -81,7 +82,7 @@ class ConvolutionBlock {
     }
   }
 
-  /// Transposes the weights, so that neighbouring channels' lie together.
+  /// Transposes the weights, so that those of neighbouring channels are contiguous.
   void take_weights(const Weight* weight, const Weight* bias) {
     for (std::int64_t c = 0; c < count_; ++c) {
       for (int k = 0; k < kernel_width; ++k) {
@@ -89,7 +90,7 @@ class ConvolutionBlock {
       }
       bias_[c] = bias == nullptr ? T(0) : convert<T>(bias[first_ + c]);
     }
-    for (std::int64_t c = count_; c < round_up<std::int64_t>(count_, width); ++c) {  // the rest of the last packet
+    for (std::int64_t c = count_; c < round_up<std::int64_t>(count_, width); ++c) {  // fills the last packet
       for (int k = 0; k < kernel_width; ++k) {
         weights_[k][c] = 0;
       }
@@ -104,7 +105,7 @@ class ConvolutionBlock {
            static_cast<std::size_t>(output.stride) * sizeof(E) % bytes == 0;
   }
 
-  /// The next `tokens` tokens. `gate` may be without data. The K−1 last inputs stay.
+  /// Processes the next `tokens` tokens. `gate` may be empty. The last K−1 inputs are kept.
   template <Stores stores = Stores::in_caches>
   void walk(Rows<const E> input, Rows<const E> gate, Rows<E> output, std::int64_t tokens) {
     for (std::int64_t t = 0; t < tokens; ++t) {
@@ -118,7 +119,7 @@ class ConvolutionBlock {
         taps_[carried] = row;
         token<stores>(gates, outputs, next);
       } else {
-        // Row by row: a conversion whose result is read at once would wait for its own store.
+        // Row by row: a conversion whose result is read at once would stall on its own store.
         T* const widened = recent_[(next_ + carried) % kernel_width];
         next_ = (next_ + 1) % kernel_width;
         taps_[carried] = widened;
@@ -138,7 +139,7 @@ class ConvolutionBlock {
     }
   }
 
-  /// The last K−1 inputs, into a slot. Everything that depends on what the slot held must have been read.
+  /// Stores the last K−1 inputs in a slot. All reads of the slot's old contents must be done.
   void store_carried(E* state) const {
     for (std::int64_t c = 0; c < count_; ++c) {
       for (std::int64_t i = 0; i < carried; ++i) {
@@ -147,14 +148,14 @@ class ConvolutionBlock {
     }
   }
 
-  /// Outputs of padding.
+  /// Zeroes the outputs of padding.
   void clear(Rows<E> output, std::int64_t tokens) const {
     for (std::int64_t t = 0; t < tokens; ++t) {
       std::fill_n(output.row(t) + first_, count_, E{});
     }
   }
 
-  /// These channels of `tokens` inputs as they are.
+  /// Copies these channels of `tokens` inputs.
   void copy(Rows<const E> input, Rows<E> to, std::int64_t tokens) const {
     for (std::int64_t t = 0; t < tokens; ++t) {
       std::copy_n(input.row(t) + first_, count_, to.row(t) + first_);
@@ -165,7 +166,7 @@ class ConvolutionBlock {
   static constexpr int width = lanes<T>;
   static constexpr bool widens = !std::is_same_v<T, E>;
 
-  /// The same channels one token later. Rows lie pages apart, so that no prefetcher of the machine finds the next.
+  /// The same channels one token later. Rows are pages apart, so the hardware prefetcher does not find the next one.
   struct Ahead {
     const E* input;
     const E* gate;
@@ -213,7 +214,7 @@ class ConvolutionBlock {
     }
   }
 
-  /// The channels behind the last whole packet, in one that is filled up.
+  /// The channels after the last whole packet, in a padded packet.
   void rest(const T* gate, T* output, std::int64_t c) const {
     const std::int64_t left = count_ - c;
     T inputs[kernel_width][width] = {};
@@ -244,7 +245,7 @@ class ConvolutionBlock {
 
   std::int64_t first_;
   std::int64_t count_;
-  int next_ = 0;                   // row of recent_ that the oldest input is in, where inputs are widened
+  int next_ = 0;                   // row of recent_ with the oldest input, where inputs are widened
   const T* taps_[kernel_width]{};  // inputs from oldest to newest
   alignas(64) T recent_[kernel_width][channels];
   alignas(64) T gates_[widens ? channels : 1];
@@ -287,7 +288,7 @@ void convolve_rows(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t
     block.take_weights(args.weight, args.bias);
     block.start(prefill_inputs<Config>(args.input, span, carried_inputs(args.initial_state, args.has_initial_state, b)),
                 begin - span.left_pad);
-    // Outputs that no cache would keep until someone reads them.
+    // Outputs too large for a cache to keep until they are read.
     constexpr std::int64_t large = std::int64_t{16} << 20;
     const TensorView<typename Config::Element>& output = args.output;
     const std::int64_t bytes = output.batch * output.tokens * output.dim * static_cast<std::int64_t>(sizeof(*output.data));
@@ -301,7 +302,7 @@ void convolve_rows(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t
   block.clear(at(args.output, stop), end - stop);
 }
 
-/// The final state of sequence `b`, when no output needs the initial one any more: they may be the same slot.
+/// Stores the final state of sequence `b`. All outputs that need the initial state must be done: both may be the same slot.
 template <class Config>
 void store_final_inputs(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t channel) {
   if (sequence_skipped(args.initial_state, args.has_initial_state, args.final_state, b)) {
@@ -355,4 +356,5 @@ void commit_inputs(const CommitArgs<Config>& args, std::int64_t b, std::int64_t 
   block.store_carried(destination.pool.head(destination.slot(b), 0));
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

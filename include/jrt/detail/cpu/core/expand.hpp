@@ -10,7 +10,8 @@
 #include "jrt/policy/taylor.hpp"
 
 /// Features of many rows at once. Rows are first converted into a buffer (`write_input`), then expanded from it.
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// Any feature map: row by row.
 template <class Map, class T>
@@ -83,4 +84,5 @@ struct RowExpansion<Taylor2<d, SymmetricPacking>, T> {
   }
 };
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -7,7 +7,8 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/tensor_view.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// Asks for rows of one head to be brought into the cache. They are often a page apart ([B,T,H,d] views), which defeats the
 /// hardware's own prefetching; asked for one chunk ahead, and a few at a time, they arrive while the current chunk is
@@ -44,4 +45,5 @@ class RowPrefetch {
   std::int64_t rows_ = 0;
 };
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

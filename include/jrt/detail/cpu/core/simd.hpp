@@ -15,7 +15,8 @@
 #error "jrt needs Eigen 3.4 or newer."
 #endif
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 // The few vector operations that the kernels need, on Eigen's packets: whatever instruction set the user compiles for,
 // down to plain scalars.
@@ -122,4 +123,5 @@ inline T sum(const T* a, std::ptrdiff_t count) {
   return Eigen::internal::predux(sums);
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -20,7 +20,8 @@
 ///
 /// At the sizes of a chunk this gives about 90 % of the fused-multiply-add peak of an AVX-512 core, where Eigen's general
 /// matrix product, which packs both operands first, gives about half (docs/performance.md, bench/cpu/tile_bench.cpp).
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// Left operand: element (row, k) at `data[row * row_stride + k * depth_stride]`.
 template <class T>
@@ -200,4 +201,5 @@ void sum_of_products(T* result, std::ptrdiff_t stride, int rows, int columns, co
   multiply_tiles(result, stride, rows, columns, {{a1, b1, depth1}, {a2, b2, depth2}}, false, {{}, {}}, 0);
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

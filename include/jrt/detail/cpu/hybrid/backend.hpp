@@ -12,7 +12,7 @@
 
 namespace jrt::detail {
 
-/// Linear and window attention in one mixer, on the CPU: the linear part of a call over all heads, then the window's, in
+/// Linear and window attention in one mixer, on the CPU: the linear part of a call over all heads, then the window part, in
 /// one workspace.
 template <HybridConfig Config, Executor E>
 struct MixerBackend<Config, Cpu<E>> {
@@ -67,7 +67,7 @@ struct MixerBackend<Config, Cpu<E>> {
   using LinearPart = typename Parts::LinearPart;
   using Window = MixerBackend<typename Parts::Ring, Cpu<E>>;
 
-  /// Denominators, then what either part needs.
+  /// Denominators, then the workspace of either part.
   struct Memory {
     typename Parts::Denominator* denominators = nullptr;
     Workspace rest{};

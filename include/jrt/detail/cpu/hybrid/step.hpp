@@ -7,10 +7,11 @@
 #include "jrt/detail/cpu/linear/step.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
-/// The linear part of a step, a staged step or a commit, of one head: keys that leave the window go into the state, queries
-/// read it. Outputs of skipped sequences are left to the window.
+/// The linear part of a step, a staged step or a commit, of one head: keys that leave the window are added to the state,
+/// and queries read it. The window part writes the outputs of skipped sequences.
 template <AttentionConfig Config>
 void linear_part_step_head(const LinearPartStep<Config>& step, StepTokens<Config> tokens, std::int64_t b,
                            std::int64_t head) {
@@ -41,4 +42,5 @@ void linear_part_step_head(const LinearPartStep<Config>& step, StepTokens<Config
   }
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -15,9 +15,10 @@
 
 namespace jrt::detail {
 
-namespace cpu::inline JRT_DETAIL_CPU_ABI {
+namespace cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
-/// Runs `work`, a Prefill, if the workspace allows it.
+/// Runs `work`, a Prefill, if the workspace is large enough.
 template <class Work, Executor E>
 Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cpu<E>& on) {
   Checker check(operation);
@@ -37,7 +38,7 @@ std::size_t step_bytes(StepScratch<Config> scratch, int workers) {
   return counting.bytes_needed();
 }
 
-/// Runs `head(tokens, b, h)` for every sequence and key/value head, if the workspace allows it.
+/// Runs `head(tokens, b, h)` for every sequence and key/value head, if the workspace is large enough.
 template <class Config, Executor E, class Head>
 Status run_heads(const char* operation, StepScratch<Config> scratch, std::int64_t sequences, std::int64_t heads,
                  const Workspace& workspace, const Cpu<E>& on, const Head& head) {
@@ -53,7 +54,8 @@ Status run_heads(const char* operation, StepScratch<Config> scratch, std::int64_
   return check.status();
 }
 
-}  // namespace cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace cpu
 
 /// Linear attention on the CPU: check the arguments, slice the workspace, hand heads to the executor.
 template <AttentionConfig Config, Executor E>

@@ -17,12 +17,13 @@
 #include "jrt/tensor_view.hpp"
 #include "jrt/workspace.hpp"
 
-/// A chunk of tokens of one head, and the two things done with it: its keys and values go into the state, its queries read
-/// the state and the chunk.
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+/// A chunk of tokens of one head, and the two operations on it: its keys and values are added to the state, its queries
+/// read the state and the chunk.
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// Tokens of a chunk. A multiple of the tile's rows; longer chunks mean fewer passes over the state but more pairs inside
-/// the chunk, shorter ones the opposite. Flat between 36 and 60 on the machine of docs/performance.md.
+/// the chunk, shorter ones the opposite. The time is flat between 36 and 60 on the machine of docs/performance.md.
 inline constexpr int chunk_tokens = 48;
 static_assert(chunk_tokens % tile_rows == 0);
 
@@ -47,7 +48,7 @@ struct KeyChunk {
   T* values = nullptr;      // [chunk_tokens][State::stride], padding 0
   T* transposed = nullptr;  // [score_depth][score_stride]
   int tokens = 0;
-  int tokens_without_key = 0;  // the first of these, which have no key; only where keys come from a window
+  int tokens_without_key = 0;  // leading tokens without a key; only where keys come from a window
 
   void take(Arena& arena) {
     inputs = arena.take<T>(std::int64_t{chunk_tokens} * Expansion::input_stride);
@@ -127,8 +128,8 @@ struct KeyChunk {
   }
 };
 
-/// The queries of a chunk, and tile_rows of them at a time their outputs: from a state and, unless the mask reads all
-/// tokens, from the chunk they stand in.
+/// The queries of a chunk and their outputs, tile_rows at a time: from a state and, unless the mask reads all tokens, from
+/// the chunk that the queries are in.
 template <AttentionConfig Config>
 struct QueryBlock {
   using T = ConfigCompute<Config>;
@@ -158,13 +159,13 @@ struct QueryBlock {
 
   void clear() const { std::memset(features, 0, sizeof(T) * tile_rows * Chunk::feature_stride); }
 
-  /// Query of token `t` of the chunk.
+  /// Loads the query of token `t` of the chunk.
   void read(int t, const typename Config::Element* query) const {
     Expansion::write_input(query, inputs + std::ptrdiff_t{t} * Expansion::input_stride);
   }
 
-  /// Outputs of `rows` queries, the first of which is token `first` of the chunk and stands at `position`. `chunk` is null
-  /// where queries read the state alone.
+  /// Outputs of `rows` queries, the first of which is token `first` of the chunk and has position `position`. `chunk` is
+  /// null where queries read the state alone.
   void compute(int rows, const State& state, const Chunk* chunk, int first, const Map& map, std::int64_t position) const {
     const int visible = chunk != nullptr ? first + rows : 0;
     for (int r = 0; r < rows; ++r) {
@@ -187,7 +188,7 @@ struct QueryBlock {
     }
   }
 
-  /// Output of row `r` of the last `compute`, converted.
+  /// Writes the output of row `r` of the last `compute`, converted.
   void write(int r, typename Config::Element* output) const {
     const T* const row = outputs + std::ptrdiff_t{r} * State::stride;
     const T factor = factors[r];
@@ -222,7 +223,7 @@ struct QueryBlock {
                               [[maybe_unused]] int visible) const {
     if constexpr (Config::Normaliser::uses_denominator) {
       const T before = dot(features + std::ptrdiff_t{r} * Chunk::feature_stride, state.normaliser(), Chunk::feature_stride);
-      // Scores behind the last visible one are 0 up to a whole packet.
+      // Scores after the last visible one are 0 up to a whole packet.
       return visible > 0 ? before + sum(scores + std::ptrdiff_t{r} * Chunk::score_stride, padded_to_lanes<T>(visible))
                          : before;
     } else {
@@ -231,4 +232,5 @@ struct QueryBlock {
   }
 };
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

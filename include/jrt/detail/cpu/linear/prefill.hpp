@@ -11,16 +11,17 @@
 #include "jrt/executor.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// Prefill of a batch. One head of an unsplit sequence, or a few, is a task: initial state, encoder sum, then chunk by
 /// chunk outputs and update. A split sequence takes three rounds of tasks:
 ///
-///     sums     one task per segment and head: the segment's own Σ φ(k)vᵀ. Encoder segments first, then token segments (the
-///              last of those only if the mask reads all tokens).
-///     scan     one task per head: initial state + encoder segments + the token segments before each; every token segment's
-///              sum is replaced by the state it starts from.
-///     outputs  one task per segment and head or a few heads: outputs from that state.
+///     segment sums      one task per segment and head: the segment's own Σ φ(k)vᵀ. Encoder segments first, then token
+///                       segments (the last of those only if the mask reads all tokens).
+///     state scan        one task per head: initial state + encoder segments + the token segments before each; every token
+///                       segment's sum is replaced by the state that it starts from.
+///     segment outputs   one task per segment and head or a few heads: outputs from that state.
 ///
 /// Every sum has a fixed order, so results do not depend on which worker takes which task.
 template <AttentionConfig Config>
@@ -147,7 +148,7 @@ class Prefill {
     if (!plan.split()) {
       return;
     }
-    // The running total lives in the last item: nothing after it needs that item's own sum.
+    // The last item holds the running total: nothing after it needs that item's own sum.
     const std::int64_t first = first_items_[b];
     const std::int64_t last = first_items_[b + 1] - 1;
     if constexpr (full) {
@@ -216,12 +217,12 @@ class Prefill {
     for_heads([&](std::int64_t h) { write_final_state(b, h, state_of(h)); });
   }
 
-  /// The chunk of a range that begins at `begin`; empty behind the range's end.
+  /// The chunk of a range that begins at `begin`; empty after the range's end.
   static TokenRange chunk_from(const TokenRange& range, std::int64_t begin) {
     return {smaller(begin, range.end), smaller<std::int64_t>(begin + chunk_tokens, range.end)};
   }
 
-  /// Adds a range of tokens to the states. `source_of(head)` says where keys and values are.
+  /// Adds a range of tokens to the states. `source_of(head)` is the source of keys and values.
   template <class SourceOf, class StateOf>
   void accumulate(const SourceOf& source_of, const TokenRange& range, const HeadRange& heads, const StateOf& state_of,
                   Chunk& chunk) const {
@@ -234,7 +235,7 @@ class Prefill {
     }
   }
 
-  /// Outputs of a range of tokens; unless the mask reads all tokens, the states move along.
+  /// Outputs of a range of tokens; unless the mask reads all tokens, each chunk is then added to the states.
   template <class SourceOf, class StateOf>
   void outputs(const SourceOf& source_of, const TokenRange& range, const HeadRange& heads, const StateOf& state_of,
                Scratch& scratch) const {
@@ -287,10 +288,10 @@ class Prefill {
     }
   }
 
-  /// Outputs of positions that are no tokens: left pads, what lies behind seq_lens, and all of a skipped sequence.
+  /// Zeroes the outputs of positions without a token: left pads, positions past seq_lens, and all of a skipped sequence.
   void zero_outputs(const Plan& plan, const HeadRange& heads) const {
     if constexpr (is_linear_part<Config>) {
-      return;  // the window pass writes these, after it has read what it goes on from
+      return;  // the window pass zeroes these, after reading its carry-in
     }
     const std::int64_t group = query_group();
     const auto zero = [&](std::int64_t first, std::int64_t end) {
@@ -355,4 +356,5 @@ class Prefill {
   T* scratch_base_ = nullptr;    // [workers][scratch_elements]
 };
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

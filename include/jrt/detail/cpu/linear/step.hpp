@@ -21,9 +21,10 @@
 ///         for every query head g of the group:                     y_tg[c] += φ(q_tg)[r] S[r][c]
 ///
 /// so that the state is read and written once, and T tokens give bitwise what T steps give.
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
-/// Block of the state in flight: with a row of values or outputs beside it, it fills three quarters of the registers.
+/// Rows of the state in registers at a time: with a row of values or outputs they fill three quarters of the registers.
 inline constexpr int decode_rows = 4;
 inline constexpr int decode_packets = vector_registers >= 32 ? 4 : 2;
 
@@ -38,10 +39,10 @@ struct StepTokens {
 
   static constexpr int feature_stride = State::normaliser_rows;
 
-  std::int64_t keys = 0;                // tokens whose keys go into the state
-  std::int64_t keys_without_query = 0;  // the first of these, which have no query in this call
+  std::int64_t keys = 0;                // tokens whose keys are added to the state
+  std::int64_t keys_without_query = 0;  // leading ones of these without a query in this call
   std::int64_t group = 0;               // query heads
-  std::int64_t tokens_without_key = 0;  // the first of `keys`, whose features and values are 0
+  std::int64_t tokens_without_key = 0;  // leading ones of `keys`, whose features and values are 0
   T* inputs = nullptr;                  // [keys + queries][Expansion::input_stride]
   T* key_features = nullptr;            // [keys][feature_stride], padding 0
   T* values = nullptr;                  // [keys][State::stride], padding 0
@@ -124,7 +125,7 @@ class HeadStep {
   }
 
  private:
-  /// Whether rows of the slot can be worked on where they are: same type, whole packets.
+  /// Whether rows of the slot can be updated in place: same type, whole packets.
   static constexpr bool direct = std::is_same_v<Scalar, T> && State::stride == State::columns;
 
   template <int Rows>
@@ -145,7 +146,7 @@ class HeadStep {
     }
   }
 
-  /// Rows [row, row + Rows), which stand at `from` and go to `to`, a few packets of columns at a time.
+  /// Rows [row, row + Rows), read from `from` and written to `to`, a few packets of columns at a time.
   template <int Rows>
   void step_columns(int row, const T* from, T* to) const {
     for_blocks<decode_packets>(State::stride / lanes<T>, [&](auto packets, int first_packet) {
@@ -257,7 +258,7 @@ class StepScratch {
   T* base_ = nullptr;
 };
 
-/// The queries of one sequence and key/value head, and where their outputs go. Works for steps and staged steps.
+/// Loads the queries of one sequence and key/value head, of a step or a staged step.
 template <AttentionConfig Config, class Args>
 void read_queries(const Args& args, const StepTokens<Config>& tokens, std::int64_t b, std::int64_t head) {
   for (std::int64_t t = 0; t < args.query.tokens; ++t) {
@@ -278,7 +279,7 @@ void write_outputs(const Args& args, const StepTokens<Config>& tokens, std::int6
   }
 }
 
-/// Denominators of a step whose arguments have a place for them.
+/// Writes the denominators of a step whose arguments have a view for them.
 template <AttentionConfig Config, class T>
 void write_denominators(const TensorView<T>& denominators, const StepTokens<Config>& tokens, std::int64_t b,
                         std::int64_t head) {
@@ -369,4 +370,5 @@ void commit_head(const CommitArgs<Config>& args, StepTokens<StepOnly<Config>> to
       .run();
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -10,20 +10,21 @@
 #include "jrt/numeric.hpp"
 #include "jrt/state.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 template <class T>
 constexpr int padded_to_lanes(int count) {
   return round_up(count, lanes<T>);
 }
 
-/// Row of elements to compute type and back.
+/// Converts a row of elements to the compute type and back.
 template <class From, class To>
 inline void convert_row(const From* from, To* to, std::ptrdiff_t count) {
   if constexpr (std::is_same_v<From, To>) {
     std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(To));
   } else if constexpr (std::is_same_v<From, Half> && std::is_same_v<To, float>) {
-    // Eigen knows the conversion instructions.
+    // Eigen uses the conversion instructions.
     using Source = Eigen::Map<const Eigen::Array<Eigen::half, Eigen::Dynamic, 1>>;
     Eigen::Map<Eigen::ArrayXf>(to, count) =
         Source(reinterpret_cast<const Eigen::half*>(from), count).template cast<float>();
@@ -34,7 +35,7 @@ inline void convert_row(const From* from, To* to, std::ptrdiff_t count) {
   }
 }
 
-/// One head's state while it is worked on: S with rows padded to whole packets, then z, likewise. The padding is 0.
+/// Working copy of one head's state: S with rows padded to whole packets, then z, likewise. The padding is 0.
 template <class Format, class T>
 struct WorkingState {
   static constexpr int rows = Format::rows;
@@ -50,7 +51,7 @@ struct WorkingState {
 
   void clear() const { std::memset(data, 0, sizeof(T) * elements); }
 
-  /// += a stored state.
+  /// Adds a stored state.
   void add_slot(const typename Format::Scalar* slot) const {
     for (int r = 0; r < rows; ++r) {
       add_row(slot + std::ptrdiff_t{r} * columns, sums() + std::ptrdiff_t{r} * stride, columns);
@@ -79,4 +80,5 @@ struct WorkingState {
   }
 };
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -13,7 +13,8 @@
 #include "jrt/detail/cpu/state/operations.hpp"
 #include "jrt/execution/cpu.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// The operations on whole states: check the arguments, hand heads to the executor.
 template <Executor E>
@@ -41,7 +42,7 @@ struct StateBackend {
     check_states(check, "destination", destination, count, source.pool.heads);
     check_apart(check, source, "destination.slots", destination, count);
     if constexpr (!std::is_same_v<From, To>) {
-      // A conversion changes the place of every number, so it cannot be done in place.
+      // A conversion moves every element, so it cannot be done in place.
       for (std::int64_t b = 0; check.ok() && b < count; ++b) {
         if (Checker::memory_of(source, b).overlaps(Checker::memory_of(destination, b))) {
           check.take(Status::error(StatusCode::invalid_argument,
@@ -135,7 +136,7 @@ struct StateBackend {
   }
 
  private:
-  /// Pool, count and slots.
+  /// Checks pool, count and slots.
   template <class Format>
   static void check_states(Checker& check, const char* argument, const StateSlots<Format>& states, std::int64_t count,
                            std::int64_t heads) {
@@ -145,7 +146,7 @@ struct StateBackend {
     }
   }
 
-  /// Nothing that pair b writes is used by another pair; pairs with a skip_slot use nothing.
+  /// Checks that no other pair uses a slot that pair b writes; pairs with a skip_slot use none.
   template <class From, class To>
   static void check_apart(Checker& check, const StateSlots<From>& source, const char* destination_name,
                           const StateSlots<To>& destination, std::int64_t count) {
@@ -176,7 +177,8 @@ struct StateBackend {
   }
 };
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu
 
 namespace jrt::detail {
 

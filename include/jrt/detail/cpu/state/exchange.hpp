@@ -13,7 +13,8 @@
 #include "jrt/numeric.hpp"
 #include "jrt/state_exchange.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 template <class Format, class Scalar>
 void export_head(const typename Format::Scalar* state, const DenseStates<Scalar>& dense) {
@@ -43,4 +44,5 @@ void import_head(const DenseStates<Scalar>& dense, typename Format::Scalar* stat
   }
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

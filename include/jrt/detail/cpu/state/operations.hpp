@@ -10,9 +10,10 @@
 #include "jrt/numeric.hpp"
 #include "jrt/state_operations.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
-// Parts of a state may have other types than its format's Scalar, so that whole ones are moved as bytes.
+// The arrays of a state may have other types than its format's Scalar, so whole states are moved as bytes.
 
 template <class Format>
 void clear_head(typename Format::Scalar* state) {
@@ -49,4 +50,5 @@ void copy_head(const typename SourceFormat::Scalar* source, typename Destination
   }
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -10,10 +10,11 @@
 #include "jrt/detail/cpu/window/block.hpp"
 #include "jrt/executor.hpp"
 
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
-/// `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind it; `write(token, key,
-/// value)` puts one there.
+/// Copies `keys.ring` to `cache`, unless they are the same, and adds the tokens of the range; `write(token, key, value)`
+/// stores one.
 template <WindowConfig Config, class Write>
 void write_cache(const WindowKeys<Config>& keys, const TokenRange& tokens, typename Config::Element* cache,
                  const Write& write) {
@@ -130,7 +131,7 @@ class Window {
     }
   }
 
-  /// The call's tokens go into the cache, or behind the staged ones.
+  /// Stores the call's tokens in the cache, or after the staged ones.
   void keep(std::int64_t b, std::int64_t head) const {
     const SequenceSpan span = call_.span(b);
     if (call_.skipped(b)) {
@@ -159,7 +160,7 @@ class Window {
   std::byte* scratch_ = nullptr;  // [workers][scratch_bytes]
 };
 
-/// The first staged rows of one head, whose keys are rotated already, go into its cache.
+/// Stores the first staged rows of one head, whose keys are rotated already, in its cache.
 template <WindowConfig Config>
 void commit_window(const CommitArgs<Config>& args, std::int64_t b, std::int64_t head) {
   const auto& destination = destination_of(args);
@@ -177,4 +178,5 @@ void commit_window(const CommitArgs<Config>& args, std::int64_t b, std::int64_t 
               });
 }
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -46,7 +46,7 @@ struct MixerBackend<Config, Cpu<E>> {
     return status;
   }
 
-  // -- what a mixer that a window is part of calls; arguments are checked ------------------------------------------------
+  // -- called by mixers that contain a window; arguments are checked ----------------------------------------------------
 
   static std::size_t call_bytes(const WindowCall<Config>& call, const Cpu<E>& on) {
     return counted_bytes(cpu::Window<Config>(call, workers_of(on)));

@@ -19,9 +19,10 @@
 ///
 ///     panel:   keys d x 64 (transposed), values 64 x dv                     tokens 64 p … 64 p + 63
 ///     scores:  6 queries x the panels' keys in the window                   q · Kᵀ, a register tile at a time
-///     softmax: row by row; what the window hides gets exactly 0
+///     softmax: row by row; masked weights are exactly 0
 ///     output:  6 queries x dv                                               P · V, over the keys in the window only
-namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI {
+namespace jrt::detail::cpu {
+inline namespace JRT_DETAIL_CPU_ABI {
 
 /// Keys in a panel.
 inline constexpr std::int64_t panel_keys = 64;
@@ -54,7 +55,7 @@ class WindowBlock {
   using Keys = WindowKeys<Config>;
 
   static constexpr std::int64_t left = Config::left_window;
-  static constexpr std::int64_t panels = ceil_div(left, panel_keys) + 1;  // that the queries of one panel see
+  static constexpr std::int64_t panels = ceil_div(left, panel_keys) + 1;  // seen by the queries of one panel
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_dim = Config::value_dim;
   static constexpr int value_stride = round_up(value_dim, lanes<T>);
@@ -74,11 +75,10 @@ class WindowBlock {
     }
   }
 
-  /// Forgets all panels: what follows is another sequence or head.
+  /// Discards all panels, before another sequence or head.
   void restart() { loaded_ = std::numeric_limits<std::int64_t>::min(); }
 
-  /// Brings the keys [range.begin, range.end) into panels, as far as they are not there. Ranges only move forward, by
-  /// whole panels.
+  /// Loads the keys [range.begin, range.end) that are not in panels yet. Ranges only move forward, by whole panels.
   void load(const Keys& keys, const TokenRange& range, const typename Config::Rotary& rotary) {
     for (std::int64_t token = larger(loaded_, range.begin); token < range.end; ++token) {
       load_token(keys, token, rotary);
@@ -86,7 +86,7 @@ class WindowBlock {
     loaded_ = range.end;
   }
 
-  /// Query `row` of the next `compute`, `scale` included.
+  /// Sets query `row` of the next `compute`, times `scale`.
   void set_query(int row, const Element* query, std::int64_t position, T scale, const typename Config::Rotary& rotary) {
     T* const to = queries_ + std::ptrdiff_t{row} * head_dim;
     convert_row(query, to, head_dim);
@@ -96,7 +96,7 @@ class WindowBlock {
     }
   }
 
-  /// What query `row` of the next `compute` has seen before the window: a normalised sum and its denominator.
+  /// Sets the softmax carry-in of query `row` of the next `compute`: a normalised sum and its denominator.
   void set_before(int row, const Element* output, T denominator) {
     T* const to = outputs_ + std::ptrdiff_t{row} * value_stride;
     if (denominator == 0) {
@@ -108,7 +108,7 @@ class WindowBlock {
     denominators_[row] = denominator;
   }
 
-  /// Outputs of `rows` queries from token `first` on, of which the loaded keys hold all that they see.
+  /// Outputs of `rows` queries from token `first` on; all keys that they see must be loaded.
   void compute(std::int64_t first, int rows, std::int64_t lowest) {
     const TokenRange range = keys_in_window(first, rows, left, lowest);
     const std::int64_t base = floor_to(range.begin, lanes<T>);
@@ -170,7 +170,7 @@ class WindowBlock {
     const std::int64_t remainder = value % multiple;
     return value - (remainder < 0 ? remainder + multiple : remainder);
   }
-  /// Place of a token's panel in the ring, and of the token in it.
+  /// Index of a token's panel in the ring, and of the token in the panel.
   static constexpr std::int64_t slot_of(std::int64_t token) {
     const std::int64_t remainder = floor_to(token, panel_keys) / panel_keys % panels;
     return remainder < 0 ? remainder + panels : remainder;
@@ -225,8 +225,9 @@ class WindowBlock {
   T* queries_ = nullptr;       // [tile_rows][head_dim]
   T* outputs_ = nullptr;       // [tile_rows][value_stride]
   T* row_ = nullptr;           // [head_dim]
-  T* denominators_ = nullptr;  // [tile_rows], with sums that go on
+  T* denominators_ = nullptr;  // [tile_rows], with a softmax carry-in
   std::int64_t loaded_ = 0;
 };
 
-}  // namespace jrt::detail::cpu::inline JRT_DETAIL_CPU_ABI
+}  // namespace JRT_DETAIL_CPU_ABI
+}  // namespace jrt::detail::cpu

@@ -16,7 +16,7 @@ namespace jrt::detail {
 /// The convolution on a CUDA stream: check what the host can see, launch.
 template <ConvolutionConfig Config>
 struct MixerBackend<Config, Cuda> {
-  /// As far as the host can see.
+  /// Checks what the host can see.
   template <class Args>
   static Status check(const Args& args) {
     Checker check(operation_name(args));
@@ -80,7 +80,7 @@ struct MixerBackend<Config, Cuda> {
   }
 
  private:
-  /// What a prefill and a step have in common.
+  /// The fields shared by a prefill and a step.
   template <class Args>
   static cuda::ConvolutionCall<Config> call_of_tokens(const Args& args) {
     cuda::ConvolutionCall<Config> call;

@@ -10,7 +10,8 @@
 #include "jrt/state.hpp"
 #include "jrt/tensor_view.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// One call in terms that all operations share.
 template <class Config>
@@ -33,12 +34,13 @@ struct ConvolutionCall {
   const std::int32_t* accepted_tokens = nullptr;
   std::int64_t count = 0;           // of sequences
   std::int64_t channels = 0;        // of each
-  std::int64_t segment_tokens = 1;  // that a thread of a prefill walks
+  std::int64_t segment_tokens = 1;  // walked by one thread of a prefill
   std::int64_t segments = 0;        // of all sequences
 };
 
-/// Numbers in one access.
+/// Elements of one access.
 template <class Config>
 inline constexpr int convolution_width = access_bytes / static_cast<int>(sizeof(typename Config::Element));
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

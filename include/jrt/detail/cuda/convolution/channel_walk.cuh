@@ -10,9 +10,10 @@
 #include "jrt/detail/shared/convolution/inputs.hpp"
 #include "jrt/numeric.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// The activation on the device. Outputs of 16 bits have no digits that the fast exponential and quotient would lose.
+/// The activation on the device. The errors of the fast exponential and quotient are below the rounding of 16-bit outputs.
 template <class Config, class T>
 __device__ T activated(T sum) {
   if constexpr (std::is_same_v<typename Config::Activation, Silu> && sizeof(typename Config::Element) == 2 &&
@@ -23,7 +24,7 @@ __device__ T activated(T sum) {
   }
 }
 
-/// `width` neighbouring channels of one sequence on their way through its tokens. With a width above 1 rows are aligned.
+/// Convolves `width` neighbouring channels of one sequence token by token. With a width above 1 rows are aligned.
 template <class Config, int width>
 class ChannelWalk {
  public:
@@ -46,7 +47,7 @@ class ChannelWalk {
     }
   }
 
-  /// The K−1 inputs before `position`. `state_aligned`: whether slots begin at multiples of 16 bytes.
+  /// Loads the K−1 inputs before `position`. `state_aligned`: whether slots begin at multiples of 16 bytes.
   __device__ void start(const ConvolutionInputs<Config>& inputs, std::int64_t position, bool state_aligned) {
     if (position == 0 && inputs.state != nullptr) {
       load_transposed(inputs.state + first_ * carried, state_aligned, recent_);
@@ -66,7 +67,7 @@ class ChannelWalk {
     }
   }
 
-  /// Rows of a walk: all null or from its first token on.
+  /// Rows of a walk, from its first token on; null where there are none.
   struct Tokens {
     const E* input = nullptr;
     std::int64_t input_stride = 0;
@@ -74,7 +75,7 @@ class ChannelWalk {
     std::int64_t gate_stride = 0;
     E* output = nullptr;
     std::int64_t output_stride = 0;
-    E* staged = nullptr;  // where inputs are copied to, if anywhere
+    E* staged = nullptr;  // destination of a copy of the inputs, if any
     std::int64_t staged_stride = 0;
 
     __device__ void advance(int tokens) {
@@ -97,7 +98,7 @@ class ChannelWalk {
     }
   }
 
-  /// The last K−1 inputs, into a slot.
+  /// Stores the last K−1 inputs in a slot.
   __device__ void store_carried(E* state, bool state_aligned) const {
     E* const to = state + first_ * carried;
 #pragma unroll
@@ -123,7 +124,7 @@ class ChannelWalk {
     }
   }
 
-  /// Outputs of padding.
+  /// Zeroes the outputs of padding.
   __device__ void clear(E* output, std::int64_t stride, std::int64_t tokens) const {
     for (std::int64_t t = 0; t < tokens; ++t) {
       put(output + t * stride, Row{});
@@ -135,7 +136,7 @@ class ChannelWalk {
     return count_ == width;
   }
 
-  /// These channels of a row.
+  /// Loads these channels of a row.
   __device__ Row fetch(const E* row) const {
     Row numbers;
     if (whole()) {
@@ -165,7 +166,7 @@ class ChannelWalk {
     }
   }
 
-  /// `rows` numbers of each channel, the channels one after the other; those that are none are 0.
+  /// Loads `rows` values of each channel, channel after channel; those of missing channels are 0.
   template <class From, int rows>
   __device__ void load_transposed(const From* from, bool aligned, T (&to)[rows][width]) const {
 #pragma unroll
@@ -247,4 +248,5 @@ class ChannelWalk {
   T recent_[carried][width];  // inputs, oldest first
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

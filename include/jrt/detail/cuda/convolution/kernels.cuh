@@ -15,28 +15,29 @@
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 
-/// The convolution's kernels. Everything is bound by memory: a thread has a few neighbouring channels, as many as one
-/// access holds, and walks tokens with weights and the last inputs in registers.
+/// The convolution's kernels. All are memory-bound: a thread has a few neighbouring channels, as many as one access holds,
+/// and walks tokens with weights and the last inputs in registers.
 ///
 ///                channels  0 … 7   8 … 15  …          bfloat16: 8 in an access
 ///     segment 0  tokens 0 │thread 0│thread 1│          reads the carried inputs, then S tokens
 ///                  …    S │        │        │
 ///     segment 1         S │thread G│thread G+1         reads the K−1 tokens before its own once more
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Blocks on a multiprocessor.
+/// Blocks per multiprocessor.
 template <class Config>
 inline constexpr int convolution_blocks = Config::kernel_width <= 3   ? convolution_tuning.blocks_narrow
                                           : Config::kernel_width <= 5 ? convolution_tuning.blocks_medium
                                                                       : convolution_tuning.blocks_wide;
 
-/// Whether slots begin where one access may begin. Not looked at with one channel a thread.
+/// Whether slots are aligned for a vector access. Not used with one channel per thread.
 template <class Format>
 __device__ bool slots_aligned(const StatePoolView<Format>& pool) {
   return rows_aligned(pool.data, pool.slot_stride);
 }
 
-/// The thread's number among those of all blocks.
+/// Index of the thread in the grid.
 __device__ inline std::int64_t thread_number() {
   return blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x;
 }
@@ -46,7 +47,7 @@ __device__ SequenceSpan span_of(const ConvolutionCall<Config>& call, std::int64_
   return within_views(sequence_span(call.sequences, b, call.input.tokens, 0), call.input.tokens, 0);
 }
 
-/// Outputs of a prefill: a thread has one group of channels in one segment.
+/// Outputs of a prefill; one thread per group of channels and segment.
 template <class Config, int width>
 __global__ void __launch_bounds__(convolution_tuning.threads, convolution_blocks<Config>)
     convolve_segments(const ConvolutionCall<Config> call) {
@@ -83,8 +84,8 @@ __global__ void __launch_bounds__(convolution_tuning.threads, convolution_blocks
   channels.clear(at(call.output, stop), call.output.token_stride, end - stop);
 }
 
-/// States after a prefill or a commit, in a launch of their own: source and destination may be one slot, which the first
-/// segment of a prefill reads and the last would write.
+/// Stores the states after a prefill or a commit, in a launch of its own: source and destination may be one slot, which the
+/// first segment of a prefill reads and the last would write.
 template <class Config, int width>
 __global__ void __launch_bounds__(convolution_tuning.step_threads) store_inputs(const ConvolutionCall<Config> call) {
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) store_inputs(
   channels.store_carried(call.destination.pool.head(call.destination.slot(b), 0), slots_aligned(call.destination.pool));
 }
 
-/// A step, staged or not: a thread has one group of channels of one sequence.
+/// A step, staged or not; one thread per group of channels and sequence.
 template <class Config, int width, int at_a_time>
 __global__ void __launch_bounds__(convolution_tuning.step_threads) convolve_step(const ConvolutionCall<Config> call) {
   await_previous_kernel();
@@ -137,4 +138,5 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) convolve_step
   }
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -16,15 +16,16 @@
 #include "jrt/status.hpp"
 #include "jrt/tensor_view.hpp"
 
-/// How the convolution's kernels are launched: channels a thread, segments, grids.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Launches the convolution's kernels: channels per thread, segments, grids.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <class E>
 bool view_aligned(const TensorView<E>& view) {
   return view.data == nullptr || rows_aligned(view.data, view.batch_stride, view.token_stride);
 }
 
-/// Channels a thread: those of one access, if all rows allow it.
+/// Whether a thread takes the channels of one vector access: all rows must be aligned for it.
 template <class Config>
 bool takes_vectors(const ConvolutionCall<Config>& call) {
   return view_aligned(call.input) && view_aligned(call.gate) && view_aligned(call.output) &&
@@ -38,8 +39,8 @@ Grid convolution_grid(const ConvolutionCall<Config>& call, std::int64_t items, i
   return {ceil_div<std::int64_t>(items * ceil_div(call.channels, width), threads), threads, 0};
 }
 
-/// Cuts sequences so that the device is full: long enough that the K−1 inputs before each segment do not show, if there is
-/// enough to do.
+/// Divides sequences into segments that fill the device, long enough, where there is enough work, that the K−1 inputs
+/// before each cost little.
 template <class Config>
 void cut_segments(ConvolutionCall<Config>& call, bool vectors, const Cuda& on) {
   const std::int64_t width = vectors ? convolution_width<Config> : 1;
@@ -90,4 +91,5 @@ Status launch_step(const char* operation, const ConvolutionCall<Config>& call, c
                                    : launch_step<Config, width, group>(operation, call, on);
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

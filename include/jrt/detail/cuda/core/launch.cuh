@@ -13,7 +13,8 @@
 #include "jrt/status.hpp"
 #include "jrt/workspace.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 inline Status device_status(const char* operation, cudaError_t error) {
   return error == cudaSuccess ? Status{}
@@ -26,19 +27,19 @@ struct Grid {
   std::int64_t blocks = 0;
   int threads = 0;
   std::size_t shared_bytes = 0;
-  /// Blocks may start before the kernel before in the stream is over: they call `await_previous_kernel`.
+  /// Blocks may start before the previous kernel of the stream has completed; they call `await_previous_kernel`.
   bool starts_early = false;
 };
 
-/// Whether a kernel's code for the current device knows how to wait for the kernel before: code for older architectures has
-/// no instruction for it, and may not start early.
+/// Whether a kernel's code for the current device can wait for the previous kernel: code for older architectures lacks the
+/// instruction and may not start early.
 template <auto kernel>
 bool can_start_early(const Cuda& on) {
   if (on.compute_capability() < 90) {
     return false;
   }
   constexpr int unknown = -1;
-  static std::atomic<int> version = unknown;  // on all such devices the same; a failure to find out is not remembered
+  static std::atomic<int> version = unknown;  // the same on all such devices; a failed query is not cached
   if (version == unknown) {
     cudaFuncAttributes attributes{};
     if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
@@ -88,12 +89,12 @@ Status launch(const char* operation, void (*kernel)(Parameters...), const Grid& 
     error = cudaLaunchKernelEx(&config, kernel, parameters...);
   }
   if (error != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());  // it is reported here, not by the caller's next check
+    static_cast<void>(cudaGetLastError());  // reported here, not by the caller's next check
   }
   return device_status(operation, error);
 }
 
-/// Runs `operation(workspace)` with memory of the stream: allocated before, freed after what the operation enqueues.
+/// Runs `operation(workspace)` with stream-ordered memory: allocated before and freed after the work that it enqueues.
 template <class Operation>
 Status with_stream_workspace(const char* name, std::size_t bytes, const Cuda& on, const Operation& operation) {
   if (on.error() != cudaSuccess) {
@@ -117,4 +118,5 @@ Status with_stream_workspace(const char* name, std::size_t bytes, const Cuda& on
   return status.ok() ? freed : status;
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -13,12 +13,13 @@
 ///     16x8 accumulator: {(g, 2c), (g, 2c+1), (g+8, 2c), (g+8, 2c+1)};
 ///     16x16 left operand: pairs {(g, 2c), (g+8, 2c), (g, 2c+8), (g+8, 2c+8)};
 ///     16x8 right operand: pairs {(2c, g), (2c+8, g)}, along its first index.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Two neighbouring bfloat16, the first in the low half.
 using Pair = std::uint32_t;
 
-/// Address of bfloat16 numbers in shared memory. As 32 bits rather than a pointer, so that constant offsets become part of
+/// Address of bfloat16 values in shared memory. As 32 bits rather than a pointer, so that constant offsets become part of
 /// the instruction; the compiler would keep an address in a register for every one of them.
 struct SharedNumbers {
   std::uint32_t bytes = 0;
@@ -72,7 +73,7 @@ __device__ inline void multiply_add(Accumulator& sums, const LeftFragment& left,
         "r"(right.pairs[1]));
 }
 
-/// Four 8x8 blocks of 16-bit numbers; lane l names row l % 8 of block l / 8.
+/// Loads four 8x8 blocks of 16-bit values; lane l has the address of row l % 8 of block l / 8.
 __device__ inline void load_blocks(Pair (&blocks)[4], SharedNumbers row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
@@ -88,21 +89,21 @@ __device__ inline void load_blocks_transposed(Pair (&blocks)[4], SharedNumbers r
                : "memory");
 }
 
-/// A 16x16 left operand whose element (m, k) stands at `tile + m * stride + k`.
+/// A 16x16 left operand whose element (m, k) is at `tile + m * stride + k`.
 __device__ inline LeftFragment load_left(SharedNumbers tile, int stride, int lane) {
   LeftFragment left;
   load_blocks(left.pairs, tile + (lane % 16) * stride + lane / 16 * 8);
   return left;
 }
 
-/// A 16x16 left operand whose element (m, k) stands at `tile + k * stride + m`.
+/// A 16x16 left operand whose element (m, k) is at `tile + k * stride + m`.
 __device__ inline LeftFragment load_left_transposed(SharedNumbers tile, int stride, int lane) {
   LeftFragment left;
   load_blocks_transposed(left.pairs, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
   return left;
 }
 
-/// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile + k * stride + n`, n = 0 … 15.
+/// Two neighbouring 16x8 right operands whose element (k, n) is at `tile + k * stride + n`, n = 0 … 15.
 __device__ inline void load_right(RightFragment (&right)[2], SharedNumbers tile, int stride, int lane) {
   Pair blocks[4];
   load_blocks_transposed(blocks, tile + (lane % 16) * stride + lane / 16 * 8);
@@ -110,7 +111,7 @@ __device__ inline void load_right(RightFragment (&right)[2], SharedNumbers tile,
   right[1] = {{blocks[2], blocks[3]}};
 }
 
-/// Two neighbouring 16x8 right operands whose element (k, n) stands at `tile + n * stride + k`, n = 0 … 15.
+/// Two neighbouring 16x8 right operands whose element (k, n) is at `tile + n * stride + k`, n = 0 … 15.
 __device__ inline void load_right_transposed(RightFragment (&right)[2], SharedNumbers tile, int stride, int lane) {
   Pair blocks[4];
   load_blocks(blocks, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
@@ -125,9 +126,9 @@ __device__ inline float2 as_floats(Pair pair) {
   return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
 }
 
-/// A float as a sum of `terms` bfloat16: 8 bits of it each. One term is what bfloat16 elements are good for; two hold 16
-/// bits, more than half's 11, with float's range, so that products of halves lose nothing (the product of the second terms
-/// is left out: 2^-16 of the whole).
+/// A float as a sum of `terms` bfloat16, each with 8 of its bits. bfloat16 elements need one term; two terms hold 16 bits,
+/// more than half's 11, with float's range, so products of halves lose nothing (the product of the two second terms is
+/// omitted: 2^-16 of the whole).
 template <int terms>
 struct Terms {
   Pair pairs[terms];  // [0] the leading ones
@@ -143,7 +144,7 @@ struct Terms {
     return result;
   }
 
-  /// What the terms stand for together.
+  /// The value that the terms represent.
   [[nodiscard]] __device__ float2 sum() const {
     float2 total = as_floats(pairs[terms - 1]);
     for (int i = terms - 2; i >= 0; --i) {
@@ -167,4 +168,5 @@ __device__ void multiply_terms(Accumulator& sums, const LeftFragment (&left)[ter
   }
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -7,54 +7,54 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/numeric.hpp"
 
-/// What trades one resource of a GPU for another: a table for each kernel, with the reason for each value. Kernels take
-/// these numbers from here alone. Where a value was found by measuring, that was on an H200 (sm_90a, CUDA 13.0) in November
-/// 2026, unless it says otherwise; docs/performance.md and docs/hopper-kernel.md have commands and figures. Other GPUs run
-/// the same values and were not measured.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Constants that trade one resource of a GPU for another: a table for each kernel, with the reason for each value. Kernels
+/// take these constants from here alone. Measurements are from an H200 (sm_90a, CUDA 13.0) in November 2026, unless a
+/// comment says otherwise; docs/performance.md and docs/hopper-kernel.md have commands and figures. Other GPUs use the same
+/// values and were not measured.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Dynamic shared memory that a block may have: on every GPU from sm_80 on (sm_86 and sm_89 have the least), and on sm_90
 /// (227 KiB, of which the window kernel leaves one).
 inline constexpr std::size_t shared_bytes_everywhere = 99 * 1024;
 inline constexpr std::size_t shared_bytes_sm90 = 226 * 1024;
 
-// -- linear attention
-// ------------------------------------------------------------------------------------------------------
+// -- linear attention --------------------------------------------------------------------------------------------------
 
 /// Prefill, sm_90a: segment_sums_sm90, segment_outputs_sm90.
 struct HopperTuning {
   int stages = 4;              // chunks of keys and values in flight or in use; 3 do as well, 2 do not
-  int state_registers = 152;   // of a thread of the state warps: the most with two blocks of 256 threads, no spills
-  int output_registers = 104;  // of a thread of the output warps: the rest
-  int output_blocks = 2;       // blocks on a multiprocessor, kernel with outputs: one waits while the other multiplies
+  int state_registers = 152;   // per thread of the state warps: the most with two blocks of 256 threads, no spills
+  int output_registers = 104;  // per thread of the output warps: the rest
+  int output_blocks = 2;       // blocks per multiprocessor, kernel with outputs: one waits while the other multiplies
   int sum_blocks = 3;          // likewise, kernel that only sums
-  int min_segments = 3;        // splitting in two reads everything twice to use units that are busy already
-  int tokens_per_worker = 16;  // a block more for every so many tokens of a sequence is worth its partial states
+  int min_segments = 3;        // a split in two reads everything twice to use units that are busy already
+  int tokens_per_worker = 16;  // tokens of a sequence that make one more block worth its partial states
 };
 template <class Element>
 inline constexpr HopperTuning hopper_tuning{};
-/// The largest number of a state must be found before it is published, which takes registers.
+/// The largest value of a state must be found before it is published, which takes registers.
 template <>
 inline constexpr HopperTuning hopper_tuning<Half>{.state_registers = 160, .output_registers = 96};
 
 /// Prefill on the matrix units of any GPU: segment_sums, segment_outputs with MmaEngine.
 struct MmaPrefillTuning {
-  int max_columns = 112;            // of v in a block: 7 warps, whose part of the state fits in registers
-  int max_rows_of_one_half = 176;   // of the state; larger ones are divided among two rows of warps
+  int max_columns = 112;            // of v per block: 7 warps, whose share of the state fits in registers
+  int max_rows_of_one_half = 176;   // of the state; more are divided among two rows of warps
   int max_half_rows = 288;          // more spill
   int max_rows_of_two_blocks = 96;  // a half of so few rows needs 128 registers a thread, not 255
   int stages = 2;                   // chunks of keys and values in flight or in use
   int long_chunk = 64;              // tokens, where they fit in shared memory
-  int short_chunk = 32;             // tokens, where not, and for two terms a number (half)
+  int short_chunk = 32;             // tokens, otherwise, and for two terms per value (half)
 };
 inline constexpr MmaPrefillTuning mma_prefill_tuning{};
 
 /// Prefill on ordinary units: segment_sums, segment_outputs with SimtEngine. Not varied.
 struct SimtPrefillTuning {
   int chunk = 32;        // tokens: a patch of 2 x 4 for each thread of 256 covers 32 x 64
-  int max_columns = 64;  // of v in a block
+  int max_columns = 64;  // of v per block
   int threads = 256;
-  int float_blocks = 2;   // on a multiprocessor
+  int float_blocks = 2;   // per multiprocessor
   int double_blocks = 1;  // twice the registers
 };
 inline constexpr SimtPrefillTuning simt_prefill_tuning{};
@@ -66,29 +66,28 @@ struct StateScanTuning {
 };
 inline constexpr StateScanTuning state_scan_tuning{};
 
-/// Decode: step_states. Bound by memory, so that loads in flight count: few registers a thread, many threads.
+/// Decode: step_states. Memory-bound, so loads in flight matter: few registers per thread, many threads.
 struct DecodeTuning {
   int float_values = 48;         // of the state in a thread's registers
   int min_threads = 128;         // of a block
   int max_threads = 512;         // likewise, for states that 128 threads cannot hold
-  int threads_as_stored = 1024;  // on a multiprocessor, where 16-bit values stay as they are stored
+  int threads_as_stored = 1024;  // per multiprocessor, where 16-bit values stay as they are stored
   int threads_as_summed = 768;   // likewise, where they are converted
 };
 inline constexpr DecodeTuning decode_tuning{};
 
-// -- window attention
-// ------------------------------------------------------------------------------------------------------
+// -- window attention --------------------------------------------------------------------------------------------------
 
 /// Prefill, sm_90a: window_sm90. "Narrow" is up to 64 columns of keys and values, "wide" up to 128.
 struct HopperWindowTuning {
-  int narrow_workers = 3;  // groups of four warps that take tiles of queries in turn
+  int narrow_workers = 3;  // warpgroups that take tiles of queries in turn
   int wide_workers = 2;
-  int narrow_registers = 152;  // of a worker's thread: scores of a whole window at once
+  int narrow_registers = 152;  // per thread of a worker: scores of a whole window at once
   int wide_registers = 224;
   int copier_registers = 56;
-  int query_buffers = 2;          // of a worker: the next tile comes while this one is multiplied
-  int max_tiles_at_a_time = 3;    // of keys, whose scores a worker has at once; windows of more take
-  int tiles_of_long_windows = 2;  // so many at a time
+  int query_buffers = 2;          // per worker: the next tile is loaded while this one is multiplied
+  int max_tiles_at_a_time = 3;    // of keys whose scores a worker has at once; longer windows take
+  int tiles_of_long_windows = 2;  // this many at a time
 };
 inline constexpr HopperWindowTuning hopper_window_tuning{};
 
@@ -101,9 +100,9 @@ struct WindowTilesTuning {
   int wide_row_tiles = 1;
   int narrow_stages = 4;  // tiles of keys and values in flight or in use
   int wide_stages = 3;
-  int narrow_blocks = 3;  // on a multiprocessor
+  int narrow_blocks = 3;  // per multiprocessor
   int wide_blocks = 2;
-  int min_tokens = 16;  // of a call; below, one query at a time reads less
+  int min_tokens = 16;  // of a call; with fewer, one query at a time reads less
 };
 inline constexpr WindowTilesTuning window_tiles_tuning{};
 
@@ -115,14 +114,14 @@ struct WindowQueryTuning {
 };
 inline constexpr WindowQueryTuning window_query_tuning{};
 
-/// Decode of one token a sequence: window_steps. A block loads the next ring while it reads this one.
+/// Decode of one token per sequence: window_steps. A block loads the next ring while it reads this one.
 struct WindowStepTuning {
   std::int64_t multiprocessor_bytes = 220 * 1024;  // of shared memory, for all blocks
   std::int64_t block_bytes = 160 * 1024;           // at most; larger rings take window_queries
-  int max_blocks = 4;                              // on a multiprocessor
-  int many_blocks = 3;                             // from so many on a block has
-  int many_blocks_threads = 128;                   // so many threads, else
-  int few_blocks_threads = 512;                    // so many
+  int max_blocks = 4;                              // per multiprocessor
+  int many_blocks = 3;                             // from this many on, a block has
+  int many_blocks_threads = 128;                   // this many threads, else
+  int few_blocks_threads = 512;                    // this many
   int max_rounds = 9;                              // keys of a group of lanes, whose scores are in registers at a time
 };
 inline constexpr WindowStepTuning window_step_tuning{};
@@ -130,25 +129,24 @@ inline constexpr WindowStepTuning window_step_tuning{};
 /// update_window_cache and commit_window. Not varied.
 inline constexpr int window_cache_threads = 128;
 
-// -- convolution
-// -----------------------------------------------------------------------------------------------------------
+// -- convolution -------------------------------------------------------------------------------------------------------
 
 struct ConvolutionTuning {
   int threads = 128;
-  int blocks_narrow = 4;  // on a multiprocessor, K <= 3: the most that leave registers for one access' channels
+  int blocks_narrow = 4;  // per multiprocessor, K <= 3: the most that leave registers for one access's channels
   int blocks_medium = 3;  // K <= 5
   int blocks_wide = 2;
   int step_threads = 64;                       // steps have few threads: small blocks reach more multiprocessors
-  std::int64_t segment_tokens = 128;           // that a thread walks: the K − 1 inputs before them do not show
+  std::int64_t segment_tokens = 128;           // per thread: the K − 1 inputs before them cost little
   std::int64_t min_segment_tokens = 8;         // halved down to this while there are fewer threads than
-  std::int64_t multiprocessor_threads = 2048;  // this on a multiprocessor
+  std::int64_t multiprocessor_threads = 2048;  // this per multiprocessor
 };
 inline constexpr ConvolutionTuning convolution_tuning{};
 
-// -- states
-// ----------------------------------------------------------------------------------------------------------------
+// -- states ------------------------------------------------------------------------------------------------------------
 
 /// Operations on whole states. Not varied.
 inline constexpr int state_threads = 256;
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

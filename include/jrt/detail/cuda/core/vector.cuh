@@ -7,11 +7,12 @@
 #include "jrt/numeric.hpp"
 
 /// Vectors of elements, as wide as one memory access.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 inline constexpr int access_bytes = 16;
 
-/// `count` values that are read and written with one instruction each 16 bytes.
+/// `count` values that are read and written with one instruction per 16 bytes.
 template <class T, int count>
 struct alignas(sizeof(T) * count < access_bytes ? sizeof(T) * count : access_bytes) Vector {
   T values[count];
@@ -36,12 +37,12 @@ __host__ __device__ bool rows_aligned(const T* data, Strides... strides) {
   return reinterpret_cast<std::uintptr_t>(data) % access_bytes == 0 && ((strides % each == 0) && ...);
 }
 
-/// `count` neighbouring numbers in registers as they are in memory.
+/// `count` neighbouring values in registers, as stored in memory.
 template <class Scalar, int count>
 struct StoredNumbers {
   Vector<Scalar, count> numbers{};
 
-  /// `aligned`: whether one access may bring them all.
+  /// `aligned`: whether one access may load them all.
   __device__ void load(const Scalar* from, bool aligned) {
     if (aligned) {
       numbers = load_vector<count>(from);
@@ -60,7 +61,7 @@ struct StoredNumbers {
       }
     }
   }
-  /// All of them in T.
+  /// All values, converted to T.
   template <class T>
   __device__ void get(T (&values)[count]) const {
     for (int c = 0; c < count; ++c) {
@@ -75,7 +76,7 @@ struct StoredNumbers {
   }
 };
 
-/// Numbers of 16 bits, two in a register: the compiler would give each its own.
+/// 16-bit values, two per register: the compiler would give each its own.
 template <class Scalar, int count>
 requires(sizeof(Scalar) == 2 && count % 2 == 0) struct StoredNumbers<Scalar, count> {
   Vector<std::uint32_t, count / 2> pairs{};
@@ -120,4 +121,5 @@ requires(sizeof(Scalar) == 2 && count % 2 == 0) struct StoredNumbers<Scalar, cou
   }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -3,7 +3,8 @@
 
 #include "jrt/detail/abi.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Σ value over each group of `lanes` neighbouring lanes, a power of two, in the first of them; what the others get means
 /// nothing. All lanes of the warp take part. Four lines here instead of cub::WarpReduce: that header takes longer to
@@ -17,4 +18,5 @@ __device__ T warp_sum(T value) {
   return value;
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -18,12 +18,13 @@
 
 namespace jrt::detail {
 
-namespace cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// The linear part of a prefill. Operators that work on the matrix unit take the steps of shared/hybrid/steps.hpp, with one
-/// state per sequence in the workspace between them: encoder region and all tokens but the first on the fastest kernels
-/// there are, the first L + 1 on ordinary units (none where sequences start empty). Other operators take one step on
-/// ordinary units.
+/// The linear part of a prefill. Operators that run on the matrix unit take the steps of shared/hybrid/steps.hpp, with one
+/// state per sequence in the workspace between them: the encoder region and all but the first L + 1 tokens on the fastest
+/// kernels available, those first tokens on ordinary units (no such step where sequences start empty). Other operators take
+/// one step on ordinary units.
 template <HybridConfig Config>
 class LinearPartPrefill {
  public:
@@ -69,7 +70,7 @@ class LinearPartPrefill {
 
   [[nodiscard]] std::size_t rest_bytes() const {
     if constexpr (in_steps) {
-      // Which steps there will be is not known when room is asked for.
+      // The workspace is sized before it is known which steps there will be.
       std::size_t bytes = larger(counted_bytes(portable<typename Steps::First>(steps_.first(between(), {}))),
                                  fastest<typename Steps::Others>(steps_.others(between(), {})).workspace_bytes());
       if constexpr (Steps::reads_encoder) {
@@ -118,13 +119,14 @@ class LinearPartPrefill {
   Workspace rest_{};
 };
 
-}  // namespace cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace cuda
 
 /// Linear and window attention in one mixer, on a CUDA stream: the linear part's kernels, then the window's, with the
 /// denominators between them in the workspace.
 template <HybridConfig Config>
 struct MixerBackend<Config, Cuda> {
-  /// As far as the host can see.
+  /// Checks what the host can see.
   template <class Args>
   static Status check(const Args& args) {
     Checker check(operation_name(args));
@@ -188,7 +190,7 @@ struct MixerBackend<Config, Cuda> {
   using Denominator = typename Parts::Denominator;
   using LinearPart = typename Parts::LinearPart;
 
-  /// Denominators first, then the linear part's own; the window needs nothing.
+  /// Denominators first, then the linear part's workspace; the window part needs none.
   template <class Args, class Part>
   static Denominator* take(Arena& arena, const Args& args, Part& part) {
     auto* const denominators = arena.take<Denominator>(Parts::denominator_count(args));
@@ -196,7 +198,7 @@ struct MixerBackend<Config, Cuda> {
     return denominators;
   }
 
-  /// A step's part of the workspace.
+  /// The linear part of a step, and its workspace.
   class StepPart {
    public:
     template <class Args>

@@ -8,7 +8,8 @@
 #include "jrt/detail/shared/hybrid/evicted_keys.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <class Config>
 requires(consumes_evicted_keys<Config>) struct EvictedStepInput<Config> : EvictedStep<Config> {
@@ -17,7 +18,7 @@ requires(consumes_evicted_keys<Config>) struct EvictedStepInput<Config> : Evicte
 template <class Config>
 requires(consumes_evicted_keys<Config>) struct StepEvicted<Config> {
   WindowKeys<typename Config::Ring> source;
-  std::int64_t tokens_without_key = 0;  // the first tokens, at which no key leaves
+  std::int64_t tokens_without_key = 0;  // leading tokens at which no key is evicted
 
   /// With `keys` tokens, all of them staged if they are to be committed.
   __device__ void find(const StepCall<Config>& call, std::int64_t b, std::int64_t head, std::int64_t keys) {
@@ -49,4 +50,5 @@ StepCall<Config> step_of(const LinearPartStep<Config>& step) {
   return call;
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

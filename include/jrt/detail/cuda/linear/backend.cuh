@@ -87,7 +87,7 @@ struct MixerBackend<Config, Cuda> {
   }
 
  private:
-  /// The last position, where it follows from the views alone.
+  /// Checks the last position, where it follows from the views alone.
   template <class Args>
   static void check_last_position(Checker& check, const char* operation, const Args& args, std::int64_t tokens) {
     const Sequences& s = args.sequences;

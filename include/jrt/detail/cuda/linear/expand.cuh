@@ -9,7 +9,8 @@
 #include "jrt/policy/taylor.hpp"
 
 /// Expansion of vectors by the threads of a block.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 enum class Side { query, key };
 
@@ -28,10 +29,10 @@ __device__ T taylor_feature(const T* x, int r) {
   return side == Side::query ? Map::query_feature(x, r) : Map::key_feature(x, r);
 }
 
-/// Features of `count` vectors, by all threads of the block: vector i stands at inputs + i·input_stride, its features go to
-/// features + i·feature_stride, filled up with 0 to `padded` rows. `position(i)` is its position, counted from 1.
+/// Features of `count` vectors, by all threads of the block: vector i is at inputs + i·input_stride, its features go to
+/// features + i·feature_stride, padded with 0 to `padded` rows. `position(i)` is its position, counted from 1.
 ///
-/// A map in general is a function of a whole vector, so each vector is one thread's; rows of the Taylor map are
+/// In general a map is a function of a whole vector, so one thread expands each vector; rows of the Taylor map are
 /// independent.
 template <Side side, class Map, class T, class Position>
 __device__ void expand_vectors(const Map& map, const T* inputs, int input_stride, T* features, int feature_stride,
@@ -56,4 +57,5 @@ __device__ void expand_vectors(const Map& map, const T* inputs, int input_stride
   }
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

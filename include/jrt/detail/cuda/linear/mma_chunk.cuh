@@ -14,9 +14,10 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// What the warps of MmaEngine form together, in shared memory, of a chunk of tokens: its keys, values and queries, their
+/// A chunk of tokens in shared memory, as all warps of MmaEngine compute it together: its keys, values and queries, their
 /// features, the scores P, and the normalisers.
 template <class Config>
 class MmaChunk {
@@ -73,7 +74,7 @@ class MmaChunk {
     return static_cast<int>(clamped(range.end - begin, 0, chunk));
   }
 
-  /// The last chunk asked for is there, and everyone is done with the one before.
+  /// Waits until the last chunk requested has arrived and all warps are done with the one before.
   static __device__ void await() {
     __pipeline_wait_prior(0);
     __syncthreads();
@@ -111,11 +112,11 @@ class MmaChunk {
                                        thread());
   }
 
-  /// Features of a tile of tokens; those of tokens that are not there are 0.
+  /// Features of a tile of tokens; those past the last token are 0.
   template <Side side>
   __device__ void expand_tokens(const InputTile& inputs, const FeatureTile& features, const SequenceSpan& span,
                                 std::int64_t begin, int tokens) {
-    // With more threads than tokens, several share one, whole warps each.
+    // With more threads than tokens, several threads of different warps share a token.
     constexpr int parts = threads / chunk > 1 ? threads / chunk : 1;
     const int part = threads > chunk ? thread() / chunk : 0;
     for (int t = threads > chunk ? thread() % chunk : thread(); t < chunk && part < parts; t += threads) {
@@ -136,7 +137,7 @@ class MmaChunk {
   }
 
   /// P[t][j] = φ(q_t)·φ(k_j) for j <= t, else 0, and the sums of its rows. A warp takes 16 tokens, or shares them with
-  /// others.
+  /// other warps.
   __device__ void score(int stage, int step) {
     const int part = warp() / token_tiles;
     for (int m = warp() % token_tiles; m < token_tiles && part < score_parts; m += warps) {
@@ -168,7 +169,7 @@ class MmaChunk {
             for (int term = 0; term < terms; ++term) {
               store_pair(scores_.at(term, t, j), rounded.pairs[term]);
             }
-            // The sum of what the values are weighted with: then rounding moves weight, but adds none.
+            // Sums the rounded weights, by which the values are multiplied: then rounding moves weight, but adds none.
             const float2 used = rounded.sum();
             row_sums[i / 2] += used.x + used.y;
           }
@@ -185,7 +186,7 @@ class MmaChunk {
     }
   }
 
-  /// 16 queries by 16 keys.
+  /// Scores of 16 queries by 16 keys.
   template <class Tile>
   __device__ void score_products(Accumulator (&sums)[2], const Tile& query, const Tile& key, int m, int n) {
 #pragma unroll
@@ -205,8 +206,8 @@ class MmaChunk {
     }
   }
 
-  /// factors[t] from φ(q_t)·z and the sums of scores. z is the one column of a right operand, in two terms; a warp takes 16
-  /// tokens.
+  /// factors[t] from φ(q_t)·z and the sums of scores. z is the only column of a right operand, in two terms; a warp takes
+  /// 16 tokens.
   __device__ void normalise(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
     for (int m = warp(); m < token_tiles; m += warps) {
       Accumulator sums{};
@@ -263,4 +264,5 @@ class MmaChunk {
   float* exchange_;    // [chunk][columns], as the lanes have them
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

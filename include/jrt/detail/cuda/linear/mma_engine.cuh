@@ -11,18 +11,19 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements and up to some hundred features.
 ///
 /// A warp owns 16 columns of v and all rows of the state, or one of two halves of them where all would not fit in its
-/// registers. It keeps its part transposed, Sᵀ (columns x rows), in the accumulators of the matrix unit, in float:
+/// registers. It keeps them transposed, Sᵀ (columns x rows), in the accumulators of the matrix unit, in float:
 ///
 ///     update   Sᵀ += vᵀ·φ(k)      left: v of the tile, transposed on loading; right: features
-///     outputs  y = φ(q)·S + P·v   right: the accumulators of Sᵀ, rounded to terms, are the fragments of S as they stand
+///     outputs  y = φ(q)·S + P·v   right: the accumulators of Sᵀ, rounded to terms, are already fragments of S
 ///
-/// so that the state never goes through shared memory. With halves, an output is the sum of what the two have; each
-/// completes it for half of the tokens. Features, scores P and normalisers are formed together by all warps.
+/// so that the state never goes through shared memory. With halves, an output is the sum of both halves' shares; each half
+/// completes it for half of the tokens. All warps compute features, scores P and normalisers together.
 template <AttentionConfig Config>
 class MmaEngine : private MmaChunk<Config> {
   using Chunk = MmaChunk<Config>;
@@ -213,7 +214,7 @@ class MmaEngine : private MmaChunk<Config> {
     if constexpr (!full) {
 #pragma unroll
       for (int n = 0; n < token_tiles; ++n) {
-        // Keys 0-15 concern the most queries, so that the halves take 0 and 3, and 1 and 2.
+        // Keys 0-15 are seen by the most queries, so one half takes tiles of keys 0 and 3, the other 1 and 2.
         if ((n + n / 2) % halves != half()) {
           continue;
         }
@@ -233,7 +234,7 @@ class MmaEngine : private MmaChunk<Config> {
     }
   }
 
-  /// This warp's 16 columns of 16 tokens of v as right operands.
+  /// Loads this warp's 16 columns of 16 tokens of v as right operands.
   __device__ void load_values(RightFragment (&value)[2][terms], int stage, int n) {
 #pragma unroll
     for (int term = 0; term < terms; ++term) {
@@ -244,12 +245,12 @@ class MmaEngine : private MmaChunk<Config> {
     }
   }
 
-  /// Place of a tile's numbers of this lane in the exchange between the two warps of the same columns.
+  /// Where this lane's values of a tile are in the exchange between the two warps of the same columns.
   [[nodiscard]] __device__ float4* exchanged(int m, int n) const {
     return reinterpret_cast<float4*>(exchange_) + ((warp_ % column_warps * token_tiles + m) * 2 + n) * 32 + lane();
   }
 
-  /// Hands the other half what it needs for its tokens.
+  /// Stores this half's shares of the other half's outputs.
   __device__ void give_away() {
 #pragma unroll
     for (int m = 0; m < token_tiles; ++m) {
@@ -313,8 +314,8 @@ class MmaEngine : private MmaChunk<Config> {
            (output.batch_stride | output.token_stride | output.head_stride) % 2 == 0;
   }
 
-  /// S += φ(k)vᵀ, z += φ(k). A chunk's products are summed by themselves and added in one step: the matrix unit truncates
-  /// where an addition rounds, and over a million tokens that would show.
+  /// S += φ(k)vᵀ, z += φ(k). A chunk's products are summed separately and added in one step: the matrix unit truncates
+  /// where an addition rounds, and over a million tokens the error would be visible.
   __device__ void update(int stage) {
     LeftFragment value[token_tiles][terms];
 #pragma unroll
@@ -376,4 +377,5 @@ class MmaEngine : private MmaChunk<Config> {
   Accumulator outputs_[token_tiles][2];  // 16 tokens, 2 x 8 columns
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -11,7 +11,8 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Sizes of MmaEngine: what a warp owns, and what a block has in shared memory.
 ///
@@ -47,10 +48,10 @@ struct MmaLayout {
 
   /// Keys and values are read one chunk ahead, queries one step (chunk and query head) ahead.
   static constexpr int stages = tuning.stages;
-  /// Without a closed form scores need the features of queries and keys side by side; otherwise they take turns.
+  /// Without a closed form scores need the features of queries and keys at once; otherwise they use one tile in turn.
   static constexpr int feature_tiles = Map::has_closed_form ? 1 : 2;
 
-  /// What a chunk of `tokens` tokens takes.
+  /// Shared memory of a chunk of `tokens` tokens.
   template <int tokens>
   struct Chunk {
     using InputTile = TermTile<terms, tokens, round_up(Map::input_dim, 16)>;
@@ -82,8 +83,9 @@ struct MmaLayout {
 
   // Fragments of 16 tokens.
   static constexpr int token_tiles = chunk / 16;
-  static constexpr int kept_tiles = token_tiles / halves;  // whose outputs a half completes
+  static constexpr int kept_tiles = token_tiles / halves;  // of which a half completes the outputs
   static constexpr bool full = Config::Mask::reads_future;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -14,9 +14,10 @@
 #include "jrt/numeric.hpp"
 
 /// Tiles of tokens in shared memory, as terms of bfloat16, for the matrix unit.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// [terms][tokens][stride] numbers. Rows are an odd number of 16-byte accesses long, so that eight of them touch all banks.
+/// [terms][tokens][stride] values. Rows are an odd number of 16-byte accesses long, so that eight of them touch all banks.
 template <int terms_, int tokens_, int columns_>
 struct TermTile {
   static constexpr int terms = terms_;
@@ -28,14 +29,14 @@ struct TermTile {
 
   SharedNumbers data;
 
-  /// Tile `index` of several that lie one after the other.
+  /// Tile `index` of several in a row.
   [[nodiscard]] __device__ TermTile stage(int index) const { return {data + index * elements}; }
 
   [[nodiscard]] __device__ SharedNumbers at(int term, int token, int column) const {
     return data + (term * tokens_ + token) * stride + column;
   }
 
-  /// Eight neighbouring numbers of a token.
+  /// Stores eight neighbouring values of a token.
   __device__ void store(int token, int column, const float (&numbers)[8]) const {
     Pair packed[terms][4];
 #pragma unroll
@@ -77,15 +78,16 @@ struct Rows {
   const Element* first = nullptr;
   std::int64_t stride = 0;
   int tokens = 0;
-  int zero_rows = 0;     // so many at the front stand for 0
+  int zero_rows = 0;     // leading rows that are treated as zero
   bool aligned = false;  // each starts at a multiple of 16 bytes
 };
 
-/// Asks for rows; the tile's other numbers become 0. Complete after the next wait for asynchronous copies and a barrier.
+/// Issues the loads of rows; the tile's other values become 0. Complete after the next wait for asynchronous copies and a
+/// barrier.
 template <int threads, int dim, class Tile, class Element>
 __device__ void read_rows(const Tile& tile, const Rows<Element>& rows, int thread, int wanted_columns = dim) {
   constexpr int vectors = Tile::columns / 8;
-  // Where whole rows of the tile make a round of all threads, a thread keeps its column.
+  // Where whole rows of the tile fill a round of all threads, a thread keeps its column.
   constexpr bool keeps_column = threads % vectors == 0;
 #pragma unroll 2
   for (int i = thread; i < Tile::tokens * vectors; i += threads) {
@@ -118,8 +120,8 @@ __device__ void read_rows(const Tile& tile, const Rows<Element>& rows, int threa
   }
 }
 
-/// Features of one vector, in groups of eight, of which this is part `part` of `parts`. `store(r, numbers)` takes rows r …
-/// r + 7; rows behind the map's are 0. `part` is the same for all lanes of a warp.
+/// Features of one vector, in groups of eight, of which this call computes part `part` of `parts`. `store(r, numbers)`
+/// takes rows r … r + 7; rows after the map's last are 0. `part` is warp-uniform.
 template <Side side, int rows, int parts, class Map, class Store>
 __device__ void expand_to(const Map& map, const float* x, std::int64_t position, int part, const Store& store) {
   if constexpr (is_taylor2<Map>) {
@@ -178,4 +180,5 @@ __device__ void expand_to(const Map& map, const float* x, std::int64_t position,
   }
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

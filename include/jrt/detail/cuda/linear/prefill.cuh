@@ -11,9 +11,10 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/workspace.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Stands for the Hopper kernels where an operator has none, or where they are not compiled.
+/// Placeholder for the Hopper kernels where an operator has none, or where they are not compiled.
 template <class Config>
 struct NoHopperPrefill {
   static bool available(const Cuda& /*on*/) { return false; }
@@ -23,8 +24,7 @@ struct NoHopperPrefill {
   static Status run(const char* /*operation*/, const Cuda& /*on*/) { return {}; }
 };
 
-/// A prefill on whichever kernels there are for it: those for sm_90a if operator, device and tensors allow them, and the
-/// portable ones otherwise.
+/// A prefill on the kernels for sm_90a if operator, device and tensors allow them, and on the portable kernels otherwise.
 template <class Config>
 class Prefill {
  public:
@@ -33,13 +33,13 @@ class Prefill {
         hopper_(args, sequences, heads, on),
         on_hopper_(on.kernels() == CudaKernels::automatic && Hopper::available(on)) {}
 
-  /// Room for either: where tensors will lie is not known when room is asked for.
+  /// The larger of both: the tensors' addresses are not known when the workspace is sized.
   [[nodiscard]] std::size_t workspace_bytes() const {
     const std::size_t bytes = counted_bytes(portable_);
     return on_hopper_ ? larger(bytes, counted_bytes(hopper_)) : bytes;
   }
 
-  /// Decides which kernels read the tensors, which exist by now, and takes their workspace.
+  /// Selects the kernels for the tensors, which exist by now, and takes their workspace.
   void take(Arena& arena) {
     on_hopper_ = on_hopper_ && hopper_.describe_tensors();
     if (on_hopper_) {
@@ -49,7 +49,7 @@ class Prefill {
     }
   }
 
-  /// Whether these are the ones for sm_90a. After `take`.
+  /// Whether the kernels for sm_90a are selected. Valid after `take`.
   [[nodiscard]] bool on_hopper() const { return on_hopper_; }
 
   Status run(const char* operation, const Cuda& on) const {
@@ -65,4 +65,5 @@ class Prefill {
   bool on_hopper_;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

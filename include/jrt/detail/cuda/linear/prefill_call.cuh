@@ -17,17 +17,18 @@
 /// columns). An unsplit sequence takes one kernel: initial state, encoder sum, then chunk by chunk outputs and update. A
 /// split one takes three:
 ///
-///     sum    every segment's own Σ φ(k)vᵀ: encoder segments first, then token segments (the last of those only if the mask
-///            reads all tokens);
-///     scan   initial state + encoder segments + the token segments before each: every token segment's sum is replaced by
-///            the state that it starts from;
-///     read   outputs from that state.
+///     segment sums      every segment's own Σ φ(k)vᵀ: encoder segments first, then token segments (the last of those only
+///                       if the mask reads all tokens);
+///     state scan        initial state + encoder segments + the token segments before each: every token segment's sum is
+///                       replaced by the state that it starts from;
+///     segment outputs   outputs from that state.
 ///
 /// Every sum has a fixed order: no atomics, and the same bits from run to run.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Which segment, head and slice a block is for. Slices and heads vary fastest: in [B,T,H,d] tensors their rows are
-/// neighbours in memory.
+/// Segment, head and slice of a block. Slices and heads vary fastest: in [B,T,H,d] tensors their rows are neighbours in
+/// memory.
 struct BlockItem {
   std::int64_t sequence = 0;
   std::int64_t segment = 0;
@@ -44,8 +45,8 @@ struct BlockItem {
   }
 };
 
-/// What the kernels of one call share. `EngineT` is what works on a segment; here its `slices` matter, and whether it needs
-/// partial states for them.
+/// Parameters shared by the kernels of one call. `EngineT` processes a segment; used here are its `slices`, and whether
+/// they need partial states.
 template <class ConfigT, class EngineT>
 struct PrefillCall {
   using Config = ConfigT;
@@ -61,15 +62,15 @@ struct PrefillCall {
   std::byte* scratch = nullptr;
 
   static constexpr bool full = Config::Mask::reads_future;
-  /// Of one partial state; heads of a pool may lie further apart.
+  /// Size of one partial state; heads of a pool may be further apart.
   static constexpr std::int64_t partial_elements = round_up<std::int64_t>(Format::head_values, 16);
 
   [[nodiscard]] __host__ __device__ std::int64_t max_items() const {
     return limits.max_encoder_segments + limits.max_token_segments;
   }
 
-  /// Whether a sequence goes through partial states. Slices of v may have to: each needs z, and only one may write it, so
-  /// that with an in-place state one slice could read what another has written.
+  /// Whether a sequence goes through partial states. Slices of v may have to: each reads z and one writes it, so with an
+  /// in-place state one slice could read what another has written.
   [[nodiscard]] __host__ __device__ static bool through_partials(const PrefillPlan& plan) {
     return plan.split() || Engine::slices_need_partials;
   }
@@ -93,17 +94,17 @@ struct PrefillCall {
 
   [[nodiscard]] __device__ PrefillPlan plan_of(std::int64_t b) const { return plan_prefill(args, limits, b); }
 
-  /// Whether a block's item is to be summed: the last token segment's own sum is nobody's starting state.
+  /// Whether a block's item is to be summed: no segment starts from the last token segment's own sum.
   [[nodiscard]] static __device__ bool sums(const PrefillPlan& plan, const BlockItem& item) {
     return !plan.skipped && through_partials(plan) &&
            item.segment < plan.encoder_segments + plan.token_segments - (full ? 0 : 1);
   }
-  /// The state that a token segment starts from, when the scan is over.
+  /// The state that a token segment starts from, valid after the scan.
   [[nodiscard]] __device__ T* starting_state(const PrefillPlan& plan, const BlockItem& item) const {
     const std::int64_t start = plan.encoder_segments + (full ? plan.token_segments - 1 : item.segment);
     return partial_state(item.sequence, start, item.head);
   }
-  /// Where the state after a token segment goes; null if nowhere. Of a whole that goes through partial states, the scan has
+  /// Where the state after a token segment is written; null if it is not. With a full mask and partial states, the scan has
   /// written it.
   [[nodiscard]] __device__ typename Format::Scalar* final_destination(const PrefillPlan& plan,
                                                                       const BlockItem& item) const {
@@ -118,7 +119,7 @@ struct PrefillCall {
   }
 };
 
-/// With the most segments that any sequence of the call may have: room is made before lengths are known.
+/// With the most segments that any sequence of the call may have: the workspace is sized before lengths are known.
 template <class Config>
 SplitLimits limits_of(const PrefillArgs<Config>& args, SplitLimits limits) {
   using Split = typename Config::Split;
@@ -130,8 +131,8 @@ SplitLimits limits_of(const PrefillArgs<Config>& args, SplitLimits limits) {
   return limits;
 }
 
-/// One thread for each number of a state: neighbouring threads read neighbouring numbers. Each has several on their way at
-/// a time and adds them in order.
+/// One thread for each value of a state: neighbouring threads read neighbouring values. Each has several loads in flight at
+/// a time and adds the values in order.
 template <class Call>
 __global__ void __launch_bounds__(state_scan_tuning.threads) state_scan(const __grid_constant__ Call call) {
   using T = typename Call::T;
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(state_scan_tuning.threads) state_scan(const __
   T* const partial = call.partial_state(b, 0, head) + i;
   const auto encoder = static_cast<int>(plan.encoder_segments);
   const auto items = static_cast<int>(plan.encoder_segments + plan.token_segments);
-  // The sum of the last token segment is there only if all are to be added up.
+  // The sum of the last token segment exists only if all are to be added up.
   const int sums = items - (Call::full ? 0 : 1);
   constexpr int at_a_time = state_scan_tuning.loads_in_flight;
   for (int first = 0; first < items; first += at_a_time) {
@@ -186,12 +187,12 @@ Grid scan_grid(const Call& call, bool starts_early) {
           state_scan_tuning.threads, 0, starts_early};
 }
 
-/// Outputs of positions that are no tokens: left pads, what lies behind seq_lens, and all of a skipped sequence.
+/// Zeroes the outputs of positions without a token: left pads, positions past seq_lens, and all of a skipped sequence.
 template <class Call>
 __device__ void zero_outputs(const Call& call, const PrefillPlan& plan, std::int64_t head) {
   using Config = typename Call::Config;
   if constexpr (is_linear_part<Config>) {
-    return;  // the window pass writes these, after it has read what it goes on from
+    return;  // the window pass zeroes these, after reading its carry-in
   }
   const std::int64_t group = call.args.query.heads / call.heads;
   const auto zero = [&](std::int64_t first, std::int64_t end) {
@@ -211,4 +212,5 @@ __device__ void zero_outputs(const Call& call, const PrefillPlan& plan, std::int
   zero(plan.skipped ? plan.span.row_tokens : plan.tokens.end, plan.span.row_tokens);
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

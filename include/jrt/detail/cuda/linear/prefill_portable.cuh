@@ -13,10 +13,11 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/workspace.hpp"
 
-/// Prefill on every GPU from sm_80 on: the kernels of prefill_call.cuh with an engine that knows how to work on a segment.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Prefill on every GPU from sm_80 on: the kernels of prefill_call.cuh with an engine that processes a segment.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Keys that leave a window come row by row from two places, which only SimtEngine can read.
+/// Evicted keys come row by row from two places, which only SimtEngine can read.
 template <class Config>
 using PortableEngine = std::conditional_t<MmaEngine<Config>::supported && !consumes_evicted_keys<Config>, MmaEngine<Config>,
                                           SimtEngine<Config>>;
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(PortableEngine<Config>::threads, PortableEngin
   });
 }
 
-/// Brings a block's state to where its segment starts; false if there is nothing to do.
+/// Computes the state from which a block's segment starts; false if there is nothing to do.
 template <class Config>
 __device__ bool start_segment(const PortableCall<Config>& call, const BlockItem& item, PortableEngine<Config>& engine) {
   using Call = PortableCall<Config>;
@@ -159,4 +160,5 @@ class PortablePrefill {
   Call call_;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -13,10 +13,11 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Where the arrays of a block lie, in elements of T. What does not fit in the shared memory that every GPU from sm_80 on
-/// has goes to a piece of the workspace, one per block: first the features, then the state.
+/// Sizes of a block's arrays, in elements of T. Arrays that do not fit in the shared memory of every GPU from sm_80 on go
+/// to the workspace, a slice per block: the features first, then the state.
 template <class Config>
 struct SimtLayout {
   using T = ConfigCompute<Config>;
@@ -38,7 +39,7 @@ struct SimtLayout {
   static constexpr std::int64_t score_elements = round_up(chunk * score_stride, 4);
   static constexpr std::int64_t small_elements = value_elements + input_elements + score_elements + rows + chunk;
 
-  // A kibibyte is left for what the compiler places there.
+  // 1 KiB is left for what the compiler places there.
   static constexpr std::int64_t shared_limit = static_cast<std::int64_t>((shared_bytes_everywhere - 1024) / sizeof(T));
   static constexpr bool state_shared = small_elements + state_elements <= shared_limit;
   static constexpr bool features_shared =
@@ -73,7 +74,7 @@ class SimtEngine {
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(Layout::shared_elements) * sizeof(T);
   static constexpr std::int64_t scratch_bytes = Layout::scratch_elements * static_cast<std::int64_t>(sizeof(T));
 
-  /// `shared` and `scratch` are this block's; `slice` says which columns of v it works on.
+  /// `shared` and `scratch` are this block's; `slice` selects the columns of v.
   __device__ SimtEngine(const PrefillArgs<Config>& args, void* shared, void* scratch, int slice)
       : args_(args), first_column_(slice * Layout::columns), first_slice_(slice == 0) {
     T* next = static_cast<T*>(shared);
@@ -94,8 +95,8 @@ class SimtEngine {
     query_features_ = key_features_ + chunk * Layout::feature_stride;
   }
 
-  /// Calls `function(index in the state format, number, written)` for all of this block's numbers of S and z; `written`
-  /// says whether this block is the one to write it out.
+  /// Calls `function(index in the state format, value, written)` for all of this block's values of S and z; `written` says
+  /// whether this block writes the value out.
   template <class Function>
   __device__ void for_state(const Function& function) {
     for (int i = thread(); i < Layout::state_elements; i += threads) {
@@ -132,8 +133,8 @@ class SimtEngine {
     __syncthreads();
   }
 
-  /// Outputs of a range of tokens of all query heads of the source's head; unless the mask reads all tokens, the state
-  /// moves along.
+  /// Outputs of a range of tokens of all query heads of the source's head; unless the mask reads all tokens, each chunk is
+  /// then added to the state.
   template <class Source>
   __device__ void outputs(const Source& source, const TokenRange& range) {
     const std::int64_t group = args_.query.heads / args_.key.heads;
@@ -181,8 +182,8 @@ class SimtEngine {
     return static_cast<int>(smaller<std::int64_t>(chunk, range.end - begin));
   }
 
-  /// The first tokens of a chunk that have no key; only where keys come from a window. Their inputs, features, values and
-  /// scores are 0.
+  /// Leading tokens of a chunk without a key; only where keys come from a window. Their inputs, features, values and scores
+  /// are 0.
   template <class Source>
   static __device__ int tokens_without_key_in(const Source& source, std::int64_t begin, int tokens) {
     if constexpr (requires { source.tokens_without_key_in(TokenRange{}); }) {
@@ -376,4 +377,5 @@ class SimtEngine {
   T* query_features_;  // [chunk][feature_stride]
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

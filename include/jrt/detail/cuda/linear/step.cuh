@@ -19,13 +19,14 @@
 ///
 ///     load S; for every new token t: S += φ(k_t)v_tᵀ; for every query head g of the group: y_tg = φ(q_tg)ᵀS; store S
 ///
-/// so that the state is read and written once. A thread owns a few neighbouring columns of every `groups`-th row; the sums
-/// over rows have one order, whatever the number of tokens and the alignment, so that T tokens give bitwise what T steps
-/// give, where the state is stored in the type of the sums.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// so that the state is read and written once. A thread owns a few neighbouring columns of every `groups`-th row; the order
+/// of the sums over rows does not depend on the number of tokens or the alignment, so T tokens give bitwise what T steps
+/// give, if the state is stored in the type of the sums.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// How a thread keeps its part of the state in registers: as it is stored, which with 16 bits takes half the registers, so
-/// that more loads are in flight; or in the type of the sums, which more than one key or query needs unrounded.
+/// How a thread keeps its share of the state in registers: as stored, which with 16 bits takes half the registers, so that
+/// more loads are in flight; or in the type of the sums, since several keys or queries need it unrounded.
 enum class StateRegisters { as_stored, as_summed };
 
 template <class Config, StateRegisters registers>
@@ -44,7 +45,7 @@ class StepBlock {
     typename Tokens::Shared token;
     T partial_sums[Layout::partial_sums][Format::columns];
     T partial_denominators[Layout::threads / 32];
-    // Features and z follow: as many numbers as there are rows may need more than 48 KiB.
+    // Features and z follow: one value per row each, which may need more than 48 KiB.
   };
   static constexpr std::int64_t row_arrays = 3;
   static constexpr std::size_t shared_bytes =
@@ -73,7 +74,7 @@ class StepBlock {
       tokens_.stage();
     }
     for (int pass = 0; pass < Layout::passes; ++pass) {
-      // All loads are issued before the first is waited for.
+      // All loads are issued before waiting for the first.
       if (keys > 0) {
         tokens_.fetch(0);
       }
@@ -116,8 +117,8 @@ class StepBlock {
 
  private:
   static constexpr bool as_stored = registers == StateRegisters::as_stored;
-  static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);  // that a thread fetches
-  static constexpr int owners = Layout::groups * Layout::lanes;                     // threads that own part of the state
+  static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);  // fetched by a thread
+  static constexpr int owners = Layout::groups * Layout::lanes;  // threads that own elements of the state
 
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ int group() { return thread() / Layout::lanes; }
@@ -138,7 +139,7 @@ class StepBlock {
 
   [[nodiscard]] __device__ int row(int i, int pass) const { return (pass * Layout::rows + i) * Layout::groups + group(); }
 
-  /// Calls `function(i, offset)` for every row i of this thread in this pass, with the offset of its numbers in a head.
+  /// Calls `function(i, offset)` for every row i of this thread in this pass, with the offset of its values in a head.
   template <class Function>
   __device__ void for_rows(int pass, const Function& function) const {
 #pragma unroll
@@ -188,7 +189,8 @@ class StepBlock {
     });
   }
 
-  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. The one token is added by `write_output`.
+  /// S += φ(k_t)v_tᵀ for the rows of this pass; z += φ(k_t) in the first. A single token is added by `write_output`
+  /// instead.
   __device__ void add_token(int pass) {
     if (pass == 0) {
       for (int r = thread(); r < Format::rows; r += Layout::threads) {
@@ -210,8 +212,8 @@ class StepBlock {
     }
   }
 
-  /// Output of query head g for token t; with several passes, this pass's part of it. With one token, also its sum, and the
-  /// way back to memory.
+  /// Writes the output of query head g for token t; with several passes, adds this pass's share of it. With a single token
+  /// it also adds the token to the state and stores the state.
   __device__ void write_output(std::int64_t t, std::int64_t g, int pass, Scalar* destination) {
     if (g > 0) {
       tokens_.read_query(t, g);
@@ -232,9 +234,9 @@ class StepBlock {
       }
     }
     if (as_stored && destination != nullptr) {
-      write_state(destination, pass);  // in flight while outputs are summed up
+      write_state(destination, pass);  // in flight while outputs are reduced
     }
-    // Threads of a warp that have the same columns, as a tree.
+    // Tree reduction over the threads of a warp that have the same columns.
 #pragma unroll
     for (int distance = 16; distance >= Layout::lanes && Layout::sums_in_warps; distance /= 2) {
 #pragma unroll
@@ -271,7 +273,7 @@ class StepBlock {
     }
   }
 
-  /// Adds up what the threads have for one output.
+  /// Sums the threads' shares of one output.
   __device__ void finish(std::int64_t t, std::int64_t g, int pass) {
     T denominator = 0;
     if (Config::Normaliser::uses_denominator && pass == 0) {
@@ -319,7 +321,7 @@ class StepBlock {
   Tokens tokens_;
   Scalar fetched_normaliser_[normaliser_parts] = {};
   StoredNumbers<Scalar, Layout::columns> stored_[Layout::rows];  // as in memory
-  T state_[Layout::rows][Layout::columns];                       // unused where numbers stay as stored
+  T state_[Layout::rows][Layout::columns];                       // unused where values stay as stored
 };
 
 extern __shared__ __align__(16) std::byte step_shared_memory[];
@@ -348,4 +350,5 @@ Status launch_step(const char* operation, StepCall<Config> call, const Workspace
   return launch(operation, step_states<Config, StateRegisters::as_summed>, grid, on, call);
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

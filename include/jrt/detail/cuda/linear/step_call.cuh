@@ -11,8 +11,9 @@
 #include "jrt/detail/shared/linear/step_operator.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-/// A step of decoding as its kernel sees it.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// The parameters of a decode step's kernel.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// How the threads of a block share a head's state.
 template <class Format, class T>
@@ -29,7 +30,7 @@ struct StepLayout {
   }();
   static constexpr int lanes = Format::columns / columns;  // threads that share a row
 
-  /// Numbers of the state that a thread keeps in registers.
+  /// Values of the state that a thread keeps in registers.
   static constexpr int max_numbers =
       decode_tuning.float_values * static_cast<int>(sizeof(float)) / static_cast<int>(sizeof(T));
 
@@ -42,13 +43,13 @@ struct StepLayout {
     return wanted;
   }();
   static_assert(lanes <= threads, "jrt CUDA backend: value_dim is too large for a decode step; up to 512 always works.");
-  static constexpr int groups = threads / lanes;  // rows worked on at a time
-  /// Whether a warp's groups add up among themselves before they go to shared memory. Wider numbers leave no registers for
+  static constexpr int groups = threads / lanes;  // rows processed at a time
+  /// Whether a warp's groups are reduced with shuffles before they go to shared memory. Wider types leave no registers for
   /// it.
   static constexpr bool sums_in_warps = sizeof(typename Format::Scalar) == 2 && lanes <= 32 && 32 % lanes == 0;
   static constexpr int partial_sums = sums_in_warps ? threads / 32 : groups;
 
-  /// Memory-bound: the more loads in flight the better, so that registers are kept few.
+  /// Memory-bound: the more loads in flight the better, so few registers are used.
   static constexpr int blocks_per_multiprocessor(bool as_stored) {
     return sizeof(T) == 4
                ? larger(1, (as_stored ? decode_tuning.threads_as_stored : decode_tuning.threads_as_summed) / threads)
@@ -59,12 +60,11 @@ struct StepLayout {
   static constexpr int rows = smaller(rows_with(threads), larger(1, max_numbers / columns));
   static constexpr int passes = ceil_div(Format::rows, groups* rows);
 
-  /// Whether there is a kernel for one token that keeps numbers as they are stored.
+  /// Whether there is a kernel for one token that keeps values as stored.
   static constexpr bool keeps_stored = sizeof(typename Format::Scalar) == 2 && passes == 1;
 };
 
-/// What a step needs to find keys that have left a window, if its keys are those: cuda/hybrid/step.cuh has it, and the same
-/// of one block.
+/// What a step needs to find evicted keys, if its keys are those; cuda/hybrid/step.cuh specialises this, and `StepEvicted`.
 template <class Config>
 struct EvictedStepInput {};
 
@@ -106,7 +106,7 @@ StagingView<StepOnly<Config>> step_staging(const StagingView<Config>& view) {
   return {view.data, view.sequences, view.tokens, view.heads};
 }
 
-/// What a step and a staged step have in common.
+/// The fields shared by a step and a staged step.
 template <class Config, class Args>
 StepCall<StepOnly<Config>> step_of_tokens(const Args& args) {
   StepCall<StepOnly<Config>> call;
@@ -157,10 +157,11 @@ StepCall<StepOnly<Config>> step_of(const CommitArgs<Config>& args) {
   return call;
 }
 
-/// The keys of a step that leave a window, of a block's head.
+/// The evicted keys of a step, of one block's head.
 template <class Config>
 struct StepEvicted {
   __device__ void find(const StepCall<Config>& /*call*/, std::int64_t /*b*/, std::int64_t /*head*/, std::int64_t /*keys*/) {
   }
 };
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -9,11 +9,12 @@
 #include "jrt/detail/cuda/linear/step_call.cuh"
 #include "jrt/detail/integer.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// The tokens of a step, as the block of one head reads them: keys and values from the views, the staging buffer or, where
-/// keys are those that leave a window, from its ring; queries from the views. One token at a time goes through registers to
-/// shared memory and is expanded there. By all threads of the block.
+/// keys are evicted from a window, from its ring; queries from the views. One token at a time goes through registers to
+/// shared memory and is expanded there. Called by all threads of the block.
 template <class Config>
 class StepTokens {
  public:
@@ -31,7 +32,7 @@ class StepTokens {
     T value[Format::columns];
   };
 
-  /// `key_features` and `query_features` are shared memory for as many numbers as there are rows.
+  /// `key_features` and `query_features` are shared memory for one value per row each.
   __device__ StepTokens(const Call& call, std::int64_t b, std::int64_t head, Shared& shared, T* key_features,
                         T* query_features)
       : call_(call), b_(b), head_(head), shared_(shared), key_features_(key_features), query_features_(query_features) {}
@@ -126,7 +127,7 @@ class StepTokens {
   }
 
  private:
-  // What a thread fetches of each.
+  // Elements that a thread fetches of each.
   static constexpr int input_parts = ceil_div(Map::input_dim + Format::columns, Layout::threads);
   static constexpr int query_parts = ceil_div(Map::input_dim, Layout::threads);
 
@@ -134,7 +135,8 @@ class StepTokens {
     return static_cast<int>(threadIdx.x);
   }
 
-  /// Keys and values that earlier calls have staged come from there, new ones from the views.
+  /// Whether a token's key and value come from the staging buffer, as those staged by earlier calls do; new ones come from
+  /// the views.
   [[nodiscard]] __device__ bool from_staging(std::int64_t t) const {
     return call_.accepted_tokens != nullptr || t < call_.already_staged;
   }
@@ -173,7 +175,7 @@ class StepTokens {
     return call_.query.row(b_, t - call_.already_staged, head_ * call_.group + g);
   }
 
-  /// By all threads where rows are independent; by thread `one`, where not.
+  /// Expands with all threads where rows are independent, otherwise with thread `one`.
   template <Side side>
   __device__ void expand(const T* x, T* features, std::int64_t position, int one) {
     if constexpr (is_taylor2<Map>) {
@@ -196,4 +198,5 @@ class StepTokens {
   Element fetched_query_[query_parts] = {};
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

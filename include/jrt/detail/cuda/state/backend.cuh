@@ -14,7 +14,8 @@
 #include "jrt/detail/cuda/state/operations.cuh"
 #include "jrt/detail/shared/state/saved_states.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// The operations on whole states: check the arguments as far as the host can see them, enqueue.
 struct StateBackend {
@@ -35,7 +36,7 @@ struct StateBackend {
     check_slots(check, "source", source, count, source.pool.heads);
     check_slots(check, "destination", destination, count, source.pool.heads);
     if constexpr (!std::is_same_v<From, To>) {
-      // A conversion changes the place of every number, so it cannot be done in place.
+      // A conversion moves every element, so it cannot be done in place.
       if (check.ok() && memory_of(source.pool).overlaps(memory_of(destination.pool))) {
         check.take(
             Status::error(StatusCode::invalid_argument,
@@ -137,7 +138,7 @@ struct StateBackend {
     return check.ok() ? run_on_states(operation, work, count, heads, on) : check.status();
   }
 
-  /// Runs `operation(packed, bytes)` with stream-ordered memory for the numbers of `count` states.
+  /// Runs `operation(packed, bytes)` with stream-ordered memory for the values of `count` states.
   template <class Format, class Operation>
   static Status with_packed(const char* name, std::int64_t count, std::int64_t heads, const Cuda& on,
                             const Operation& operation) {
@@ -148,7 +149,8 @@ struct StateBackend {
   }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda
 
 namespace jrt::detail {
 
@@ -156,7 +158,7 @@ template <>
 struct Backend<Cuda> : cuda::StateBackend {
   static constexpr bool host_reads_arrays = false;
 
-  /// With memory of the stream.
+  /// Runs `operation` with stream-ordered memory.
   template <class Operation>
   static Status with_workspace(std::size_t bytes, const Cuda& on, const Operation& operation) {
     return cuda::with_stream_workspace("workspace", bytes, on, operation);

@@ -14,9 +14,10 @@
 #include "jrt/state_exchange.hpp"
 #include "jrt/state_operations.hpp"
 
-/// Operations on whole states. Each is a small struct that says what happens to number i of head h of pair b; one kernel
-/// runs them all, a thread a number.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Operations on whole states. Each is a small struct that processes value i of head h of pair b; one kernel runs them all,
+/// with one thread per value.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <class Work>
 __global__ void __launch_bounds__(state_threads) for_numbers(const __grid_constant__ Work work, std::int64_t heads) {
@@ -83,7 +84,7 @@ __device__ SourceRows device_source_rows(std::int64_t row) {
   }
 }
 
-/// Row and column of a number of `Format`; z's is column `Format::columns`.
+/// Row and column of a value of `Format`; z is column `Format::columns`.
 template <class Format>
 struct Place {
   std::int64_t row;
@@ -94,7 +95,7 @@ struct Place {
     row = sums ? i / Format::columns : i - Format::normaliser_offset;
     column = sums ? i % Format::columns : Format::columns;
   }
-  /// Where a row's number of this column stands in a state of the same width.
+  /// Index of this column's value of a row in a state of the same width.
   template <class Other>
   [[nodiscard]] __device__ std::int64_t in(std::int64_t other_row) const {
     return column < Other::columns ? other_row * Other::columns + column : Other::normaliser_offset + other_row;
@@ -124,7 +125,7 @@ struct CopyStates {
   }
 };
 
-/// Number (row, column) of dense arrays, column `columns` being z's.
+/// Value (row, column) of dense arrays, where column `columns` is z.
 template <class Scalar>
 __device__ Scalar& dense_number(const DenseStates<Scalar>& head, std::int64_t row, std::int64_t column,
                                 std::int64_t columns) {
@@ -165,7 +166,7 @@ struct ImportStates {
   }
 };
 
-/// Between slots and contiguous numbers, head by head, S then z without padding.
+/// Copies between slots and contiguous values, head by head, S then z without padding.
 template <class Format>
 struct GatherStates {
   static constexpr std::int64_t numbers = numbers_of<Format>;
@@ -191,4 +192,5 @@ struct ScatterStates {
   }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

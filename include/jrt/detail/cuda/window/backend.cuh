@@ -19,7 +19,7 @@ namespace jrt::detail {
 /// Window attention on a CUDA stream: check what the host can see, launch. No operation needs a workspace.
 template <WindowConfig Config>
 struct MixerBackend<Config, Cuda> {
-  /// As far as the host can see.
+  /// Checks what the host can see.
   template <class Args>
   static Status check(const Args& args) {
     Checker check(operation_name(args));
@@ -47,7 +47,7 @@ struct MixerBackend<Config, Cuda> {
                : status;
   }
 
-  /// Outputs, then the caches or the staging buffer; arguments are checked. The hybrid mixer calls this, too.
+  /// Writes outputs, then the caches or the staging buffer; arguments are checked. The hybrid mixer calls this, too.
   static Status run_call(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
     const bool aligned = rows_aligned_everywhere(call);
     if constexpr (cuda::WindowStepLayout<Config>::supported) {
@@ -74,7 +74,7 @@ struct MixerBackend<Config, Cuda> {
     }
     if constexpr (cuda::WindowTileLayout<Config>::supported) {
       using Layout = cuda::WindowTileLayout<Config>;
-      // A tile of rows is worth its products from a few queries on.
+      // A tile of rows pays from a few queries on.
       if (aligned && call.query.tokens >= cuda::window_tiles_tuning.min_tokens) {
         const std::int64_t runs = runs_of(call, Layout::rows);
         return cuda::launch(operation, cuda::window_tiles<Config>,
@@ -89,8 +89,8 @@ struct MixerBackend<Config, Cuda> {
     return row_runs(call.sequences, call.query.batch, call.query.tokens, run);
   }
 
-  /// Whether all rows of keys, values, queries and outputs can be read and written 16 bytes at a time; those of caches can
-  /// if their length can.
+  /// Whether all rows of keys, values, queries and outputs can be read and written 16 bytes at a time; rows of caches can
+  /// if their length allows it.
   static bool rows_aligned_everywhere(const WindowCall<Config>& call) {
     const auto aligned = [](const auto& view) {
       return cuda::rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);

@@ -8,7 +8,8 @@
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
 /// The exponentials of the window kernels' softmax.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 __device__ inline float power_of_two(float exponent) {
   float power;
@@ -16,8 +17,8 @@ __device__ inline float power_of_two(float exponent) {
   return power;
 }
 
-/// e^(s − m) where no score is below `lowest`, which is finite, and so are its differences: lanes without keys need no case
-/// of their own.
+/// e^(s − m) with a finite `lowest`, below which no score is, so that differences are finite: lanes without keys need no
+/// case of their own.
 template <class T>
 struct FiniteExponential {
   static constexpr T lowest = -std::numeric_limits<T>::max() / 4;
@@ -26,19 +27,19 @@ struct FiniteExponential {
   static __device__ T of(T score, T shift) { return exp(score - shift); }
 };
 
-/// The same for elements of 16 bits: its error, 2^-21, is less than that of the values that it weights.
+/// The same for 16-bit elements: its error, 2^-21, is less than that of the values that it weights.
 struct FastFiniteExponential : FiniteExponential<float> {
   static __device__ float of(float score, float shift) { return __expf(score - shift); }
 };
 
 /// e^(scale (s − m)) = 2^(scale log₂e (s − m)) of scores without their scale, in one multiplication and addition each. The
-/// scale is taken as positive: a negative one's sign is the scores' (or the queries') to have.
+/// scale is taken as positive; the caller applies the sign of a negative one to the scores or the queries.
 struct ScaledExponential {
   static constexpr float lowest = -std::numeric_limits<float>::infinity();
 
   float scale;
 
-  /// The scale is never 0, so that what is hidden stays −∞.
+  /// The scale is never 0, so that masked scores stay −∞.
   __device__ explicit ScaledExponential(double of_scores)
       : scale(fmaxf(fabsf(static_cast<float>(of_scores)), 1e-30F) * 1.4426950408889634F) {}
 
@@ -46,4 +47,5 @@ struct ScaledExponential {
   [[nodiscard]] __device__ float of(float score, float shift) const { return power_of_two(score * scale - shift); }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

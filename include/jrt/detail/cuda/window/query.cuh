@@ -10,16 +10,17 @@
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
-/// One query by one block, for every type and dimension: steps of several tokens, and prefill where the matrix unit does
-/// not serve.
+/// One query per block, for every type and dimension: steps of several tokens, and prefill where the matrix unit is not
+/// used.
 ///
-/// A warp's lanes form groups; each group takes one key at a time, a lane a few of its numbers. A group keeps its own
-/// softmax and weighted values; at the end groups and warps are brought together.
+/// A warp's lanes form groups; each group takes one key at a time, each lane a few of its elements. A group keeps its own
+/// softmax and weighted values; at the end groups and warps are merged.
 ///
-///     bfloat16, d = 64: 8 lanes of 8 numbers to a key, 16 groups in a block
+///     bfloat16, d = 64: 8 lanes of 8 elements to a key, 16 groups in a block
 ///     keys   i−L … i      0  1  2 … 15 | 16 … 31 | …     the ring's rows in any order, then the call's own
-///     group               0  1  2 … 15 |  0 … 15 | …     four keys of each are on their way at a time
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+///     group               0  1  2 … 15 |  0 … 15 | …     four keys of each are in flight at a time
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 struct QueryLayout {
@@ -28,7 +29,7 @@ struct QueryLayout {
   static constexpr int threads = window_query_tuning.threads;
   static constexpr int warps = threads / 32;
   static constexpr int dim = larger(Config::head_dim, Config::value_dim);
-  static constexpr int vector = access_bytes / static_cast<int>(sizeof(Element));  // numbers of one access
+  static constexpr int vector = access_bytes / static_cast<int>(sizeof(Element));  // elements of one access
 
   static constexpr int power_of_two(int least) {
     int power = 1;
@@ -67,8 +68,8 @@ class WindowQuery {
                          Shared& shared)
       : call_(call), sequence_(sequence), aligned_(aligned), shared_(shared) {}
 
-  /// The output of one query that is a token, into `output`. With sums that go on, it holds what has been seen before, and
-  /// `before` is the denominator of that.
+  /// Writes the output of the query of one token to `output`. With a softmax carry-in, `output` holds the sum before, and
+  /// `before` is its denominator.
   __device__ void run(std::int64_t token, const Element* query, Element* output, T before) {
     read_query(query, sequence_.keys.position(token));
     const TokenRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
@@ -85,7 +86,7 @@ class WindowQuery {
     return (part * Layout::lanes + static_cast<int>(threadIdx.x) % Layout::lanes) * vector;
   }
 
-  /// Some of a row's numbers; 0 behind its end.
+  /// Loads some of a row's elements; 0 past its end.
   template <int dim>
   __device__ void load(Numbers& numbers, const Element* row, int column) const {
     if (column + vector <= dim) {
@@ -139,7 +140,7 @@ class WindowQuery {
       most = most < scores[i] ? scores[i] : most;
     }
     if (most == Exponential::lowest) {
-      return;  // the same for all lanes of a group; shuffles are behind us
+      return;  // the same for all lanes of a group; this round's shuffles are done
     }
     const T factor = softmax_.absorb(most);
 #pragma unroll
@@ -189,7 +190,7 @@ class WindowQuery {
     return token < end ? dot : Exponential::lowest;
   }
 
-  /// A key of this call is rotated where it is used, and rounded as the cache will hold it.
+  /// Rotates a key of this call where it is used, and rounds it as the cache will hold it.
   __device__ void rotate_if_new(T (&numbers)[vector], std::int64_t token, int part) const {
     if constexpr (Config::Rotary::rotates) {
       if (!WindowKeys<Config>::is_rotated(token)) {
@@ -205,7 +206,7 @@ class WindowQuery {
     }
   }
 
-  /// Brings groups and warps together.
+  /// Merges groups and warps.
   __device__ void finish(Element* output, [[maybe_unused]] T before) {
     if (threadIdx.x % Layout::lanes == 0) {
       shared_.maxima[group()] = softmax_.maximum;
@@ -250,7 +251,7 @@ class WindowQuery {
   Softmax softmax_;
 };
 
-/// A block a row and query head.
+/// One block per row and query head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned) {
@@ -279,4 +280,5 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
            before);
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -9,8 +9,9 @@
 #include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 
-/// What the blocks of all window kernels do first: find their sequence, its keys and its rows of outputs.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// The first steps of all window kernels' blocks: finding their sequence, its keys and its rows of outputs.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// One sequence and key/value head of a call, as a block sees it.
 template <WindowConfig Config>
@@ -34,7 +35,7 @@ struct WindowSequence {
   }
 };
 
-/// Two numbers rotated by an angle.
+/// Rotates two values by an angle.
 template <class T>
 __device__ void rotate_pair(const Rotation<T>& rotation, T& first, T& second) {
   const T rotated = first * rotation.cosine - second * rotation.sine;
@@ -42,8 +43,8 @@ __device__ void rotate_pair(const Rotation<T>& rotation, T& first, T& second) {
   first = rotated;
 }
 
-/// Cosine and sine for vectors of `Element`: on the special function unit where those have 16 bits (its error, 2^-21, is
-/// less than theirs).
+/// Cosine and sine for vectors of `Element`: on the special function unit for 16-bit elements (its error, 2^-21, is less
+/// than theirs).
 template <class Element, class Rotary>
 __device__ auto rotation_for(const Rotary& rotary, std::int64_t position, int i) {
   using T = ComputeType<Element>;
@@ -55,7 +56,7 @@ __device__ auto rotation_for(const Rotary& rotary, std::int64_t position, int i)
   }
 }
 
-/// Number c of a key or query at a position, rotated.
+/// Element c of a key or query at a position, rotated.
 template <class Rotary, class Element>
 __device__ auto rotated_value(const Rotary& rotary, const Element* x, std::int64_t position, int c) {
   using T = ComputeType<Element>;
@@ -71,8 +72,8 @@ __device__ auto rotated_value(const Rotary& rotary, const Element* x, std::int64
   }
 }
 
-/// By all threads of a block: a token's key, as the cache holds it, and its value. Tokens of earlier calls are rotated
-/// already; without others `rotary` may be NoRotary.
+/// Writes a token's key, as the cache holds it, and its value; called by all threads of a block. Keys of earlier calls are
+/// rotated already; if there are no others, `rotary` may be NoRotary.
 template <WindowConfig Config, class Rotary>
 __device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, const Rotary& rotary,
                             typename Config::Element* key, typename Config::Element* value, int thread, int threads) {
@@ -88,8 +89,8 @@ __device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, 
   }
 }
 
-/// By all threads of a block: `cache` takes what `keys.ring` holds, unless it is that, and the tokens of the range behind
-/// it. Nobody reads the ring any more.
+/// Copies `keys.ring` to `cache`, unless they are the same, and adds the tokens of the range; called by all threads of a
+/// block. All reads of the ring must be done.
 template <WindowConfig Config, class Rotary>
 __device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& tokens, const Rotary& rotary,
                             typename Config::Element* cache) {
@@ -118,7 +119,7 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& to
   }
 }
 
-/// The call's tokens go into the caches, or behind the staged ones; a block a head.
+/// Stores the call's tokens in the caches, or after the staged ones; one block per head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(window_cache_threads)
     update_window_cache(const __grid_constant__ WindowCall<Config> call) {
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(window_cache_threads)
   }
 }
 
-/// The first staged rows of one head, whose keys are rotated already, go into its cache; a block a head.
+/// Stores the first staged rows of one head, whose keys are rotated already, in its cache; one block per head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(window_cache_threads) commit_window(const __grid_constant__ CommitArgs<Config> args) {
   const std::int64_t b = blockIdx.x / args.staging.heads;
@@ -155,4 +156,5 @@ __global__ void __launch_bounds__(window_cache_threads) commit_window(const __gr
   write_cache(keys, {-accepted, 0}, NoRotary{}, destination.pool.head(destination.slot(b), head));
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

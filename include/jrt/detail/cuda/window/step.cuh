@@ -14,15 +14,16 @@
 #include "jrt/detail/cuda/window/step_query.cuh"
 #include "jrt/detail/integer.hpp"
 
-/// Decode step of window attention for one token a sequence: it reads every cache once, so that all there is to gain is in
-/// having enough of them on their way. Blocks stay, and go from one cache to the next; while the queries of one are
-/// read from shared memory, the next is copied there. All query heads of a cache read the same copy.
+/// Decode step of window attention for one token per sequence. It reads every cache once, so its speed depends on having
+/// enough loads in flight. Blocks are persistent and go from one cache to the next; while the queries of one read it from
+/// shared memory, the next is copied there. All query heads of a cache read the same copy.
 ///
 ///     buffer 0   cache 0 ──── queries ──── cache 2 ──── queries …
 ///     buffer 1        cache 1 ──────────── queries ──── cache 3 …
 ///
 ///     a buffer: keys and values as the cache has them, the new ones where they will be | queries
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 class WindowSteps {
@@ -51,7 +52,7 @@ class WindowSteps {
     for (unsigned i = blockIdx.x; i < items; i += step) {
       load(next, 1 - buffer);
       __pipeline_commit();
-      // Known a round before it is needed: nothing waits for the count that says which rows there are.
+      // Loaded a round before it is needed, so that no copy waits for the count that determines the rows.
       const Item after = i + 2 * step < items ? item_of(i + 2 * step) : Item{};
       __pipeline_wait_prior(1);
       __syncthreads();
@@ -74,7 +75,7 @@ class WindowSteps {
     int b = -1;  // −1: none
     int head = 0;
     const Element* cache = nullptr;  // null: the sequence is skipped
-    std::int64_t cached = 0;         // as it stands there: to make it legal is to wait for it
+    std::int64_t cached = 0;         // as stored: making it legal here would wait for its load
   };
   [[nodiscard]] __device__ Item item_of(unsigned index) const {
     Item item{static_cast<int>(index / heads_), static_cast<int>(index % heads_)};
@@ -84,14 +85,14 @@ class WindowSteps {
     }
     return item;
   }
-  /// Row of the ring that the new token takes: behind the others, or where the oldest was, which it no longer sees.
+  /// Row of the ring for the new token: after the others, or that of the oldest one, which it no longer sees.
   static __device__ int new_row(std::int64_t cached) {
     constexpr unsigned rows = Format::rows;
     return cached >> 32 == 0 ? static_cast<int>(static_cast<unsigned>(cached) % rows)
                              : static_cast<int>(ring_row(legal_count(cached, Config::left_window), Config::left_window));
   }
 
-  /// One cache, the new key and value in it, and the queries that read them, on their way.
+  /// Issues the copies of one cache, of the new key and value into it, and of the queries that read them.
   __device__ void load(const Item& item, int buffer) const {
     if (item.cache == nullptr) {
       return;
@@ -109,7 +110,7 @@ class WindowSteps {
                 Config::head_dim);
     }
   }
-  /// Rows of a ring but one.
+  /// Issues the copies of all rows of a ring but one.
   template <int dim>
   static __device__ void bring_rows(Element* to, const Element* from, int rows, int but) {
     const int numbers = rows * dim;
@@ -169,7 +170,7 @@ class WindowSteps {
     }
   }
 
-  /// Into `cache`, from the copy: the new token, or all if the cache is another.
+  /// Writes the copy back to `cache`: the new token, or all rows if `cache` is not the one that was read.
   __device__ void keep(const Element* buffer, int rows, int row, Element* cache, bool all) const {
     const int first = all ? 0 : row;
     const int count = all ? rows : 1;
@@ -187,7 +188,7 @@ class WindowSteps {
   Element* buffers_;
   Query query_;
   unsigned heads_;  // of keys
-  int group_;       // queries that read one
+  int group_;       // queries per cache
 };
 
 extern __shared__ __align__(16) std::byte window_step_buffers[];
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(WindowStepLayout<Config>::threads, WindowStepL
       .run(items);
 }
 
-/// Whether a call is one new token for each of some caches, whose rings fit in shared memory. Rows must be aligned.
+/// Whether a call has one new token per sequence, and caches that fit in shared memory. Rows must be aligned.
 template <WindowConfig Config>
 bool is_window_step(const WindowCall<Config>& call, const Cuda& on) {
   using Layout = WindowStepLayout<Config>;
@@ -225,4 +226,5 @@ Status launch_window_steps(const char* operation, const WindowCall<Config>& call
   return launch(operation, window_steps<Config>, grid, on, call, static_cast<unsigned>(items));
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -10,7 +10,8 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Shared memory and threads of the decode step's blocks.
 template <WindowConfig Config>
@@ -24,18 +25,18 @@ struct WindowStepLayout {
   JRT_DETAIL_HD static constexpr std::int64_t buffer_bytes(std::int64_t group) {
     return (queries + group * Config::head_dim) * static_cast<std::int64_t>(sizeof(Element));
   }
-  /// What warps bring together: a largest score, a sum and values each.
+  /// What is merged across warps: a largest score, a sum and values each.
   JRT_DETAIL_HD static constexpr std::int64_t sum_bytes(int of_threads) {
     return of_threads / 32 * (Config::value_dim + 2) * static_cast<std::int64_t>(sizeof(ComputeType<Element>));
   }
   static constexpr int blocks = static_cast<int>(clamped(
       tuning.multiprocessor_bytes / (2 * buffer_bytes(1) + sum_bytes(tuning.many_blocks_threads)), 1, tuning.max_blocks));
   static constexpr int threads = blocks >= tuning.many_blocks ? tuning.many_blocks_threads : tuning.few_blocks_threads;
-  /// Two buffers, then what warps bring together.
+  /// Two buffers, then what is merged across warps.
   JRT_DETAIL_HD static constexpr std::int64_t shared_bytes(std::int64_t group) {
     return 2 * buffer_bytes(group) + sum_bytes(threads);
   }
-  /// Rows of whole accesses, two copies in a block; sums that start here.
+  /// Rows of whole accesses, room for two copies in a block, no softmax carry-in.
   static constexpr bool supported = !has_softmax_carry_in<Config> && Config::head_dim % each == 0 &&
                                     Config::value_dim % each == 0 && shared_bytes(1) <= tuning.block_bytes;
 
@@ -45,4 +46,5 @@ struct WindowStepLayout {
   static constexpr int rounds = smaller(tuning.max_rounds, ceil_div(Format::rows, groups));  // keys of a group at a time
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -12,7 +12,8 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// One query of the decode step, by all threads of a block, whose shared memory has a copy of the cache. As in
 /// `WindowQuery` a group of lanes takes one key at a time.
@@ -53,12 +54,12 @@ class WindowStepQuery {
 #pragma unroll
       for (int r = 0; r < Layout::rounds; ++r) {
         const int n = first + r * Layout::groups;
-        // All lanes take part; what stands behind the rows is read, within the ring, and left out.
+        // All lanes take part; a row past the last is read, within the ring, and left out.
         const T score = dot(numbers, buffer + smaller(n, Format::rows - 1) * Config::head_dim);
         scores[r] = n < rows ? score : Exponential::lowest;
         most = most < scores[r] ? scores[r] : most;
       }
-      // For a warp as a whole: what is left to bring together is then one row of values each.
+      // The maximum is the whole warp's, so each warp has only one row of values left to merge.
 #pragma unroll
       for (int distance = lanes; distance < 32; distance *= 2) {
         const T other = __shfl_xor_sync(~0u, most, distance);
@@ -107,7 +108,7 @@ class WindowStepQuery {
       numbers[c] *= static_cast<T>(call_.scale);
     }
   }
-  /// Of a query and a key, the same in all lanes of a group.
+  /// Score of a query and a key, the same in all lanes of a group.
   static __device__ T dot(const T (&query)[parts][vector], const Element* key) {
     T dot = 0;
 #pragma unroll
@@ -154,7 +155,7 @@ class WindowStepQuery {
     }
   }
 
-  /// Brings groups and warps together.
+  /// Merges groups and warps.
   __device__ void finish(T (&values)[parts][vector], const Softmax& of_lanes, Element* output) {
     const int warp = thread() / 32;
     T denominator = of_lanes.denominator;
@@ -206,4 +207,5 @@ class WindowStepQuery {
   Shared& shared_;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -9,7 +9,8 @@
 #include "jrt/mixer/window_attention.hpp"
 #include "jrt/policy/rotary.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Rows, threads and shared memory of a block of the prefill on the matrix unit:
 ///
@@ -41,4 +42,5 @@ struct WindowTileLayout {
   static constexpr int blocks_per_multiprocessor = narrow ? tuning.narrow_blocks : tuning.wide_blocks;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -8,8 +8,9 @@
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/numeric.hpp"
 
-/// The matrix unit for both types of 16 bits, and the pairs of numbers that it takes.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Products of the matrix unit for both 16-bit types, and the pairs of values that it takes.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// sums += left · right, a 16x16 and a 16x8 operand.
 template <class Element>
@@ -41,4 +42,5 @@ __device__ float number_of(Pair pair, int which) {
   return convert<float>(number);
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -10,9 +10,10 @@
 #include "jrt/detail/cuda/window/tile_layout.cuh"
 #include "jrt/detail/integer.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Tiles of keys and values, brought to shared memory by all threads of a block.
+/// Tiles of keys and values, loaded to shared memory by all threads of a block.
 template <WindowConfig Config>
 struct WindowTileSource {
   using Layout = WindowTileLayout<Config>;
@@ -27,7 +28,7 @@ struct WindowTileSource {
     return key_tile(stage) + Layout::tile_keys * Layout::key_stride;
   }
 
-  /// A tile of keys and values on its way to shared memory; 0 for tokens outside the range.
+  /// Issues the loads of a tile of keys and values to shared memory; 0 for tokens outside the range.
   __device__ void fetch(std::int64_t begin, int tile, int tiles, const TokenRange& range) const {
     if (tile < tiles) {
       const std::int64_t first = begin + std::int64_t{tile} * Layout::tile_keys;
@@ -53,7 +54,7 @@ struct WindowTileSource {
     __pipeline_commit();
   }
 
-  /// Keys of this call are rotated in place, and rounded as the cache will hold them.
+  /// Rotates keys of this call in place, and rounds them as the cache will hold them.
   __device__ void rotate_keys(std::int64_t first, int stage, std::int64_t end) const {
     if constexpr (Config::Rotary::rotates) {
       constexpr int half = Config::Rotary::half_dim;
@@ -74,7 +75,7 @@ struct WindowTileSource {
   }
 
  private:
-  /// `count` rows from `row_of(row)` on their way to a tile, whose other rows become 0.
+  /// Issues the loads of `count` rows from `row_of(row)` to a tile, whose other rows become 0.
   template <int dim, class RowOf>
   static __device__ void copy_rows(Element* tile, const RowOf& row_of, int count) {
     constexpr int parts = dim / 8;
@@ -89,4 +90,5 @@ struct WindowTileSource {
   }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -18,10 +18,10 @@
 #include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
-/// Prefill of window attention on the matrix unit, for 16-bit types. A block has four warps, each some 16-row tiles of
-/// queries, whose fragments stay in registers. Keys and values pass through shared memory in tiles of 64 tokens, a few on
-/// their way; of each tile a warp takes the halves that its own window reaches, so that a window of 128 costs 32 queries
-/// 160 keys, not the 384 of square blocks. Scores become weights in registers (`OnlineSoftmax`).
+/// Prefill of window attention on the matrix unit, for 16-bit types. A block has four warps, each with some 16-row tiles of
+/// queries, whose fragments stay in registers. Keys and values pass through shared memory in tiles of 64 tokens, a few of
+/// them in flight; of each tile a warp takes the halves that its own window reaches, so that a window of 128 costs 32
+/// queries 160 keys, not the 384 of square blocks. Scores become weights in registers (`OnlineSoftmax`).
 ///
 ///     128 queries 0 …, L = 128:   tile 0    tile 1    tile 2    tile 3      # a step of 32 keys that a warp takes:
 ///     keys                       −128 …     −64 …       0 …      64 …       the first has the window's edge in it,
@@ -29,7 +29,8 @@
 ///     warp 1, queries 32 …           #      #  #      #  #
 ///     warp 2, queries 64 …                  #  #      #  #      #
 ///     warp 3, queries 96 …                     #      #  #      #  #
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 class WindowTiles {
@@ -114,7 +115,7 @@ class WindowTiles {
     }
   }
 
-  /// Sums go on from what the outputs hold. Of the four lanes of a row, one has what is no key's.
+  /// Loads the softmax carry-in from the outputs. Of the four lanes of a row, one holds its denominator and ε.
   __device__ void read_before() {
     const SequenceSpan& span = sequence_.span;
 #pragma unroll
@@ -142,7 +143,7 @@ class WindowTiles {
     }
   }
 
-  /// Both numbers of a pair are in the same lane.
+  /// Both elements of a pair are in the same lane.
   __device__ void rotate_query(int m, int i, std::int64_t position) {
     if constexpr (Config::Rotary::rotates) {
       constexpr int half_blocks = Config::Rotary::half_dim / 8;
@@ -164,7 +165,7 @@ class WindowTiles {
     }
   }
 
-  /// A tile whose first key stands `tile` tokens behind the block's first query.
+  /// Processes a tile whose first key is `tile` tokens after the block's first query.
   __device__ void take_tile(std::int64_t tile, int stage) {
 #pragma unroll
     for (int step = 0; step < Layout::tile_keys; step += Layout::step_keys) {
@@ -172,7 +173,7 @@ class WindowTiles {
       if (distance + Layout::step_keys <= -left || distance >= Layout::warp_rows) {
         continue;
       }
-      const int first = static_cast<int>(distance);  // at most the window and a few tiles
+      const int first = static_cast<int>(distance);  // fits: at most the window and a few tiles
       take_step(first, SharedNumbers(source().key_tile(stage) + step * Layout::key_stride),
                 SharedNumbers(source().value_tile(stage) + step * Layout::value_stride));
     }
@@ -226,7 +227,7 @@ class WindowTiles {
     }
   }
 
-  /// Scores of keys that a query does not see become −∞. `first` is the step's first key, counted from the tile's first
+  /// Sets scores of keys that a query does not see to −∞. `first` is the step's first key, counted from the tile's first
   /// query.
   template <int tiles>
   static __device__ void hide(Accumulator (&scores)[tiles], int first) {
@@ -243,7 +244,7 @@ class WindowTiles {
     }
   }
 
-  /// Scores become weights; the outputs so far are brought to the new maximum. The scale's sign is the queries'.
+  /// Turns scores into weights; the outputs so far are rescaled to the new maximum. The queries have the scale's sign.
   template <int tiles>
   __device__ void to_weights(Accumulator (&scores)[tiles], int m) {
     const ScaledExponential exponential(call_.scale);
@@ -277,7 +278,7 @@ class WindowTiles {
     }
   }
 
-  /// Outputs pass through shared memory, so that memory gets whole rows.
+  /// Writes the outputs through shared memory, so that whole rows are stored.
   __device__ void write_outputs() {
     const SequenceSpan& span = sequence_.span;
     Element* const rows = shared_ + warp_first() * Layout::value_stride;
@@ -322,7 +323,7 @@ class WindowTiles {
 
 extern __shared__ __align__(16) std::byte window_shared_memory[];
 
-/// A block a run of rows and query head.
+/// One block per run of rows and query head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(WindowTileLayout<Config>::threads, WindowTileLayout<Config>::blocks_per_multiprocessor)
     window_tiles(const __grid_constant__ WindowCall<Config> call, std::int64_t runs) {
@@ -337,4 +338,5 @@ __global__ void __launch_bounds__(WindowTileLayout<Config>::threads, WindowTileL
   tiles.run();
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -10,14 +10,14 @@
 
 namespace jrt::detail {
 
-/// The type in which sums over taps are formed: double if anything is double.
+/// Compute type of the sums over taps: double if any type is double.
 template <ConvolutionConfig Config>
 using ConvolutionCompute =
     ComputeType<std::conditional_t<std::is_same_v<typename Config::Weight, double>, double, typename Config::Element>>;
 
 /// All inputs of one sequence: those at positions from 0 on are rows in memory, the K−1 before them are carried, or 0 if
-/// there is no state. Every operation is a walk from one position on, and the state after it the last K−1 inputs before
-/// another.
+/// there is no state. Every operation walks from one position to another, and the new state is the K−1 inputs before the
+/// latter.
 template <class Config>
 struct ConvolutionInputs {
   using E = typename Config::Element;
@@ -41,7 +41,7 @@ JRT_DETAIL_HD const typename Format::Scalar* carried_inputs(const StateSlots<For
   return reads_initial_state(initial, has_initial, b) ? initial.pool.head(initial.slot(b), 0) : nullptr;
 }
 
-/// The inputs of a sequence of a prefill, from its first token behind the padding on.
+/// The inputs of a sequence of a prefill, from its first token after the padding on.
 template <class Config>
 JRT_DETAIL_HD ConvolutionInputs<Config> prefill_inputs(const TensorView<const typename Config::Element>& input,
                                                        const SequenceSpan& span, const typename Config::Element* state) {

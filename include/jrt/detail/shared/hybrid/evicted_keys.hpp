@@ -8,11 +8,11 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 
-/// Keys that leave the window, as the linear part reads them.
+/// Keys evicted from the window, as the linear part reads them.
 namespace jrt::detail {
 
-/// Where one head of one sequence has the keys that leave its window. Token i of the sequence goes with key i − delay: in
-/// the views for tokens from `from_views` on, in the ring before, and nowhere before `first_key`.
+/// The keys evicted from the window of one head of one sequence. Token i of the sequence reads key i − delay: from the
+/// views for tokens from `from_views` on, from the ring before, and none before `first_key`.
 template <class Config>
 struct EvictedKeys : KeySource<typename Config::Element> {
   using Element = typename Config::Element;
@@ -41,7 +41,7 @@ struct EvictedKeys : KeySource<typename Config::Element> {
     return token >= from_views ? Source::value_row(token)
                                : ring + StateFormatOf<Ring>::value_offset + row_of(token) * Ring::value_dim;
   }
-  /// Tokens of the range before which no key leaves.
+  /// Leading tokens of the range at which no key is evicted.
   [[nodiscard]] JRT_DETAIL_HD int tokens_without_key_in(const TokenRange& range) const {
     return static_cast<int>(clamped(first_key - range.begin, 0, range.size()));
   }
@@ -59,7 +59,7 @@ requires(consumes_evicted_keys<Config>) JRT_DETAIL_HD EvictedKeys<Config> token_
   return {args, plan, head};
 }
 
-/// What a step needs to find the keys that leave.
+/// What a step needs to find the evicted keys.
 template <class Config>
 struct EvictedStep {
   using Element = typename Config::Element;
@@ -68,7 +68,7 @@ struct EvictedStep {
   StateSlots<StateFormatOf<Ring>> rings{};
   StagingView<Ring> staging{};
 
-  /// Keys of one head. `staged` rows stand in the staging buffer before the call's tokens, if it has any.
+  /// Keys of one head. The staging buffer holds `staged` rows before the call's tokens, if the call has any.
   [[nodiscard]] JRT_DETAIL_HD WindowKeys<Ring> keys(std::int64_t b, std::int64_t head, std::int64_t staged,
                                                     const TensorView<const Element>& key,
                                                     const TensorView<const Element>& value) const {
@@ -83,11 +83,11 @@ struct EvictedStep {
     return keys;
   }
 
-  /// The key that leaves at token t, counted from the first staged one.
+  /// The key evicted at token t, counted from the first staged one.
   [[nodiscard]] static JRT_DETAIL_HD std::int64_t evicted(const WindowKeys<Ring>& keys, std::int64_t t) {
     return t - keys.staged_tokens - Config::delay;
   }
-  /// Tokens before the first at which a key leaves.
+  /// Tokens before the first eviction.
   [[nodiscard]] static JRT_DETAIL_HD std::int64_t tokens_without_key(const WindowKeys<Ring>& keys) {
     return Config::delay - smaller(keys.cached, Config::delay);
   }

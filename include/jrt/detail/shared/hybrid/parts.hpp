@@ -9,7 +9,7 @@
 #include "jrt/detail/shared/window/keys.hpp"
 #include "jrt/mixer/hybrid_attention.hpp"
 
-/// A call of the hybrid mixer as calls of its two parts.
+/// A call of the hybrid mixer as calls of its two mixers.
 namespace jrt::detail {
 
 /// The linear part of a step, a staged step or a commit.
@@ -31,7 +31,7 @@ struct LinearPartStep {
   EvictedStep<Config> evicted{};
   std::int64_t sequences = 0;
   std::int64_t heads = 0;
-  std::int64_t keys = 0;   // tokens at which a key may leave
+  std::int64_t keys = 0;   // tokens at which a key may be evicted
   std::int64_t group = 0;  // query heads; 0 without queries
 };
 
@@ -49,7 +49,7 @@ StateSlots<StateFormatOf<Part>> part_slots(const StateSlots<Whole>& slots, std::
           slots.slots};
 }
 
-/// The parts of a mixer, as their operations see them.
+/// The two mixers of a hybrid, with the arguments of their operations.
 template <HybridConfig Config>
 struct HybridParts {
   using Linear = typename Config::Linear;
@@ -78,7 +78,7 @@ struct HybridParts {
     return view_bthd(memory, {args.query.batch, args.query.tokens, args.query.heads, 1});
   }
 
-  /// Arguments of the linear part, all of it or another operator's.
+  /// Arguments of the whole linear part, or of another operator of it.
   template <class Part = LinearPart>
   static LinearPartArgs<Part> linear(const PrefillArgs<Config>& args, const Denominators& denominators) {
     LinearPartArgs<Part> part;
@@ -132,7 +132,7 @@ struct HybridParts {
     return step;
   }
 
-  /// The window's call, whose sums go on from `denominators` and the outputs so far.
+  /// The window's call, whose softmax carry-in is `denominators` and the outputs so far.
   static WindowCall<Ring> window(const PrefillArgs<Config>& args, const Denominators& denominators) {
     WindowCall<Ring> call = window_of_tokens(args, denominators);
     call.sequences = args.sequences;

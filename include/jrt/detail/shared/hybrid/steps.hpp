@@ -5,15 +5,15 @@
 
 #include "jrt/detail/shared/hybrid/parts.hpp"
 
-/// The linear part of a prefill in three steps, for kernels that read keys in tiles, from views alone. The first L + 1
-/// tokens are the only ones that go with keys of the ring. All others go with keys of the call, for which queries and
-/// outputs begin `delay` tokens behind keys and values:
+/// The linear part of a prefill in three steps, for kernels that read keys in tiles, from views alone. Only the first L + 1
+/// tokens evict keys of the ring. All others evict keys of the call; for them queries and outputs begin `delay` tokens
+/// after keys and values:
 ///
 ///     encoder   initial state + encoder region
-///     first     tokens 0 … L, with what the ring holds          (on kernels that read keys row by row)
+///     first     tokens 0 … L, with the keys of the ring         (on kernels that read keys row by row)
 ///     others    tokens L + 1 …, token i with key i − L − 1
 ///
-/// Each starts from the states that the one before leaves in slots of the workspace.
+/// Each starts from the states that the one before has stored in slots of the workspace.
 namespace jrt::detail {
 
 template <class Linear, class Window>
@@ -30,7 +30,7 @@ struct HeadSpan : LinearPartKeys<Linear, Window> {
   }
 };
 
-/// Its tokens are counted as their keys are, which begin with the sequence.
+/// Tokens are counted like their keys, which begin with the sequence.
 template <class Linear, class Window>
 struct TailSpan : LinearPartKeys<Linear, Window> {
   using Mask = CausalMask;
@@ -60,7 +60,7 @@ class LinearPartSteps {
   explicit LinearPartSteps(const PrefillArgs<Config>& args) : args_(args) {}
 
   [[nodiscard]] bool has_encoder() const { return reads_encoder && args_.key_encoder.tokens > 0; }
-  /// Without a first step, no key is old for the first tokens, and there is no state.
+  /// Without a first step the first tokens evict no key, and there is no state.
   [[nodiscard]] bool has_first() const { return !args_.initial_state.empty() || has_encoder() || !has_others(); }
   [[nodiscard]] bool has_others() const { return args_.query.tokens > delay; }
 

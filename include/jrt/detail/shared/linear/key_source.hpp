@@ -11,7 +11,7 @@
 
 namespace jrt::detail {
 
-/// Where one head of one sequence has its keys and values, and which of its tokens are padded keys that count as zero.
+/// The keys and values of one head of one sequence, and which of its tokens have padded keys that are treated as zero.
 template <class Element>
 struct KeySource {
   TensorView<const Element> key;
@@ -19,7 +19,7 @@ struct KeySource {
   std::int64_t row = 0;    // batch row of the views
   std::int64_t first = 0;  // the sequence's token 0 in that row
   std::int64_t head = 0;
-  std::int64_t zero_keys = 0;  // leading tokens whose key is replaced by 0
+  std::int64_t zero_keys = 0;  // leading tokens whose key is treated as zero
   SequenceSpan span;
 
   [[nodiscard]] JRT_DETAIL_HD const Element* key_row(std::int64_t token) const { return key.row(row, first + token, head); }
@@ -28,7 +28,7 @@ struct KeySource {
   }
 };
 
-/// Whether an operator's keys are those that leave a window; shared/hybrid/evicted_keys.hpp has their source.
+/// Whether an operator's keys are those evicted from a window; shared/hybrid/evicted_keys.hpp has their source.
 template <class Config>
 inline constexpr bool consumes_evicted_keys = [] {
   if constexpr (requires { Config::consumes_evicted_keys; }) {
@@ -38,8 +38,8 @@ inline constexpr bool consumes_evicted_keys = [] {
   }
 }();
 
-/// The arguments that an operator's kernels work from: those of its prefill. shared/hybrid/linear_part.hpp has what the
-/// linear part of a mixer needs besides.
+/// The arguments of an operator's kernels: those of its prefill. shared/hybrid/linear_part.hpp adds what the linear part of
+/// a hybrid mixer needs.
 template <class Config>
 struct PrefillInput {
   using type = PrefillArgs<Config>;
@@ -47,7 +47,7 @@ struct PrefillInput {
 template <class Config>
 using PrefillInputOf = typename PrefillInput<Config>::type;
 
-/// Whether a mixer goes on from an operator's outputs, and writes those of padding.
+/// Whether a hybrid mixer continues from an operator's outputs, and writes those of padding.
 template <class Config>
 inline constexpr bool is_linear_part = !std::is_same_v<PrefillInputOf<Config>, PrefillArgs<Config>>;
 

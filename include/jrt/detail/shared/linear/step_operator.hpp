@@ -7,8 +7,8 @@
 
 namespace jrt::detail {
 
-/// Linear attention with what matters to a step of decoding: operators that differ elsewhere (mask, padding, split) share
-/// the code of their steps.
+/// Linear attention with only the policies that matter to a decode step: operators that differ elsewhere (mask, padding,
+/// split) share the code of their steps.
 template <Element ElementT, Element Scalar, class Map, class NormaliserT, int ValueDim>
 struct StepOperator {
   using Element = ElementT;

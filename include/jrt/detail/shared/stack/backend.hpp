@@ -18,7 +18,7 @@
 
 namespace jrt::detail {
 
-/// The arguments of one layer, with what the stack's say for all.
+/// The arguments of one layer, with the sequences and states of the stack's arguments.
 template <int layer, class... Layers>
 auto layer_args(const PrefillArgs<Stack<Layers...>>& args) {
   auto of_layer = std::get<static_cast<std::size_t>(layer)>(args.layers);
@@ -61,8 +61,8 @@ auto layer_args(const CommitArgs<Stack<Layers...>>& args) {
   return of_layer;
 }
 
-/// `function(std::integral_constant<int, i>)` for i = 0 … count − 1, as long as it succeeds; a failure's message gets the
-/// layer's number.
+/// `function(std::integral_constant<int, i>)` for i = 0 … count − 1, until one fails; the layer's number is put before the
+/// failure's message.
 template <int count, class Function>
 Status for_layers(const Function& function) {
   Status status;
@@ -106,7 +106,7 @@ struct MixerBackend<Stack<Layers...>, Execution> {
     return check.status();
   }
 
-  /// The pools of whole states, and that all layers have the same tokens.
+  /// Checks the pools of whole states, and that all layers have the same tokens.
   template <class Args>
   static Status check_whole(const Args& args) {
     Checker check(operation_name(args));
@@ -124,7 +124,7 @@ struct MixerBackend<Stack<Layers...>, Execution> {
       const auto& first = std::get<0>(args.layers).output;
       check.take(for_layers<Whole::layers>([&](auto layer) {
         Checker of_layer(operation_name(args));
-        if (Checker::is_given(first)) {  // layer 0's own check says otherwise
+        if (Checker::is_given(first)) {  // layer 0's own check reports otherwise
           const auto& output = std::get<static_cast<std::size_t>(decltype(layer)::value)>(args.layers).output;
           of_layer.given("output", output, "tokens", first.tokens, "layer 0's");
           of_layer.equal("output", "batch", output.batch, first.batch, "layer 0's");

@@ -36,8 +36,8 @@ struct CheckpointFormatOf<Stack<Layers...>> {
 template <class Config>
 using CheckpointFormat = typename CheckpointFormatOf<Config>::type;
 
-/// A prefill in pieces of `every` tokens. Piece p starts from checkpoint p − 1 and ends in checkpoint p; what is left of
-/// the tokens, or a copy of the last checkpoint, ends in the final state.
+/// A prefill in pieces of `every` tokens. Piece p starts from checkpoint p − 1 and ends in checkpoint p; the remaining
+/// tokens, or a copy of the last checkpoint, end in the final state.
 template <class Config, class Execution>
 class CheckpointedPrefill {
  public:
@@ -62,12 +62,12 @@ class CheckpointedPrefill {
     dense(check, "sequences.left_pads", sequences.left_pads);
     check_encoder(check);
     const bool leaves_any = full_pieces() > 0 && batch() > 0;
-    // Without final states, a row of padding is known by its checkpoints.
+    // Without final states, the checkpoints' slots mark a padding row.
     const bool first_alone = !leaves_any || !args_.final_state.empty();
     if (check.ok() && first_alone) {
       check.take(Mixer::check(args_));
     }
-    // Without heads there are no keys, which the mixer's own check says.
+    // Without heads there are no keys, which the mixer's own check reports.
     if (check.ok() && leaves_any && heads() > 0) {
       check.pool("checkpoints.states", states_.pool, heads());
       check.implicit_slots("checkpoints.states", states_, full_pieces() * batch());
@@ -123,7 +123,7 @@ class CheckpointedPrefill {
 
  private:
   static constexpr bool has_encoder = requires(const Args& args) { args.key_encoder; };
-  /// Whether an encoder region can be read before the first piece. Otherwise it must lie within that.
+  /// Whether an encoder region can be accumulated before the first piece. Otherwise it must lie within it.
   static constexpr bool accumulates = AttentionConfig<Config>;
 
   static constexpr bool needs_position() {
@@ -158,7 +158,7 @@ class CheckpointedPrefill {
                 "prefill_with_checkpoints: with this Mask queries read all tokens, and a piece does not have them; use "
                 "CausalMask or PrefixMask.");
 
-  /// An encoder region that cannot be read beforehand lies within the first piece.
+  /// Checks that an encoder region that cannot be accumulated beforehand lies within the first piece.
   void check_encoder(Checker& check) const {
     if constexpr (has_encoder && !accumulates) {
       if (check.ok() && full_pieces() > 0 && args_.key_encoder.tokens > every_) {
@@ -170,7 +170,8 @@ class CheckpointedPrefill {
     }
   }
 
-  /// Checkpoints and final states have slots of their own, which no other sequence reads; as far as the host can see.
+  /// Checks, as far as the host can, that checkpoints and final states have slots of their own, which no other sequence
+  /// reads.
   void check_slots(Checker& check) const {
     const bool seen =
         Backend<Execution>::host_reads_arrays ||
@@ -218,7 +219,7 @@ class CheckpointedPrefill {
     }
   }
   [[nodiscard]] std::int64_t batch() const { return args_.output.batch; }
-  /// Of a pool: key/value heads, or channels.
+  /// Heads of a pool: key/value heads, or channels.
   [[nodiscard]] std::int64_t heads() const {
     if constexpr (requires { args_.input; }) {
       return args_.input.dim;
@@ -280,7 +281,7 @@ class CheckpointedPrefill {
     return args;
   }
 
-  /// Whether the encoder region reaches behind the first piece, whose own prefill then cannot read it.
+  /// Whether the encoder region is longer than the first piece, whose own prefill then cannot read it.
   [[nodiscard]] bool reads_encoder_ahead() const {
     if constexpr (accumulates) {
       return Config::Mask::reads_encoder && full_pieces() > 0 && args_.key_encoder.tokens > every_;
@@ -312,11 +313,11 @@ class CheckpointedPrefill {
   Args args_;
   StateSlots<Format> states_;
   std::int64_t asked_;
-  std::int64_t every_;  // the same, from 1 to T
+  std::int64_t every_;  // `asked_`, clamped to 1 … T
   std::int64_t full_pieces_;
 };
 
-/// Of a stack: every layer's, in turn.
+/// For a stack: the checkpointed prefills of all layers, in turn.
 template <class... Layers, class Execution>
 class CheckpointedPrefill<Stack<Layers...>, Execution> {
  public:

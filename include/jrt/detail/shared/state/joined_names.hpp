@@ -7,7 +7,7 @@
 
 #include "jrt/numeric.hpp"
 
-/// Names of things that are made of two, put together at compile time: saved states spell them.
+/// Names of hybrid formats and their types, joined at compile time, as saved states record them.
 namespace jrt::detail {
 
 constexpr std::size_t text_length(const char* text) {
@@ -32,7 +32,7 @@ struct Text {
   }
 };
 
-/// What stands before the name of a feature map.
+/// Prefix of the name of a feature map.
 inline constexpr char window_and[] = "window + ";
 
 template <const char* first, class Format>

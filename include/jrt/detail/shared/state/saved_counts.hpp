@@ -8,11 +8,11 @@
 
 #include "jrt/status.hpp"
 
-/// The numbers of saved states that are no element of a sum, a key or a value, but say where such are: the tokens that
-/// rings have seen. They come from outside, and are checked before they get into a pool.
+/// The token counts of rings in saved states: the only values there that are not elements of sums, keys or values, but
+/// determine where such elements are. They are untrusted input, and checked before they are copied to a pool.
 namespace jrt::detail {
 
-/// Byte in one head at which its count of tokens stands; negative where a format has none.
+/// Byte offset of the token count in one head; negative where a format has none.
 template <class Format>
 constexpr std::int64_t count_byte() {
   if constexpr (requires { Format::count_offset; }) {
@@ -24,7 +24,7 @@ constexpr std::int64_t count_byte() {
   }
 }
 
-/// The most that it may be.
+/// The largest legal count.
 template <class Format>
 constexpr std::int64_t max_tokens_of() {
   if constexpr (requires { Format::max_tokens; }) {
@@ -34,8 +34,8 @@ constexpr std::int64_t max_tokens_of() {
   }
 }
 
-/// Whether all heads of a mixer in state `state` have seen as many tokens, and no more than can be counted. They stand
-/// `head_bytes` apart from `bytes` on. `part` says which mixer it is.
+/// Whether all heads of a mixer in state `state` have seen the same number of tokens, and no more than can be counted. The
+/// heads are `head_bytes` apart from `bytes` on. `part` names the mixer in messages.
 template <class Format>
 Status check_token_counts(const char* part, const std::byte* bytes, std::int64_t head_bytes, std::int64_t heads,
                           std::int64_t state) {
@@ -66,7 +66,7 @@ Status check_token_counts(const char* part, const std::byte* bytes, std::int64_t
   return {};
 }
 
-/// What stands before messages about a layer of a stack.
+/// Prefix of messages about a layer of a stack.
 class LayerName {
  public:
   explicit LayerName(int layer) { std::snprintf(text_, sizeof text_, "layer %d: ", layer); }

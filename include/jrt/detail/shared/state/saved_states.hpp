@@ -64,7 +64,7 @@ void write_saved_headers(std::span<std::byte> buffer, std::int64_t count, std::i
   });
 }
 
-/// Whether a header that was found is the one expected. `part` says whose it is.
+/// Whether the header found is the one expected. `part` names its owner in messages.
 inline Status check_saved_header(const char* part, const SavedStatesHeader& found, const SavedStatesHeader& expected) {
   const auto corrupt = [&](const char* what, long long is, long long must) {
     return Status::error(StatusCode::corrupt_data, "load_states: %sthe saved %s is %lld, but must be %lld.", part, what, is,
@@ -106,12 +106,12 @@ inline Status check_saved_header(const char* part, const SavedStatesHeader& foun
   return {};
 }
 
-/// Bytes of one head's numbers in saved bytes.
+/// Bytes of one head's values in saved states.
 template <class Format>
 inline constexpr std::size_t saved_head_bytes = static_cast<std::size_t>(Format::head_values) *
                                                 sizeof(typename Format::Scalar);
 
-/// Whether `buffer` begins with `count` states of `Format` with `heads` heads, whose numbers of tokens are legal.
+/// Whether `buffer` begins with `count` states of `Format` with `heads` heads, whose token counts are legal.
 template <class Format>
 Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count, std::int64_t heads) {
   const auto too_short = [&](const char* what, std::int64_t bytes) {
@@ -133,7 +133,7 @@ Status check_saved_states(std::span<const std::byte> buffer, std::int64_t count,
     status = check_saved_header(index == 0 ? "" : LayerName(index - 1).c_str(), found, expected);
   });
   const std::size_t state_bytes = saved_head_bytes<Format> * static_cast<std::size_t>(heads);
-  // By division: a caller's `count` may have come from outside, too, and products overflow.
+  // By division: a caller's `count` may be untrusted, too, and products overflow.
   if (status.ok() && (buffer.size() - saved_headers_bytes<Format>) / state_bytes < static_cast<std::size_t>(count)) {
     const bool countable = static_cast<std::size_t>(count) < (INT64_MAX - saved_headers_bytes<Format>) / state_bytes;
     status = too_short("size in bytes", countable ? saved_states_bytes<Format>(count, heads) : INT64_MAX);

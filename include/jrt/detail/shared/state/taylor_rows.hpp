@@ -10,13 +10,13 @@
 
 namespace jrt::detail {
 
-/// The rows of one state format that hold what a row of another holds; twice the same where there is one.
+/// The rows of one state format with the contents of a row of another; the same row twice where there is only one.
 struct SourceRows {
   std::int64_t first = 0;
   std::int64_t second = 0;
 };
 
-/// For every row of the destination's packing, where the source has it.
+/// For every row of the destination's packing, the source's rows.
 template <class SourceMap, class DestinationMap>
 struct RowTable;
 
@@ -25,7 +25,7 @@ struct RowTable<Taylor2<d, SourcePacking>, Taylor2<d, DestinationPacking>> {
   SourceRows rows[DestinationPacking::template rows<d>]{};
 
   constexpr RowTable() {
-    // Where each product stands in the source, in either order of its indices, found in one pass over its rows.
+    // Row of each product in the source, in either order of its indices, found in one pass over its rows.
     std::int64_t position[(d + 1) * (d + 1)] = {};
     for (int i = 0; i < (d + 1) * (d + 1); ++i) {
       position[i] = -1;
@@ -38,7 +38,7 @@ struct RowTable<Taylor2<d, SourcePacking>, Taylor2<d, DestinationPacking>> {
       const std::int64_t straight = position[index(wanted)];
       const std::int64_t swapped = position[index({wanted.second, wanted.first})];
       const std::int64_t other = wanted.second < 0 || swapped < 0 ? straight : swapped;
-      // A packing that stores pairs twice keeps its own entry for each order; one that stores them once speaks for both.
+      // A packing that stores pairs twice keeps its own entry for each order; one that stores them once covers both.
       const bool keep = DestinationPacking::stores_pairs_twice && straight >= 0;
       rows[r].first = straight < 0 ? swapped : straight;
       rows[r].second = keep ? rows[r].first : other;
@@ -59,8 +59,8 @@ SourceRows source_rows(std::int64_t row) {
   }
 }
 
-/// What a row takes from its one or two rows of the source. Equal numbers must come out unchanged, so a pair is averaged
-/// only where its halves differ.
+/// A row's value from its one or two rows of the source. Equal values must be copied unchanged, so a pair is averaged only
+/// where its two values differ.
 template <class To, class From>
 JRT_DETAIL_HD To mean_of_pair(From first, From second) {
   using T = std::conditional_t<std::is_same_v<From, double> || std::is_same_v<To, double>, double, float>;

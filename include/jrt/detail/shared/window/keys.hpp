@@ -8,15 +8,15 @@
 
 namespace jrt::detail {
 
-/// The 64 bits that stand in one head of a cache where its count of tokens is. Pools of caches are aligned to 16 bytes, so
-/// these are, too.
+/// The 64 bits stored as the token count of one head of a cache. Pools of caches are aligned to 16 bytes, so these are,
+/// too.
 template <class Format>
 JRT_DETAIL_HD std::int64_t stored_count(const typename Format::Scalar* head) {
   return *reinterpret_cast<const std::int64_t*>(head + Format::count_offset);
 }
 
-/// Tokens that one head of a cache has seen. A pool is the caller's memory, and states may have come there unchecked: rows
-/// follow from a legal count, whatever stands there.
+/// Tokens that one head of a cache has seen. A pool is the caller's memory and may hold unchecked states: rows are computed
+/// from a legal count, whatever is stored.
 template <class Format>
 JRT_DETAIL_HD std::int64_t cached_count(const typename Format::Scalar* head) {
   return legal_count(stored_count<Format>(head), Format::rows - 1);
@@ -26,8 +26,8 @@ JRT_DETAIL_HD void set_cached_count(typename Format::Scalar* head, std::int64_t 
   *reinterpret_cast<std::int64_t*>(head + Format::count_offset) = legal_count(count, Format::rows - 1);
 }
 
-/// Keys and values of one sequence and head of a call, wherever they are. Tokens of the call are counted from 0 behind the
-/// left pads; before them come staged ones, before those the cache's.
+/// Keys and values of one sequence and head of a call, in any memory. Tokens of the call are counted from 0 after the left
+/// pads; before them come staged ones, before those the cache's.
 template <WindowConfig Config>
 struct WindowKeys {
   using Element = typename Config::Element;
@@ -39,12 +39,12 @@ struct WindowKeys {
   const Element* staged = nullptr;  // row 0 of this head's staging buffer
   std::int64_t staged_tokens = 0;   // rows there before this call
   std::int64_t staged_stride = 0;   // elements from row to row
-  const Element* keys = nullptr;    // of the call's token 0
+  const Element* keys = nullptr;    // key of the call's token 0
   const Element* values = nullptr;
   std::int64_t key_stride = 0;
   std::int64_t value_stride = 0;
 
-  /// The lowest token that may be seen.
+  /// The lowest visible token.
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t lowest() const { return -(smaller(cached, left) + staged_tokens); }
 
   /// Index of a token in its sequence, counted from 0.
@@ -52,7 +52,7 @@ struct WindowKeys {
     return cached + staged_tokens + token;
   }
 
-  /// Keys of earlier calls have been rotated by their position.
+  /// Whether a key is rotated by its position already: those of earlier calls are.
   [[nodiscard]] JRT_DETAIL_HD static constexpr bool is_rotated(std::int64_t token) { return token < 0; }
 
   [[nodiscard]] JRT_DETAIL_HD const Element* key(std::int64_t token) const {
@@ -89,17 +89,17 @@ struct WindowKeys {
   }
 };
 
-/// Whether a window's softmax goes on from a sum of other weights.
+/// Whether a window's softmax continues from a sum of other weights.
 template <class Config>
 inline constexpr bool has_softmax_carry_in = requires {
   Config::continues_softmax;
 };
 
-/// What there was before the window: nothing.
+/// No softmax carry-in.
 template <WindowConfig Config>
 struct SoftmaxCarry {};
-/// Outputs that are normalised sums, in the place where the window's go, and their denominators. The weights were those of
-/// a softmax whose largest score is 0; ε is added to them.
+/// Softmax carry-in: outputs that are normalised sums, stored where the window's outputs go, and their denominators. The
+/// weights are those of a softmax whose largest score is 0; ε is added to them.
 template <WindowConfig Config>
 requires(has_softmax_carry_in<Config>) struct SoftmaxCarry<Config> {
   TensorView<typename Config::Denominator> denominators{};

@@ -7,7 +7,8 @@
 #include "jrt/detail/host_device.hpp"
 
 /// The softmax of a row whose scores come a block at a time (Milakov and Gimelshein 2018, arXiv 1805.02867). A partial
-/// softmax over some scores s is their maximum m and their denominator d; whoever weights values v keeps an accumulator o:
+/// softmax over some scores s is their maximum m and their denominator d; a caller that weights values v also keeps an
+/// accumulator o:
 ///
 ///     of scores s      m  = max s            d  = Σ e^(s − m)                     o  = Σ e^(s − m) v
 ///     and a block's    m' = max(m, max s)    d' = e^(m − m') d + Σ e^(s − m')     o' = e^(m − m') o + Σ e^(s − m') v
@@ -21,22 +22,22 @@ struct NaturalExponential {
   /// The maximum of no scores.
   static constexpr T lowest = -std::numeric_limits<T>::infinity();
 
-  /// What exponents are lowered by where the maximum is `maximum`. If that is −∞ all scores are, and their weights 0:
-  /// −∞ − −∞ is no number.
+  /// The shift subtracted from scores whose maximum is `maximum`. If that is −∞, all scores are, and the shift is 0, since
+  /// −∞ − −∞ is NaN; their weights are 0.
   JRT_DETAIL_HD static T shift(T maximum) { return maximum == lowest ? T(0) : maximum; }
-  /// The exponential of a score, lowered by `shift`.
+  /// The exponential of a score minus `shift`.
   JRT_DETAIL_HD static T of(T score, T shift) { return std::exp(score - shift); }
 };
 
-/// Maximum and denominator of some scores of a row; as it is made, of none. How a maximum is found is left to the caller,
-/// whose scores are in lanes, packets or both.
+/// Maximum and denominator of some scores of a row; default-constructed, of none. The caller finds the maximum, since
+/// scores may be in lanes, packets or both.
 template <class T, class Exponential = NaturalExponential<T>>
 struct OnlineSoftmax {
   T maximum = Exponential::lowest;
   T denominator = 0;
 
-  /// Goes over to `new_maximum`, that of the scores so far and of those that come next. Returns the factor e^(m − m') for
-  /// the accumulator; the denominator has it already.
+  /// Moves to `new_maximum`, the maximum of the scores so far and of those that come next. Returns the factor e^(m − m')
+  /// for the accumulator; the denominator is already scaled.
   JRT_DETAIL_HD T absorb(T new_maximum, const Exponential& exponential = {}) {
     const T factor = exponential.of(maximum, exponential.shift(new_maximum));
     maximum = new_maximum;
@@ -55,8 +56,8 @@ struct OnlineSoftmax {
     return factor;
   }
 
-  /// The factor 1/d that makes the accumulator the output. Of no scores, or of such that are all −∞, it is infinite, and
-  /// the output 0/0; rows without keys are the caller's to fill.
+  /// The factor 1/d that makes the accumulator the output. For no scores, or if all are −∞, it is infinite, and the output
+  /// 0/0; the caller fills rows without keys.
   [[nodiscard]] JRT_DETAIL_HD T finish() const { return T(1) / denominator; }
   /// The output o / d.
   [[nodiscard]] JRT_DETAIL_HD T finish(T accumulator) const { return accumulator / denominator; }

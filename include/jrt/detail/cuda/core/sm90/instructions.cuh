@@ -7,8 +7,9 @@
 #include "jrt/detail/cuda/core/mma.cuh"
 
 /// Instructions of sm_90a that neither CUDA C++ nor libcu++ offers with addresses of 32 bits: in a kernel with no register
-/// to spare, shared memory is addressed by numbers that the compiler knows. Names and semantics follow the PTX ISA.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// to spare, shared memory is addressed by compile-time constants. Names and semantics follow the PTX ISA.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Address in shared memory.
 using SharedAddress = std::uint32_t;
@@ -22,11 +23,11 @@ __device__ inline SharedAddress shared_address(const void* pointer) {
 __device__ inline void barrier_init(SharedAddress barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(barrier), "r"(arrivals));
 }
-/// Makes initialised barriers known to the copy engine.
+/// Makes initialised barriers visible to the copy engine.
 __device__ inline void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
 }
-/// A warp's one arrival: what all of its lanes have done before is done.
+/// One arrival for the warp, after all that its lanes have done before.
 __device__ inline void barrier_arrive(SharedAddress barrier) {
   __syncwarp();
   asm volatile(
@@ -39,7 +40,7 @@ __device__ inline void barrier_arrive(SharedAddress barrier) {
       : "r"(barrier)
       : "memory");
 }
-/// A warp's one arrival at a barrier that copies of `bytes` complete.
+/// One arrival for the warp, at a barrier whose phase also waits for copies of `bytes`.
 __device__ inline void barrier_expect(SharedAddress barrier, int bytes) {
   asm volatile(
       "{\n"
@@ -51,7 +52,7 @@ __device__ inline void barrier_expect(SharedAddress barrier, int bytes) {
       : "r"(barrier), "r"(bytes)
       : "memory");
 }
-/// Waits until the phase of this parity is over; the barrier must not be two phases ahead.
+/// Waits until the phase of this parity has completed; the barrier must not be two phases ahead.
 __device__ inline void barrier_wait(SharedAddress barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"
@@ -66,15 +67,15 @@ __device__ inline void barrier_wait(SharedAddress barrier, std::uint32_t parity)
       : "r"(barrier), "r"(parity)
       : "memory");
 }
-/// Barrier `id` of the block, for `threads` of its threads.
+/// Synchronises `threads` threads of the block at named barrier `id`.
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
-// -- the copy engine ------------------------------------------------------------
+// -- the copy engine (TMA) ------------------------------------------------------
 //
-// Called by whole warps, of which one lane, always the same, speaks to the copy engine: written like this, addresses stay
-// in warp-uniform registers, as the copy engine needs them.
+// Called by whole warps, of which one elected lane, always the same, issues the copy: this way addresses stay in
+// warp-uniform registers, where the instructions need them.
 
 struct TileCoordinates {
   int column = 0;
@@ -108,16 +109,16 @@ __device__ inline void store_tile(const void* tensor_map, SharedAddress from, co
       : "l"(tensor_map), "r"(from), "r"(at.column), "r"(at.token), "r"(at.head), "r"(at.row)
       : "memory");
 }
-/// Until the sources of this warp's stores may be overwritten.
+/// Waits until the sources of this warp's stores may be overwritten.
 __device__ inline void await_stores_read() {
   asm volatile("cp.async.bulk.wait_group.read 0;" : : : "memory");
   __syncwarp();
 }
-/// Until this warp's stores are in memory.
+/// Waits until this warp's stores are in memory.
 __device__ inline void await_stores() {
   asm volatile("cp.async.bulk.wait_group 0;" : : : "memory");
 }
-/// What this thread has written to shared memory becomes visible to the matrix unit and the copy engine.
+/// Makes this thread's writes to shared memory visible to the matrix unit and the copy engine.
 __device__ inline void async_proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 }
@@ -148,7 +149,8 @@ __device__ inline void* load_pointer(SharedAddress from) {
   asm volatile("ld.shared.b64 %0, [%1];" : "=l"(pointer) : "r"(from) : "memory");
   return pointer;
 }
-/// Four, or two, 8x8 blocks of 16-bit numbers from a warp's fragments; lane l names row l % 8 of block l / 8.
+/// Stores four, or two, 8x8 blocks of 16-bit values from a warp's fragments; lane l has the address of row l % 8 of block l
+/// / 8.
 __device__ inline void store_blocks(SharedAddress row, Pair block0, Pair block1, Pair block2, Pair block3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
                :
@@ -159,22 +161,23 @@ __device__ inline void store_blocks(SharedAddress row, Pair block0, Pair block1)
   asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" : : "r"(row), "r"(block0), "r"(block1) : "memory");
 }
 
-// -- numbers ------------------------------------------------------------
+// -- values -------------------------------------------------------------
 
 __device__ inline float approximate_reciprocal(float number) {
   float reciprocal;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(number));
   return reciprocal;
 }
-/// The same number, of which the compiler knows nothing: what depends on it is computed where it is used, instead of being
-/// kept in registers around a loop.
+/// The same value, hidden from the optimiser: expressions of it are computed where they are used, instead of being kept in
+/// registers across a loop.
 __device__ inline unsigned computed_afresh(unsigned number) {
   asm volatile("" : "+r"(number));
   return number;
 }
-/// For numbers that are the same in all lanes: tells the compiler so.
+/// Tells the compiler that a value is the same in all lanes.
 __device__ inline int warp_uniform(int number) {
   return __shfl_sync(~0u, number, 0);
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

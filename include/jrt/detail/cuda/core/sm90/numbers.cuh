@@ -10,14 +10,15 @@
 #include "jrt/detail/host_device.hpp"
 #include "jrt/numeric.hpp"
 
-/// What the kernels for sm_90a know about an element type: how pairs of it are made and multiplied, and where factors stand
-/// that keep it in range.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Arithmetic of an element type in the kernels for sm_90a: how pairs of it are formed and multiplied, and which factors
+/// keep it in range.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <class Element>
 struct HopperNumbers;
 
-/// bfloat16 has the range of float: nothing to keep.
+/// bfloat16 has the range of float and needs no factors.
 template <>
 struct HopperNumbers<BFloat16> {
   static constexpr CUtensorMapDataType tensor_map_type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -42,12 +43,12 @@ struct HopperNumbers<BFloat16> {
   }
 };
 
-/// half ends at 65504, and below 6e-5 it loses bits. Products of inputs, weights of pairs, and above all sums over long
-/// sequences leave that range. So
+/// half ends at 65504 and loses bits below 6e-5. Products of inputs, weights of pairs, and above all sums over long
+/// sequences leave that range. Therefore
 ///
-///     keys count 2^-key_shift, their products its square, and the factors of queries make up for it;
-///     queries' features and weights count 2^-output_shift, which comes back with the normaliser;
-///     a part of the state that is still too large is published with a factor (StateWarps::publish, StateFactors).
+///     keys are scaled by 2^-key_shift, their products by its square, and the factors of queries undo it;
+///     queries' features and weights are scaled by 2^-output_shift, which the normaliser undoes;
+///     rows of the state that are still too large are published with a factor (StateWarps::publish, StateFactors).
 ///
 /// All are powers of two. Inputs up to 700 and weights up to 5e5 are safe; sums have no limit.
 template <>
@@ -58,7 +59,7 @@ struct HopperNumbers<Half> {
   static constexpr int output_shift = 3;
 
   JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
-    // From 2^-15 to 2^-24 a number has no exponent of its own; what is smaller is 0.
+    // From 2^-15 to 2^-24 half is subnormal; smaller powers are 0.
     const int bits = exponent >= -14 ? (15 + exponent) << 10 : (exponent >= -24 ? 1 << (24 + exponent) : 0);
     return static_cast<Pair>(bits) * 0x10001U;
   }
@@ -75,4 +76,5 @@ struct HopperNumbers<Half> {
   }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -15,12 +15,13 @@
 ///     64x16 left operand: the fragments that `mma.sync` has for rows 16w … 16w + 15.
 ///
 /// The right operand is in shared memory, found through a descriptor.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// How a tile in shared memory is swizzled: which bits of the address select the 16 bytes of a row.
 enum class Swizzle : std::uint32_t { none = 0, bytes_128 = 1, bytes_32 = 3 };
 
-/// A tile that the matrix unit reads: 64 bits as two words, so that a constant offset is one 32-bit addition.
+/// Descriptor of a tile that the matrix unit reads: 64 bits as two words, so that a constant offset is one 32-bit addition.
 struct MatrixDescriptor {
   std::uint32_t low = 0;
   std::uint32_t high = 0;
@@ -37,7 +38,7 @@ struct MatrixDescriptor {
   }
 };
 
-/// Values of 16 tokens of a stage, and the ones behind them: with 64 columns of values, those of columns 64-71 are found at
+/// The values of 16 tokens of a stage, and the ones after them: with 64 columns of values, the ones in columns 64-71 are at
 /// the distance `leading`, in a tile of their own.
 template <class Layout>
 __device__ MatrixDescriptor values_and_ones(int stage, int step) {
@@ -45,19 +46,19 @@ __device__ MatrixDescriptor values_and_ones(int stage, int step) {
   return {tile, Layout::ones_apart ? Layout::ones - tile : 0, 8 * Layout::value_row, Swizzle::bytes_128};
 }
 
-/// Registers written before are in place for the products that follow.
+/// Orders earlier writes of registers before the products that follow.
 __device__ inline void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
 }
 __device__ inline void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
 }
-/// Until all but the last `pending` groups are done.
+/// Waits until all but the last `pending` groups are done.
 template <int pending>
 __device__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(pending) : "memory");
 }
-/// The compiler does not know that waiting changes registers: reads of `values` stay behind this.
+/// Keeps reads of `values` after this point: the compiler cannot see that waiting changes registers.
 template <int count>
 __device__ void fence_accumulators(float (&values)[count]) {
 #pragma unroll
@@ -66,7 +67,7 @@ __device__ void fence_accumulators(float (&values)[count]) {
   }
 }
 
-/// sums (64 x columns) = left · right, plus what they were where `keep` is not 0; right is stored with its columns
+/// sums (64 x columns) = left · right, plus the old sums where `keep` is not 0; right is stored with its columns
 /// contiguous.
 template <int columns>
 struct WarpgroupProduct;
@@ -364,4 +365,5 @@ __device__ void add_tiles(float (&sums)[32], std::uint64_t left, std::uint64_t r
 #undef JRT_DETAIL_MULTIPLY
 // clang-format on
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

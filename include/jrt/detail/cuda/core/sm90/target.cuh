@@ -8,8 +8,9 @@
 
 #include "jrt/detail/abi.hpp"
 
-/// Kernels that exist for sm_90a alone, in programs that are compiled for other architectures, too.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Kernels that exist only for sm_90a, in programs that are compiled for other architectures, too.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Whether this is the compilation for sm_90a itself; others get empty kernels, which the host recognises.
 inline constexpr bool compiling_for_hopper =
@@ -31,15 +32,15 @@ inline constexpr bool targets_hopper = [] {
   return false;
 }();
 
-/// Bound that tells the host an empty kernel from a real one.
+/// Launch bound by which the host tells an empty kernel from a real one.
 inline constexpr int empty_kernel_threads = 32;
 template <int threads>
 inline constexpr int hopper_threads = compiling_for_hopper ? threads : empty_kernel_threads;
 
-/// Whether a kernel of so many threads is there for the current device.
+/// Whether `kernel`, of `threads` threads, is not empty on the current device.
 template <auto kernel, int threads>
 bool kernel_exists() {
-  static std::atomic<bool> known = false;  // a failure to find out is not remembered
+  static std::atomic<bool> known = false;  // a failed query is not cached
   if (!known) {
     cudaFuncAttributes attributes{};
     if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
@@ -53,4 +54,5 @@ bool kernel_exists() {
 
 extern __shared__ __align__(1024) std::byte hopper_shared_memory[];
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

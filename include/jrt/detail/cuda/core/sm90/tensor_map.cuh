@@ -12,8 +12,9 @@
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/tensor_view.hpp"
 
-/// Descriptions of tensors for the copy engine (CUDA driver API, "Tensor Map Object Management").
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// Descriptions of tensors for the copy engine, TMA (CUDA driver API, "Tensor Map Object Management").
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// The part of a tensor that one copy moves.
 struct TensorBox {
@@ -25,7 +26,7 @@ struct TensorBox {
 /// The driver's encoder, found through the runtime so that programs need not link the driver; null if it has none.
 inline auto tensor_map_encoder() {
   using Encoder = decltype(&cuTensorMapEncodeTiled);
-  static std::atomic<Encoder> known = nullptr;  // a failure to find it is not remembered
+  static std::atomic<Encoder> known = nullptr;  // a failed lookup is not cached
   if (known == nullptr) {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
@@ -44,8 +45,8 @@ inline auto tensor_map_encoder() {
   return known.load();
 }
 
-/// Describes a view to the copy engine; false if that cannot read it: rows must be whole multiples of 16 bytes apart and
-/// aligned to that, with positive strides. An empty view needs no description.
+/// Describes a view to the copy engine; false if the copy engine cannot read it: rows must be aligned to 16 bytes and
+/// multiples of 16 bytes apart, with positive strides. An empty view needs no description.
 template <class Element>
 bool describe(const TensorView<Element>& view, const TensorBox& box, CUtensorMap& map) {
   static_assert(sizeof(Element) == 2);
@@ -62,7 +63,7 @@ bool describe(const TensorView<Element>& view, const TensorBox& box, CUtensorMap
   const std::int64_t strides_in_elements[] = {view.token_stride, view.head_stride, view.batch_stride};
   cuuint64_t strides[3] = {};
   for (int i = 0; i < 3; ++i) {
-    // A stride that nothing is multiplied with may have any value.
+    // The stride of a dimension of extent 1 may have any value.
     const std::int64_t stride =
         extents[i + 1] == 1 ? 16 : strides_in_elements[i] * static_cast<std::int64_t>(sizeof(Element));
     if (stride <= 0 || stride % 16 != 0 || stride >= std::int64_t{1} << 40) {
@@ -82,4 +83,5 @@ bool describe(const TensorView<Element>& view, const TensorBox& box, CUtensorMap
                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

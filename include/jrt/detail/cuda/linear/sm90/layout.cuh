@@ -12,12 +12,13 @@
 #include "jrt/detail/plan/hopper_packing.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Sizes of the kernels for sm_90a, and what is where in shared memory.
+/// Sizes of the kernels for sm_90a, and the layout of their shared memory.
 ///
 /// A block handles one head of one segment of a sequence, and where v is wider than 64, one of `slices` slices of its
-/// columns. The state has 8 columns more than v: with ones for their values they are z.
+/// columns. The state has 8 columns more than v: their values are ones, so they are z.
 template <class Config>
 struct HopperLayout {
   using Map = typename Config::FeatureMap;
@@ -30,7 +31,7 @@ struct HopperLayout {
   static constexpr int width = columns + 8;                                         // of the state
   static constexpr int stages = hopper_tuning<typename Config::Element>.stages;
 
-  /// Elements whose products the matrix unit takes as they are, the packing's feature map, rows of whole 16 bytes.
+  /// Element types that the matrix unit multiplies directly, the packing's feature map, rows of whole 16 bytes.
   static constexpr bool supported = sizeof(typename Config::Element) == 2 &&
                                     std::is_same_v<Map, Taylor2<Packing::input_dim, SymmetricPacking>> &&
                                     std::is_same_v<ConfigCompute<Config>, float> && Config::value_dim % 8 == 0;
@@ -39,20 +40,20 @@ struct HopperLayout {
   static constexpr int output_threads = 256;
 
   // Tiles as the copy engine writes them: 64 rows of keys or queries of 32 bytes, of values of 128 bytes (whatever
-  // `columns` is: where it is less than 64, the copies leave the rest of a row alone, and ones stand there).
+  // `columns` is: where it is less than 64, the copies leave the rest of a row unchanged, and it holds ones).
   static constexpr int input_row = 32;
   static constexpr int value_row = 128;
   static constexpr int input_tile = chunk * input_row;
   static constexpr int value_tile = chunk * value_row;
-  static constexpr int input_bytes = chunk * input_row;  // that a copy brings
+  static constexpr int input_bytes = chunk * input_row;  // transferred by a copy
   static constexpr int value_bytes = chunk * columns * 2;
   static constexpr int warp_output = 16 * value_row;  // 16 tokens
   static constexpr int ones_tile = 16 * value_row;
   static constexpr int state_row_block = 8 * width * 2;  // 8 rows of the state
   static constexpr int state_tile = Packing::rows / 8 * state_row_block;
 
-  /// Ones stand behind the values of every stage, or in a tile of their own that the matrix unit takes for the next 64
-  /// columns of v.
+  /// Ones follow the values of every stage, or are in a tile of their own that the matrix unit reads as the next 64 columns
+  /// of v.
   static constexpr bool ones_apart = columns == 64;
 
   // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the kernels). As constants these addresses
@@ -80,8 +81,9 @@ struct HopperLayout {
   static constexpr SharedAddress state_free = state_full + 16;          // [2]
   // log2 of the factor by which each state warp scaled its rows down when publishing them.
   static constexpr SharedAddress state_excess = state_free + 16;  // [2][4]
-  // Where the final state goes, kept here because the warps that write it have no registers to spare until then.
+  // Address of the final state, kept here because the warps that write it have no registers to spare until then.
   static constexpr SharedAddress final_state = state_excess + 32;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

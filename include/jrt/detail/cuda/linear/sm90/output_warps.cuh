@@ -14,14 +14,15 @@
 #include "jrt/numeric.hpp"
 #include "jrt/tensor_view.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// The four warps of a block that make the outputs, and of which the first asks for all copies. Warp w has
-/// tokens 16w … 16w + 15 of a chunk:
+/// The four warps of a block that compute the outputs; the first of them issues all copies. Warp w has tokens
+/// 16w … 16w + 15 of a chunk:
 ///
-///     scores   s = q·kᵀ                          both tiles as the copy engine brought them
-///     weights  P = 1 + s/4 + s²/32, causal       in registers: accumulators are left operands as they stand
-///     outputs  [y | den] = P·[v | 1] + φ(q)·S    φ(q) made in registers, S published by the StateWarps
+///     scores   s = q·kᵀ                          both tiles as the copy engine wrote them
+///     weights  P = 1 + s/4 + s²/32, causal       in registers: accumulators are already left operands
+///     outputs  [y | den] = P·[v | 1] + φ(q)·S    φ(q) formed in registers, S published by the StateWarps
 ///     output   y · factor(den)                   through shared memory, 16 rows at a time
 ///
 /// A step is one chunk for one query head; with grouped heads, all steps of a chunk read the same published state.
@@ -42,7 +43,7 @@ class OutputWarps {
         group_(group),
         warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)) {}
 
-  /// The first copies, and those of chunks that are only summed, during which these warps are idle.
+  /// Issues the first copies, and those of chunks that are only summed, during which these warps are otherwise idle.
   __device__ void start_copies(bool sums_own) const {
     if (!copies()) {
       return;
@@ -71,7 +72,7 @@ class OutputWarps {
     if (chunks == 0) {
       return;
     }
-    // Not before: until the state is published, the barriers of keys are in phases of chunks that are only summed.
+    // Not earlier: until the state is published, the barriers of keys are in phases of chunks that are only summed.
     barrier_wait(Layout::state_full, 0);
     int chunk = Schedule::chunks_of(schedule_.encoder);
     for (int n = 0; n < chunks; ++n, ++chunk) {
@@ -97,19 +98,19 @@ class OutputWarps {
   static __device__ unsigned lane() {
     return threadIdx.x % 32;
   }
-  /// Whether this is the warp that asks for copies.
+  /// Whether this is the warp that issues the copies.
   [[nodiscard]] __device__ bool copies() const {
     return warp_ == 0;
   }
   [[nodiscard]] __device__ int group() const {
     return grouped ? group_ : 1;
   }
-  /// Of the first of this lane's two rows in a chunk.
+  /// Index of the first of this lane's two rows in a chunk.
   [[nodiscard]] __device__ unsigned row() const {
     return 16 * warp_ + lane() / 4;
   }
 
-  /// Query head g of the n-th chunk of the block's own run, which is chunk `chunk` of the block.
+  /// Outputs of query head g for the n-th chunk of the block's own run, which is chunk `chunk` of the block.
   __device__ void output_step(int n, int chunk, int g) const {
     const int step = n * group() + g;
     const int stage = chunk % Layout::stages;
@@ -121,7 +122,7 @@ class OutputWarps {
     float sums[Layout::width / 2];
     if constexpr (!full) {
       if (n + 1 == Schedule::chunks_of(schedule_.own) || Config::Padding::keeps_padded_keys) {
-        barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);  // if there was something to repair, it is by then
+        barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);  // any repair is done by then
       }
       barrier_wait(Layout::keys_full + 8 * stage, chunk / Layout::stages % 2);
       barrier_wait(Layout::query_full + 8 * query_stage, step / Layout::stages % 2);
@@ -176,7 +177,7 @@ class OutputWarps {
     wgmma_wait<0>();
     LeftFragment shifted[6];
     query_features.shifted(query, shifted);
-    const StateFactors<Config> again(buffer);  // rather than keeping it: there are no registers for that
+    const StateFactors<Config> again(buffer);  // recomputed, as there are no registers to keep it
 #pragma unroll
     for (int i = 0; i < 6; ++i) {
       again.apply(shifted[i], i / 2 + 1);
@@ -189,7 +190,7 @@ class OutputWarps {
     add(sums, state, 3, shifted[4]);
     add(sums, state, 7, shifted[5]);
     wgmma_commit();
-    issue_next_loads(n, g, step);  // in the time of the products
+    issue_next_loads(n, g, step);  // overlaps the products
     wgmma_wait<0>();
     fence_accumulators(sums);
     barrier_arrive(Layout::query_free + 8 * query_stage);
@@ -207,7 +208,7 @@ class OutputWarps {
     WarpgroupProduct<Layout::width>::template add<Element>(sums, features, right.word(), 1);
   }
 
-  /// All that was in the stage of the step before has been used: asks for what comes there next.
+  /// Waits until the stages of the step before are no longer read, and issues the next loads into them.
   __device__ void issue_next_loads(int n, int g, int step) const {
     if (copies() && step > 0) {
       const int done = step - 1;
@@ -226,8 +227,8 @@ class OutputWarps {
     }
   }
 
-  /// P of this warp's tokens as left operands for 16 keys each. Key j counts for token t if j <= t; the mask is laid over
-  /// pairs, so that whatever a masked score is, it counts nothing.
+  /// P of this warp's tokens as left operands for 16 keys each. Token t sees key j if j <= t; the mask is applied to the
+  /// bits of pairs, so a masked weight is 0 whatever its score.
   __device__ void weigh(const float (&scores)[32], LeftFragment (&weights)[4]) const {
     using Map = typename Layout::Map;
     constexpr float constant = 1.0F / (1 << Numbers::output_shift);
@@ -252,8 +253,8 @@ class OutputWarps {
     }
   }
 
-  /// The normaliser's factor for what HopperNumbers has made of the denominator; a reciprocal to the last bit would be lost
-  /// on an output of bfloat16.
+  /// The normaliser's factor for the denominator as scaled by HopperNumbers; an exact reciprocal would be lost in the
+  /// rounding of a bfloat16 output.
   static __device__ float factor(float scaled_denominator, float restored) {
     using Normaliser = typename Config::Normaliser;
     const float scale = restored * (1 << Numbers::output_shift);
@@ -266,7 +267,7 @@ class OutputWarps {
     }
   }
 
-  /// Of this lane's two rows; all four lanes of a row have them.
+  /// Stores the denominators of this lane's two rows; all four lanes of a row have them.
   __device__ void store_denominators(int n, int g, float first, float second) const {
     const int t = n * Layout::chunk + static_cast<int>(row());
     constexpr float scale = 1 << Numbers::output_shift;
@@ -280,8 +281,8 @@ class OutputWarps {
     keep(t + 8, second);
   }
 
-  /// Normalises this warp's 16 tokens and hands them to the copy engine; of the last ones, those that are there are stored
-  /// by hand, since behind them may be another sequence.
+  /// Normalises this warp's 16 tokens and hands them to the copy engine; fewer than 16 are stored row by row, since another
+  /// sequence may follow them.
   __device__ void write(int n, int g, const float (&sums)[Layout::width / 2], float restored) const {
     const unsigned lane = computed_afresh(OutputWarps::lane());
     const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
@@ -292,7 +293,7 @@ class OutputWarps {
     const auto pair = [&](int j, int h) {
       return Numbers::rounded(sums[4 * j + 2 * h] * factors[h], sums[4 * j + 2 * h + 1] * factors[h]);
     };
-    // Rows of 128 bytes, of which 16 bytes j stand in place j ^ row % 8.
+    // Rows of 128 bytes, swizzled: the j-th 16 bytes are at place j ^ row % 8.
     const SharedAddress to = tile + lane % 16 * Layout::value_row + (((lane / 16) ^ (lane % 8)) * 16);
     await_stores_read();
 #pragma unroll
@@ -334,4 +335,5 @@ class OutputWarps {
   int warp_;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -17,28 +17,29 @@
 #include "jrt/workspace.hpp"
 
 /// Prefill on Hopper GPUs: the kernels of prefill_call.cuh for sm_90a. docs/hopper-kernel.md explains them with pictures.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <class Config>
 struct HopperEngine : HopperLayout<Config> {
   static constexpr bool slices_need_partials = false;
 };
 
-/// What the kernels of one call share.
+/// Parameters shared by the kernels of one call.
 template <class Config>
 struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
   HopperMaps maps;
-  // Copies of initial z, where slices of v would read them while another writes the final one: [sequences][heads][rows].
+  // Copies of initial z, where slices of v would read z while another writes the final one: [sequences][heads][rows].
   float* initial_normalisers = nullptr;
   int group = 1;  // query heads that share a key head
 };
 
-/// Prepares barriers and ones. Thread 0 writes the barriers; all threads take part.
+/// Initialises barriers and ones. Thread 0 writes the barriers; called by all threads.
 template <class Config>
 __device__ void prepare_shared_memory() {
   using Layout = HopperLayout<Config>;
   if (shared_address(hopper_shared_memory) != Layout::base) {
-    __trap();  // every address below is counted from there
+    __trap();  // all addresses below assume it
   }
   const int thread = static_cast<int>(threadIdx.x);
   constexpr Pair one = HopperNumbers<typename Config::Element>::power_of_two(0);
@@ -113,13 +114,13 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_war
   }
 }
 
-/// The state that a segment starts from.
+/// Reads the state that a segment starts from.
 template <class Config>
 __device__ void read_start(StateWarps<Config>& state_warps, const HopperCall<Config>& call, const PrefillPlan& plan,
                            const BlockItem& item, int column) {
   using Call = HopperCall<Config>;
   using Format = typename Call::Format;
-  await_previous_kernel();  // whether needed here or not: then whoever follows this kernel follows all of them
+  await_previous_kernel();  // needed here or not, so that a kernel that waits for this one has waited for all before it
   if (Call::through_partials(plan)) {
     const float* const partial = call.starting_state(plan, item);
     state_warps.read(partial, partial + Format::normaliser_offset, column);
@@ -137,7 +138,7 @@ __device__ void read_start(StateWarps<Config>& state_warps, const HopperCall<Con
   }
 }
 
-/// The final state of a sequence without tokens: the initial one to the bit.
+/// Writes the final state of a sequence without tokens: bitwise the initial one.
 template <class Config>
 __device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item) {
   using Call = HopperCall<Config>;
@@ -220,7 +221,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_th
   }
 }
 
-/// z of every initial state, in float.
+/// Copies z of every initial state, in float.
 template <class Config>
 __global__ void copy_normalisers(const __grid_constant__ HopperCall<Config> call) {
   using Format = typename HopperCall<Config>::Format;
@@ -244,7 +245,7 @@ class HopperPrefill {
   using Call = HopperCall<Config>;
   using Layout = HopperLayout<Config>;
 
-  /// Whether there is something to use at all: the type of operator, the device, and kernels compiled for it.
+  /// Whether kernels for this operator and device exist and are compiled.
   static bool available(const Cuda& on) {
     if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
       return false;
@@ -315,4 +316,5 @@ class HopperPrefill {
   Call call_;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -6,10 +6,11 @@
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// The features of 16 queries as left operands for the rows of the published state, made in registers from the tile in
-/// shared memory. `packing.cuh` says which features are neighbours.
+/// The features of 16 queries as left operands for the rows of the published state, formed in registers from the tile in
+/// shared memory. plan/hopper_packing.hpp has the order of the features.
 template <class Config>
 class QueryFeatures {
  public:
@@ -59,7 +60,7 @@ class QueryFeatures {
       const Pair high_scaled = Numbers::product(high[0], cross_factor);
 #pragma unroll
       for (int shift = 1; shift <= 3; ++shift) {
-        // Shifted by an odd number, a pair lies across two words.
+        // Shifted by an odd number, a pair spans two words.
         const Pair low_shifted = shift == 2 ? low[1] : __byte_perm(low[shift / 2], low[shift / 2 + 1], 0x5432);
         const Pair high_shifted = shift == 2 ? high[1] : __byte_perm(high[shift / 2], high[shift / 2 + 1], 0x5432);
         LeftFragment& same = features[2 * shift - 2];
@@ -73,7 +74,7 @@ class QueryFeatures {
   }
 
  private:
-  // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), with what HopperNumbers takes elsewhere.
+  // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), combined with the shifts of HopperNumbers.
   static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - Numbers::output_shift);
   static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - Numbers::output_shift);
   static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - Numbers::output_shift);
@@ -91,7 +92,7 @@ class QueryFeatures {
   static __device__ unsigned lane() {
     return threadIdx.x % 32;
   }
-  /// The first of this lane's two rows of the tile; the other is 8 further on.
+  /// The first of this lane's two rows of the tile; the other is 8 rows further on.
   [[nodiscard]] __device__ unsigned row() const {
     return 16 * warp_ + lane() / 4;
   }
@@ -99,4 +100,5 @@ class QueryFeatures {
   int warp_;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

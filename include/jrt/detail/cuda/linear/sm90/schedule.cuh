@@ -13,10 +13,11 @@
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/sequences.hpp"
 
-/// In which order a block goes through its tokens, and the copies that bring them.
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+/// The order in which a block processes its tokens, and the copies that load them.
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Descriptions of the tensors of one call.
+/// Tensor maps of one call.
 struct HopperMaps {
   CUtensorMap query, key, value, key_encoder, value_encoder, output;
 };
@@ -26,7 +27,7 @@ struct TokenRun {
   int first = 0;  // in the tensor
   int row = 0;    // of the batch
   int tokens = 0;
-  int zero_keys = 0;  // leading tokens whose key counts as 0
+  int zero_keys = 0;  // leading tokens whose key is treated as zero
 
   TokenRun() = default;
   template <class Element>
@@ -36,7 +37,7 @@ struct TokenRun {
         tokens(static_cast<int>(range.size())),
         zero_keys(static_cast<int>(clamped(source.zero_keys - range.begin, 0, range.size()))) {}
 
-  /// The same, with numbers that the compiler knows to be the same in all lanes.
+  /// The same, with warp-uniform values.
   [[nodiscard]] __device__ TokenRun warp_uniform() const {
     TokenRun run;
     run.first = cuda::warp_uniform(first);
@@ -71,7 +72,8 @@ struct HopperSchedule {
 
   static __device__ int chunks_of(const TokenRun& run) { return (run.tokens + Layout::chunk - 1) / Layout::chunk; }
 
-  /// Asks for keys and values of chunk n of a run, the block's chunk i. By a whole warp, as the next.
+  /// Issues the copies of keys and values of chunk n of a run, the block's chunk i. Called by a whole warp, like the next
+  /// two.
   template <KeyRegion region>
   __device__ void load_keys(const HopperMaps& maps, int n, int i) const {
     constexpr bool from_encoder = region == KeyRegion::encoder;
@@ -95,7 +97,7 @@ struct HopperSchedule {
     }
   }
 
-  /// Asks for the queries of step s: chunk s / group of the block's tokens, query head s % group of the key head.
+  /// Issues the copy of the queries of step s: chunk s / group of the block's tokens, query head s % group of the key head.
   __device__ void load_queries(const HopperMaps& maps, int s, int group) const {
     const int stage = s % Layout::stages;
     const int n = group == 1 ? s : s / group;
@@ -106,4 +108,5 @@ struct HopperSchedule {
   }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -7,10 +7,12 @@
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
 #include "jrt/detail/integer.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// What types of narrow range need because parts of a state are published too small, each by a power of two of its own: the
-/// sums of a step are brought to the scale of the smallest part, and features that meet other parts with them.
+/// Rescaling for element types of narrow range, since each state warp may scale its rows down when publishing them, by a
+/// power of two of its own: the sums of a step are brought to the scale of the smallest rows, and so are features that
+/// multiply other rows.
 template <class Config>
 class StateFactors {
  public:
@@ -21,12 +23,12 @@ class StateFactors {
       largest_ = larger(larger(excess(0), excess(1)), larger(excess(2), excess(3)));
     }
   }
-  /// Whether there is nothing to do.
+  /// Whether nothing is scaled.
   [[nodiscard]] __device__ bool none() const { return !Numbers::narrow_range || largest_ == 0; }
-  /// To sums that are there already; `restored()` takes it back.
+  /// Factor of sums formed before; `restored()` undoes it.
   [[nodiscard]] __device__ float of_sums() const { return __int_as_float((127 - largest_) << 23); }
   [[nodiscard]] __device__ float restored() const { return __int_as_float((127 + largest_) << 23); }
-  /// To features that meet rows which warp `state_warp` has published.
+  /// Scales features that multiply rows published by warp `state_warp`.
   __device__ void apply(LeftFragment& features, int state_warp) const {
     if (!none()) {
       const Pair factor = Numbers::power_of_two(excess(state_warp) - largest_);
@@ -46,4 +48,5 @@ class StateFactors {
   int largest_ = 0;
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -13,13 +13,14 @@
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// The four warps of a block that keep the state, in registers in float: S += φ(k)·[v | 1] with S in HopperPacking's order
 /// (three tiles of 64 rows, of which warp w of the four has rows 16w … 16w + 15), v and the ones from shared memory.
 ///
-/// A lane's share of φ(k) for 16 tokens comes from one ldmatrix and four shuffles: transposed keys are fragments as the
-/// matrix unit reads them,
+/// A lane's share of φ(k) for 16 tokens comes from one ldmatrix and four shuffles: transposed keys are already fragments
+/// for the matrix unit,
 ///
 ///     inputs[0] = L, tokens 0-7    inputs[1] = H, tokens 0-7    inputs[2] = L, tokens 8-15    inputs[3] = H, tokens 8-15
 ///
@@ -109,7 +110,7 @@ class StateWarps {
     });
   }
 
-  /// Sums the chunks of a run. `refill()` is called when one is under way.
+  /// Sums the chunks of a run. `refill()` is called for each chunk once its first products are in flight.
   template <class Refill>
   __device__ void accumulate(const TokenRun& run, const Refill& refill) {
     int left = run.tokens;
@@ -136,7 +137,7 @@ class StateWarps {
         barrier_wait(Layout::state_free + 8 * (n % 2), (n / 2 - 1) % 2);
       }
       publish(n % 2);
-      // The first products are on their way while the fence makes the others wait.
+      // The first products are in flight while the fence delays the others.
       add<0, Packing::row_tiles>();
       announce(n % 2);
       add<Packing::row_tiles, all_products>();
@@ -144,13 +145,13 @@ class StateWarps {
     }
   }
 
-  /// Publishes a state that changes no more.
+  /// Publishes a state that no longer changes.
   __device__ void publish_last() {
     publish(0);
     announce(0);
   }
 
-  /// Of all the chunks of the block, the one that is next.
+  /// Index of the next chunk, among all chunks of the block.
   [[nodiscard]] __device__ int chunk() const {
     return chunk_;
   }
@@ -166,7 +167,7 @@ class StateWarps {
     return static_cast<int>(threadIdx.x) % 32;
   }
 
-  /// Calls `function(tile, h, row of the format or -1, its scale)` for the six rows of which this lane has numbers.
+  /// Calls `function(tile, h, row of the format or -1, its scale)` for the six rows of which this lane has values.
   template <class Function>
   __device__ void for_rows(const Function& function) {
 #pragma unroll
@@ -181,7 +182,7 @@ class StateWarps {
     }
   }
 
-  /// Asks for the keys of 16 tokens, and makes them the ones to work with.
+  /// Loads the keys of 16 tokens; `take_inputs` makes them current.
   __device__ void load_next_inputs(int stage, int step) {
     load_blocks_transposed(next_inputs_,
                            SharedNumbers::at(key_row_ + stage * Layout::input_tile + step * 16 * Layout::input_row));
@@ -227,7 +228,7 @@ class StateWarps {
     }
   }
 
-  /// Products [first, end) of a chunk, three for every 16 tokens. Expects the keys of the first 16 in `inputs_`.
+  /// Issues products [first, end) of a chunk, three for every 16 tokens. Expects the keys of the first 16 in `inputs_`.
   template <int first, int end>
   __device__ void add() {
     const int stage = chunk_ % Layout::stages;
@@ -241,7 +242,7 @@ class StateWarps {
       wgmma_fence();
       WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right, 1);
       wgmma_commit();
-      // The next 16 tokens' keys, in time: nothing of this step needs shifted halves any more.
+      // Loads the keys of the next 16 tokens early: this step no longer needs shifted halves.
       if constexpr (m == 1 && step + 1 < depth_steps) {
         load_next_inputs(stage, step + 1);
       } else if constexpr (m == 2 && step + 1 < depth_steps) {
@@ -251,7 +252,7 @@ class StateWarps {
     }
   }
 
-  /// Waits for chunk n of a run, of which `left` tokens are left with it, and fetches the keys of its first 16 tokens.
+  /// Waits for chunk n of a run, which has `left` tokens from this chunk on, and loads the keys of its first 16 tokens.
   __device__ void await_keys(const TokenRun& run, int n, int left) {
     const int stage = chunk_ % Layout::stages;
     barrier_wait(Layout::keys_full + 8 * stage, chunk_ / Layout::stages % 2);
@@ -262,7 +263,8 @@ class StateWarps {
     take_inputs();
   }
 
-  /// When all products of chunk n are under way: has the keys of the next one ready, if there is one, and finishes.
+  /// Called when all products of chunk n are in flight: loads the first keys of the next chunk, if there is one, then
+  /// finishes chunk n.
   __device__ void to_next_chunk(const TokenRun& run, int n, int left) {
     ++chunk_;
     if (left > Layout::chunk) {
@@ -271,8 +273,8 @@ class StateWarps {
     finish(left);
   }
 
-  /// Waits for the products of a chunk with which `left` tokens are left, and takes back what tokens that are not there
-  /// have added to the count.
+  /// Waits for the products of a chunk, with `left` tokens of the run from it on, and subtracts what positions past the
+  /// last token have added to the count of tokens.
   __device__ void finish(int left) {
     wgmma_wait<0>();
 #pragma unroll
@@ -286,7 +288,8 @@ class StateWarps {
     }
   }
 
-  /// Zeroes what the copy engine has brought from behind the last token (it may be anything), and keys that count as 0.
+  /// Zeroes what the copy engine has loaded from past the last token (it may be anything), and keys that are treated as
+  /// zero.
   static __device__ void repair(int stage, int tokens, int zero_keys) {
     const int thread = static_cast<int>(threadIdx.x) % Layout::state_warp_threads;
 #pragma unroll 1
@@ -312,9 +315,9 @@ class StateWarps {
     store_pairs(SharedNumbers::at(at), zeros);
   }
 
-  /// The state, rounded to the element type, in shared memory: blocks of 8 rows by 8 columns, contiguous, as the matrix
-  /// unit reads them without a swizzle. What would leave the type's range is published too small by a power of
-  /// two, the excess, which is published with it.
+  /// Publishes the state, rounded to the element type, in shared memory: contiguous blocks of 8 rows by 8 columns, as the
+  /// matrix unit reads them without a swizzle. If a value would leave the type's range, the warp's rows are scaled down by
+  /// a power of two; its exponent, the excess, is published with them.
   __device__ void publish(int buffer) const {
     if constexpr (!Numbers::narrow_range) {
       publish(buffer, [](float number) { return number; });
@@ -376,4 +379,5 @@ class StateWarps {
   LeftFragment features_[fragments];
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -13,9 +13,10 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// The warp that brings keys, values and queries.
+/// The warp that loads keys, values and queries.
 template <WindowConfig Config>
 struct HopperWindowCopies {
   using Layout = HopperWindowLayout<Config>;
@@ -60,7 +61,7 @@ struct HopperWindowCopies {
       load_panels<Layout::key_panels>(call.key, Run::keys(stage), token, head, barrier);
       load_panels<Layout::value_panels>(call.value, Run::values(stage), token, head, barrier);
     } else {
-      // Tokens of a cache, or none: row by row. What is not there is 0, as a weight of 0 does not undo a NaN.
+      // Tokens of a cache, or none: row by row. Missing rows are set to 0, as a weight of 0 does not cancel a NaN.
       const WindowSequence<Config> sequence(call.window, run.sequence, head);
       const WindowKeys<Config>& from = sequence.keys;
       copy_rows<Config::head_dim>(Run::keys(stage), token, [&](int t) { return from.key(t); });
@@ -101,7 +102,7 @@ struct HopperWindowCopies {
   }
 };
 
-/// Outputs of rows that are no tokens, among the run's, by all threads of a block.
+/// Zeroes the outputs of the run's rows that are not tokens; called by all threads of a block.
 template <WindowConfig Config>
 __device__ void zero_rows(const TensorView<typename Config::Element>& output, const WindowSequence<Config>& sequence,
                           std::int64_t first, std::int64_t count, std::int64_t query_head) {
@@ -120,7 +121,7 @@ __device__ void zero_rows(const TensorView<typename Config::Element>& output, co
   }
 }
 
-/// A block a run of rows and query head.
+/// One block per run of rows and query head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::threads>, 1)
     window_sm90(const __grid_constant__ HopperWindowCall<Config> call) {
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::thr
     }
     if (threadIdx.x == 0) {
       if (shared_address(hopper_shared_memory) != Layout::base) {
-        __trap();  // every address is counted from there
+        __trap();  // all addresses assume it
       }
       for (int i = 0; i < Layout::stages; ++i) {
         barrier_init(Layout::full + 8 * i, 1);
@@ -171,14 +172,14 @@ template <WindowConfig Config>
 struct HopperWindow {
   using Layout = HopperWindowLayout<Config>;
 
-  /// Whether there is something to use at all: the device, and a kernel compiled for it.
+  /// Whether a kernel for this device exists and is compiled.
   static bool available(const Cuda& on) {
     return on.kernels() == CudaKernels::automatic && on.compute_capability() == 90 &&
            on.reserved_shared_bytes() == static_cast<int>(Layout::base) && tensor_map_encoder() != nullptr &&
            kernel_exists<window_sm90<Config>, Layout::threads>();
   }
 
-  /// False if the copy engine cannot read one of the tensors.
+  /// Describes the tensors; false if the copy engine cannot read one of them.
   static bool describe_tensors(const WindowCall<Config>& window, HopperWindowCall<Config>& call) {
     const TensorBox box{Layout::tile, Layout::panel_columns, CU_TENSOR_MAP_SWIZZLE_128B};
     call.window = window;
@@ -192,7 +193,8 @@ struct HopperWindow {
       return row_runs(window.sequences, window.query.batch, window.query.tokens, std::int64_t{tiles} * Layout::tile) *
              window.query.heads;
     };
-    // A block's time is that of its tiles and of some more, until the first keys are there and the last outputs away.
+    // A block's time is that of its tiles and a few more, for the arrival of the first keys and the store of the last
+    // outputs.
     const std::int64_t longest = ceil_div(window.query.tokens, std::int64_t{Layout::tile});
     std::int64_t least = INT64_MAX;
     for (int tiles = 1; tiles <= 512; tiles *= 2) {
@@ -209,4 +211,5 @@ struct HopperWindow {
   }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -13,10 +13,10 @@
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/window_tiles.hpp"
 
-/// Prefill of window attention on Hopper GPUs. A block walks along a long run of queries of one head, in tiles of 64.
-/// Keys and values pass once, through a ring in shared memory that the copy engine fills well ahead; three groups of four
-/// warps (two, where heads are wide) take the tiles of queries in turn. A window of 128 is three tiles of keys, whose 192
-/// scores a query has at once: no sum is ever rescaled.
+/// Prefill of window attention on Hopper GPUs. A block walks along a long run of queries of one head, in tiles of 64. Keys
+/// and values pass once, through a ring in shared memory that the copy engine fills well ahead; three groups of four warps
+/// (two for wide heads) take the tiles of queries in turn. A window of 128 is three tiles of keys, whose 192 scores are
+/// formed at once for a query: no sum is ever rescaled.
 ///
 ///     queries, tile i         0    1    2    3    4         worker i mod 3
 ///     keys, tile j       0 1 2    3    4    5    6          tile i needs j = i … i + 2; 0 and 1 lie before the run
@@ -28,7 +28,8 @@
 ///       . # x x        x x x x        x # . .                     warp 1
 ///       . . # x        x x x x        x x # .                     warp 2
 ///       . . . #        x x x x        x x x #                     warp 3
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <WindowConfig Config>
 struct HopperWindowLayout {
@@ -37,8 +38,8 @@ struct HopperWindowLayout {
   static constexpr int value_dim = Config::value_dim;
   static constexpr int tile = 64;  // tokens
 
-  // In shared memory a tile is panels of 64 numbers a row, 128 bytes, as the copy engine swizzles them; behind the last
-  // number of a head it writes zeros.
+  // In shared memory a tile is panels of 64 elements per row, 128 bytes, as the copy engine swizzles them; past the last
+  // element of a head it writes zeros.
   static constexpr int panel_columns = 64;
   static constexpr int panel_row = 128;
   static constexpr int panel_bytes = tile * panel_row;
@@ -49,7 +50,7 @@ struct HopperWindowLayout {
   static constexpr int other_columns = larger(16, value_dim - panel_columns);  // 16 where there are none
 
   using TileRun = WindowTileRun<tile, Config::left_window>;
-  static constexpr int window_tiles = TileRun::window_tiles;  // that one tile of queries sees
+  static constexpr int window_tiles = TileRun::window_tiles;  // seen by one tile of queries
   static constexpr HopperWindowTuning tuning = hopper_window_tuning;
   static constexpr int group_tiles =
       window_tiles <= tuning.max_tiles_at_a_time ? window_tiles : tuning.tiles_of_long_windows;
@@ -61,7 +62,7 @@ struct HopperWindowLayout {
 
   static constexpr int key_bytes = key_panels * panel_bytes;
   static constexpr int stage_bytes = key_bytes + value_panels * panel_bytes;
-  static constexpr int query_bytes = panels * panel_bytes;    // of a buffer, in which outputs stand afterwards
+  static constexpr int query_bytes = panels * panel_bytes;    // of a buffer, which holds the outputs afterwards
   static constexpr int query_buffers = tuning.query_buffers;  // of a worker
   static constexpr int barrier_bytes = 1024;
   static constexpr int max_bytes = static_cast<int>(shared_bytes_sm90);
@@ -78,8 +79,8 @@ struct HopperWindowLayout {
   static constexpr SharedAddress end = ring + stages * stage_bytes;
   static constexpr std::size_t shared_bytes = end - base;
 
-  /// Rows of whole 16 numbers, no rotation (keys come as they are), sums that start here, and a ring that holds what the
-  /// workers read with room for what is on its way.
+  /// Rows of multiples of 16 elements, no rotation (keys are used as loaded), no softmax carry-in, and a ring that holds
+  /// the tiles that the workers read and those in flight.
   static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
                                     value_dim <= 128 && !Config::Rotary::rotates && !has_softmax_carry_in<Config> &&
                                     stages >= window_tiles + workers && query_free + 8 * workers * query_buffers <= queries;
@@ -103,7 +104,7 @@ struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {
   int sequence;    // of the call
   int query_head;  // of the views
   int batch_row;
-  int row;  // of the views, in which token 0 of the sequence stands
+  int row;  // of the views, with token 0 of the sequence
 
   __device__ HopperWindowRun(const WindowSequence<Config>& of, std::int64_t b, std::int64_t head, std::int64_t first,
                              int run_tiles)
@@ -114,7 +115,7 @@ struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {
         batch_row(warp_uniform(static_cast<int>(of.span.batch_row))),
         row(warp_uniform(static_cast<int>(of.span.first_token + of.span.left_pad))) {}
 
-  /// Where tile j of keys is in the ring, and which time around it is.
+  /// Stage of tile j of keys in the ring, and how often the ring has been filled before.
   static __device__ int stage(int j) { return j % Layout::stages; }
   static __device__ std::uint32_t lap(int j) { return static_cast<std::uint32_t>(j) / Layout::stages; }
   static __device__ SharedAddress keys(int stage) { return Layout::ring + stage * Layout::stage_bytes; }
@@ -126,4 +127,5 @@ struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {
   static __device__ SharedAddress queries(int buffer) { return Layout::queries + buffer * Layout::query_bytes; }
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -11,9 +11,10 @@
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
-namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI {
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Four warps that give the outputs of every `workers`-th tile of queries.
+/// Four warps that compute the outputs of every `workers`-th tile of queries.
 template <WindowConfig Config>
 class HopperWindowWorker {
  public:
@@ -40,7 +41,7 @@ class HopperWindowWorker {
       const int buffer = Run::buffer(worker_, turn);
       barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
       attend(i, Run::queries(buffer));
-      // The copies wait for all workers: also for those that have no use for a tile, once it is there.
+      // The copies wait for all workers, so each also releases tiles that it does not use, once they have arrived.
       for (const int last = smaller(i + Layout::workers, run_.key_tiles()); released < last; ++released) {
         if (released >= i + Layout::window_tiles) {
           await_keys(released);
@@ -73,8 +74,8 @@ class HopperWindowWorker {
     }
   }
 
-  /// What `tiles` tiles of keys contribute, from the first-th of the window on. The products of a stage are issued without
-  /// a branch between them.
+  /// Adds the contribution of `tiles` tiles of keys, from the first-th of the window on. The products of a stage are issued
+  /// without a branch between them.
   template <int first, int tiles>
   __device__ void output_group(int i, SharedAddress queries) {
     float scores[tiles][32];
@@ -143,8 +144,8 @@ class HopperWindowWorker {
     }
   }
 
-  /// Calls `function(t, c, hides)` for the blocks of 16 columns in which this warp's rows see anything, and `otherwise(t,
-  /// c)` for the others. `hides`: whether they see less than all of it.
+  /// Calls `function(t, c, hides)` for the blocks of 16 columns in which this warp's rows see anything, and
+  /// `otherwise(t, c)` for the others. `hides`: whether part of the block is masked.
   template <int first, int tiles, class Function, class Otherwise>
   __device__ void for_blocks(int i, const Function& function, const Otherwise& otherwise) const {
 #pragma unroll
@@ -161,12 +162,12 @@ class HopperWindowWorker {
       }
     }
   }
-  /// Of a block's first column from this warp's first row.
+  /// Distance of a block's first column from this warp's first row.
   [[nodiscard]] __device__ int block_distance(int tile, int c) const {
     return (tile - (Layout::window_tiles - 1)) * Layout::tile + 16 * c - 16 * warp_;
   }
 
-  /// Scores become weights; the outputs so far, if there are any, are brought to the new maximum.
+  /// Turns scores into weights; the outputs so far, if there are any, are rescaled to the new maximum.
   template <int first, int tiles>
   __device__ void to_weights(int i, float (&scores)[tiles][32]) {
     const int row = lane() / 4;
@@ -186,7 +187,7 @@ class HopperWindowWorker {
             const int lowest = run_.lowest - run_.key_token(i + first + t) - 16 * c;
 #pragma unroll
             for (int n = 0; n < 8; ++n) {
-              const int from_column = n / 4 * 8 + n % 2;  // of this lane's first
+              const int from_column = n / 4 * 8 + n % 2;  // from this lane's first
               const int from_row = n / 2 % 2 * 8;
               const int between = distance + from_column - from_row;
               if (between > 0 || between < -left || column + from_column < lowest) {
@@ -213,7 +214,7 @@ class HopperWindowWorker {
       softmax_[0].maximum = most[0];
       softmax_[1].maximum = most[1];
     }
-    // Outside the blocks, each of which would find them again.
+    // Outside the blocks, each of which would recompute them.
     const float shifts[2] = {exponential_.shift(softmax_[0].maximum), exponential_.shift(softmax_[1].maximum)};
     for_blocks<first, tiles>(
         i,
@@ -248,7 +249,7 @@ class HopperWindowWorker {
     }
   }
 
-  /// Outputs of tile i, by way of `rows` in shared memory, where this warp's queries were.
+  /// Writes the outputs of tile i, through `rows` in shared memory, where this warp's queries were.
   __device__ void write(int i, SharedAddress rows) {
     float inverse[2];
 #pragma unroll
@@ -311,4 +312,5 @@ class HopperWindowWorker {
   float others_[Layout::other_columns / 2];  // of the second panel
 };
 
-}  // namespace jrt::detail::cuda::inline JRT_DETAIL_CUDA_ABI
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda
