@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <jrt/decode.hpp>
+#include <jrt/mixer/linear_attention.hpp>
 #include <jrt/prefill.hpp>
 #include <optional>
 #include <stdexcept>

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <jrt/decode.hpp>
+#include <jrt/mixer/linear_attention.hpp>
 #include <jrt/state.hpp>
 #include <span>
 #include <vector>

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <jrt/decode.hpp>
+#include <jrt/mixer/linear_attention.hpp>
 #include <vector>
 
 #include "cuda/check.cuh"

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <jrt/mixer/linear_attention.hpp>
 #include <jrt/prefill.hpp>
 #include <string>
 #include <vector>

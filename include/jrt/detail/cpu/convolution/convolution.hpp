@@ -7,6 +7,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/convolution/inputs.hpp"
 
@@ -21,7 +22,7 @@ inline namespace JRT_DETAIL_CPU_ABI {
 
 /// The activation of a packet; element by element unless there is a packet version of it here.
 template <class Activation, class T>
-EIGEN_STRONG_INLINE Packet<T> activated(const Packet<T>& sums) {
+Packet<T> activated(const Packet<T>& sums) {
   if constexpr (std::is_same_v<Activation, NoActivation>) {
     return sums;
   } else if constexpr (std::is_same_v<Activation, Silu> && Eigen::internal::packet_traits<T>::HasExp) {
@@ -65,7 +66,7 @@ class ConvolutionBlock {
   static constexpr int kernel_width = Config::kernel_width;
   static constexpr std::int64_t carried = kernel_width - 1;
   /// Channels of a block: one page of inputs.
-  static constexpr std::int64_t channels = 4096 / static_cast<std::int64_t>(sizeof(T));
+  static constexpr std::int64_t channels = convolution_block_bytes / static_cast<std::int64_t>(sizeof(T));
 
   /// Channels from `first` on, `channels` or what is left of `all`.
   ConvolutionBlock(std::int64_t first, std::int64_t all) : first_(first), count_(smaller(channels, all - first)) {}
@@ -173,7 +174,7 @@ class ConvolutionBlock {
     E* output;
 
     template <Stores stores>
-    EIGEN_STRONG_INLINE void fetch(std::int64_t c) const {
+    void fetch(std::int64_t c) const {
       __builtin_prefetch(input + c);
       __builtin_prefetch(gate + c);
       if constexpr (stores == Stores::in_caches) {
@@ -235,7 +236,7 @@ class ConvolutionBlock {
   }
 
   /// Activated sums of the packet at `from` in the taps, which is at `c` in the block.
-  EIGEN_STRONG_INLINE Packet<T> sums(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
+  Packet<T> sums(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
     Packet<T> sum = load(bias_ + c);
     for (int k = 0; k < kernel_width; ++k) {
       sum = multiply_add(load(weights_[k] + c), load(taps[k] + from), sum);

@@ -57,7 +57,7 @@ struct RowExpansion<Taylor2<d, SymmetricPacking>, T> {
 
  private:
   /// A product of two different components is weighted with `pair_weight`, see Taylor2.
-  EIGEN_STRONG_INLINE static void expand(const T* input, T* features, T pair_weight) {
+  static void expand(const T* input, T* features, T pair_weight) {
     Packet<T> scaled[block_packets];
 #pragma GCC unroll 8
     for (int p = 0; p < block_packets; ++p) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/tensor_view.hpp"
 
 namespace jrt::detail::cpu {
@@ -28,10 +29,9 @@ class RowPrefetch {
 
   /// Rows [first, first + count), as far as they exist.
   void issue(std::int64_t first, std::int64_t count) const {
-    constexpr std::int64_t cache_line = 64;
     for (std::int64_t r = first; r < first + count && r < rows_; ++r) {
       const char* const row = first_ + r * stride_;
-      for (std::int64_t offset = 0; offset < bytes_; offset += cache_line) {
+      for (std::int64_t offset = 0; offset < bytes_; offset += cache_line_bytes) {
         __builtin_prefetch(row + offset, 0, 2);
       }
       __builtin_prefetch(row + bytes_ - 1, 0, 2);

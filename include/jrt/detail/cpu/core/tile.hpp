@@ -10,6 +10,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/prefetch.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/integer.hpp"
 
 /// The register-blocked product that all of prefill is made of.
@@ -41,11 +42,6 @@ struct Right {
 
   [[nodiscard]] Right from_column(std::ptrdiff_t column) const { return {data + column, stride}; }
 };
-
-/// Rows of a tile, and packets in one of its rows: 24 sums, 4 packets of b and one broadcast fill 32 registers; 12, 2 and
-/// one fit 16.
-inline constexpr int tile_rows = 6;
-inline constexpr int tile_packets = vector_registers >= 32 ? 4 : 2;
 
 /// Sums of a block of the result, in registers.
 template <class T, int Rows, int Packets>

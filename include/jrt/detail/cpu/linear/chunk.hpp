@@ -8,6 +8,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
 #include "jrt/detail/plan/segment.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
@@ -21,11 +22,6 @@
 /// read the state and the chunk.
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
-
-/// Tokens of a chunk. A multiple of the tile's rows; longer chunks mean fewer passes over the state but more pairs inside
-/// the chunk, shorter ones the opposite. The time is flat between 36 and 60 on the machine of docs/performance.md.
-inline constexpr int chunk_tokens = 48;
-static_assert(chunk_tokens % tile_rows == 0);
 
 /// Keys, features and values of up to chunk_tokens tokens, in the compute type, packed for the tiles.
 template <AttentionConfig Config>

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/linear/chunk.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/executor.hpp"
@@ -96,10 +97,6 @@ class Prefill {
     std::int64_t begin = 0;
     std::int64_t end = 0;
   };
-
-  /// In [B,T,H,d] views the rows of neighbouring heads are neighbours in memory, while two tokens are often a page apart.
-  /// Heads worked on together share pages and cache lines; measured 10 to 15 % faster. Their states must fit in the cache.
-  static constexpr std::int64_t max_heads_together = 4;
 
   [[nodiscard]] std::int64_t heads_together() const {
     const auto& value = args_.value.tokens > 0 ? args_.value : args_.value_encoder;

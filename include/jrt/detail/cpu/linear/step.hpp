@@ -9,6 +9,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/detail/shared/linear/step_operator.hpp"
@@ -23,10 +24,6 @@
 /// so that the state is read and written once, and T tokens give bitwise what T steps give.
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
-
-/// Rows of the state in registers at a time: with a row of values or outputs they fill three quarters of the registers.
-inline constexpr int decode_rows = 4;
-inline constexpr int decode_packets = vector_registers >= 32 ? 4 : 2;
 
 /// Tokens of one head, converted and expanded.
 template <AttentionConfig Config>
@@ -155,7 +152,7 @@ class HeadStep {
   }
 
   template <int Rows, int Packets>
-  EIGEN_STRONG_INLINE void step_block(int row, int column, const T* from, T* to) const {
+  void step_block(int row, int column, const T* from, T* to) const {
     Tile<T, Rows, Packets> state;
     state.read(from + column, State::stride);
     const T* key_feature = tokens_.key_features + row;

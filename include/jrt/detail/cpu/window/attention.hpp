@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/window/block.hpp"
 #include "jrt/executor.hpp"
 
@@ -70,7 +71,8 @@ class Window {
 
  private:
   /// Tokens of a task: whole panels, and many times the window, whose keys each task has to read again.
-  static constexpr std::int64_t segment_tokens = round_up(larger<std::int64_t>(1024, 4 * Config::left_window), panel_keys);
+  static constexpr std::int64_t segment_tokens =
+      round_up(larger<std::int64_t>(min_window_segment_tokens, 4 * Config::left_window), panel_keys);
 
   static std::int64_t scratch_bytes() {
     Arena counting;

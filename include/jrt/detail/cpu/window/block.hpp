@@ -10,6 +10,7 @@
 #include "jrt/detail/cpu/core/expand.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
+#include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/shared/window/keys.hpp"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 #include "jrt/workspace.hpp"
@@ -24,12 +25,9 @@
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
 
-/// Keys in a panel.
-inline constexpr std::int64_t panel_keys = 64;
-
 /// eᵃ of a packet.
 template <class P>
-EIGEN_STRONG_INLINE P exponential(const P& a) {
+P exponential(const P& a) {
   return Eigen::internal::pexp(a);
 }
 
