@@ -29,11 +29,12 @@ template <class Config, class Execution>
   return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
-/// For each new token in turn: S += φ(k)vᵀ, z += φ(k), y = φ(q)ᵀS · factor(φ(q)ᵀz). The mask has no effect: every new token
-/// sees the whole state and itself.
+/// Outputs of T new tokens of each sequence, and the states after them. Linear attention: for each token in turn
+/// S += φ(k)vᵀ, z += φ(k), y = φ(q)ᵀS · factor(φ(q)ᵀz). The mask has no effect: every new token sees the whole state and
+/// itself. The state is read and written once for any T; if it is stored in the compute type, the result is bitwise that of
+/// T single steps. (Outputs of windows agree with those of single steps within rounding, their caches bitwise.)
 ///
-/// The state is read and written once for any T; if it is stored in the compute type, the result is bitwise that of T
-/// single steps. A sequence whose source or destination slot is `skip_slot` is skipped and its output zeroed. The rules for
+/// A sequence whose source or destination slot is `skip_slot` is skipped and its output zeroed. The rules for
 /// sharing slots are those of `prefill`. Cost O(T · D · dv) per head. Errors: `invalid_argument`, before anything is
 /// written.
 template <class Config, class Execution>
@@ -90,8 +91,9 @@ template <class Config, class Execution>
   return detail::MixerBackend<Config, Execution>::workspace_bytes(args, on);
 }
 
-/// A step that leaves the state unchanged: outputs as from `decode_step` (bitwise) on the committed state plus all staged
-/// rows; the new keys and values go to the staging buffer only. `commit` then adds the accepted ones.
+/// A step that leaves the state unchanged: outputs as from `decode_step` on the committed state plus all staged rows
+/// (bitwise, but for windows within rounding); the new keys and values go to the staging buffer only. `commit` then adds
+/// the accepted ones.
 template <class Config, class Execution>
 Status staged_step(const StagedStepArgs<Config>& args, const Workspace& workspace, const Execution& on) {
   return detail::MixerBackend<Config, Execution>::run(args, workspace, on);

@@ -19,7 +19,7 @@ namespace jrt {
 
 /// Compile-time description of one head's state: S = Σ φ(k)vᵀ, `rows` x `columns` row-major, followed by z = Σ φ(k), `rows`
 /// values, padded to a multiple of 16 values so that every head starts at an aligned address. `Scalar` is the storage type
-/// only; sums are formed in `ComputeType<Scalar>`.
+/// only; sums are formed in float, or in double if it or the element is double.
 ///
 /// float is the default for a reason: the state is a plain sum whose constant feature counts tokens, and bfloat16 stops
 /// counting at 256, half at 2048.

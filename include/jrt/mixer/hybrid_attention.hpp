@@ -30,7 +30,7 @@
 /// chosen by the configuration of their arguments.
 ///
 /// All weights are >= 0: a key is added to the state when it leaves the window, not before, so nothing is ever subtracted.
-/// No score overflows.
+/// No weight overflows: weights are relative to the largest score, or to 0 if that is larger.
 namespace jrt {
 
 namespace detail {
@@ -115,9 +115,9 @@ struct HybridFormat {
   static constexpr int columns = LinearFormat::columns;
   static constexpr std::size_t alignment = 16;  ///< of pools and their slots, in bytes
   /// Byte offset of the ring in a head.
-  static constexpr std::int64_t window_offset = detail::round_up<std::int64_t>(LinearFormat::slot_bytes(1), 16);
+  static constexpr std::int64_t window_offset_bytes = detail::round_up<std::int64_t>(LinearFormat::slot_bytes(1), 16);
   static constexpr std::int64_t head_bytes =
-      window_offset + detail::round_up<std::int64_t>(WindowFormat::slot_bytes(1), 16);
+      window_offset_bytes + detail::round_up<std::int64_t>(WindowFormat::slot_bytes(1), 16);
   static constexpr std::int64_t head_values = head_bytes / static_cast<std::int64_t>(sizeof(Scalar));
   static constexpr std::int64_t head_elements = head_values;
 

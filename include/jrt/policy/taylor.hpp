@@ -90,8 +90,9 @@ struct SymmetricPacking {
   }
 };
 
-/// φ(x) = [1, x/d^(1/4), vec(x xᵀ)/√(2d)], so that φ(q)·φ(k) = 1 + s + s²/2 with s = q·k/√d: the Taylor polynomial of
-/// exp(s), always >= 1/2, so the denominator never vanishes (arXiv 2402.18668, section 4; arXiv 2407.05483).
+/// φ(x) = [1, x/d^(1/4), vec(x xᵀ)/√(2d)] in some order of its rows (`Packing`), so that φ(q)·φ(k) = 1 + s + s²/2 with s =
+/// q·k/√d: the Taylor polynomial of exp(s), always >= 1/2, so the denominator never vanishes (arXiv 2402.18668, section 4;
+/// arXiv 2407.05483).
 ///
 /// Keys are expanded exactly as the formula says, with one row for each stored product; where a packing stores a pair once,
 /// the query's feature counts it twice. The state is therefore the dense one with its duplicate rows left out.

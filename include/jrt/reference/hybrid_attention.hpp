@@ -65,7 +65,7 @@ class HybridPrefill {
     Seen seen;
     if (jrt::detail::reads_initial_state(args_.initial_state, args_.has_initial_state, b)) {
       const auto* const state = args_.initial_state.pool.head(args_.initial_state.slot(b), kv);
-      const auto* const ring = reinterpret_cast<const unsigned char*>(state) + Format::window_offset;
+      const auto* const ring = reinterpret_cast<const unsigned char*>(state) + Format::window_offset_bytes;
       seen.state = reinterpret_cast<const typename Format::LinearFormat::Scalar*>(state);
       seen.tokens.add_cache(reinterpret_cast<const typename Window::Element*>(ring));
       for (const std::vector<double>& key : seen.tokens.keys) {

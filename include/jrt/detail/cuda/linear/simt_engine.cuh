@@ -17,7 +17,7 @@ namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Sizes of a block's arrays, in elements of T. Arrays that do not fit in the shared memory of every GPU from sm_80 on go
-/// to the workspace, a slice per block: the features first, then the state.
+/// to the workspace, a slice per block: the state, the features, or both.
 template <class Config>
 struct SimtLayout {
   using T = ConfigCompute<Config>;

@@ -64,7 +64,7 @@ struct HybridParts {
   static auto linear_slots(const StateSlots<Format>& slots) {
     return part_slots<Part>(slots, 0);
   }
-  static auto rings(const StateSlots<Format>& slots) { return part_slots<Ring>(slots, Format::window_offset); }
+  static auto rings(const StateSlots<Format>& slots) { return part_slots<Ring>(slots, Format::window_offset_bytes); }
   static StagingView<Ring> staging(const StagingView<Config>& view) {
     return {view.data, view.sequences, view.tokens, view.heads};
   }

@@ -18,7 +18,7 @@ constexpr std::int64_t count_byte() {
   if constexpr (requires { Format::count_offset; }) {
     return Format::count_offset * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
   } else if constexpr (requires { typename Format::WindowFormat; }) {
-    return Format::window_offset + count_byte<typename Format::WindowFormat>();
+    return Format::window_offset_bytes + count_byte<typename Format::WindowFormat>();
   } else {
     return -1;
   }
