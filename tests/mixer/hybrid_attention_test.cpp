@@ -21,7 +21,7 @@ using Small = Mixed<double, 7>;
 using SmallFloat = Mixed<float, 7, 16, 64>;
 using Published = Mixed<BFloat16, 128, 16, 64>;
 
-static_assert(StateFormatOf<Published>::window_offset == StateFormatOf<Published::Linear>::slot_bytes(1));
+static_assert(StateFormatOf<Published>::window_offset_bytes == StateFormatOf<Published::Linear>::slot_bytes(1));
 static_assert(StateFormatOf<Published>::slot_bytes(3) ==
               StateFormatOf<Published::Linear>::slot_bytes(3) + StateFormatOf<Published::Window>::slot_bytes(3));
 

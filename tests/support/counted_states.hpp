@@ -36,7 +36,7 @@ constexpr std::size_t count_at() {
 }
 template <HybridConfig Config>
 constexpr std::size_t count_at() {
-  return static_cast<std::size_t>(StateFormatOf<Config>::window_offset) + count_at<typename Config::Window>();
+  return static_cast<std::size_t>(StateFormatOf<Config>::window_offset_bytes) + count_at<typename Config::Window>();
 }
 
 template <WindowConfig Config>

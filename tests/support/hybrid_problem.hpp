@@ -132,7 +132,7 @@ MixedContents contents_of(const MixedStates& states) {
     for (const auto number : sums) {
       contents.sums.push_back(convert<double>(number));
     }
-    const auto* const ring = head + Format::window_offset;
+    const auto* const ring = head + Format::window_offset_bytes;
     constexpr auto size = static_cast<std::int64_t>(sizeof(typename Ring::Scalar));
     std::int64_t count = 0;
     std::memcpy(&count, ring + Ring::count_offset * size, sizeof count);
