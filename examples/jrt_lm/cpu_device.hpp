@@ -10,6 +10,7 @@
 #include <functional>
 #include <jrt/execution/cpu.hpp>
 #include <jrt/numeric.hpp>
+#include <jrt/policy/rotary.hpp>
 #include <jrt/thread_pool.hpp>
 #include <limits>
 #include <memory>
@@ -21,7 +22,6 @@
 #include <vector>
 
 #include "jrt_lm/device_array.hpp"
-#include "jrt_lm/each_row.hpp"
 #include "jrt_lm/eigen_product.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
@@ -78,14 +78,14 @@ class CpuDevice {
   /// out_t = table row of token t
   template <class E, class Sum>
   void embed(const std::int32_t* tokens, std::int64_t rows, const E* table, std::int64_t width, Sum* out) {
-    each_row(threads_, rows, [=](std::int64_t t) { convert_numbers(table + tokens[t] * width, width, out + t * width); });
+    each_row(rows, [=](std::int64_t t) { convert_numbers(table + tokens[t] * width, width, out + t * width); });
   }
 
   /// out_t = norm(x_r), r = list[t], or t without a list
   template <class E, class Sum>
   void rms_norm(const Norm<Sum>& norm, const Sum* x, const std::int32_t* list, std::int64_t rows, std::int64_t width,
                 E* out) {
-    each_row(threads_, rows, [=](std::int64_t t) {
+    each_row(rows, [=](std::int64_t t) {
       const Sum* const row = x + (list == nullptr ? t : list[t]) * width;
       const Sum mean = Row<const Sum>(row, width).squaredNorm() / static_cast<Sum>(width);
       const Sum factor = 1 / std::sqrt(mean + static_cast<Sum>(norm.epsilon));
@@ -113,6 +113,26 @@ class CpuDevice {
     return by.out;
   }
 
+  /// Turns `heads` heads of each row by the row's position.
+  template <class E, int d>
+  void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
+              std::int64_t columns, std::int64_t heads) {
+    using Sum = jrt::ComputeType<E>;
+    constexpr int half = d / 2;
+    each_row(rows, [=, &rotary](std::int64_t t) {
+      for (int i = 0; i < half; ++i) {
+        const auto turn = rotary.template rotation<Sum>(positions[t], i);
+        for (std::int64_t h = 0; h < heads; ++h) {
+          E* const head = x + t * columns + h * d;
+          const Sum low = jrt::convert<Sum>(head[i]);
+          const Sum high = jrt::convert<Sum>(head[i + half]);
+          head[i] = jrt::convert<E>(low * turn.cosine - high * turn.sine);
+          head[i + half] = jrt::convert<E>(low * turn.sine + high * turn.cosine);
+        }
+      }
+    });
+  }
+
   /// The first `count` numbers of `rows` rows become 0.
   template <class E>
   static void zero_columns(E* x, std::int64_t columns, std::int64_t count, std::int64_t rows) {
@@ -125,7 +145,7 @@ class CpuDevice {
   /// that is not finite.
   template <class Sum>
   void argmax(const Sum* x, std::int64_t rows, std::int64_t columns, std::int64_t count, std::int32_t* out) {
-    each_row(threads_, rows, [=](std::int64_t t) {
+    each_row(rows, [=](std::int64_t t) {
       const Sum* const row = x + t * columns;
       bool finite = true;
       for (std::int64_t i = 0; i < count; ++i) {
@@ -159,12 +179,23 @@ class CpuDevice {
   using Row =
       Eigen::Map<std::conditional_t<std::is_const_v<T>, const Eigen::Matrix<std::remove_const_t<T>, 1, Eigen::Dynamic>,
                                     Eigen::Matrix<T, 1, Eigen::Dynamic>>>;
+  /// `function(t)` for every row, a few at a time.
+  template <class Function>
+  void each_row(std::int64_t rows, const Function& function) {
+    constexpr std::int64_t together = 16;
+    threads_.run((rows + together - 1) / together, [&](std::int64_t task, int /*worker*/) {
+      for (std::int64_t t = task * together; t < std::min(rows, (task + 1) * together); ++t) {
+        function(t);
+      }
+    });
+  }
+
   /// Of rows [y, gate] of twice `hidden` numbers: y ← silu(gate) y
   template <class E>
   void swiglu(E* x, std::int64_t rows, std::int64_t hidden) {
     using Sum = jrt::ComputeType<E>;
     constexpr std::int64_t together = 64;  // in the type of sums, for which Eigen has a vectorised exponential
-    each_row(threads_, rows, [=](std::int64_t t) {
+    each_row(rows, [=](std::int64_t t) {
       for (std::int64_t i = 0; i < hidden; i += together) {
         const std::int64_t count = std::min(together, hidden - i);
         E* const values = x + t * 2 * hidden + i;

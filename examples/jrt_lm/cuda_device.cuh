@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <jrt/execution/cuda.cuh>
 #include <jrt/numeric.hpp>
+#include <jrt/policy/rotary.hpp>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -14,10 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "jrt_lm/check_cuda.hpp"
 #include "jrt_lm/cublas_product.hpp"
 #include "jrt_lm/cuda_kernels.cuh"
-#include "jrt_lm/cuda_packet.cuh"
 #include "jrt_lm/device_array.hpp"
 #include "jrt_lm/early_start.cuh"
 #include "jrt_lm/language_model.hpp"
@@ -25,6 +24,12 @@
 #include "jrt_lm/skinny_product.cuh"
 
 namespace jrt_lm {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
+  }
+}
 
 /// A GPU: device memory, matrix products of cuBLASLt, and the kernels between them, all on one stream of its own.
 class CudaDevice {
@@ -168,6 +173,13 @@ class CudaDevice {
     multiply_normed(by, norm, x, rows, normed, y, by.out);
     swiglu(y, rows, hidden);
     return by.out;
+  }
+
+  template <class E, int d>
+  void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
+              std::int64_t columns, std::int64_t heads) {
+    rotate_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(rotary, positions, x, columns, static_cast<int>(heads));
+    check_launch();
   }
 
   template <class E>

@@ -5,14 +5,22 @@
 #include <cstdint>
 #include <cub/block/block_reduce.cuh>
 #include <jrt/numeric.hpp>
+#include <jrt/policy/rotary.hpp>
 
-#include "jrt_lm/cuda_packet.cuh"
 #include "jrt_lm/language_model.hpp"
 
 /// The small kernels between mixers and matrix products. All are bound by memory: they move 16 bytes at a time (rows are
 /// multiples of that, which CudaDevice checks), and what can be done in place is.
 namespace jrt_lm {
 
+/// 16 bytes of T.
+template <class T>
+struct alignas(16) Packet {
+  static constexpr int size = 16 / sizeof(T);
+  T values[size];
+};
+
+inline constexpr int row_threads = 128;
 inline constexpr int argmax_threads = 1024;
 
 /// out_t = table row of token t; a block for each row.
@@ -81,6 +89,40 @@ __global__ void swiglu_kernel(E* x, std::int64_t all_packets, int packets) {
     y.values[c] = jrt::convert<E>(jrt::convert<Sum>(y.values[c]) * g / (1 + exp(-g)));
   }
   row[column] = y;
+}
+
+/// Turns `heads` heads of d numbers in each row by the row's position; a block for each row. Angles are computed once for
+/// all heads.
+template <class E, int d>
+__global__ void __launch_bounds__(row_threads)
+    rotate_kernel(const __grid_constant__ jrt::RotaryHalves<d> rotary, const std::int32_t* positions, E* x,
+                  std::int64_t columns, int heads) {
+  using Sum = jrt::ComputeType<E>;
+  using P = Packet<E>;
+  constexpr int half = d / 2;
+  constexpr int packets = half / P::size;  // of half a head
+  static_assert(half % P::size == 0, "jrt_lm: half a head must be whole packets of 16 bytes.");
+  __shared__ jrt::Rotation<Sum> turns[half];
+  const std::int64_t t = blockIdx.x;
+  for (int i = threadIdx.x; i < half; i += row_threads) {
+    turns[i] = rotary.template rotation<Sum>(positions[t], i);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < heads * packets; i += row_threads) {
+    const int packet = i % packets;
+    auto* const head = reinterpret_cast<P*>(x + t * columns + std::int64_t{i / packets} * d);
+    P low = head[packet];
+    P high = head[packets + packet];
+    for (int c = 0; c < P::size; ++c) {
+      const jrt::Rotation<Sum> turn = turns[packet * P::size + c];
+      const Sum a = jrt::convert<Sum>(low.values[c]);
+      const Sum b = jrt::convert<Sum>(high.values[c]);
+      low.values[c] = jrt::convert<E>(a * turn.cosine - b * turn.sine);
+      high.values[c] = jrt::convert<E>(a * turn.sine + b * turn.cosine);
+    }
+    head[packet] = low;
+    head[packets + packet] = high;
+  }
 }
 
 /// A logit and its token.

@@ -8,8 +8,8 @@
 
 namespace jrt_lm {
 
-/// One compiled combination of device, type and kernel shape. The build writes a file for each, a file for the model of
-/// each device and type, which all shapes share, and a list of the combinations (CMakeLists.txt).
+/// One compiled combination of device, type and kernel shape. The build writes a file for the model of each device and
+/// type, a file for each mixer of given dimensions, and a list of the combinations (CMakeLists.txt).
 struct Instance {
   DeviceKind device;
   NumberType type;

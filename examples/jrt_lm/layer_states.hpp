@@ -20,7 +20,7 @@ namespace jrt_lm {
 template <class Device, class Element>
 class LayerStates {
  public:
-  using Mixers = jrt_lm::Mixers<typename Device::Execution, Element>;
+  using Mixers = jrt_lm::Mixers<Device, Element>;
 
   LayerStates(Device& device, const ModelConfig& config, const Mixers& mixers, std::int64_t slots)
       : config_(&config), mixers_(&mixers), slots_(slots) {

@@ -4,6 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <jrt/mixer/gated_convolution.hpp>
+#include <jrt/mixer/linear_attention.hpp>
+#include <jrt/mixer/window_attention.hpp>
+#include <jrt/policy/rotary.hpp>
 #include <jrt/sequences.hpp>
 #include <jrt/tensor_view.hpp>
 #include <jrt/workspace.hpp>
@@ -12,8 +16,8 @@
 
 #include "jrt_lm/model_config.hpp"
 
-/// The library's mixers behind virtual functions: a model is compiled once for each device and type of number, and its
-/// kernels once for each shape, by files of their own (compiled_mixers.hpp). Errors are std::runtime_error.
+/// The library's mixers behind virtual functions: a model is compiled once for each device and type of number, and each
+/// mixer's kernels once for their dimensions, in a file of their own. Errors are std::runtime_error.
 namespace jrt_lm {
 
 /// States of one layer: slot i at `data + i * slot_stride` bytes, and where the sequences of a call have theirs.
@@ -93,8 +97,12 @@ class Mixer : public MixerStates<Execution> {
   virtual void run(const Tensors& tensors, const MixerCall& call, const Execution& on) const = 0;
 };
 
+/// A mixer of the library. Files that the build writes instantiate it, one each: compiled_mixer.hpp has its body.
+template <class Config, class Execution, class Tensors>
+std::unique_ptr<const Mixer<Execution, Tensors>> make_mixer();
+
 /// Rotary position embedding.
-template <class Execution, class Element>
+template <class Device, class Element>
 class Rotation {
  public:
   Rotation() = default;
@@ -103,17 +111,34 @@ class Rotation {
   virtual ~Rotation() = default;
 
   /// Turns `heads` heads of each row by the row's position.
-  virtual void rotate(const std::int32_t* positions, std::int64_t rows, Element* x, std::int64_t columns,
-                      std::int64_t heads, const Execution& on) const = 0;
+  virtual void rotate(Device& device, const std::int32_t* positions, std::int64_t rows, Element* x, std::int64_t columns,
+                      std::int64_t heads) const = 0;
+};
+
+/// By the device's function for the dimension.
+template <class Device, class Element, int head_dim>
+class CompiledRotation final : public Rotation<Device, Element> {
+ public:
+  explicit CompiledRotation(double base) : rotary_(base) {}
+
+  void rotate(Device& device, const std::int32_t* positions, std::int64_t rows, Element* x, std::int64_t columns,
+              std::int64_t heads) const override {
+    device.rotate(rotary_, positions, rows, x, columns, heads);
+  }
+
+ private:
+  jrt::RotaryHalves<head_dim> rotary_;
 };
 
 /// All that a model needs of its kernels.
-template <class Execution, class Element>
+template <class Device, class Element>
 struct Mixers {
+  using Execution = typename Device::Execution;
+
   std::unique_ptr<const Mixer<Execution, ConvolutionTensors<Element>>> convolution;
   std::unique_ptr<const Mixer<Execution, LinearTensors<Element>>> linear;
   std::unique_ptr<const Mixer<Execution, WindowTensors<Element>>> window;
-  std::unique_ptr<const Rotation<Execution, Element>> rotation;
+  std::unique_ptr<const Rotation<Device, Element>> rotation;
   KernelShape shape;
 
   [[nodiscard]] const MixerStates<Execution>& states_of(MixerKind kind) const {
@@ -127,5 +152,19 @@ struct Mixers {
     }
   }
 };
+
+/// Those of models of these dimensions.
+template <class Device, class Element, int feature_dim, int head_dim, int left_window, int kernel_width>
+Mixers<Device, Element> mixers_of(const ModelConfig& config) {
+  using Execution = typename Device::Execution;
+  using Convolution = jrt::GatedConvolution<Element, kernel_width>;
+  using Linear = jrt::PrefixLinearAttention<Element, feature_dim, head_dim>;
+  using Window = jrt::SlidingWindowAttention<Element, head_dim, left_window>;
+  return {make_mixer<Convolution, Execution, ConvolutionTensors<Element>>(),
+          make_mixer<Linear, Execution, LinearTensors<Element>>(),
+          make_mixer<Window, Execution, WindowTensors<Element>>(),
+          std::make_unique<CompiledRotation<Device, Element, head_dim>>(config.rotary_base),
+          {feature_dim, head_dim, left_window, kernel_width}};
+}
 
 }  // namespace jrt_lm

@@ -7,7 +7,7 @@
 #include <jrt/numeric.hpp>
 #include <type_traits>
 
-#include "jrt_lm/cuda_packet.cuh"
+#include "jrt_lm/cuda_kernels.cuh"
 
 /// Matrix products of a decode step: few rows x (one for each sequence, at most 16), so that reading W once is all that
 /// counts. The norm before a product and the addition or gate behind it are part of it: a step has half as many kernels.

@@ -27,14 +27,14 @@
 namespace jrt_lm {
 
 /// The model, for any device. `Device` (cpu_device.hpp, cuda_device.cuh) has memory, matrix products and the small
-/// functions between them; the mixers are the library's, on `device.execution()`, compiled elsewhere for each shape.
+/// functions between them; the mixers are the library's, on `device.execution()`, compiled elsewhere for their dimensions.
 ///
 /// A token's way: its row of the embedding table becomes the residual stream x, in float (double for double); each layer
 /// adds mixer(norm(x)) and mlp(norm(x)) to it; norm(x) times the embedding table is the logits.
 template <class Device, class Element>
 class Transformer final : public LanguageModel {
  public:
-  using Mixers = jrt_lm::Mixers<typename Device::Execution, Element>;
+  using Mixers = jrt_lm::Mixers<Device, Element>;
 
   Transformer(Mixers mixers, const ModelConfig& config, const WeightSource& source, const ModelOptions& options)
       : config_(config),
@@ -376,7 +376,7 @@ class Transformer final : public LanguageModel {
     Element* const projected = a.projected.data();
     project(layer, pass, a);
     if (config_.rotates) {  // here and not in the window's Rotary policy: once, for any kernel
-      mixers_.rotation->rotate(pass.positions, pass.rows, projected, columns, heads + kv_heads, device_.execution());
+      mixers_.rotation->rotate(device_, pass.positions, pass.rows, projected, columns, heads + kv_heads);
     }
     WindowTensors<Element> tensors;
     tensors.query = pass.part(projected, columns, 0, heads, d);

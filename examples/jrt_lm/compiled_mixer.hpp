@@ -5,10 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <jrt/decode.hpp>
-#include <jrt/mixer/gated_convolution.hpp>
-#include <jrt/mixer/linear_attention.hpp>
 #include <jrt/mixer/window_attention.hpp>
-#include <jrt/policy/rotary.hpp>
 #include <jrt/prefill.hpp>
 #include <jrt/state.hpp>
 #include <jrt/state_exchange.hpp>
@@ -104,33 +101,9 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
   }
 };
 
-/// By the backend's function, whose kernels know the dimension.
-template <class Backend, class Element, int head_dim>
-class CompiledRotation final : public Rotation<typename Backend::Execution, Element> {
- public:
-  explicit CompiledRotation(double base) : rotary_(base) {}
-
-  void rotate(const std::int32_t* positions, std::int64_t rows, Element* x, std::int64_t columns, std::int64_t heads,
-              const typename Backend::Execution& on) const override {
-    Backend::rotate(rotary_, positions, rows, x, columns, heads, on);
-  }
-
- private:
-  jrt::RotaryHalves<head_dim> rotary_;
-};
-
-/// The mixers of models of these dimensions. `Backend` is CpuBackend or CudaBackend.
-template <class Backend, class Element, int feature_dim, int head_dim, int left_window, int kernel_width>
-Mixers<typename Backend::Execution, Element> compiled_mixers(const ModelConfig& config) {
-  using Execution = typename Backend::Execution;
-  using Convolution = jrt::GatedConvolution<Element, kernel_width>;
-  using Linear = jrt::PrefixLinearAttention<Element, feature_dim, head_dim>;
-  using Window = jrt::SlidingWindowAttention<Element, head_dim, left_window>;
-  return {std::make_unique<CompiledMixer<Convolution, Execution, ConvolutionTensors<Element>>>(),
-          std::make_unique<CompiledMixer<Linear, Execution, LinearTensors<Element>>>(),
-          std::make_unique<CompiledMixer<Window, Execution, WindowTensors<Element>>>(),
-          std::make_unique<CompiledRotation<Backend, Element, head_dim>>(config.rotary_base),
-          {feature_dim, head_dim, left_window, kernel_width}};
+template <class Config, class Execution, class Tensors>
+std::unique_ptr<const Mixer<Execution, Tensors>> make_mixer() {
+  return std::make_unique<CompiledMixer<Config, Execution, Tensors>>();
 }
 
 }  // namespace jrt_lm
