@@ -14,7 +14,7 @@ set(JRT_CXX_OPTIONS
     -Wnon-virtual-dtor
     $<$<BOOL:${JRT_WARNINGS_AS_ERRORS}>:-Werror>
     # GCC before 13 warns inside its own AVX-512 header (GCC bug 105593).
-    $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized>)
+    $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-maybe-uninitialized;-Wno-uninitialized>)
 set(JRT_CUDA_OPTIONS -Xcompiler=-Wall,-Wextra,-Wshadow
                      $<$<BOOL:${JRT_WARNINGS_AS_ERRORS}>:-Werror=all-warnings -Xcompiler=-Werror>)
 target_compile_options(jrt_developer INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${JRT_CXX_OPTIONS}>
