@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <jrt/state_operations.hpp>
 
 #include "support/backend.hpp"

@@ -2,6 +2,7 @@
 // Laws that tie the operations together, whatever the numbers.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <jrt/state_operations.hpp>
 #include <numeric>
 

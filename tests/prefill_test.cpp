@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "support/backend.hpp"
 #include "support/configs.hpp"
 #include "support/linear_problem.hpp"

@@ -3,6 +3,7 @@
 // values, and nothing written.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <jrt/cpu.hpp>
 #include <jrt/mixer/hybrid_attention.hpp>
 #include <jrt/state_exchange.hpp>

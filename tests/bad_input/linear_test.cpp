@@ -2,6 +2,7 @@
 // One case per documented error: a clear sentence with the argument and both values, and nothing written.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <jrt/cpu.hpp>
 #include <jrt/decode.hpp>
 #include <jrt/policy/cosformer.hpp>

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <jrt/checkpoints.hpp>
 #include <jrt/mixer/stack.hpp>
 #include <jrt/state_exchange.hpp>

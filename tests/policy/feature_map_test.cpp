@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <jrt/policy/cosformer.hpp>
 #include <jrt/policy/elementwise_maps.hpp>

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <jrt/decode.hpp>
 #include <jrt/policy/favor.hpp>

@@ -2,6 +2,7 @@
 // How fast is prefill on the CPU, as a fraction of what the cores can multiply and add?
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <jrt/cpu.hpp>
 #include <jrt/prefill.hpp>
 #include <jrt/thread_pool.hpp>

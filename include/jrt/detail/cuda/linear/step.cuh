@@ -281,9 +281,6 @@ class StepBlock {
         denominator += shared_.partial_denominators[w];
       }
     }
-    if (has_denominators<Config> && pass == 0 && thread() == 0) {
-      store_denominator(call_.denominators, b_, t - call_.already_staged, head_ * call_.group + g, denominator);
-    }
     const std::int64_t query = (t - call_.already_staged) * call_.group + g;
     T* const sums = Layout::passes == 1
                         ? nullptr
@@ -310,6 +307,10 @@ class StepBlock {
     }
     if (Layout::passes > 1 && pass == 0 && thread() == 0) {
       sums[Format::columns] = denominator;
+    }
+    // Last, so that no output waits for it.
+    if (has_denominators<Config> && pass == 0 && thread() == 0) {
+      store_denominator(call_.denominators, b_, t - call_.already_staged, head_ * call_.group + g, denominator);
     }
   }
 
