@@ -120,6 +120,24 @@ struct PlacedStep {
   }
 };
 
+TEST_CASE_TEMPLATE("denominators of steps on a 16-bit state", Config, StoredIn<Causal<float>, BFloat16>,
+                   StoredIn<Causal<float>, Half>) {
+  Step<Config> step(6);
+  Tensor<double> expected_denominators;
+  const auto expected = reference_output(step.problem, step.states, &expected_denominators);
+  auto states = step.states;
+  Denominators<Config> denominators;
+  const auto outputs = run_decode<Simple>(step.problem, 0, 1, states, 1, &denominators);
+  auto states_without = step.states;
+  const auto outputs_without = run_decode<Simple>(step.problem, 0, 1, states_without, 1);
+  const auto first = [](const auto& tensor) { return token_slice(tensor, 0, 1).values; };
+  CHECK(relative_error(outputs.values, first(expected)) <= tolerance<float>());
+  CHECK(relative_error(denominators.values, first(expected_denominators)) <= tolerance<float>());
+  CHECK(relative_error(outputs_without.values, outputs.values) <= tolerance<float>());
+  CHECK(relative_error(used_numbers<Config>(states_without), used_numbers<Config>(states)) <=
+        tolerance<typename Config::StateScalar>());
+}
+
 TEST_CASE_TEMPLATE("slots: source and destination apart, in any order, padding rows skipped", Backend, JRT_TEST_BACKENDS) {
   using Config = Causal<float>;
   using Format = StateFormatOf<Config>;

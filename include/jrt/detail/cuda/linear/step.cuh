@@ -117,7 +117,8 @@ class StepBlock {
 
  private:
   static constexpr bool as_stored = registers == StateRegisters::as_stored;
-  static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);  // fetched by a thread
+  static constexpr bool stores_denominators = has_denominators<Config> && !as_stored;  // it has no registers for that
+  static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);     // fetched by a thread
   static constexpr int owners = Layout::groups * Layout::lanes;  // threads that own elements of the state
 
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
@@ -131,7 +132,7 @@ class StepBlock {
       const std::int64_t query_head = head_ * call_.group + within / Format::columns;
       const std::int64_t element = within % Format::columns;
       call_.output.row(b_, i / row_elements, query_head)[element] = Element{};
-      if (has_denominators<Config> && element == 0) {
+      if (stores_denominators && element == 0) {
         store_denominator(call_.denominators, b_, i / row_elements, query_head, T(0));
       }
     }
@@ -308,8 +309,7 @@ class StepBlock {
     if (Layout::passes > 1 && pass == 0 && thread() == 0) {
       sums[Format::columns] = denominator;
     }
-    // Last, so that no output waits for it.
-    if (has_denominators<Config> && pass == 0 && thread() == 0) {
+    if (stores_denominators && pass == 0 && thread() == 0) {
       store_denominator(call_.denominators, b_, t - call_.already_staged, head_ * call_.group + g, denominator);
     }
   }
@@ -344,7 +344,8 @@ Status launch_step(const char* operation, StepCall<Config> call, const Workspace
   call.sums = arena.take<typename StepCall<Config>::T>(call.sum_elements());
   const Grid grid{call.sequences * call.heads, Layout::threads, StepBlock<Config, StateRegisters::as_summed>::shared_bytes};
   if constexpr (Layout::keeps_stored) {
-    if (call.keys == 1 && call.group == 1 && call.already_staged == 0 && call.accepted_tokens == nullptr) {
+    if (call.keys == 1 && call.group == 1 && call.already_staged == 0 && call.accepted_tokens == nullptr &&
+        call.denominators.data == nullptr) {
       return launch(operation, step_states<Config, StateRegisters::as_stored>, grid, on, call);
     }
   }
