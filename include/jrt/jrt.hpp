@@ -2,6 +2,7 @@
 #pragma once
 
 /// Everything that needs no CUDA compiler. tests/headers checks that no public header is missing.
+#include "jrt/backward.hpp"
 #include "jrt/checkpoints.hpp"
 #include "jrt/cpu.hpp"
 #include "jrt/cpu/gated_convolution.hpp"

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/backward.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/policy/feature_map.hpp"
@@ -120,6 +121,21 @@ struct FormatOf<Config> {
   using type = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
 };
 
+/// Rejects an operator that has no gradients, with what to add. Instantiated by `BackwardArgs`.
+template <class Config>
+struct CheckedBackward {
+  static_assert(
+      DifferentiableFeatureMap<typename Config::FeatureMap>,
+      "jrt backward: the FeatureMap has no derivative. Add void expand_vjp(const T* x, const T* features_gradient, "
+      "T* x_gradient) const for float and double (with needs_position: a fourth argument, the position; where "
+      "queries and keys differ: expand_query_vjp and expand_key_vjp) and, with has_closed_form, "
+      "T kernel_derivative(T dot) const; see docs/policies.md.");
+  static_assert(DifferentiableNormaliser<typename Config::Normaliser>,
+                "jrt backward: the Normaliser has no derivative. Add static T factor_derivative(T denominator) for float "
+                "and double, the derivative of factor; see docs/policies.md.");
+  static constexpr bool ok = true;
+};
+
 /// A row is a key followed by a value.
 template <AttentionConfig Config>
 inline constexpr std::int64_t staged_row_elements<Config> = Config::FeatureMap::input_dim + Config::value_dim;
@@ -148,6 +164,54 @@ struct PrefillArgs<Config> {
   /// normaliser's ε; 0 where there is no token. With them, outputs over disjoint sets of keys can be merged:
   /// y = (y₁ z₁ + y₂ z₂) / (z₁ + z₂).
   TensorView<detail::ConfigCompute<Config>> denominators{};
+};
+
+/// Format of the gradient of a state: as the state, row for row, in the type in which sums are formed.
+template <AttentionConfig Config>
+using StateGradientFormatOf = StateFormat<typename Config::FeatureMap, Config::value_dim, detail::ConfigCompute<Config>>;
+
+/// Arguments of `backward`, in the notation of `PrefillArgs`. With dy = `output_gradient`, n = `denominators`, f the
+/// normaliser's factor, v' = [v, 1] and S' = [S, z],
+///
+///     g_i = [f(n_i) dy_i, f'(n_i)/f(n_i) (dy_i · y_i)]                           not normalised: [dy_i, 0]
+///     dφ(q_i) = S'_i g_i                                                         S'_i as in `prefill`
+///     R_j = dS'_T + Σ_{i sees j} φ(q_i) g_iᵀ
+///     dφ(k_j) = R_j v'_j,    dv_j = R_jᵀ φ(k_j) without its last component
+///
+/// and likewise for the encoder region, with the sum over all i; that sum is also the gradient of the initial state. States
+/// are recomputed, not saved: of the prefill, `backward` needs the outputs and denominators alone, and those only where
+/// outputs are normalised. Gradients of grouped heads are summed over their query heads. A query whose denominator is 0 (it
+/// saw no key) has gradient 0.
+///
+/// Cost: about three times that of the prefill. Workspace as in `prefill`, with two states instead of one.
+template <AttentionConfig Config>
+struct BackwardArgs<Config> {
+  static_assert(detail::CheckedBackward<Config>::ok);
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  using GradientFormat = StateGradientFormatOf<Config>;
+
+  TensorView<const Element> query{};          ///< as in the prefill, like all inputs down to `feature_map`
+  TensorView<const Element> key{};            ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};          ///< (B, T, Hkv, dv)
+  TensorView<const Element> key_encoder{};    ///< (B, M, Hkv, d)
+  TensorView<const Element> value_encoder{};  ///< (B, M, Hkv, dv)
+  TensorView<const Element> output{};         ///< (B, T, Hq, dv), what the prefill wrote; needed if normalised
+  TensorView<const detail::ConfigCompute<Config>> denominators{};  ///< (B, T, Hq, 1), likewise
+  Sequences sequences{};                                           ///< lengths, prefixes and pads of the sequences
+  StateSlots<Format> initial_state{};                              ///< if omitted, sequences start empty
+  const std::uint8_t* has_initial_state = nullptr;                 ///< (B), 0 where the slot's content is to be ignored
+  typename Config::FeatureMap feature_map{};                       ///< its run-time data gets no gradient
+
+  TensorView<const Element> output_gradient{};        ///< (B, T, Hq, dv); required
+  StateSlots<GradientFormat> final_state_gradient{};  ///< of the final state, where it has consumers; if omitted, 0
+
+  TensorView<Element> query_gradient{};                 ///< (B, T, Hq, d), optional
+  TensorView<Element> key_gradient{};                   ///< (B, T, Hkv, d), optional
+  TensorView<Element> value_gradient{};                 ///< (B, T, Hkv, dv), optional
+  TensorView<Element> key_encoder_gradient{};           ///< (B, M, Hkv, d), optional
+  TensorView<Element> value_encoder_gradient{};         ///< (B, M, Hkv, dv), optional
+  StateSlots<GradientFormat> initial_state_gradient{};  ///< receives that of the initial state; dropped if omitted
 };
 
 /// Arguments of `accumulate`, in the notation of `PrefillArgs`.

@@ -45,6 +45,17 @@ struct CosFormer {
       features[HeadDim + i] = positive * cosine;
     }
   }
+
+  template <class T>
+  JRT_DETAIL_HD void expand_vjp(const T* x, const T* features_gradient, T* x_gradient, std::int64_t position) const {
+    const T angle = static_cast<T>(1.5707963267948966 * static_cast<double>(position) / static_cast<double>(horizon));
+    const T sine = std::sin(angle);
+    const T cosine = std::cos(angle);
+    for (int i = 0; i < HeadDim; ++i) {
+      const T sum = features_gradient[i] * sine + features_gradient[HeadDim + i] * cosine;
+      x_gradient[i] = x[i] > T(0) ? sum : T(0);
+    }
+  }
 };
 
 }  // namespace jrt

@@ -41,6 +41,18 @@ struct Identity : detail::ElementwiseMap<HeadDim> {
       features[i] = x[i];
     }
   }
+
+  template <class T>
+  [[nodiscard]] JRT_DETAIL_HD T kernel_derivative(T /*dot*/) const {
+    return T(1);
+  }
+
+  template <class T>
+  JRT_DETAIL_HD void expand_vjp(const T* /*x*/, const T* features_gradient, T* x_gradient) const {
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = features_gradient[i];
+    }
+  }
 };
 
 /// φ(x) = elu(x) + 1, that is x + 1 for x > 0 and exp(x) otherwise (Katharopoulos et al. 2020, arXiv 2006.16236).
@@ -53,6 +65,13 @@ struct EluPlusOne : detail::ElementwiseMap<HeadDim> {
   JRT_DETAIL_HD void expand(const T* x, T* features) const {
     for (int i = 0; i < HeadDim; ++i) {
       features[i] = x[i] > T(0) ? x[i] + T(1) : std::exp(x[i]);
+    }
+  }
+
+  template <class T>
+  JRT_DETAIL_HD void expand_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = x[i] > T(0) ? features_gradient[i] : features_gradient[i] * std::exp(x[i]);
     }
   }
 };
@@ -70,6 +89,13 @@ struct Relu : detail::ElementwiseMap<HeadDim> {
       features[i] = x[i] > static_cast<T>(floor) ? x[i] : static_cast<T>(floor);
     }
   }
+
+  template <class T>
+  JRT_DETAIL_HD void expand_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = x[i] > static_cast<T>(floor) ? features_gradient[i] : T(0);
+    }
+  }
 };
 
 /// φ(x) = x², component by component.
@@ -82,6 +108,13 @@ struct Square : detail::ElementwiseMap<HeadDim> {
   JRT_DETAIL_HD void expand(const T* x, T* features) const {
     for (int i = 0; i < HeadDim; ++i) {
       features[i] = x[i] * x[i];
+    }
+  }
+
+  template <class T>
+  JRT_DETAIL_HD void expand_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = T(2) * x[i] * features_gradient[i];
     }
   }
 };

@@ -54,6 +54,28 @@ struct FavorPlus {
       features[f] = weight * std::exp(dot - half_square);
     }
   }
+
+  /// ∂φ_f/∂x_i = φ_f(x) (R_fi − x'_i)/d^(1/4).
+  template <class T>
+  JRT_DETAIL_HD void expand_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    T features[feature_dim];
+    expand(x, features);
+    const T scale = T(1) / std::sqrt(std::sqrt(static_cast<T>(HeadDim)));
+    T sum = 0;
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = T(0);
+    }
+    for (int f = 0; f < Features; ++f) {
+      const T weighted = features_gradient[f] * features[f];
+      sum += weighted;
+      for (int i = 0; i < HeadDim; ++i) {
+        x_gradient[i] += weighted * static_cast<T>(projection[static_cast<std::int64_t>(f) * HeadDim + i]);
+      }
+    }
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = (x_gradient[i] - sum * x[i] * scale) * scale;
+    }
+  }
 };
 
 }  // namespace jrt

@@ -34,6 +34,29 @@ concept ExpandsQueryAndKeyAtPosition = requires(const M& map, const T* x, T* fea
   map.expand_key(x, features, position);
 };
 
+// The vector-Jacobian products of the same: x_gradient = J(x)ᵀ features_gradient.
+template <class M, class T>
+concept PullsBackPlain = requires(const M& map, const T* x, T* x_gradient) {
+  map.expand_vjp(x, x, x_gradient);
+};
+template <class M, class T>
+concept PullsBackAtPosition = requires(const M& map, const T* x, T* x_gradient, std::int64_t position) {
+  map.expand_vjp(x, x, x_gradient, position);
+};
+template <class M, class T>
+concept PullsBackQueryAndKey = requires(const M& map, const T* x, T* x_gradient) {
+  map.expand_query_vjp(x, x, x_gradient);
+  map.expand_key_vjp(x, x, x_gradient);
+};
+template <class M, class T>
+concept PullsBackQueryAndKeyAtPosition = requires(const M& map, const T* x, T* x_gradient, std::int64_t position) {
+  map.expand_query_vjp(x, x, x_gradient, position);
+  map.expand_key_vjp(x, x, x_gradient, position);
+};
+template <class M, class T>
+concept PullsBack = (M::needs_position ? PullsBackAtPosition<M, T> || PullsBackQueryAndKeyAtPosition<M, T>
+                                       : PullsBackPlain<M, T> || PullsBackQueryAndKey<M, T>);
+
 /// Whether the functions that `needs_position` requires exist.
 template <class M, class T>
 concept Expands = (M::needs_position ? ExpandsAtPosition<M, T> || ExpandsQueryAndKeyAtPosition<M, T>
@@ -53,7 +76,10 @@ concept Expands = (M::needs_position ? ExpandsAtPosition<M, T> || ExpandsQueryAn
 ///             - `void expand(const T* x, T* features) const` for float and double, templated or overloaded, callable on
 ///               host and (for the CUDA backend) device; with `needs_position` it takes a third argument, the position
 ///               counted from 1. A map may instead offer `expand_query` and `expand_key`, if they differ.
-///             Optional: `Status check() const` for maps with run-time data, `std::int64_t max_position() const`.
+///             Optional: `Status check() const` for maps with run-time data, `std::int64_t max_position() const`. For
+///             `backward`: `void expand_vjp(const T* x, const T* features_gradient, T* x_gradient) const` (again with the
+///             position, or one each for queries and keys, `expand_query_vjp` and `expand_key_vjp`) and, with a closed
+///             form, `T kernel_derivative(T dot) const`; see `DifferentiableFeatureMap`.
 /// Guarantees: `expand` gets input_dim inputs and room for feature_dim outputs that do not overlap; it is called from
 ///             several threads at once. A new map needs no change to the library.
 /// Cost:       memory and time are proportional to feature_dim.
@@ -68,6 +94,19 @@ concept FeatureMap = std::is_trivially_copyable_v<M> && requires {
   { M::has_closed_form } -> std::convertible_to<bool>;
   { M::needs_position } -> std::convertible_to<bool>;
 } && detail::Expands<M, float> && detail::Expands<M, double>;
+
+/// A feature map that `backward` can differentiate. Its vector-Jacobian product is
+///
+///     x_gradient_i = Σ_r features_gradient_r ∂φ_r(x)/∂x_i,    i = 0 … input_dim − 1,
+///
+/// which is written, not added; and `kernel_derivative(q·k)` is the derivative of `kernel`. Run-time data of the map gets
+/// no gradient. Where φ is not differentiable (max, relu) the derivative from the left counts.
+template <class M>
+concept DifferentiableFeatureMap = FeatureMap<M> && detail::PullsBack<M, float> && detail::PullsBack<M, double> &&
+    (!M::has_closed_form || requires(const M& map, float single, double twice) {
+      { map.kernel_derivative(single) } -> std::same_as<float>;
+      { map.kernel_derivative(twice) } -> std::same_as<double>;
+    });
 
 /// Features of a query: `map.feature_dim` values from `map.input_dim`. `position` counts from 1.
 template <class Map, class T>
@@ -98,6 +137,40 @@ JRT_DETAIL_HD void expand_key(const Map& map, const T* x, T* features, [[maybe_u
     map.expand_key(x, features);
   } else {
     map.expand(x, features);
+  }
+}
+
+/// Gradient of a query from that of its features: x_gradient = J(x)ᵀ features_gradient.
+template <class Map, class T>
+JRT_DETAIL_HD void expand_query_vjp(const Map& map, const T* x, const T* features_gradient, T* x_gradient,
+                                    [[maybe_unused]] std::int64_t position) {
+  if constexpr (Map::needs_position) {
+    if constexpr (detail::PullsBackQueryAndKeyAtPosition<Map, T>) {
+      map.expand_query_vjp(x, features_gradient, x_gradient, position);
+    } else {
+      map.expand_vjp(x, features_gradient, x_gradient, position);
+    }
+  } else if constexpr (detail::PullsBackQueryAndKey<Map, T>) {
+    map.expand_query_vjp(x, features_gradient, x_gradient);
+  } else {
+    map.expand_vjp(x, features_gradient, x_gradient);
+  }
+}
+
+/// Gradient of a key from that of its features.
+template <class Map, class T>
+JRT_DETAIL_HD void expand_key_vjp(const Map& map, const T* x, const T* features_gradient, T* x_gradient,
+                                  [[maybe_unused]] std::int64_t position) {
+  if constexpr (Map::needs_position) {
+    if constexpr (detail::PullsBackQueryAndKeyAtPosition<Map, T>) {
+      map.expand_key_vjp(x, features_gradient, x_gradient, position);
+    } else {
+      map.expand_vjp(x, features_gradient, x_gradient, position);
+    }
+  } else if constexpr (detail::PullsBackQueryAndKey<Map, T>) {
+    map.expand_key_vjp(x, features_gradient, x_gradient);
+  } else {
+    map.expand_vjp(x, features_gradient, x_gradient);
   }
 }
 

@@ -11,7 +11,7 @@ namespace jrt {
 ///
 /// Requires:   `static constexpr bool uses_denominator`, whether φ(q)ᵀz is needed; `static constexpr bool
 ///             accepts_signed_kernel`, whether it may vanish or be negative; and `T factor(T denominator)` for float and
-///             double, callable on host and device.
+///             double, callable on host and device. Optional, for `backward`: `T factor_derivative(T denominator)`.
 /// Guarantees: `factor` is called once per query with the denominator (0 if it is not used).
 /// Cost:       one dot product of length feature_dim per query if the denominator is used.
 /// Default:    `SumNormaliser<>`.
@@ -22,6 +22,13 @@ concept Normaliser = requires(float f, double d) {
   { N::accepts_signed_kernel } -> std::convertible_to<bool>;
   { N::factor(f) } -> std::same_as<float>;
   { N::factor(d) } -> std::same_as<double>;
+};
+
+/// A normaliser that `backward` can differentiate.
+template <class N>
+concept DifferentiableNormaliser = Normaliser<N> && requires(float f, double d) {
+  { N::factor_derivative(f) } -> std::same_as<float>;
+  { N::factor_derivative(d) } -> std::same_as<double>;
 };
 
 namespace detail {
@@ -48,6 +55,11 @@ struct SumNormaliser {
   JRT_DETAIL_HD static constexpr T factor(T denominator) {
     return denominator == T(0) ? T(0) : T(1) / (denominator + static_cast<T>(epsilon));
   }
+  /// −1/(denominator + ε)²; 0 where the output is 0 by definition.
+  template <class T>
+  JRT_DETAIL_HD static constexpr T factor_derivative(T denominator) {
+    return -factor(denominator) * factor(denominator);
+  }
 };
 
 /// y = φ(q)ᵀS: the numerator alone, for models that normalise afterwards.
@@ -58,6 +70,10 @@ struct Unnormalised {
   template <class T>
   JRT_DETAIL_HD static constexpr T factor(T /*denominator*/) {
     return T(1);
+  }
+  template <class T>
+  JRT_DETAIL_HD static constexpr T factor_derivative(T /*denominator*/) {
+    return T(0);
   }
 };
 

@@ -40,6 +40,23 @@ struct SoftmaxHalves {
       features[HeadDim + i] /= negative_sum;
     }
   }
+
+  /// Of a softmax p: Σ_r g_r ∂p_r/∂x_i = p_i (g_i − Σ_r g_r p_r).
+  template <class T>
+  JRT_DETAIL_HD void expand_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    T features[feature_dim];
+    expand(x, features);
+    T mean = 0;
+    T negative_mean = 0;
+    for (int i = 0; i < HeadDim; ++i) {
+      mean += features_gradient[i] * features[i];
+      negative_mean += features_gradient[HeadDim + i] * features[HeadDim + i];
+    }
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = features[i] * (features_gradient[i] - mean) -
+                      features[HeadDim + i] * (features_gradient[HeadDim + i] - negative_mean);
+    }
+  }
 };
 
 }  // namespace jrt

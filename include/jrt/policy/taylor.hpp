@@ -122,6 +122,13 @@ struct Taylor2 {
     return (s * T(0.5) + T(1)) * s + T(1);
   }
 
+  /// Derivative of `kernel`: (1 + s)/√d.
+  template <class T>
+  [[nodiscard]] JRT_DETAIL_HD T kernel_derivative(T dot) const {
+    const T scale = static_cast<T>(inverse_sqrt_dim);
+    return (dot * scale + T(1)) * scale;
+  }
+
   template <class T>
   JRT_DETAIL_HD void expand_query(const T* x, T* features) const {
     for (int r = 0; r < feature_dim; ++r) {
@@ -134,6 +141,16 @@ struct Taylor2 {
     for (int r = 0; r < feature_dim; ++r) {
       features[r] = key_feature(x, r);
     }
+  }
+
+  template <class T>
+  JRT_DETAIL_HD void expand_query_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    pull_back(x, features_gradient, x_gradient, T(Packing::stores_pairs_twice ? 1 : 2));
+  }
+
+  template <class T>
+  JRT_DETAIL_HD void expand_key_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    pull_back(x, features_gradient, x_gradient, T(1));
   }
 
   /// Feature r of a query alone: features are independent.
@@ -159,6 +176,27 @@ struct Taylor2 {
     }
     const T weight = row.first == row.second ? T(1) : pair_weight;
     return x[row.first] * static_cast<T>(product_scale) * weight * x[row.second];
+  }
+
+  template <class T>
+  JRT_DETAIL_HD static void pull_back(const T* x, const T* features_gradient, T* x_gradient, T pair_weight) {
+    for (int i = 0; i < HeadDim; ++i) {
+      x_gradient[i] = T(0);
+    }
+    for (int r = 0; r < feature_dim; ++r) {
+      const TaylorRow row = Packing::template row<HeadDim>(r);
+      if (row.first < 0) {
+        continue;
+      }
+      if (row.second < 0) {
+        x_gradient[row.first] += features_gradient[r] * static_cast<T>(linear_scale);
+      } else {
+        const T weight = row.first == row.second ? T(1) : pair_weight;
+        const T scaled = features_gradient[r] * static_cast<T>(product_scale) * weight;
+        x_gradient[row.first] += scaled * x[row.second];
+        x_gradient[row.second] += scaled * x[row.first];
+      }
+    }
   }
 };
 

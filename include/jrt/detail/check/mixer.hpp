@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/backward.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/detail/check/checker.hpp"
 #include "jrt/detail/check/erased.hpp"
@@ -115,6 +116,10 @@ void check_commit(Checker& check, const CommitArgs<Config>& args) {
 template <class Config>
 const char* operation_name(const PrefillArgs<Config>& /*args*/) {
   return "prefill";
+}
+template <class Config>
+const char* operation_name(const BackwardArgs<Config>& /*args*/) {
+  return "backward";
 }
 template <class Config>
 const char* operation_name(const DecodeArgs<Config>& /*args*/) {
