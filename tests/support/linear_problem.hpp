@@ -159,7 +159,8 @@ std::size_t state_numbers(std::int64_t slots, std::int64_t heads) {
 
 /// Numbers that look like the state of a few tokens: sums over random keys, in `slots` slots.
 template <class Config>
-StateNumbers<Config> random_states(std::int64_t slots, std::int64_t heads, unsigned seed) {
+StateNumbers<Config> random_states(std::int64_t slots, std::int64_t heads, unsigned seed,
+                                   const typename Config::FeatureMap& map = {}) {
   using Format = StateFormatOf<Config>;
   StateNumbers<Config> states(state_numbers<Config>(slots, heads));
   const auto keys = random_tensor<double>({slots, 3, heads, Config::FeatureMap::input_dim}, seed);
@@ -169,7 +170,7 @@ StateNumbers<Config> random_states(std::int64_t slots, std::int64_t heads, unsig
       std::vector<double> sums(static_cast<std::size_t>(Format::normaliser_offset + Format::rows));
       for (std::int64_t t = 0; t < 3; ++t) {
         std::vector<double> features(Format::rows);
-        expand_key(typename Config::FeatureMap{}, &keys.at(s, t, h, 0), features.data(), t + 1);
+        expand_key(map, &keys.at(s, t, h, 0), features.data(), t + 1);
         for (int r = 0; r < Format::rows; ++r) {
           for (int c = 0; c < Format::columns; ++c) {
             sums[static_cast<std::size_t>(r * Format::columns + c)] +=
@@ -288,9 +289,8 @@ Tensor<double> reference_output(const Problem<Config>& problem, const StateNumbe
 }
 
 /// Numbers of states without the padding between heads, for comparison by norm.
-template <class Config>
-std::vector<double> used_numbers(const StateNumbers<Config>& states) {
-  using Format = StateFormatOf<Config>;
+template <class Format>
+std::vector<double> without_padding(const std::vector<typename Format::Scalar>& states) {
   std::vector<double> used;
   for (std::size_t i = 0; i < states.size(); ++i) {
     if (static_cast<std::int64_t>(i) % Format::head_elements < Format::normaliser_offset + Format::rows) {
@@ -298,6 +298,10 @@ std::vector<double> used_numbers(const StateNumbers<Config>& states) {
     }
   }
   return used;
+}
+template <class Config>
+std::vector<double> used_numbers(const StateNumbers<Config>& states) {
+  return without_padding<StateFormatOf<Config>>(states);
 }
 
 /// `part`, which begins with token `first` of `whole`, goes there.

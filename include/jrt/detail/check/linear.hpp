@@ -12,19 +12,31 @@
 /// `check_arrays` as in mixer.hpp.
 namespace jrt::detail {
 
-/// Queries, keys, values and outputs of a prefill or a step, of either attention.
-inline void check_token_views(Checker& check, const AnyView& query, const AnyView& key, const AnyView& value,
-                              const AnyView& output, int head_dim, int value_dim) {
+/// A view with a row for each token, beside the queries.
+inline void check_beside_query(Checker& check, const char* argument, const AnyView& view, const AnyView& query,
+                               std::int64_t heads, const char* heads_name, int dim) {
+  check.view(argument, view, dim);
+  check.same_tokens(argument, view, "query's", query);
+  check.equal(argument, "heads", view.heads, heads, heads_name);
+}
+
+/// Queries, keys and values, of either attention.
+inline void check_inputs(Checker& check, const AnyView& query, const AnyView& key, const AnyView& value, int head_dim,
+                         int value_dim) {
   check.view("query", query, head_dim);
   check.view("key", key, head_dim);
   check.view("value", value, value_dim);
-  check.view("output", output, value_dim);
   check.same_tokens("key", key, "query's", query);
   check.same_tokens("value", value, "query's", query);
-  check.same_tokens("output", output, "query's", query);
   check.equal("value", "heads", value.heads, key.heads, "key's");
-  check.equal("output", "heads", output.heads, query.heads, "query's");
   check.multiple("query", "heads", query.heads, key.heads, "the heads of 'key'");
+}
+
+/// Queries, keys, values and outputs of a prefill or a step, of either attention.
+inline void check_token_views(Checker& check, const AnyView& query, const AnyView& key, const AnyView& value,
+                              const AnyView& output, int head_dim, int value_dim) {
+  check_inputs(check, query, key, value, head_dim, value_dim);
+  check_beside_query(check, "output", output, query, query.heads, "query's", value_dim);
   check.rows_apart("output", output);
 }
 template <class Args>

@@ -35,6 +35,10 @@ static_assert(chunk_tokens % tile_rows == 0);
 /// faster. Their states must fit in the cache.
 inline constexpr std::int64_t max_heads_together = 4;
 
+/// Workers for which a backward pass splits sequences, whatever their number is: gradients must not depend on it. A batch
+/// with more than half as many heads is not split.
+inline constexpr std::int64_t backward_workers = 16;
+
 /// Keys in a panel of window attention, and the least tokens of a segment, before which a window of keys is read twice.
 /// Not varied.
 inline constexpr std::int64_t panel_keys = 64;

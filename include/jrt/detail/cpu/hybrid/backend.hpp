@@ -87,7 +87,7 @@ struct MixerBackend<Config, Cpu<E>> {
     return counted_bytes(prefill_of(args, on));
   }
   static Status run_linear(const LinearPartArgs<LinearPart>& args, const Workspace& workspace, const Cpu<E>& on) {
-    return cpu::run_prefill("prefill", prefill_of(args, on), workspace, on);
+    return cpu::run_work("prefill", prefill_of(args, on), workspace, on);
   }
 
   static cpu::StepScratch<LinearPart> scratch_of(const LinearPartStep<LinearPart>& step) {

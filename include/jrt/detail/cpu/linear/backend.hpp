@@ -7,6 +7,8 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/linear.hpp"
+#include "jrt/detail/check/linear_backward.hpp"
+#include "jrt/detail/cpu/linear/backward.hpp"
 #include "jrt/detail/cpu/linear/prefill.hpp"
 #include "jrt/detail/cpu/linear/step.hpp"
 #include "jrt/detail/cpu/state/backend.hpp"
@@ -18,9 +20,9 @@ namespace jrt::detail {
 namespace cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
 
-/// Runs `work`, a Prefill, if the workspace is large enough.
+/// Runs `work`, a Prefill or a Backward, if the workspace is large enough.
 template <class Work, Executor E>
-Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cpu<E>& on) {
+Status run_work(const char* operation, Work work, const Workspace& workspace, const Cpu<E>& on) {
   Checker check(operation);
   check.workspace(workspace, counted_bytes(work));
   if (check.ok()) {
@@ -73,6 +75,9 @@ struct MixerBackend<Config, Cpu<E>> {
     const auto encoder = as_encoder(args);
     return counted_bytes(accumulate_of(args, encoder, on));
   }
+  static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cpu<E>& on) {
+    return counted_bytes(backward_of(args, on));
+  }
   template <StepArgsOf<Config> Args>
   static std::size_t workspace_bytes(const Args& args, const Cpu<E>& on) {
     return cpu::step_bytes(step_of(args), workers_of(on));
@@ -80,12 +85,16 @@ struct MixerBackend<Config, Cpu<E>> {
 
   static Status run(const PrefillArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
     const Status status = check(args);
-    return status.ok() ? cpu::run_prefill("prefill", prefill_of(args, on), workspace, on) : status;
+    return status.ok() ? cpu::run_work("prefill", prefill_of(args, on), workspace, on) : status;
   }
   static Status run(const AccumulateArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
     const Status status = check(args);
     const auto encoder = as_encoder(args);
-    return status.ok() ? cpu::run_prefill("accumulate", accumulate_of(args, encoder, on), workspace, on) : status;
+    return status.ok() ? cpu::run_work("accumulate", accumulate_of(args, encoder, on), workspace, on) : status;
+  }
+  static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
+    const Status status = check(args);
+    return status.ok() ? cpu::run_work("backward", backward_of(args, on), workspace, on) : status;
   }
   static Status run(const DecodeArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
     return run_step(args, workspace, on,
@@ -127,6 +136,10 @@ struct MixerBackend<Config, Cpu<E>> {
                                                          const PrefillArgs<EncoderOnly<Config>>& encoder,
                                                          const Cpu<E>& on) {
     return {encoder, sequence_count(args.sequences, args.key.batch), args.key.heads, workers_of(on)};
+  }
+
+  static cpu::Backward<Config> backward_of(const BackwardArgs<Config>& args, const Cpu<E>& on) {
+    return {args, sequence_count(args.sequences, args.query.batch), workers_of(on)};
   }
 
   static cpu::StepScratch<StepOnly<Config>> step_of(const DecodeArgs<Config>& args) {

@@ -51,15 +51,17 @@ struct WorkingState {
 
   void clear() const { std::memset(data, 0, sizeof(T) * elements); }
 
-  /// Adds a stored state.
-  void add_slot(const typename Format::Scalar* slot) const {
+  /// Adds a state in `Format`, stored in any type.
+  template <class Scalar>
+  void add_slot(const Scalar* slot) const {
     for (int r = 0; r < rows; ++r) {
       add_row(slot + std::ptrdiff_t{r} * columns, sums() + std::ptrdiff_t{r} * stride, columns);
     }
     add_row(slot + Format::normaliser_offset, normaliser(), rows);
   }
 
-  void write(typename Format::Scalar* slot) const {
+  template <class Scalar>
+  void write(Scalar* slot) const {
     for (int r = 0; r < rows; ++r) {
       convert_row(sums() + std::ptrdiff_t{r} * stride, slot + std::ptrdiff_t{r} * columns, columns);
     }
@@ -73,7 +75,8 @@ struct WorkingState {
   }
 
  private:
-  static void add_row(const typename Format::Scalar* from, T* to, std::ptrdiff_t count) {
+  template <class Scalar>
+  static void add_row(const Scalar* from, T* to, std::ptrdiff_t count) {
     for (std::ptrdiff_t i = 0; i < count; ++i) {
       to[i] += convert<T>(from[i]);
     }

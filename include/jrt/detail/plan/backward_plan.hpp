@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/host_device.hpp"
+#include "jrt/detail/plan/prefill_plan.hpp"
+#include "jrt/mixer/linear_attention.hpp"
+#include "jrt/state.hpp"
+
+/// The integer arithmetic of a backward pass: that of the prefill whose gradients it computes.
+namespace jrt::detail {
+
+/// The prefill's inputs.
+template <class Config>
+PrefillArgs<Config> inputs_of(const BackwardArgs<Config>& args) {
+  PrefillArgs<Config> inputs;
+  inputs.query = args.query;
+  inputs.key = args.key;
+  inputs.value = args.value;
+  inputs.key_encoder = args.key_encoder;
+  inputs.value_encoder = args.value_encoder;
+  inputs.sequences = args.sequences;
+  inputs.initial_state = args.initial_state;
+  inputs.has_initial_state = args.has_initial_state;
+  inputs.feature_map = args.feature_map;
+  return inputs;
+}
+
+/// Whether sequence `b` is skipped: any state that the call would use has no slot.
+template <class Config>
+JRT_DETAIL_HD constexpr bool backward_skipped(const BackwardArgs<Config>& args, std::int64_t b) {
+  return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state_gradient, b) ||
+         (!args.initial_state_gradient.empty() && !args.initial_state_gradient.has_slot(b));
+}
+
+/// Plan of sequence `b`; `inputs` are `inputs_of(args)`.
+template <class Config>
+JRT_DETAIL_HD constexpr PrefillPlan plan_backward(const BackwardArgs<Config>& args, const PrefillArgs<Config>& inputs,
+                                                  const SplitLimits& limits, std::int64_t b) {
+  return plan_sequence(inputs, limits, b, args.query.tokens, backward_skipped(args, b),
+                       [](const TokenRange& tokens) { return tokens; });
+}
+
+}  // namespace jrt::detail
