@@ -7,6 +7,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
+#include "jrt/detail/cpu/core/transpose.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/linear/chunk.hpp"
 #include "jrt/detail/cpu/linear/expansion_gradient.hpp"
@@ -32,16 +33,6 @@
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
 
-/// to[c][t] = from[t][c].
-template <class T>
-void transpose(const T* from, std::ptrdiff_t from_stride, int rows, int columns, T* to, std::ptrdiff_t to_stride) {
-  for (int t = 0; t < rows; ++t) {
-    for (int c = 0; c < columns; ++c) {
-      to[c * to_stride + t] = from[t * from_stride + c];
-    }
-  }
-}
-
 /// The queries of a chunk with the gradients of their outputs: g_i = [f(n_i) dy_i, f'(n_i)/f(n_i) (dy_i · y_i)].
 template <AttentionConfig Config>
 struct QueryChunk {
@@ -58,6 +49,7 @@ struct QueryChunk {
   T* gradient = nullptr;              // [chunk_tokens][State::stride], padding 0: g without its last component
   T* gradient_by_token = nullptr;     // [value_dim][column_stride]
   T* denominator_gradient = nullptr;  // [column_stride], the last component of g
+  T* output = nullptr;                // [State::stride], padding 0
   int tokens = 0;
 
   void take(Arena& arena) {
@@ -67,21 +59,18 @@ struct QueryChunk {
     gradient = arena.take<T>(std::int64_t{chunk_tokens} * State::stride);
     gradient_by_token = arena.take<T>(State::columns * column_stride);
     denominator_gradient = arena.take<T>(column_stride);
+    output = arena.take<T>(State::stride);
   }
 
   void clear() const {
     std::memset(features, 0, sizeof(T) * chunk_tokens * Keys::feature_stride);
     std::memset(gradient, 0, sizeof(T) * chunk_tokens * State::stride);
+    std::memset(output, 0, sizeof(T) * State::stride);
   }
 
-  /// Reads tokens `range` of query head `head`; columns after the last are 0.
+  /// Reads tokens `range` of query head `head`.
   void read(const BackwardArgs<Config>& args, const SequenceSpan& span, const TokenRange& range, std::int64_t head) {
     tokens = static_cast<int>(range.size());
-    if (tokens < chunk_tokens) {
-      std::memset(inputs_by_token, 0, sizeof(T) * Map::input_dim * column_stride);
-      std::memset(gradient_by_token, 0, sizeof(T) * State::columns * column_stride);
-      std::memset(denominator_gradient, 0, sizeof(T) * column_stride);
-    }
     for (int t = 0; t < tokens; ++t) {
       const std::int64_t token = span.first_token + range.begin + t;
       Expansion::write_input(args.query.row(span.batch_row, token, head),
@@ -90,17 +79,20 @@ struct QueryChunk {
       convert_row(args.output_gradient.row(span.batch_row, token, head), row, State::columns);
       denominator_gradient[t] = 0;
       if constexpr (has_denominators<Config>) {
-        const T denominator = *args.denominators.row(span.batch_row, token, head);
-        const auto* const output = args.output.row(span.batch_row, token, head);
-        T product = 0;
-        for (int c = 0; c < State::columns; ++c) {
-          product += convert<T>(output[c]) * row[c];
-        }
-        scale(denominator, product, row, denominator_gradient + t);
+        convert_row(args.output.row(span.batch_row, token, head), output, State::columns);
+        scale(*args.denominators.row(span.batch_row, token, head), dot(output, row, State::stride), row,
+              denominator_gradient + t);
       }
     }
+  }
+
+  /// Fills the matrices by token; columns after the last are 0.
+  void transpose_rows() const {
     transpose(inputs, Expansion::input_stride, tokens, Map::input_dim, inputs_by_token, column_stride);
     transpose(gradient, State::stride, tokens, State::columns, gradient_by_token, column_stride);
+    for (std::ptrdiff_t t = tokens; t < column_stride; ++t) {
+      denominator_gradient[t] = 0;
+    }
   }
 
   void expand(const Map& map, const SequenceSpan& span, std::int64_t first) const {
@@ -182,6 +174,7 @@ struct GradientChunk {
   void of_queries(const Queries& queries, const State& state, const Keys* keys, const Map& map, const SequenceSpan& span,
                   std::int64_t first) const {
     const int columns = padded_to_lanes<T>(queries.tokens);
+    queries.transpose_rows();
     multiply(features_gradient, State::rows, columns,
              {{Left<T>{state.sums(), State::stride, 1}, Right<T>{queries.gradient_by_token, column_stride}, State::columns},
               {Left<T>{state.normaliser(), 1, 1}, Right<T>{queries.denominator_gradient, column_stride}, 1}});
@@ -211,9 +204,6 @@ struct GradientChunk {
   void begin_keys(const Keys& keys, const State& reverse, bool wants_keys, bool wants_values) const {
     const int columns = padded_to_lanes<T>(keys.tokens);
     if (wants_keys) {
-      if (keys.tokens < chunk_tokens) {
-        std::memset(values_by_token, 0, sizeof(T) * State::columns * column_stride);
-      }
       transpose(keys.values, State::stride, keys.tokens, State::columns, values_by_token, column_stride);
       multiply(features_gradient, State::rows, columns,
                {{Left<T>{reverse.sums(), State::stride, 1}, Right<T>{values_by_token, column_stride}, State::columns},
