@@ -88,6 +88,14 @@ struct SymmetricPacking {
     const int i = (r - d) % d;
     return {i, (i + block) % d};
   }
+
+  /// The row that holds x_i x_j.
+  template <int d>
+  JRT_DETAIL_HD static constexpr int pair_row(int i, int j) {
+    const int forward = j >= i ? j - i : j - i + d;  // block in which i comes first
+    const bool first = 2 * forward < d || (2 * forward == d && 2 * i < d);
+    return first ? d + forward * d + i : d + (d - forward) * d + j;
+  }
 };
 
 /// φ(x) = [1, x/d^(1/4), vec(x xᵀ)/√(2d)] in some order of its rows (`Packing`), so that φ(q)·φ(k) = 1 + s + s²/2 with s =

@@ -158,7 +158,14 @@ std::int64_t sequences_of(const Args& args) {
 /// sequences that start empty do not count, and which those are it cannot see.
 template <class Args>
 void check_implicit_slots(Checker& check, const Args& args, std::int64_t count) {
-  if constexpr (requires { args.final_state; }) {
+  if constexpr (requires { args.final_state_gradient; }) {
+    if (args.has_initial_state == nullptr) {
+      check.implicit_slots("initial_state", args.initial_state, count);
+    }
+    check.implicit_slots("final_state_gradient", args.final_state_gradient, count);
+    check.implicit_slots("initial_state_gradient", args.initial_state_gradient, count);
+    check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
+  } else if constexpr (requires { args.final_state; }) {
     if (args.has_initial_state == nullptr) {
       check.implicit_slots("initial_state", args.initial_state, count);
     }

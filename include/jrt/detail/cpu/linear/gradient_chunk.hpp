@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/core/prefetch.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/cpu/core/transpose.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
@@ -68,11 +69,21 @@ struct QueryChunk {
     std::memset(output, 0, sizeof(T) * State::stride);
   }
 
-  /// Reads tokens `range` of query head `head`.
-  void read(const BackwardArgs<Config>& args, const SequenceSpan& span, const TokenRange& range, std::int64_t head) {
+  /// Reads tokens `range` of query head `head`. Prefetches those of `next` meanwhile.
+  void read(const BackwardArgs<Config>& args, const SequenceSpan& span, const TokenRange& range, const TokenRange& next,
+            std::int64_t head) {
+    const auto rows_of = [&](const auto& view) {
+      return RowPrefetch(view, span.batch_row, span.first_token + next.begin, span.first_token + next.end, head);
+    };
+    const RowPrefetch next_queries = rows_of(args.query);
+    const RowPrefetch next_gradients = rows_of(args.output_gradient);
+    const RowPrefetch next_outputs = has_denominators<Config> ? rows_of(args.output) : RowPrefetch{};
     tokens = static_cast<int>(range.size());
     for (int t = 0; t < tokens; ++t) {
       const std::int64_t token = span.first_token + range.begin + t;
+      next_queries.issue(t, 1);
+      next_gradients.issue(t, 1);
+      next_outputs.issue(t, 1);
       Expansion::write_input(args.query.row(span.batch_row, token, head),
                              inputs + std::ptrdiff_t{t} * Expansion::input_stride);
       T* const row = gradient + std::ptrdiff_t{t} * State::stride;
@@ -142,6 +153,8 @@ struct GradientChunk {
   using Expansion = typename Keys::Expansion;
   using Gradient = ExpansionGradient<Map, T>;
   static constexpr std::ptrdiff_t column_stride = Keys::score_stride;
+  /// Rows to prefetch with each tile of a product that has a row for each feature.
+  static constexpr int rows_per_tile = ceil_div(chunk_tokens, ceil_div(State::rows, tile_rows));
 
   T* values_by_token = nullptr;    // [value_dim][column_stride]
   T* ones = nullptr;               // [column_stride]
@@ -200,14 +213,16 @@ struct GradientChunk {
 
   // -- keys and values -------------------------------------------------------------------------------------------------
 
-  /// Gradients of the chunk's keys and values from the queries after it.
-  void begin_keys(const Keys& keys, const State& reverse, bool wants_keys, bool wants_values) const {
+  /// Gradients of the chunk's keys and values from the queries after it. Prefetches the rows of `next` meanwhile.
+  void begin_keys(const Keys& keys, const State& reverse, bool wants_keys, bool wants_values,
+                  const RowPrefetch (&next)[2]) const {
     const int columns = padded_to_lanes<T>(keys.tokens);
     if (wants_keys) {
       transpose(keys.values, State::stride, keys.tokens, State::columns, values_by_token, column_stride);
-      multiply(features_gradient, State::rows, columns,
-               {{Left<T>{reverse.sums(), State::stride, 1}, Right<T>{values_by_token, column_stride}, State::columns},
-                {Left<T>{reverse.normaliser(), 1, 1}, Right<T>{ones, column_stride}, 1}});
+      multiply_tiles(features_gradient, column_stride, State::rows, columns,
+                     {{Left<T>{reverse.sums(), State::stride, 1}, Right<T>{values_by_token, column_stride}, State::columns},
+                      {Left<T>{reverse.normaliser(), 1, 1}, Right<T>{ones, column_stride}, 1}},
+                     false, next, rows_per_tile);
       std::memset(inputs_gradient, 0, sizeof(T) * Map::input_dim * column_stride);
     }
     if (wants_values) {
@@ -224,10 +239,7 @@ struct GradientChunk {
     const int columns = padded_to_lanes<T>(keys.tokens);
     pairs_of_keys(queries, keys, map, wants_keys);
     if (wants_values) {
-      multiply_tiles(
-          values_gradient, State::stride, keys.tokens, State::stride,
-          {{Left<T>{scores, 1, column_stride}, Right<T>{queries.gradient, State::stride}, queries.tokens}, {{}, {}, 0}},
-          true, {{}, {}}, 0);
+      add_weighted_gradients(queries, keys.tokens);
     }
     if (wants_keys) {
       if constexpr (Map::has_closed_form) {
@@ -256,6 +268,18 @@ struct GradientChunk {
   }
   static void add_product(T* result, int rows, int columns, const Product<T>& product) {
     multiply_tiles(result, column_stride, rows, columns, {product, {{}, {}, 0}}, true, {{}, {}}, 0);
+  }
+
+  /// values_gradient[j] += Σ_{i>=j} w_ij g_i.
+  void add_weighted_gradients(const Queries& queries, int tokens) const {
+    for (int row = 0; row < tokens; row += tile_rows) {
+      multiply_tiles(values_gradient + std::ptrdiff_t{row} * State::stride, State::stride, smaller(tile_rows, tokens - row),
+                     State::stride,
+                     {{Left<T>{scores + row * column_stride + row, 1, column_stride},
+                       Right<T>{queries.gradient + std::ptrdiff_t{row} * State::stride, State::stride}, tokens - row},
+                      {{}, {}, 0}},
+                     true, {{}, {}}, 0);
+    }
   }
 
   /// pairs_gradient[j][i] for keys j and queries i; 0 for i < j.

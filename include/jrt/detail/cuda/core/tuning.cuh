@@ -59,6 +59,15 @@ struct SimtPrefillTuning {
 };
 inline constexpr SimtPrefillTuning simt_prefill_tuning{};
 
+/// Backward on ordinary units: gradient_sums, segment_gradients. Not varied.
+struct SimtGradientTuning {
+  int long_chunk = 32;   // tokens, where all arrays fit in shared memory
+  int short_chunk = 16;  // tokens, otherwise
+  int threads = 256;
+  int blocks = 1;  // per multiprocessor: most of its shared memory is one block's
+};
+inline constexpr SimtGradientTuning simt_gradient_tuning{};
+
 /// state_scan. Eight loads in flight instead of one: B1 N2048 0.047 to 0.036 ms, B1 N32768 0.149 to 0.131 ms.
 struct StateScanTuning {
   int threads = 256;

@@ -6,6 +6,8 @@
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/linear.hpp"
+#include "jrt/detail/check/linear_backward.hpp"
+#include "jrt/detail/cuda/linear/backward_portable.cuh"
 #include "jrt/detail/cuda/linear/prefill.cuh"
 #include "jrt/detail/cuda/linear/step.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
@@ -31,6 +33,14 @@ struct MixerBackend<Config, Cuda> {
     const std::int64_t count = sequence_count(args.sequences, args.key.batch);
     check_implicit_slots(check, args, count);
     check_last_position(check, "accumulate", args, args.key.tokens);
+    return check.status();
+  }
+  static Status check(const BackwardArgs<Config>& args) {
+    Checker check("backward");
+    check.take(check_shapes(args));
+    check_implicit_slots(check, args, sequence_count(args.sequences, args.query.batch));
+    check_last_position(check, "backward", args, args.query.tokens);
+    check_dense_prefix(check, args);
     return check.status();
   }
   static Status check(const DecodeArgs<Config>& args) {
@@ -61,6 +71,9 @@ struct MixerBackend<Config, Cuda> {
   static std::size_t workspace_bytes(const AccumulateArgs<Config>& args, const Cuda& on) {
     return accumulate_of(args, on).workspace_bytes();
   }
+  static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cuda& on) {
+    return counted_bytes(backward_of(args, on));
+  }
   template <StepArgsOf<Config> Args>
   static std::size_t workspace_bytes(const Args& args, const Cuda& /*on*/) {
     return step_bytes(cuda::step_of(args));
@@ -73,6 +86,21 @@ struct MixerBackend<Config, Cuda> {
   static Status run(const AccumulateArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
     const Status status = check(args);
     return status.ok() ? run_prefill("accumulate", accumulate_of(args, on), workspace, on) : status;
+  }
+  static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    Checker checker("backward");
+    checker.take(check(args));
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    auto work = backward_of(args, on);
+    checker.workspace(workspace, counted_bytes(work));
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    Arena arena(workspace);
+    work.take(arena);
+    return work.run("backward", on);
   }
   template <StepArgsOf<Config> Args>
   static Status run(const Args& args, const Workspace& workspace, const Cuda& on) {
@@ -111,6 +139,10 @@ struct MixerBackend<Config, Cuda> {
   }
   static cuda::Prefill<EncoderOnly<Config>> accumulate_of(const AccumulateArgs<Config>& args, const Cuda& on) {
     return {as_encoder(args), sequence_count(args.sequences, args.key.batch), args.key.heads, on};
+  }
+
+  static cuda::PortableBackward<Config> backward_of(const BackwardArgs<Config>& args, const Cuda& on) {
+    return {args, sequence_count(args.sequences, args.query.batch), on};
   }
 
   template <class Work>

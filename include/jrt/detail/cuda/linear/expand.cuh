@@ -57,5 +57,53 @@ __device__ void expand_vectors(const Map& map, const T* inputs, int input_stride
   }
 }
 
+template <class M>
+inline constexpr bool is_symmetric_taylor2 = false;
+template <int d>
+inline constexpr bool is_symmetric_taylor2<Taylor2<d, SymmetricPacking>> = true;
+
+/// Component `i` of J(x)ᵀ g for the symmetric Taylor map, g the gradient of its features.
+template <Side side, class Map, class T>
+__device__ T taylor_pull_back(const T* x, const T* features_gradient, int i) {
+  constexpr int d = Map::input_dim;
+  T sum = 0;
+  for (int j = 0; j < d; ++j) {
+    const T gradient = features_gradient[SymmetricPacking::pair_row<d>(i, j)] * x[j];
+    sum += side == Side::key && i != j ? gradient : T(2) * gradient;
+  }
+  return sum * static_cast<T>(Map::product_scale) + features_gradient[i] * static_cast<T>(Map::linear_scale);
+}
+
+/// x_gradient[i] += J(x_i)ᵀ (gradient of its features), by all threads of the block; rows as in `expand_vectors`, gradients
+/// of inputs as far apart as inputs.
+template <Side side, class Map, class T, class Position>
+__device__ void pull_back_vectors(const Map& map, const T* inputs, int input_stride, const T* features_gradient,
+                                  int feature_stride, T* inputs_gradient, int count, const Position& position) {
+  const int threads = static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x);
+  if constexpr (is_symmetric_taylor2<Map>) {
+    for (int index = thread; index < count * Map::input_dim; index += threads) {
+      const int t = index / Map::input_dim;
+      const int i = index % Map::input_dim;
+      inputs_gradient[t * input_stride + i] +=
+          taylor_pull_back<side, Map>(inputs + t * input_stride, features_gradient + t * feature_stride, i);
+    }
+  } else {
+    for (int t = thread; t < count; t += threads) {
+      T gradient[Map::input_dim];
+      const T* const x = inputs + t * input_stride;
+      const T* const of_features = features_gradient + t * feature_stride;
+      if constexpr (side == Side::query) {
+        expand_query_vjp(map, x, of_features, gradient, position(t));
+      } else {
+        expand_key_vjp(map, x, of_features, gradient, position(t));
+      }
+      for (int i = 0; i < Map::input_dim; ++i) {
+        inputs_gradient[t * input_stride + i] += gradient[i];
+      }
+    }
+  }
+}
+
 }  // namespace JRT_DETAIL_CUDA_ABI
 }  // namespace jrt::detail::cuda
