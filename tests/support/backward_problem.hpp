@@ -247,4 +247,35 @@ void check_gradients(const Gradients<A>& gradients, const Gradients<B>& expected
                        without_padding<StateGradientFormatOf<B>>(expected.initial_state), norm) <= bound);
 }
 
+/// Gradients of all inputs within the specified bound of the oracle, which works in double on the same rounded inputs.
+template <class Backend, class Config>
+void check_against_reference(const Problem<Config>& problem, const Loss<Config>& loss, const RunOptions& options = {}) {
+  check_gradients(run_backward<Backend>(problem, loss, options), reference_gradients(problem, loss, options), loss,
+                  gradient_tolerance<typename Config::Element>());
+}
+template <class Backend, class Config>
+void check_against_reference(const Problem<Config>& problem, const RunOptions& options = {}) {
+  check_against_reference<Backend>(problem, Loss<Config>(problem), options);
+}
+
+/// With states that come in and leave.
+template <class Config>
+Loss<Config> loss_with_states(const Problem<Config>& problem) {
+  Loss<Config> loss(problem);
+  const std::int64_t slots = problem.sequence_count();
+  loss.initial_state = random_states<Config>(slots, problem.key.shape.heads, 5, problem.map);
+  loss.final_state_gradient = random_state_gradient<Config>(slots, problem.key.shape.heads, 6);
+  return loss;
+}
+
+/// Sequences of several lengths, prefixes and pads, one of them empty.
+template <class Config>
+Problem<Config> uneven_problem() {
+  Problem<Config> problem({.batch = 4, .tokens = 150, .prefix = 40, .heads = 2, .query_heads = 4});
+  problem.sequences.seq_lens = {150, 70, 0, 149};
+  problem.sequences.prefix_lens = {40, 35, 0, 7};
+  problem.sequences.left_pads = {0, 30, 0, 5};
+  return problem;
+}
+
 }  // namespace jrt::test
