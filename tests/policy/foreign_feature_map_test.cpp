@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "support/backend.hpp"
+#include "support/backward_problem.hpp"
 #include "support/linear_problem.hpp"
 
 // A policy that is to run on the GPU as well says so in CUDA's words; host compilers need not see them.
@@ -35,6 +36,15 @@ struct ExpPair {
       features[input_dim + i] = std::exp(-x[i] / static_cast<T>(temperature));
     }
   }
+  template <class T>
+  ENGINE_HOST_DEVICE void expand_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
+    const T scale = 1 / static_cast<T>(temperature);
+    for (int i = 0; i < input_dim; ++i) {
+      x_gradient[i] =
+          (features_gradient[i] * std::exp(x[i] * scale) - features_gradient[input_dim + i] * std::exp(-x[i] * scale)) *
+          scale;
+    }
+  }
 };
 
 /// A closed form, (1 + q·k)², whose queries and keys are expanded differently, for float and double by overloads.
@@ -50,12 +60,25 @@ struct Quadratic {
   ENGINE_HOST_DEVICE T kernel(T dot) const {
     return (1 + dot) * (1 + dot);
   }
+  template <class T>
+  ENGINE_HOST_DEVICE T kernel_derivative(T dot) const {
+    return 2 * (1 + dot);
+  }
   ENGINE_HOST_DEVICE void expand_query(const float* x, float* f) const { fill(x, f, 2.0F); }
   ENGINE_HOST_DEVICE void expand_query(const double* x, double* f) const { fill(x, f, 2.0); }
   ENGINE_HOST_DEVICE void expand_key(const float* x, float* f) const { fill(x, f, 1.0F); }
   ENGINE_HOST_DEVICE void expand_key(const double* x, double* f) const { fill(x, f, 1.0); }
+  ENGINE_HOST_DEVICE void expand_query_vjp(const float* x, const float* g, float* dx) const { pull_back(x, g, dx, 2.0F); }
+  ENGINE_HOST_DEVICE void expand_query_vjp(const double* x, const double* g, double* dx) const { pull_back(x, g, dx, 2.0); }
+  ENGINE_HOST_DEVICE void expand_key_vjp(const float* x, const float* g, float* dx) const { pull_back(x, g, dx, 1.0F); }
+  ENGINE_HOST_DEVICE void expand_key_vjp(const double* x, const double* g, double* dx) const { pull_back(x, g, dx, 1.0); }
 
  private:
+  template <class T>
+  ENGINE_HOST_DEVICE static void pull_back(const T* x, const T* g, T* dx, T weight) {
+    dx[0] = weight * (g[1] + g[5] * x[1]) + 2 * g[3] * x[0];
+    dx[1] = weight * (g[2] + g[5] * x[0]) + 2 * g[4] * x[1];
+  }
   template <class T>
   ENGINE_HOST_DEVICE static void fill(const T* x, T* f, T weight) {
     f[0] = 1;
@@ -81,6 +104,10 @@ struct HalfMean {
   template <class T>
   ENGINE_HOST_DEVICE static T factor(T denominator) {
     return denominator == 0 ? T(0) : T(0.5) / denominator;
+  }
+  template <class T>
+  ENGINE_HOST_DEVICE static T factor_derivative(T denominator) {
+    return denominator == 0 ? T(0) : T(-0.5) / (denominator * denominator);
   }
 };
 
@@ -113,12 +140,14 @@ TEST_CASE("a user's own map, mask, normaliser and split") {
   problem.map.temperature = 1.5F;
   const auto results = run_prefill<Concurrent>(problem);
   CHECK(relative_error(results.output.values, reference_output(problem).values) <= 1e-12);
+  check_against_reference<Concurrent>(problem);
 }
 
 TEST_CASE("a user's own closed form with different features for queries and keys") {
   const Problem<engine::QuadraticOperator> problem({.batch = 1, .tokens = 120, .prefix = 60});
   auto results = run_prefill<Simple>(problem);
   CHECK(relative_error(results.output.values, reference_output(problem).values) <= 1e-12);
+  check_against_reference<Simple>(problem);
 }
 
 }  // namespace

@@ -121,7 +121,8 @@ struct FormatOf<Config> {
   using type = StateFormat<typename Config::FeatureMap, Config::value_dim, typename Config::StateScalar>;
 };
 
-/// Rejects an operator that has no gradients, with what to add. Instantiated by `BackwardArgs`.
+/// Rejects an operator that has no gradients, with what to add. Instantiated by `backward`, not by its arguments: overload
+/// resolution looks at those for every operation.
 template <class Config>
 struct CheckedBackward {
   static_assert(
@@ -186,7 +187,6 @@ using StateGradientFormatOf = StateFormat<typename Config::FeatureMap, Config::v
 /// Cost: about three times that of the prefill. Workspace as in `prefill`, with two states instead of one.
 template <AttentionConfig Config>
 struct BackwardArgs<Config> {
-  static_assert(detail::CheckedBackward<Config>::ok);
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
   using GradientFormat = StateGradientFormatOf<Config>;

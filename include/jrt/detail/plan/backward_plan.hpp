@@ -14,6 +14,7 @@ namespace jrt::detail {
 /// The prefill's inputs.
 template <class Config>
 PrefillArgs<Config> inputs_of(const BackwardArgs<Config>& args) {
+  static_assert(CheckedBackward<Config>::ok);
   PrefillArgs<Config> inputs;
   inputs.query = args.query;
   inputs.key = args.key;

@@ -46,6 +46,7 @@ struct SimtGradientLayout {
                                    ? simt_gradient_tuning.long_chunk
                                    : simt_gradient_tuning.short_chunk;
   static constexpr int score_stride = chunk + 1;
+  static constexpr std::int64_t feature_array = feature_elements(chunk);
 
   static constexpr bool features_shared = all_elements(chunk) <= shared_limit;
   static constexpr bool state_shared = small_elements(chunk) + state_elements <= shared_limit;

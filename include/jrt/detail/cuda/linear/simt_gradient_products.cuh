@@ -45,9 +45,9 @@ class SimtGradientProducts {
     pairs_gradient_ = weights_ + chunk * Layout::score_stride;
     state_ = take(Layout::state_shared ? next : far, Layout::state_elements);
     T*& features = Layout::features_shared ? next : far;
-    key_features_ = take(features, Layout::feature_elements(chunk));
-    features_gradient_ = take(features, Layout::feature_elements(chunk));
-    query_features_ = Map::has_closed_form ? key_features_ : take(features, Layout::feature_elements(chunk));
+    key_features_ = take(features, Layout::feature_array);
+    features_gradient_ = take(features, Layout::feature_array);
+    query_features_ = Map::has_closed_form ? key_features_ : take(features, Layout::feature_array);
   }
 
  protected:
