@@ -9,6 +9,7 @@
 #include "support/backend.hpp"
 #include "support/backward_problem.hpp"
 #include "support/configs.hpp"
+#include "support/fuzz.hpp"
 
 namespace jrt::test {
 namespace {
@@ -261,6 +262,25 @@ TEST_CASE_TEMPLATE("split sequences: gradients within the bound, the same from r
   const auto gradients = run_backward<Concurrent>(problem, loss);
   check_gradients(gradients, reference_gradients(problem, loss), loss, gradient_tolerance<typename Config::Element>());
   CHECK(run_backward<Concurrent>(problem, loss) == gradients);
+}
+
+TEST_CASE_TEMPLATE("random calls agree with the chain rule", Config, Prefix<double>, Causal<double>, Full<double>,
+                   PrefixElu<double>, Prefix<float, 16, 64>, Prefix<BFloat16, 16, 64>, Causal<BFloat16, 16, 64>,
+                   SplitByLength<PrefixElu<float>, 64>) {
+#if defined(JRT_TEST_CUDA)
+  constexpr int cases = 65;
+#else
+  constexpr int cases = 15;  // the oracle takes most of the time, in every preset
+#endif
+  Random random(4711);
+  for (int i = 0; i < cases; ++i) {
+    CAPTURE(i);
+    const Problem<Config> problem = random_problem<Config>(random, 120);
+    const Layout layout = all_layouts[random.between(0, 3)];
+    const bool states = random.chance(0.5);
+    check_against_reference<Concurrent>(problem, states ? loss_with_states(problem) : Loss<Config>(problem),
+                                        {.layout = layout});
+  }
 }
 
 #if !defined(JRT_TEST_CUDA)

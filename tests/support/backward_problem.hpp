@@ -226,11 +226,11 @@ Gradients<InDouble<Config>> reference_gradients(const Problem<Config>& problem, 
   return gradients;
 }
 
-/// ‖a − b‖ / ‖b‖. A gradient that cancels to almost nothing is held against a hundredth of the loss's own gradients.
+/// ‖a − b‖ / ‖b‖. A gradient that cancels to almost nothing is held against a twentieth of the loss's own gradients.
 template <class A, class B>
 double gradient_error(const std::vector<A>& a, const std::vector<B>& b, double loss_norm) {
   const double norm = relative_error(b, std::vector<double>(b.size()));
-  return relative_error(a, b) * (norm == 0 ? 1 : norm) / std::max({norm, loss_norm / 100, 1e-300});
+  return relative_error(a, b) * (norm == 0 ? 1 : norm) / std::max({norm, loss_norm / 20, 1e-300});
 }
 
 /// Every gradient within a bound of the expected one, tensor by tensor.
