@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <tuple>
 
+#include "jrt/backward.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/integer.hpp"
@@ -26,7 +27,8 @@
 ///
 /// A stack is the format of its own state, so that `clear_states` (reset), `copy_states` (fork), `save_states` and
 /// `load_states` take its pools as they take those of one mixer. `layer_slots<i>` is layer i's slice of them, for that
-/// layer's operations; `prefill`, `decode_step`, `staged_step` and `commit` with a stack's arguments run all layers.
+/// layer's operations; `prefill`, `backward`, `decode_step`, `staged_step` and `commit` with a stack's arguments run all
+/// layers.
 namespace jrt {
 
 /// A mixer in a stack: its configuration, and its key/value heads or a convolution's channels.
@@ -162,6 +164,18 @@ struct PrefillArgs<Stack<Layers...>> {
   const std::uint8_t* has_initial_state = nullptr;               ///< (B), 0 where the slot's content is to be ignored
 };
 
+/// Arguments of `backward` for a stack. Sequences and initial states are shared by all layers; tensors, and the gradients
+/// of states that enter and leave, are given per layer. A layer that cannot differentiate through an initial state says so.
+template <class... Layers>
+struct BackwardArgs<Stack<Layers...>> {
+  using Format = Stack<Layers...>;
+
+  std::tuple<BackwardArgs<typename Layers::Config>...> layers{};  ///< tensors, gradients, scales, weights, maps of each
+  Sequences sequences{};                                          ///< prefixes apply to layers with an encoder
+  StateSlots<Format> initial_state{};                             ///< if omitted, sequences started empty
+  const std::uint8_t* has_initial_state = nullptr;                ///< (B), 0 where the slot's content is to be ignored
+};
+
 /// Arguments of `decode_step` for a stack.
 template <class... Layers>
 struct DecodeArgs<Stack<Layers...>> {
@@ -205,6 +219,14 @@ struct CommitArgs<Stack<Layers...>> {
 template <class... Layers, class BeforeLayer, class Execution>
 Status prefill(const PrefillArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
                const Execution& on) {
+  return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
+}
+/// Runs the backward passes of all layers, the last one first. `before_layer(i)` is called before layer i's: in it an
+/// engine computes (or enqueues) the gradients of that layer's outputs from those of the inputs of the one after. Otherwise
+/// as `prefill`; workspace as `backward_workspace_bytes` says.
+template <class... Layers, class BeforeLayer, class Execution>
+Status backward(const BackwardArgs<Stack<Layers...>>& args, const BeforeLayer& before_layer, const Workspace& workspace,
+                const Execution& on) {
   return detail::MixerBackend<Stack<Layers...>, Execution>::run(args, before_layer, workspace, on);
 }
 /// Runs the decode steps of all layers in turn, as `prefill`; workspace as `decode_workspace_bytes` says.

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "jrt/backward.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/mixer.hpp"
@@ -25,6 +26,14 @@ auto layer_args(const PrefillArgs<Stack<Layers...>>& args) {
   of_layer.sequences = args.sequences;
   of_layer.initial_state = layer_slots<layer>(args.initial_state);
   of_layer.final_state = layer_slots<layer>(args.final_state);
+  of_layer.has_initial_state = args.has_initial_state;
+  return of_layer;
+}
+template <int layer, class... Layers>
+auto layer_args(const BackwardArgs<Stack<Layers...>>& args) {
+  auto of_layer = std::get<static_cast<std::size_t>(layer)>(args.layers);
+  of_layer.sequences = args.sequences;
+  of_layer.initial_state = layer_slots<layer>(args.initial_state);
   of_layer.has_initial_state = args.has_initial_state;
   return of_layer;
 }
@@ -61,9 +70,12 @@ auto layer_args(const CommitArgs<Stack<Layers...>>& args) {
   return of_layer;
 }
 
-/// `function(std::integral_constant<int, i>)` for i = 0 … count − 1, until one fails; the layer's number is put before the
-/// failure's message.
-template <int count, class Function>
+/// The order in which layers are worked on.
+enum class LayerOrder { first_to_last, last_to_first };
+
+/// `function(std::integral_constant<int, i>)` for i = 0 … count − 1, or from the last on, until one fails; the layer's
+/// number is put before the failure's message.
+template <int count, LayerOrder order = LayerOrder::first_to_last, class Function>
 Status for_layers(const Function& function) {
   Status status;
   const auto step = [&](auto layer) {
@@ -75,11 +87,18 @@ Status for_layers(const Function& function) {
     }
   };
   [&]<int... layer>(std::integer_sequence<int, layer...>) {
-    (step(std::integral_constant<int, layer>{}), ...);
+    (step(std::integral_constant < int, order == LayerOrder::first_to_last ? layer : count - 1 - layer > {}), ...);
   }
   (std::make_integer_sequence<int, count>{});
   return status;
 }
+
+template <class Args>
+inline constexpr bool runs_backward = false;
+template <class Config>
+inline constexpr bool runs_backward<BackwardArgs<Config>> = true;
+template <class Args>
+inline constexpr LayerOrder order_of = runs_backward<Args> ? LayerOrder::last_to_first : LayerOrder::first_to_last;
 
 /// All operations of a stack: check every layer, then run them in turn with one workspace.
 template <class... Layers, class Execution>
@@ -110,7 +129,9 @@ struct MixerBackend<Stack<Layers...>, Execution> {
   template <class Args>
   static Status check_whole(const Args& args) {
     Checker check(operation_name(args));
-    if constexpr (requires { args.final_state; }) {
+    if constexpr (runs_backward<Args>) {
+      check_state(check, "initial_state", args.initial_state, 1);
+    } else if constexpr (requires { args.final_state; }) {
       check_prefill_states(check, args, 1);
     } else if constexpr (requires { args.state; }) {
       check.pool("state", args.state.pool, 1);
@@ -120,20 +141,28 @@ struct MixerBackend<Stack<Layers...>, Execution> {
     if constexpr (requires { args.accepted_tokens; }) {
       check.given("staging", staging_given(args.staging), "tokens", 1, "the least that is of use");
     }
-    if constexpr (requires { std::get<0>(args.layers).output; }) {
-      const auto& first = std::get<0>(args.layers).output;
-      check.take(for_layers<Whole::layers>([&](auto layer) {
-        Checker of_layer(operation_name(args));
-        if (Checker::is_given(first)) {  // layer 0's own check reports otherwise
-          const auto& output = std::get<static_cast<std::size_t>(decltype(layer)::value)>(args.layers).output;
-          of_layer.given("output", output, "tokens", first.tokens, "layer 0's");
-          of_layer.equal("output", "batch", output.batch, first.batch, "layer 0's");
-          of_layer.equal("output", "tokens", output.tokens, first.tokens, "layer 0's");
-        }
-        return of_layer.status();
-      }));
+    if constexpr (runs_backward<Args>) {
+      check_same_tokens(check, "output_gradient", args, [](const auto& layer) { return layer.output_gradient; });
+    } else if constexpr (requires { std::get<0>(args.layers).output; }) {
+      check_same_tokens(check, "output", args, [](const auto& layer) { return layer.output; });
     }
     return check.status();
+  }
+
+  /// `view_of(layer's arguments)` of every layer has the tokens of the first one's.
+  template <class Args, class ViewOf>
+  static void check_same_tokens(Checker& check, const char* argument, const Args& args, const ViewOf& view_of) {
+    const auto first = view_of(std::get<0>(args.layers));
+    check.take(for_layers<Whole::layers>([&](auto layer) {
+      Checker of_layer(operation_name(args));
+      if (Checker::is_given(first)) {  // layer 0's own check reports otherwise
+        const auto view = view_of(std::get<static_cast<std::size_t>(decltype(layer)::value)>(args.layers));
+        of_layer.given(argument, view, "tokens", first.tokens, "layer 0's");
+        of_layer.equal(argument, "batch", view.batch, first.batch, "layer 0's");
+        of_layer.equal(argument, "tokens", view.tokens, first.tokens, "layer 0's");
+      }
+      return of_layer.status();
+    }));
   }
 
   template <class Args>
@@ -152,9 +181,9 @@ struct MixerBackend<Stack<Layers...>, Execution> {
     if (!checker.ok()) {
       return checker.status();
     }
-    return for_layers<Whole::layers>([&](auto layer) {
-      const Status before = before_layer(decltype(layer)::value);
+    return for_layers<Whole::layers, order_of<Args>>([&](auto layer) {
       constexpr int index = decltype(layer)::value;
+      const Status before = before_layer(index);
       return before.ok() ? Layer<index>::run(layer_args<index>(args), workspace, on) : before;
     });
   }
