@@ -183,6 +183,12 @@ template <class T>
   }
 }
 
+/// The same for one product.
+template <class T>
+void multiply_tiles(T* result, std::ptrdiff_t stride, int rows, int columns, const Product<T>& product, bool adds) {
+  multiply_tiles(result, stride, rows, columns, {product, {product.a, product.b, 0}}, adds, {{}, {}}, 0);
+}
+
 /// result += a · b, while rows are prefetched.
 template <class T>
 void add_product(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a, const Right<T>& b,

@@ -116,8 +116,7 @@ struct QueryChunk {
   /// R += Σ φ(q) gᵀ, its last column with it.
   void add_to(const State& reverse) const {
     multiply_tiles(reverse.sums(), State::stride, State::rows, State::stride,
-                   {{Left<T>{features, 1, Keys::feature_stride}, Right<T>{gradient, State::stride}, tokens}, {{}, {}, 0}},
-                   true, {{}, {}}, 0);
+                   Product<T>{Left<T>{features, 1, Keys::feature_stride}, Right<T>{gradient, State::stride}, tokens}, true);
     if constexpr (has_denominators<Config>) {
       T* const last = reverse.normaliser();
       for (int r = 0; r < State::normaliser_rows; r += lanes<T>) {
@@ -188,17 +187,18 @@ struct GradientChunk {
                   std::int64_t first) const {
     const int columns = padded_to_lanes<T>(queries.tokens);
     queries.transpose_rows();
-    multiply(features_gradient, State::rows, columns,
-             {{Left<T>{state.sums(), State::stride, 1}, Right<T>{queries.gradient_by_token, column_stride}, State::columns},
-              {Left<T>{state.normaliser(), 1, 1}, Right<T>{queries.denominator_gradient, column_stride}, 1}});
+    multiply_tiles(
+        features_gradient, column_stride, State::rows, columns,
+        {{Left<T>{state.sums(), State::stride, 1}, Right<T>{queries.gradient_by_token, column_stride}, State::columns},
+         {Left<T>{state.normaliser(), 1, 1}, Right<T>{queries.denominator_gradient, column_stride}, 1}},
+        false, {{}, {}}, 0);
     std::memset(inputs_gradient, 0, sizeof(T) * Map::input_dim * column_stride);
     if (keys != nullptr) {
       pairs_of_queries(queries, *keys, map);
       if constexpr (Map::has_closed_form) {
         multiply(
             inputs_gradient, Map::input_dim, columns,
-            {{Left<T>{keys->inputs, 1, Expansion::input_stride}, Right<T>{pairs_gradient, column_stride}, keys->tokens},
-             {{}, {}, 0}});
+            {Left<T>{keys->inputs, 1, Expansion::input_stride}, Right<T>{pairs_gradient, column_stride}, keys->tokens});
       } else {
         add_product(
             features_gradient, State::rows, columns,
@@ -228,9 +228,8 @@ struct GradientChunk {
     if (wants_values) {
       multiply_tiles(
           values_gradient, State::stride, keys.tokens, State::stride,
-          {{Left<T>{keys.features, Keys::feature_stride, 1}, Right<T>{reverse.sums(), State::stride}, State::rows},
-           {{}, {}, 0}},
-          false, {{}, {}}, 0);
+          Product<T>{Left<T>{keys.features, Keys::feature_stride, 1}, Right<T>{reverse.sums(), State::stride}, State::rows},
+          false);
     }
   }
 
@@ -263,22 +262,22 @@ struct GradientChunk {
   }
 
  private:
-  static void multiply(T* result, int rows, int columns, const Product<T> (&products)[2]) {
-    multiply_tiles(result, column_stride, rows, columns, products, false, {{}, {}}, 0);
+  static void multiply(T* result, int rows, int columns, const Product<T>& product) {
+    multiply_tiles(result, column_stride, rows, columns, product, false);
   }
   static void add_product(T* result, int rows, int columns, const Product<T>& product) {
-    multiply_tiles(result, column_stride, rows, columns, {product, {{}, {}, 0}}, true, {{}, {}}, 0);
+    multiply_tiles(result, column_stride, rows, columns, product, true);
   }
 
   /// values_gradient[j] += Σ_{i>=j} w_ij g_i.
   void add_weighted_gradients(const Queries& queries, int tokens) const {
     for (int row = 0; row < tokens; row += tile_rows) {
-      multiply_tiles(values_gradient + std::ptrdiff_t{row} * State::stride, State::stride, smaller(tile_rows, tokens - row),
-                     State::stride,
-                     {{Left<T>{scores + row * column_stride + row, 1, column_stride},
-                       Right<T>{queries.gradient + std::ptrdiff_t{row} * State::stride, State::stride}, tokens - row},
-                      {{}, {}, 0}},
-                     true, {{}, {}}, 0);
+      multiply_tiles(
+          values_gradient + std::ptrdiff_t{row} * State::stride, State::stride, smaller(tile_rows, tokens - row),
+          State::stride,
+          Product<T>{Left<T>{scores + row * column_stride + row, 1, column_stride},
+                     Right<T>{queries.gradient + std::ptrdiff_t{row} * State::stride, State::stride}, tokens - row},
+          true);
     }
   }
 
@@ -291,14 +290,13 @@ struct GradientChunk {
       T* const gradient = pairs_gradient + row * column_stride;
       T* const score = scores + row * column_stride;
       multiply(gradient + unseen, rows, columns - unseen,
-               {{Left<T>{keys.values + std::ptrdiff_t{row} * State::stride, State::stride, 1},
-                 Right<T>{queries.gradient_by_token + unseen, column_stride}, State::columns},
-                {{}, {}, 0}});
+               Product<T>{Left<T>{keys.values + std::ptrdiff_t{row} * State::stride, State::stride, 1},
+                          Right<T>{queries.gradient_by_token + unseen, column_stride}, State::columns});
       if constexpr (Map::has_closed_form) {
-        multiply(score + unseen, rows, columns - unseen,
-                 {{Left<T>{keys.inputs + std::ptrdiff_t{row} * Expansion::input_stride, Expansion::input_stride, 1},
-                   Right<T>{queries.inputs_by_token + unseen, column_stride}, Map::input_dim},
-                  {{}, {}, 0}});
+        multiply(
+            score + unseen, rows, columns - unseen,
+            Product<T>{Left<T>{keys.inputs + std::ptrdiff_t{row} * Expansion::input_stride, Expansion::input_stride, 1},
+                       Right<T>{queries.inputs_by_token + unseen, column_stride}, Map::input_dim});
       }
       for (int r = 0; r < rows; ++r) {
         T* const of_key = gradient + r * column_stride;
@@ -326,13 +324,11 @@ struct GradientChunk {
       T* const weight = scores + row * column_stride;
       multiply(
           weight, rows, columns,
-          {{Left<T>{left + row * left_stride, left_stride, 1}, Right<T>{keys.transposed, column_stride}, Keys::score_depth},
-           {{}, {}, 0}});
+          {Left<T>{left + row * left_stride, left_stride, 1}, Right<T>{keys.transposed, column_stride}, Keys::score_depth});
       if (wants_keys) {
         multiply(gradient, rows, columns,
-                 {{Left<T>{queries.gradient + std::ptrdiff_t{row} * State::stride, State::stride, 1},
-                   Right<T>{values_by_token, column_stride}, State::columns},
-                  {{}, {}, 0}});
+                 Product<T>{Left<T>{queries.gradient + std::ptrdiff_t{row} * State::stride, State::stride, 1},
+                            Right<T>{values_by_token, column_stride}, State::columns});
       }
       for (int r = 0; r < rows; ++r) {
         const int seen = row + r;
