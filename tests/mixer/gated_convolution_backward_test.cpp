@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <jrt/backward.hpp>
 #include <jrt/mixer/gated_convolution.hpp>
 #include <string>

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <jrt/mixer/gated_convolution.hpp>
 #include <jrt/reference/gated_convolution_backward.hpp>
 #include <vector>

@@ -41,7 +41,9 @@ struct MixerBackend<Config, Cpu<E>> {
   static Status run(const BackwardArgs<C>& args, const Workspace& workspace, const Cpu<E>& on) {
     Checker checker(operation_name(args));
     checker.take(check(args));
-    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (checker.ok()) {
+      checker.workspace(workspace, workspace_bytes(args, on));
+    }
     if (!checker.ok()) {
       return checker.status();
     }
