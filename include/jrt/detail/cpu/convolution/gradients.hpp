@@ -85,10 +85,7 @@ class ConvolutionGradientBlock : public ConvolutionTaps<Config, gradient_channel
     const bool gives_inputs = tokens.input_gradient.data != nullptr;
     const std::int64_t end = gives_inputs ? stop + carried : stop;
     for (std::int64_t t = begin; t < end; ++t) {
-      next_sum_gradient<stores>(tokens, t, t < stop);
-      if (adds && t < stop) {
-        add_to_totals();
-      }
+      next_sum_gradient<stores>(tokens, t, t < stop, adds && t < stop);
       if (gives_inputs && t - carried >= begin) {
         E* const row = tokens.input_gradient.row(t - carried) + first_;
         input_gradient<stores>(tokens, t - carried, in_place(row, input_gradients_));
@@ -107,7 +104,7 @@ class ConvolutionGradientBlock : public ConvolutionTaps<Config, gradient_channel
     without_stores.gate_gradient = {};
     alignas(64) T gradients[carried][channels];
     for (std::int64_t i = 0; i < carried; ++i) {
-      next_sum_gradient<Stores::in_caches>(without_stores, i, false);
+      next_sum_gradient<Stores::in_caches>(without_stores, i, false, false);
       input_gradient<Stores::in_caches>(without_stores, i - carried, gradients[i]);
       this->shift();
     }
@@ -160,9 +157,10 @@ class ConvolutionGradientBlock : public ConvolutionTaps<Config, gradient_channel
     return buffer;
   }
 
-  /// Makes the gradient of sum t, 0 where there is no token, the last one; stores that of the gate if the token is `own`.
+  /// Makes the gradient of sum t, 0 where there is no token, the last one. `own`: stores that of the gate. `adds`: adds the
+  /// products with the inputs to the totals.
   template <Stores stores>
-  void next_sum_gradient(const Tokens& tokens, std::int64_t t, bool own) {
+  void next_sum_gradient(const Tokens& tokens, std::int64_t t, bool own, bool adds) {
     std::rotate(last_gradients_, last_gradients_ + 1, last_gradients_ + kernel_width);
     T* const result = last_gradients_[carried];
     if (t >= tokens.count) {
@@ -193,6 +191,9 @@ class ConvolutionGradientBlock : public ConvolutionTaps<Config, gradient_channel
       if (gate != nullptr) {
         __builtin_prefetch(gate + ahead * tokens.gate.stride + c);
       }
+      if (stores == Stores::in_caches && stores_gate) {
+        __builtin_prefetch(gate_gradient + ahead * tokens.gate_gradient.stride + c, 1);
+      }
       Packet<T> value;
       Packet<T> derivative;
       activate_and_derive<typename Config::Activation, T>(this->sums(taps_, c, c), value, derivative);
@@ -200,21 +201,17 @@ class ConvolutionGradientBlock : public ConvolutionTaps<Config, gradient_channel
       if (stores_gate) {
         put<stores>(gate_result + c, multiply(gradient, value));
       }
-      store(result + c, multiply(multiply(gradient, load(gates + c)), derivative));
+      const Packet<T> sum_gradient = multiply(multiply(gradient, load(gates + c)), derivative);
+      store(result + c, sum_gradient);
+      if (adds) {
+        for (int k = 0; k < kernel_width; ++k) {
+          store(totals_[k] + c, multiply_add(sum_gradient, load(taps_[k] + c), load(totals_[k] + c)));
+        }
+        store(totals_[kernel_width] + c, add(sum_gradient, load(totals_[kernel_width] + c)));
+      }
     }
     if (stores_gate) {
       narrow(gate_gradients_, gate_gradient);
-    }
-  }
-
-  void add_to_totals() {
-    const T* const gradients = last_gradients_[carried];
-    for (std::int64_t c = 0; c < padded_; c += width) {
-      const Packet<T> gradient = load(gradients + c);
-      for (int k = 0; k < kernel_width; ++k) {
-        store(totals_[k] + c, multiply_add(gradient, load(taps_[k] + c), load(totals_[k] + c)));
-      }
-      store(totals_[kernel_width] + c, add(gradient, load(totals_[kernel_width] + c)));
     }
   }
 
