@@ -4,7 +4,6 @@
 #include <doctest/doctest.h>
 
 #include <initializer_list>
-
 #include <jrt/backward.hpp>
 #include <jrt/cpu.hpp>
 #include <jrt/mixer/gated_convolution.hpp>

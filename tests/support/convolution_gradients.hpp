@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <jrt/mixer/gated_convolution.hpp>
 #include <jrt/reference/gated_convolution_backward.hpp>
+#include <type_traits>
 #include <vector>
 
 #include "support/convolution_problem.hpp"

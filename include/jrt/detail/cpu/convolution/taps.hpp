@@ -103,6 +103,7 @@ template <class E>
 Rows<E> rows_from(const TensorView<E>& view, std::int64_t b, std::int64_t token) {
   return view.data == nullptr ? Rows<E>{} : Rows<E>{view.row(b, token, 0), view.token_stride};
 }
+
 /// Up to `block_channels` neighbouring channels of a convolution: their weights and last K inputs, in the L1 cache. Rows
 /// are filled up to whole packets.
 template <class Config, std::int64_t block_channels>
