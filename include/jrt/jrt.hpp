@@ -34,6 +34,7 @@
 #include "jrt/prompt/repeated_prompt.hpp"
 #include "jrt/prompt/short_prompt.hpp"
 #include "jrt/reference/gated_convolution.hpp"
+#include "jrt/reference/gated_convolution_backward.hpp"
 #include "jrt/reference/hybrid_attention.hpp"
 #include "jrt/reference/linear_attention.hpp"
 #include "jrt/reference/linear_attention_backward.hpp"

@@ -160,7 +160,9 @@ class PlacedConvolution {
     if (has_gate_) {
       args.gate = halves_ ? input_.view().slice_heads(1, 1) : gate_.view();
     }
-    args.output = output_.view();
+    if constexpr (requires { args.output; }) {
+      args.output = output_.view();
+    }
     args.weight = weight_.data();
     args.bias = has_bias_ ? bias_.data() : nullptr;
     return args;

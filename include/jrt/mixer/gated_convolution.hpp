@@ -4,7 +4,9 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "jrt/backward.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/numeric.hpp"
@@ -19,7 +21,7 @@
 ///     y_t = activation(Σ_{τ<K} w_τ u_{t−K+1+τ} + bias) · gate_t,
 ///
 /// where inputs before the start are 0 or come from the initial state. Its operations are `prefill`, `decode_step`,
-/// `staged_step` and `commit`, chosen by the configuration of their arguments.
+/// `staged_step`, `commit` and `backward`, chosen by the configuration of their arguments.
 namespace jrt {
 
 /// A convolution is chosen at compile time by a struct of policies. `KernelWidth` is K, from 2 to 8; the number of channels
@@ -87,7 +89,25 @@ struct FormatOf<Config> {
 template <ConvolutionConfig Config>
 inline constexpr std::int64_t staged_row_elements<Config> = 1;
 
+/// Compute type of the sums over taps: double if any type is double.
+template <ConvolutionConfig Config>
+using ConvolutionCompute =
+    ComputeType<std::conditional_t<std::is_same_v<typename Config::Weight, double>, double, typename Config::Element>>;
+
+/// Rejects a convolution that has no gradients, with what to add. Instantiated by `BackwardArgs`.
+template <class Config>
+struct CheckedConvolutionBackward {
+  static_assert(DifferentiableActivation<typename Config::Activation>,
+                "jrt backward: the Activation has no derivative. Add static T derivative(T sum) for float and double, the "
+                "derivative of apply; see docs/policies.md.");
+  static constexpr bool ok = true;
+};
+
 }  // namespace detail
+
+/// Format of the gradient of carried inputs: as the state, in the type in which sums are formed.
+template <ConvolutionConfig Config>
+using ConvolutionGradientFormatOf = ConvolutionFormat<Config::kernel_width, detail::ConvolutionCompute<Config>>;
 
 /// Arguments of `prefill` for the convolution. B sequences, T tokens, C channels, K taps. The views have one head of dim C;
 /// input and gate may be halves of one packed projection.
@@ -109,6 +129,47 @@ struct PrefillArgs<Config> {
   StateSlots<Format> initial_state{};               ///< inputs before the first; if omitted, 0
   StateSlots<Format> final_state{};                 ///< receives the last K−1 inputs; dropped if omitted
   const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
+};
+
+/// Arguments of `backward` for the convolution, in the notation of `PrefillArgs`. With dy = `output_gradient`, T' the
+/// tokens without left pads and s_t the sum before the activation,
+///
+///     dgate_t = dy_t · activation(s_t)
+///     ds_t = dy_t · gate_t · activation'(s_t)                                    0 where there is no token t
+///     du_t = Σ_{τ<K} w_τ ds_{t+K−1−τ}  (+ dstate_{t−T'+K−1} for t ≥ T'−K+1, of the final state)
+///     dw_τ = Σ_t ds_t u_{t−K+1+τ},    dbias = Σ_t ds_t                           over all sequences
+///
+/// and the gradient of the initial state is du_t for −K+1 ≤ t < 0. The sums s_t are recomputed: nothing is saved by the
+/// prefill. A sequence with `skip_slot` in any of the slots is skipped.
+///
+/// Cost O(T · C · K), one pass over memory. Workspace: K + 1 sums of each channel for every segment of tokens, if gradients
+/// of weights or bias are wanted.
+template <ConvolutionConfig Config>
+struct BackwardArgs<Config> {
+  static_assert(detail::CheckedConvolutionBackward<Config>::ok);
+  using Element = typename Config::Element;
+  using Weight = typename Config::Weight;
+  using Format = StateFormatOf<Config>;
+  using GradientFormat = ConvolutionGradientFormatOf<Config>;
+
+  TensorView<const Element> input{};                ///< as in the prefill, like all down to `has_initial_state`
+  TensorView<const Element> gate{};                 ///< (B, T, 1, C)
+  const Weight* weight = nullptr;                   ///< (C, K)
+  const Weight* bias = nullptr;                     ///< (C)
+  Sequences sequences{};                            ///< lengths and pads
+  StateSlots<Format> initial_state{};               ///< inputs before the first; if omitted, 0
+  const std::uint8_t* has_initial_state = nullptr;  ///< (B), 0 where the slot's content is to be ignored
+
+  TensorView<const Element> output_gradient{};        ///< (B, T, 1, C); required
+  StateSlots<GradientFormat> final_state_gradient{};  ///< of the final state, where it has consumers; if omitted, 0
+
+  TensorView<Element> input_gradient{};  ///< (B, T, 1, C), optional; may be a half of a packed gradient, as `input`
+  TensorView<Element> gate_gradient{};   ///< (B, T, 1, C), optional; only with a gate
+  Weight* weight_gradient = nullptr;     ///< (C, K), optional
+  Weight* bias_gradient = nullptr;       ///< (C), optional, with or without a bias
+  /// Optional: receives that of the inputs before the first, where these are 0 too; but 0 where `has_initial_state` says
+  /// that the slot was ignored. May have the slots of `final_state_gradient`.
+  StateSlots<GradientFormat> initial_state_gradient{};
 };
 
 /// Arguments of `decode_step` for the convolution, in the same notation; T is the number of new tokens, usually 1.

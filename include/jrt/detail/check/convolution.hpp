@@ -5,7 +5,9 @@
 
 #include "jrt/detail/check/erased.hpp"
 #include "jrt/detail/check/mixer.hpp"
+#include "jrt/detail/shared/convolution/gradients.hpp"
 #include "jrt/mixer/gated_convolution.hpp"
+#include "jrt/sequences.hpp"
 
 /// What makes the arguments of the convolution's operations valid; `check_shapes` and `check_arrays` as in mixer.hpp.
 namespace jrt::detail {
@@ -25,19 +27,25 @@ bool has_gate(const TensorView<const E>& gate) {
   return gate.data != nullptr || gate.tokens != 0;
 }
 
-/// Inputs, gates, outputs and weights of a prefill or a step.
+/// Inputs, gates and weights of any operation on tokens.
 template <class Args>
-void check_channels(Checker& check, const Args& args) {
+void check_channel_inputs(Checker& check, const Args& args) {
   check_channel_view(check, "input", args.input, args.input);
   check.at_least("input", "dim", args.input.dim, 1);
   if (has_gate(args.gate)) {
     check_channel_view(check, "gate", args.gate, args.input);
   }
-  check_channel_view(check, "output", args.output, args.input);
-  check.rows_apart("output", args.output);
   check.not_null("weight", args.weight);
   check.aligned("weight", args.weight, alignof(typename Args::Weight));
   check.aligned("bias", args.bias, alignof(typename Args::Weight));
+}
+
+/// The same and the outputs of a prefill or a step.
+template <class Args>
+void check_channels(Checker& check, const Args& args) {
+  check_channel_inputs(check, args);
+  check_channel_view(check, "output", args.output, args.input);
+  check.rows_apart("output", args.output);
 }
 
 template <ConvolutionConfig Config>
@@ -53,6 +61,99 @@ Status check_arrays(const PrefillArgs<Config>& args) {
   Checker check(operation_name(args));
   check_plain_prefill_arrays(check, args, args.input.batch, args.input.tokens);
   return check.status();
+}
+
+/// A gradient of a view, if it is wanted.
+inline void check_view_gradient(Checker& check, const char* argument, const AnyView& gradient, const AnyView& input) {
+  if (gradient.is_given()) {
+    check_channel_view(check, argument, gradient, input);
+    check.rows_apart(argument, gradient);
+  }
+}
+
+template <ConvolutionConfig Config>
+Status check_shapes(const BackwardArgs<Config>& args) {
+  using Weight = typename Config::Weight;
+  Checker check(operation_name(args));
+  check_channel_inputs(check, args);
+  check_channel_view(check, "output_gradient", args.output_gradient, args.input);
+  check.sequence_shapes(args.sequences, args.input.batch);
+  check_state(check, "initial_state", args.initial_state, args.input.dim);
+  if (args.has_initial_state != nullptr) {
+    check.not_null("initial_state", args.initial_state.pool.data);
+  }
+  check_state(check, "final_state_gradient", args.final_state_gradient, args.input.dim);
+  check_state(check, "initial_state_gradient", args.initial_state_gradient, args.input.dim);
+  check_view_gradient(check, "input_gradient", args.input_gradient, args.input);
+  if (Checker::is_given(args.gate_gradient)) {
+    check.given("gate", args.gate, "heads", 1, "that of gate_gradient");
+  }
+  check_view_gradient(check, "gate_gradient", args.gate_gradient, args.input);
+  check.aligned("weight_gradient", args.weight_gradient, alignof(Weight));
+  check.aligned("bias_gradient", args.bias_gradient, alignof(Weight));
+  return check.status();
+}
+
+/// No gradient of an initial state lies where another sequence has a state.
+template <ConvolutionConfig Config>
+void check_gradient_slots(Checker& check, const BackwardArgs<Config>& args, std::int64_t count) {
+  const AnySlots initial = args.initial_state;
+  const AnySlots final_gradient = args.final_state_gradient;
+  const AnySlots initial_gradient = args.initial_state_gradient;
+  const auto reads_initial = [&](std::int64_t b) {
+    return reads_initial_state(args.initial_state, args.has_initial_state, b);
+  };
+  for (std::int64_t b = 0; b < count; ++b) {
+    if (reads_initial(b)) {
+      check.slot("initial_state.slots", initial, b);
+    }
+    if (!final_gradient.empty()) {
+      check.slot("final_state_gradient.slots", final_gradient, b);
+    }
+    if (!initial_gradient.empty()) {
+      check.slot("initial_state_gradient.slots", initial_gradient, b);
+    }
+  }
+  if (!check.ok() || initial_gradient.empty()) {
+    return;
+  }
+  const auto memory_of = [&](const AnySlots& state, std::int64_t b) {
+    return gradients_skipped(args, b) ? Checker::StateMemory{} : Checker::memory_of(state, b);
+  };
+  const char* const written = "initial_state_gradient.slots";
+  const auto written_by = [&](std::int64_t b) { return memory_of(initial_gradient, b); };
+  check.states_apart(
+      "final_state_gradient.slots", [&](std::int64_t b) { return memory_of(final_gradient, b); }, written, written_by,
+      count);
+  check.states_apart(
+      "initial_state.slots",
+      [&](std::int64_t b) { return reads_initial(b) ? memory_of(initial, b) : Checker::StateMemory{}; }, written,
+      written_by, count);
+}
+
+template <ConvolutionConfig Config>
+Status check_arrays(const BackwardArgs<Config>& args) {
+  Checker check(operation_name(args));
+  const std::int64_t count = sequences_of(args);
+  check_gradient_slots(check, args, count);
+  Sequences sequences = args.sequences;
+  sequences.cu_encoder_seqlens = nullptr;
+  sequences.prefix_lens = nullptr;
+  sequences.first_positions = nullptr;
+  check.sequence_arrays(sequences, count, args.input.tokens, 0, false, INT64_MAX / 2,
+                        [&](std::int64_t b) { return gradients_skipped(args, b); });
+  return check.status();
+}
+
+/// What the host sees of slots when the arrays are in device memory.
+template <ConvolutionConfig Config>
+void check_implicit_slots(Checker& check, const BackwardArgs<Config>& args, std::int64_t count) {
+  if (args.has_initial_state == nullptr) {
+    check.implicit_slots("initial_state", args.initial_state, count);
+  }
+  check.implicit_slots("final_state_gradient", args.final_state_gradient, count);
+  check.implicit_slots("initial_state_gradient", args.initial_state_gradient, count);
+  check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
 }
 
 template <ConvolutionConfig Config>

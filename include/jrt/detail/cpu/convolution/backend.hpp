@@ -7,8 +7,13 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/convolution.hpp"
 #include "jrt/detail/cpu/convolution/convolution.hpp"
+#include "jrt/detail/cpu/convolution/gradients.hpp"
 #include "jrt/detail/cpu/state/backend.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/sequence_runs.hpp"
+#include "jrt/detail/shared/convolution/gradients.hpp"
 #include "jrt/execution/cpu.hpp"
+#include "jrt/workspace.hpp"
 
 namespace jrt::detail {
 
@@ -24,6 +29,43 @@ struct MixerBackend<Config, Cpu<E>> {
   template <class Args>
   static std::size_t workspace_bytes(const Args& /*args*/, const Cpu<E>& /*on*/) {
     return 0;
+  }
+  // Templates, so that an activation without a derivative does not matter to calls of other operations.
+  template <class C>
+  static std::size_t workspace_bytes(const BackwardArgs<C>& args, const Cpu<E>& /*on*/) {
+    Arena counting;
+    counting.take<ConvolutionCompute<C>>(partial_sums(args, cpu::gradient_segment_tokens));
+    return counting.bytes_needed();
+  }
+  template <class C>
+  static Status run(const BackwardArgs<C>& args, const Workspace& workspace, const Cpu<E>& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    if (checker.ok()) {
+      checker.workspace(workspace, workspace_bytes(args, on));
+    }
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    Arena arena(workspace);
+    ConvolutionCompute<C>* const partials =
+        sums_wanted(args) ? arena.take<ConvolutionCompute<C>>(partial_sums(args, cpu::gradient_segment_tokens)) : nullptr;
+    const std::int64_t segments =
+        row_runs(args.sequences, args.input.batch, args.input.tokens, cpu::gradient_segment_tokens);
+    constexpr std::int64_t block = cpu::gradient_channels<C>;
+    for_blocks<block>(segments, args.input.dim, on, [&](std::int64_t segment, std::int64_t channel) {
+      cpu::segment_gradients(args, segment, channel, partials);
+    });
+    if (sums_wanted(args)) {
+      for_blocks<block>(1, args.input.dim, on, [&](std::int64_t /*one*/, std::int64_t channel) {
+        cpu::add_segments(args, partials, segments, channel);
+      });
+    }
+    if (!args.initial_state_gradient.empty()) {
+      for_blocks<block>(sequences_of(args), args.input.dim, on,
+                        [&](std::int64_t b, std::int64_t channel) { cpu::initial_state_gradients(args, b, channel); });
+    }
+    return {};
   }
 
   static Status run(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cpu<E>& on) {
@@ -81,9 +123,8 @@ struct MixerBackend<Config, Cpu<E>> {
   }
 
   /// Runs `function(item, first channel)` for every item and block of channels.
-  template <class Function>
+  template <std::int64_t block = cpu::convolution_channels<Config>, class Function>
   static void for_blocks(std::int64_t items, std::int64_t channels, const Cpu<E>& on, const Function& function) {
-    constexpr std::int64_t block = cpu::ConvolutionBlock<Config>::channels;
     const std::int64_t blocks = ceil_div(channels, block);
     on.executor().run(items * blocks,
                       [&](std::int64_t task, int /*worker*/) { function(task / blocks, task % blocks * block); });

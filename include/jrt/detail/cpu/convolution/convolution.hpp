@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/convolution/taps.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/integer.hpp"
@@ -14,97 +15,25 @@
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
 
-// GCC 12 warns about the deliberately undefined operand of AVX-512 intrinsics within pexp.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
-/// The activation of a packet; element by element unless there is a packet version of it here.
-template <class Activation, class T>
-Packet<T> activated(const Packet<T>& sums) {
-  if constexpr (std::is_same_v<Activation, NoActivation>) {
-    return sums;
-  } else if constexpr (std::is_same_v<Activation, Silu> && Eigen::internal::packet_traits<T>::HasExp) {
-    namespace simd = Eigen::internal;
-    return simd::pdiv(sums, add(broadcast(T(1)), simd::pexp(simd::pnegate(sums))));
-  } else {
-    T numbers[lanes<T>];
-    store(numbers, sums);
-    for (T& number : numbers) {
-      number = Activation::apply(number);
-    }
-    return load(numbers);
-  }
-}
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
-/// Whether outputs stay in the caches, for the next reader, or go straight to memory.
-enum class Stores { in_caches, past_caches };
-
-/// Rows of elements, one for each token.
-template <class E>
-struct Rows {
-  E* data = nullptr;
-  std::int64_t stride = 0;
-
-  [[nodiscard]] E* row(std::int64_t token) const { return data + token * stride; }
-};
-
-/// Convolves neighbouring channels of one sequence, token by token because rows are contiguous in memory, with all weights
-/// and the last K inputs in the L1 cache. Every element goes through the same operations whatever its neighbours, so
-/// results do not depend on how a call is divided.
+/// Channels of a block: one page of inputs.
 template <class Config>
-class ConvolutionBlock {
+inline constexpr std::int64_t convolution_channels = convolution_block_bytes /
+                                                     static_cast<std::int64_t>(sizeof(ConvolutionCompute<Config>));
+
+/// Convolves neighbouring channels of one sequence, token by token because rows are contiguous in memory. Every element
+/// goes through the same operations whatever its neighbours, so results do not depend on how a call is divided.
+template <class Config>
+class ConvolutionBlock : public ConvolutionTaps<Config, convolution_channels<Config>> {
+  using Base = ConvolutionTaps<Config, convolution_channels<Config>>;
+
  public:
-  using E = typename Config::Element;
-  using Weight = typename Config::Weight;
-  using T = ConvolutionCompute<Config>;
-  static constexpr int kernel_width = Config::kernel_width;
-  static constexpr std::int64_t carried = kernel_width - 1;
-  /// Channels of a block: one page of inputs.
-  static constexpr std::int64_t channels = convolution_block_bytes / static_cast<std::int64_t>(sizeof(T));
-
-  /// Channels from `first` on, `channels` or what is left of `all`.
-  ConvolutionBlock(std::int64_t first, std::int64_t all) : first_(first), count_(smaller(channels, all - first)) {}
-
-  /// Loads the K−1 inputs before `position`.
-  void start(const ConvolutionInputs<Config>& inputs, std::int64_t position) {
-    for (std::int64_t i = 0; i < carried; ++i) {
-      const std::int64_t p = position - carried + i;
-      T* const row = recent_[i];
-      for (std::int64_t c = 0; c < count_; ++c) {
-        row[c] = convert<T>(p < 0 ? inputs.carried_number(p, first_ + c) : inputs.row(p)[first_ + c]);
-      }
-      taps_[i] = row;
-    }
-  }
-
-  /// Transposes the weights, so that those of neighbouring channels are contiguous.
-  void take_weights(const Weight* weight, const Weight* bias) {
-    for (std::int64_t c = 0; c < count_; ++c) {
-      for (int k = 0; k < kernel_width; ++k) {
-        weights_[k][c] = convert<T>(weight[(first_ + c) * kernel_width + k]);
-      }
-      bias_[c] = bias == nullptr ? T(0) : convert<T>(bias[first_ + c]);
-    }
-    for (std::int64_t c = count_; c < round_up<std::int64_t>(count_, width); ++c) {  // fills the last packet
-      for (int k = 0; k < kernel_width; ++k) {
-        weights_[k][c] = 0;
-      }
-      bias_[c] = 0;
-    }
-  }
-
-  /// Whether packets of outputs may be stored past the caches: rows of T, at multiples of a packet.
-  [[nodiscard]] bool rows_of_packets(const Rows<E>& output) const {
-    constexpr std::size_t bytes = sizeof(Packet<T>);
-    return stores_past_caches && !widens && reinterpret_cast<std::uintptr_t>(output.data + first_) % bytes == 0 &&
-           static_cast<std::size_t>(output.stride) * sizeof(E) % bytes == 0;
-  }
+  using Base::Base;
+  using Base::carried;
+  using Base::channels;
+  using Base::kernel_width;
+  using Base::rows_of_packets;
+  using typename Base::E;
+  using typename Base::T;
 
   /// Processes the next `tokens` tokens. `gate` may be empty. The last K−1 inputs are kept.
   template <Stores stores = Stores::in_caches>
@@ -120,20 +49,16 @@ class ConvolutionBlock {
         taps_[carried] = row;
         token<stores>(gates, outputs, next);
       } else {
-        // Row by row: a conversion whose result is read at once would stall on its own store.
-        T* const widened = recent_[(next_ + carried) % kernel_width];
-        next_ = (next_ + 1) % kernel_width;
-        taps_[carried] = widened;
-        widen(row, widened);
+        this->take_widened(row);
         if (gates != nullptr) {
-          widen(gates, gates_);
+          this->widen(gates, gates_);
         }
         token<Stores::in_caches>(gates == nullptr ? nullptr : gates_, outputs_, next);
         for (std::int64_t c = 0; c < count_; ++c) {
           outputs[c] = convert<E>(outputs_[c]);
         }
       }
-      std::copy(taps_ + 1, taps_ + kernel_width, taps_);
+      this->shift();
     }
     if constexpr (stores == Stores::past_caches) {
       finish_stores();
@@ -149,13 +74,6 @@ class ConvolutionBlock {
     }
   }
 
-  /// Zeroes the outputs of padding.
-  void clear(Rows<E> output, std::int64_t tokens) const {
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      std::fill_n(output.row(t) + first_, count_, E{});
-    }
-  }
-
   /// Copies these channels of `tokens` inputs.
   void copy(Rows<const E> input, Rows<E> to, std::int64_t tokens) const {
     for (std::int64_t t = 0; t < tokens; ++t) {
@@ -164,7 +82,11 @@ class ConvolutionBlock {
   }
 
  private:
-  static constexpr int width = lanes<T>;
+  using Base::bias_;
+  using Base::count_;
+  using Base::first_;
+  using Base::taps_;
+  using Base::width;
   static constexpr bool widens = !std::is_same_v<T, E>;
 
   /// The same channels one token later. Rows are pages apart, so the hardware prefetcher does not find the next one.
@@ -183,31 +105,18 @@ class ConvolutionBlock {
     }
   };
 
-  void widen(const E* from, T* to) const {
-    for (std::int64_t c = 0; c < count_; ++c) {
-      to[c] = convert<T>(from[c]);
-    }
-  }
-
   template <Stores stores>
   void token(const T* gate, T* output, const Ahead& next) const {
-    const auto put = [](T* to, const Packet<T>& packet) {
-      if constexpr (stores == Stores::past_caches) {
-        store_past_caches(to, packet);
-      } else {
-        store(to, packet);
-      }
-    };
     std::int64_t c = 0;
     if (gate != nullptr) {
       for (; c + width <= count_; c += width) {
         next.template fetch<stores>(c);
-        put(output + c, multiply(sums(taps_, c, c), load(gate + c)));
+        put<stores>(output + c, multiply(activated(taps_, c, c), load(gate + c)));
       }
     } else {
       for (; c + width <= count_; c += width) {
         next.template fetch<stores>(c);
-        put(output + c, sums(taps_, c, c));
+        put<stores>(output + c, activated(taps_, c, c));
       }
     }
     if (c < count_) {
@@ -224,7 +133,7 @@ class ConvolutionBlock {
       std::copy_n(taps_[k] + c, left, inputs[k]);
       taps[k] = inputs[k];
     }
-    Packet<T> result = sums(taps, 0, c);
+    Packet<T> result = activated(taps, 0, c);
     if (gate != nullptr) {
       T gates[width] = {};
       std::copy_n(gate + c, left, gates);
@@ -236,30 +145,14 @@ class ConvolutionBlock {
   }
 
   /// Activated sums of the packet at `from` in the taps, which is at `c` in the block.
-  Packet<T> sums(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
-    Packet<T> sum = load(bias_ + c);
-    for (int k = 0; k < kernel_width; ++k) {
-      sum = multiply_add(load(weights_[k] + c), load(taps[k] + from), sum);
-    }
-    return activated<typename Config::Activation, T>(sum);
+  Packet<T> activated(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
+    return cpu::activated<typename Config::Activation, T>(this->sums(taps, from, c));
   }
 
-  std::int64_t first_;
-  std::int64_t count_;
-  int next_ = 0;                   // row of recent_ with the oldest input, where inputs are widened
-  const T* taps_[kernel_width]{};  // inputs from oldest to newest
-  alignas(64) T recent_[kernel_width][channels];
   alignas(64) T gates_[widens ? channels : 1];
   alignas(64) T outputs_[widens ? channels : 1];
-  alignas(64) T weights_[kernel_width][channels];
-  alignas(64) T bias_[channels];
 };
 
-/// A view's rows of one batch row, from `token` on.
-template <class E>
-Rows<E> rows_from(const TensorView<E>& view, std::int64_t b, std::int64_t token) {
-  return view.data == nullptr ? Rows<E>{} : Rows<E>{view.row(b, token, 0), view.token_stride};
-}
 /// The staged inputs of one sequence.
 template <class Config>
 Rows<typename Config::Element> staged_rows(const StagingView<Config>& staging, std::int64_t b) {
@@ -289,15 +182,11 @@ void convolve_rows(const PrefillArgs<Config>& args, std::int64_t b, std::int64_t
     block.take_weights(args.weight, args.bias);
     block.start(prefill_inputs<Config>(args.input, span, carried_inputs(args.initial_state, args.has_initial_state, b)),
                 begin - span.left_pad);
-    // Outputs too large for a cache to keep until they are read.
-    constexpr std::int64_t large = std::int64_t{16} << 20;
-    const TensorView<typename Config::Element>& output = args.output;
-    const std::int64_t bytes = output.batch * output.tokens * output.dim * static_cast<std::int64_t>(sizeof(*output.data));
-    if (bytes >= large && block.rows_of_packets(at(output, begin))) {
-      block.template walk<Stores::past_caches>(at(args.input, begin), at(args.gate, begin), at(output, begin),
+    if (passes_caches(args.output) && block.rows_of_packets(at(args.output, begin))) {
+      block.template walk<Stores::past_caches>(at(args.input, begin), at(args.gate, begin), at(args.output, begin),
                                                stop - begin);
     } else {
-      block.walk(at(args.input, begin), at(args.gate, begin), at(output, begin), stop - begin);
+      block.walk(at(args.input, begin), at(args.gate, begin), at(args.output, begin), stop - begin);
     }
   }
   block.clear(at(args.output, stop), end - stop);

@@ -7,9 +7,11 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/convolution.hpp"
 #include "jrt/detail/cuda/convolution/call.cuh"
+#include "jrt/detail/cuda/convolution/gradient_launch.cuh"
 #include "jrt/detail/cuda/convolution/launch.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/execution/cuda.cuh"
+#include "jrt/workspace.hpp"
 
 namespace jrt::detail {
 
@@ -28,6 +30,27 @@ struct MixerBackend<Config, Cuda> {
   template <class Args>
   static std::size_t workspace_bytes(const Args& /*args*/, const Cuda& /*on*/) {
     return 0;
+  }
+  // Templates, so that an activation without a derivative does not matter to calls of other operations.
+  template <class C>
+  static std::size_t workspace_bytes(const BackwardArgs<C>& args, const Cuda& on) {
+    return counted_bytes(cuda::ConvolutionGradientWork<C>(args, on));
+  }
+  template <class C>
+  static Status run(const BackwardArgs<C>& args, const Workspace& workspace, const Cuda& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    cuda::ConvolutionGradientWork<C> work(args, on);
+    checker.workspace(workspace, counted_bytes(work));
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    Arena arena(workspace);
+    work.take(arena);
+    return cuda::launch_gradients(operation_name(args), work.call, on);
   }
 
   static Status run(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {

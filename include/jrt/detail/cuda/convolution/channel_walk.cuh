@@ -100,28 +100,7 @@ class ChannelWalk {
 
   /// Stores the last K−1 inputs in a slot.
   __device__ void store_carried(E* state, bool state_aligned) const {
-    E* const to = state + first_ * carried;
-#pragma unroll
-    for (int v = 0; v < carried; ++v) {
-      T numbers[width];
-#pragma unroll
-      for (int c = 0; c < width; ++c) {
-        const int number = v * width + c;
-        numbers[c] = recent_[number % carried][number / carried];
-      }
-      if (state_aligned && whole()) {
-        Row stored;
-        stored.set(numbers);
-        stored.store(to + v * width, true);
-      } else {
-#pragma unroll
-        for (int c = 0; c < width; ++c) {
-          if (v * width + c < count_ * carried) {
-            to[v * width + c] = convert<E>(numbers[c]);
-          }
-        }
-      }
-    }
+    store_transposed(recent_, state, state_aligned);
   }
 
   /// Zeroes the outputs of padding.
@@ -131,7 +110,7 @@ class ChannelWalk {
     }
   }
 
- private:
+ protected:
   [[nodiscard]] __device__ bool whole() const {
     return count_ == width;
   }
@@ -190,6 +169,34 @@ class ChannelWalk {
     }
   }
 
+  /// Stores `rows` values of each channel, channel after channel, in a slot that begins at `slot`.
+  template <class To, int rows>
+  __device__ void store_transposed(const T (&from)[rows][width], To* slot, bool aligned) const {
+    To* const to = slot + first_ * rows;
+#pragma unroll
+    for (int v = 0; v < rows; ++v) {
+      T numbers[width];
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        const int number = v * width + c;
+        numbers[c] = from[number % rows][number / rows];
+      }
+      if (aligned && whole()) {
+        StoredNumbers<To, width> stored;
+        stored.set(numbers);
+        stored.store(to + v * width, true);
+      } else {
+#pragma unroll
+        for (int c = 0; c < width; ++c) {
+          if (v * width + c < count_ * rows) {
+            to[v * width + c] = convert<To>(numbers[c]);
+          }
+        }
+      }
+    }
+  }
+
+ private:
   template <int tokens>
   __device__ void several(const Tokens& rows) {
     Row inputs[tokens];
@@ -241,6 +248,7 @@ class ChannelWalk {
     }
   }
 
+ protected:
   std::int64_t first_;
   int count_;
   T weights_[kernel_width][width];

@@ -2,18 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "jrt/detail/host_device.hpp"
 #include "jrt/mixer/gated_convolution.hpp"
-#include "jrt/numeric.hpp"
+#include "jrt/sequences.hpp"
+#include "jrt/state.hpp"
+#include "jrt/tensor_view.hpp"
 
 namespace jrt::detail {
-
-/// Compute type of the sums over taps: double if any type is double.
-template <ConvolutionConfig Config>
-using ConvolutionCompute =
-    ComputeType<std::conditional_t<std::is_same_v<typename Config::Weight, double>, double, typename Config::Element>>;
 
 /// All inputs of one sequence: those at positions from 0 on are rows in memory, the K−1 before them are carried, or 0 if
 /// there is no state. Every operation walks from one position to another, and the new state is the K−1 inputs before the
