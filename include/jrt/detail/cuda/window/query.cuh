@@ -68,16 +68,17 @@ class WindowQuery {
                          Shared& shared)
       : call_(call), sequence_(sequence), aligned_(aligned), shared_(shared) {}
 
-  /// Writes the output of the query of one token to `output`. With a softmax carry-in, `output` holds the sum before, and
-  /// `before` is its denominator.
-  __device__ void run(std::int64_t token, const Element* query, Element* output, T before) {
+  /// Writes the output of the query of one token to `output`, and the logarithm of the sum of its weights to
+  /// `log_sum_exp`, unless that is null. With a softmax carry-in, `output` holds the sum before, and `before` is its
+  /// denominator.
+  __device__ void run(std::int64_t token, const Element* query, Element* output, T* log_sum_exp, T before) {
     read_query(query, sequence_.keys.position(token));
     const TokenRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
     constexpr int step = Layout::groups * keys_in_flight;
     for (std::int64_t first = range.begin; first < range.end; first += step) {
       take_keys(first, range.end);
     }
-    finish(output, before);
+    finish(output, log_sum_exp, before);
   }
 
  private:
@@ -207,7 +208,7 @@ class WindowQuery {
   }
 
   /// Merges groups and warps.
-  __device__ void finish(Element* output, [[maybe_unused]] T before) {
+  __device__ void finish(Element* output, T* log_sum_exp, [[maybe_unused]] T before) {
     if (threadIdx.x % Layout::lanes == 0) {
       shared_.maxima[group()] = softmax_.maximum;
       shared_.denominators[group()] = softmax_.denominator;
@@ -239,6 +240,9 @@ class WindowQuery {
         value += factor * shared_.values[g][c];
       }
       output[c] = convert<Element>(softmax.finish(value));
+      if (c == 0 && log_sum_exp != nullptr) {
+        *log_sum_exp = softmax.log_sum();
+      }
     }
   }
 
@@ -269,15 +273,21 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     for (int c = static_cast<int>(threadIdx.x); c < Config::value_dim; c += static_cast<int>(blockDim.x)) {
       output[c] = typename Config::Element{};
     }
+    if (threadIdx.x == 0) {
+      call.set_log_sum_exp(sequence.span.batch_row, row, query_head, -INFINITY);
+    }
     return;
   }
-  typename QueryLayout<Config>::T before = 0;
+  using T = typename QueryLayout<Config>::T;
+  T before = 0;
   if constexpr (has_softmax_carry_in<Config>) {
     before = call.before.denominator(sequence.span.batch_row, row, query_head);
   }
+  T* const log_sum_exp =
+      call.log_sum_exp.data == nullptr ? nullptr : call.log_sum_exp.row(sequence.span.batch_row, row, query_head);
   WindowQuery<Config>(call, sequence, aligned, shared)
       .run(run.first_row - sequence.span.left_pad, call.query.row(sequence.span.batch_row, row, query_head), output,
-           before);
+           log_sum_exp, before);
 }
 
 }  // namespace JRT_DETAIL_CUDA_ABI
