@@ -37,7 +37,7 @@ class WindowBackward {
       return {};
     }
     if constexpr (WindowBackwardLayout<Config>::supported) {
-      if (rows_aligned_everywhere()) {
+      if (rows_aligned_everywhere() && call_.query.tokens <= WindowBackwardLayout<Config>::max_tokens) {
         using Layout = WindowBackwardLayout<Config>;
         const std::int64_t runs = runs_of(Layout::tile);
         const Grid queries{runs * call_.query.heads, Layout::threads, Layout::shared_bytes};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/integer.hpp"
@@ -52,7 +53,8 @@ struct WindowBackwardLayout {
   static constexpr int tile = tuning.warps * 16;
   static constexpr int step = narrow ? tuning.narrow_step : tuning.wide_step;
   static constexpr int stages = tuning.stages;
-  static constexpr int padding = 8;  // a column of rows touches all banks
+  static constexpr std::int64_t max_tokens = INT32_MAX / 2 - Config::left_window;  // of a sequence, counted in 32 bits
+  static constexpr int padding = 8;                                                // a column of rows touches all banks
   static constexpr int head_stride = head_dim + padding;
   static constexpr int value_stride = value_dim + padding;
   static constexpr int pair_elements = tile * (head_stride + value_stride);

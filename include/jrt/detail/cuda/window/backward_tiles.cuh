@@ -10,12 +10,11 @@
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/backward_layout.cuh"
+#include "jrt/detail/cuda/window/backward_source.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/cuda/window/tile_products.cuh"
-#include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
-#include "jrt/detail/plan/window_range.hpp"
 #include "jrt/detail/shared/window/backward_call.hpp"
 
 /// Gradients of window attention on the matrix unit, for 16-bit types, without atomics: one kernel for those of queries,
@@ -38,65 +37,42 @@ class WindowBackwardTiles {
   using Element = typename Config::Element;
   using Call = WindowBackwardCall<Config>;
   using RowSums = typename Layout::RowSums;
-  using View = TensorView<const Element>;
+  using Source = WindowBackwardSource<Config, of_keys>;
   static constexpr int head_dim = Config::head_dim;
   static constexpr int value_dim = Config::value_dim;
   static constexpr int tile = Layout::tile;
   static constexpr int step = Layout::step;
-  static constexpr std::int64_t left = Config::left_window;
+  static constexpr int left = Config::left_window;
   static constexpr float log2e = 1.4426950408889634F;
 
-  /// `head` is the own rows' head; `row_sums` those of the views' rows, heads before tokens.
-  __device__ WindowBackwardTiles(const Call& call, RowSums* row_sums, const SequenceSpan& span, std::int64_t head,
-                                 std::int64_t first_row, std::byte* shared)
-      : call_(call),
-        row_sums_(row_sums),
-        span_(span),
-        head_(head),
-        first_(first_row - span.left_pad),
-        tokens_(span.tokens - span.left_pad),
-        shared_(reinterpret_cast<Element*>(shared)),
-        shared_sums_(reinterpret_cast<RowSums*>(shared + sizeof(Element) * Layout::sums_offset)),
-        scale_(static_cast<float>(call.scale) * log2e) {}
+  explicit __device__ WindowBackwardTiles(const Source& source)
+      : source_(source), call_(source.call), scale_(static_cast<float>(source.call.scale) * log2e) {}
 
   __device__ void run() {
-    const std::int64_t count = larger<std::int64_t>(smaller<std::int64_t>(tile, tokens_ - first_), 0);
-    if constexpr (of_keys) {
-      others_ = queries_of_keys(first_, count, left, tokens_);
-      others_.begin = smaller(larger<std::int64_t>(others_.begin, 0), others_.end);
-    } else {
-      others_ = keys_in_window(first_, count, left, 0);
-    }
-    tiles_ = static_cast<int>(ceil_div(others_.size(), std::int64_t{tile}));
-    int steps = of_keys ? tiles_ * static_cast<int>(call_.group()) : tiles_;
-    fetch_own();
-    if (!of_keys && !call_.wants_query()) {
-      steps = 0;
-    }
+    const int steps = of_keys || call_.wants_query() ? source_.steps() : 0;
+    source_.fetch_own();
     for (int i = 0; i < Layout::stages - 1; ++i) {
-      fetch(i, steps);
+      source_.fetch(i, steps);
     }
     __pipeline_wait_prior(Layout::stages - 1);
     __syncthreads();
     if constexpr (!of_keys) {
       find_row_sums();
     }
-    rotate_rows(shared_, first_);
+    source_.rotate_rows(source_.own_heads(), source_.first);
     __syncthreads();
-    if (steps > 0) {
-      read_own();
-    }
+    read_own();
     for (int i = 0; i < steps; ++i) {
-      fetch(i + Layout::stages - 1, steps);
+      source_.fetch(i + Layout::stages - 1, steps);
       __pipeline_wait_prior(Layout::stages - 1);
       __syncthreads();
       const int stage = i % Layout::stages;
-      const std::int64_t other = others_.begin + std::int64_t{i % tiles_} * tile;
+      const int token = source_.other_token(i);
       if constexpr (Config::Rotary::rotates) {
-        rotate_rows(other_tiles(stage), other);
+        source_.rotate_rows(source_.other_heads(stage), token);
         __syncthreads();
       }
-      take_tile(static_cast<int>(other - first_), stage);  // fits: at most the window and a tile
+      take_tile(token - source_.first, stage);
       __syncthreads();
     }
     write_gradients();
@@ -106,65 +82,15 @@ class WindowBackwardTiles {
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
   /// First row of this warp in the tile.
   static __device__ int warp_first() { return static_cast<int>(threadIdx.x) / 32 * 16; }
-  [[nodiscard]] __device__ Element* other_tiles(int stage) const { return shared_ + (1 + stage) * Layout::pair_elements; }
-  [[nodiscard]] __device__ RowSums* other_sums(int stage) const { return shared_sums_ + (1 + stage) * tile; }
-  [[nodiscard]] __device__ std::int64_t view_token(std::int64_t token) const {
-    return span_.first_token + span_.left_pad + token;
-  }
-  [[nodiscard]] __device__ RowSums* row_sums(std::int64_t query_head, std::int64_t token) const {
-    return row_sums_ + (span_.batch_row * call_.query.heads + query_head) * call_.query.tokens + view_token(token);
-  }
-
-  __device__ void fetch_own() const {
-    fetch_rows<head_dim>(shared_, of_keys ? call_.key : call_.query, head_, first_);
-    fetch_rows<value_dim>(shared_ + tile * Layout::head_stride, of_keys ? call_.value : call_.output_gradient, head_,
-                          first_);
-    __pipeline_commit();
-  }
-
-  /// Issues the loads of the i-th of all tiles of other rows.
-  __device__ void fetch(int i, int steps) const {
-    if (i < steps) {
-      const int stage = i % Layout::stages;
-      const std::int64_t first = others_.begin + std::int64_t{i % tiles_} * tile;
-      const std::int64_t head = of_keys ? head_ * call_.group() + i / tiles_ : head_ / call_.group();
-      fetch_rows<head_dim>(other_tiles(stage), of_keys ? call_.query : call_.key, head, first);
-      fetch_rows<value_dim>(other_tiles(stage) + tile * Layout::head_stride, of_keys ? call_.output_gradient : call_.value,
-                            head, first);
-      if (of_keys && threadIdx.x < tile) {
-        const std::int64_t token = first + threadIdx.x;
-        const bool exists = token < tokens_;
-        __pipeline_memcpy_async(other_sums(stage) + threadIdx.x, row_sums(head, exists ? token : first), sizeof(RowSums),
-                                exists ? 0 : sizeof(RowSums));
-      }
-    }
-    __pipeline_commit();
-  }
-
-  /// Issues the loads of a tile of rows; 0 for rows that are no tokens.
-  template <int dim>
-  __device__ void fetch_rows(Element* to, const View& view, std::int64_t head, std::int64_t first) const {
-    constexpr int parts = dim / 8;
-    const Element* const from = view.row(span_.batch_row, view_token(first), head);
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < tile * parts; i += Layout::threads) {
-      const int row = i / parts;
-      const int column = i % parts * 8;
-      const bool exists = first + row >= 0 && first + row < tokens_;
-      __pipeline_memcpy_async(to + row * (dim + Layout::padding) + column,
-                              exists ? from + row * view.token_stride + column : view.data, 16, exists ? 0 : 16);
-    }
-  }
-
   /// The sums of the own rows, two threads to a row: to shared memory, and to the workspace for the other kernel.
   __device__ void find_row_sums() const {
     const int row = static_cast<int>(threadIdx.x) / 2;
-    const std::int64_t token = first_ + row;
-    const bool exists = token >= 0 && token < tokens_;
+    const int token = source_.first + row;
+    const bool exists = source_.is_token(token);
     float delta = 0;
     if (exists) {
-      const Element* const output = call_.output.row(span_.batch_row, view_token(token), head_);
-      const Element* const gradient = shared_ + tile * Layout::head_stride + row * Layout::value_stride;
+      const Element* const output = call_.output.row(source_.span.batch_row, source_.view_token(token), source_.head);
+      const Element* const gradient = source_.own_values() + row * Layout::value_stride;
 #pragma unroll
       for (int column = static_cast<int>(threadIdx.x) % 2 * 8; column < value_dim; column += 16) {
         const auto y = load_vector<8>(output + column);
@@ -179,26 +105,11 @@ class WindowBackwardTiles {
     if (threadIdx.x % 2 == 0) {
       RowSums sums{INFINITY, delta};
       if (exists) {
-        const float log_sum = *call_.log_sum_exp.row(span_.batch_row, view_token(token), head_);
+        const float log_sum = *call_.log_sum_exp.row(source_.span.batch_row, source_.view_token(token), source_.head);
         sums.log_sum = log_sum == -INFINITY ? INFINITY : log_sum * log2e;
-        *row_sums(head_, token) = sums;
+        *source_.row_sums(source_.head, token) = sums;
       }
-      shared_sums_[row] = sums;
-    }
-  }
-
-  /// Rotates a tile of queries or keys in place, and rounds them as the forward pass does.
-  __device__ void rotate_rows(Element* rows, std::int64_t first) const {
-    if constexpr (Config::Rotary::rotates) {
-      constexpr int half = Config::Rotary::half_dim;
-      for (int i = static_cast<int>(threadIdx.x); i < tile * half; i += Layout::threads) {
-        Element* const number = rows + i / half * Layout::head_stride + i % half;
-        float a = convert<float>(number[0]);
-        float b = convert<float>(number[half]);
-        rotate_pair(rotation_for<Element>(call_.rotary, first + i / half, i % half), a, b);
-        number[0] = convert<Element>(a);
-        number[half] = convert<Element>(b);
-      }
+      source_.own_sums()[row] = sums;
     }
   }
 
@@ -207,49 +118,50 @@ class WindowBackwardTiles {
     if constexpr (Layout::narrow) {
 #pragma unroll
       for (int k = 0; k < head_dim / 16; ++k) {
-        own_head_[k] = own_fragment(0, Layout::head_stride, k);
+        own_head_[k] = own_fragment(source_.own_heads(), Layout::head_stride, k);
       }
 #pragma unroll
       for (int k = 0; k < value_dim / 16; ++k) {
-        own_value_[k] = own_fragment(tile * Layout::head_stride, Layout::value_stride, k);
+        own_value_[k] = own_fragment(source_.own_values(), Layout::value_stride, k);
       }
     }
     if constexpr (!of_keys) {
-      own_sums_[0] = shared_sums_[warp_first() + lane() / 4];
-      own_sums_[1] = shared_sums_[warp_first() + lane() / 4 + 8];
+      own_sums_[0] = source_.own_sums()[warp_first() + lane() / 4];
+      own_sums_[1] = source_.own_sums()[warp_first() + lane() / 4 + 8];
     }
   }
-  [[nodiscard]] __device__ LeftFragment own_fragment(int offset, int stride, int k) const {
-    return load_left(SharedNumbers(shared_) + (offset + warp_first() * stride + k * 16), stride, lane());
+  [[nodiscard]] __device__ LeftFragment own_fragment(const Element* rows, int stride, int k) const {
+    return load_left(SharedNumbers(rows) + (warp_first() * stride + k * 16), stride, lane());
   }
   [[nodiscard]] __device__ LeftFragment own_head(int k) const {
     if constexpr (Layout::narrow) {
       return own_head_[k];
     } else {
-      return own_fragment(0, Layout::head_stride, k);
+      return own_fragment(source_.own_heads(), Layout::head_stride, k);
     }
   }
   [[nodiscard]] __device__ LeftFragment own_value(int k) const {
     if constexpr (Layout::narrow) {
       return own_value_[k];
     } else {
-      return own_fragment(tile * Layout::head_stride, Layout::value_stride, k);
+      return own_fragment(source_.own_values(), Layout::value_stride, k);
     }
   }
 
   // A pair (own row, other row) is visible if its distance, other − own, is in this range.
-  static constexpr std::int64_t least_distance = of_keys ? 0 : -left;
-  static constexpr std::int64_t most_distance = of_keys ? left : 0;
+  static constexpr int least_distance = of_keys ? 0 : -left;
+  static constexpr int most_distance = of_keys ? left : 0;
 
   /// Processes a tile of other rows whose first is `distance` tokens after the block's first own row.
   __device__ void take_tile(int distance, int stage) {
-    const SharedNumbers heads(other_tiles(stage));
-    const SharedNumbers values = heads + tile * Layout::head_stride;
+    const SharedNumbers heads(source_.other_heads(stage));
+    const SharedNumbers values(source_.other_values(stage));
 #pragma unroll 1
     for (int at = 0; at < tile; at += step) {
       const int first = distance + at - warp_first();  // of the step's first row from the warp's first
       if (first + step - 1 >= least_distance && first - 15 <= most_distance) {
-        take_step(first, heads + at * Layout::head_stride, values + at * Layout::value_stride, other_sums(stage) + at);
+        take_step(first, heads + at * Layout::head_stride, values + at * Layout::value_stride,
+                  source_.other_sums(stage) + at);
       }
     }
   }
@@ -343,11 +255,11 @@ class WindowBackwardTiles {
   __device__ void write_gradients() {
     if (of_keys ? call_.wants_key() : call_.wants_query()) {
       finish_head_gradients();
-      write_rows<head_dim>(head_gradients_, shared_, of_keys ? call_.key_gradient : call_.query_gradient);
+      write_rows<head_dim>(head_gradients_, source_.own_heads(), of_keys ? call_.key_gradient : call_.query_gradient);
     }
     if constexpr (of_keys) {
       if (call_.wants_value()) {
-        write_rows<value_dim>(value_gradients_, shared_ + tile * Layout::head_stride, call_.value_gradient);
+        write_rows<value_dim>(value_gradients_, source_.own_values(), call_.value_gradient);
       }
     }
   }
@@ -368,7 +280,7 @@ class WindowBackwardTiles {
       for (int n = 0; n < half_blocks; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const std::int64_t token = first_ + warp_first() + lane() / 4 + i / 2 * 8;
+          const int token = source_.first + warp_first() + lane() / 4 + i / 2 * 8;
           Rotation<float> rotation = rotation_for<Element>(call_.rotary, token, n * 8 + lane() % 4 * 2 + i % 2);
           rotation.sine = -rotation.sine;
           rotate_pair(rotation, head_gradients_[n].values[i], head_gradients_[n + half_blocks].values[i]);
@@ -386,8 +298,7 @@ class WindowBackwardTiles {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = i * 8 + lane() / 4;
-      const std::int64_t token = first_ + warp_first() + row;
-      const bool is_token = token >= 0 && token < tokens_;
+      const bool is_token = source_.is_token(source_.first + warp_first() + row);
 #pragma unroll
       for (int n = 0; n < dim / 8; ++n) {
         *reinterpret_cast<Pair*>(rows + row * stride + n * 8 + lane() % 4 * 2) =
@@ -397,25 +308,17 @@ class WindowBackwardTiles {
     __syncwarp();
     constexpr int parts = dim / 8;
     for (int i = lane(); i < 16 * parts; i += 32) {
-      const std::int64_t row = first_ + span_.left_pad + warp_first() + i / parts;
-      if (row < span_.row_tokens) {
-        store_vector(view.row(span_.batch_row, span_.first_token + row, head_) + i % parts * 8,
+      const std::int64_t row = source_.span.left_pad + source_.first + warp_first() + i / parts;
+      if (row < source_.span.row_tokens) {
+        store_vector(view.row(source_.span.batch_row, source_.span.first_token + row, source_.head) + i % parts * 8,
                      load_vector<8>(rows + i / parts * stride + i % parts * 8));
       }
     }
   }
 
+  const Source& source_;
   const Call& call_;
-  RowSums* row_sums_;
-  const SequenceSpan& span_;
-  std::int64_t head_;
-  std::int64_t first_;  // token of the first own row; negative for left pads
-  std::int64_t tokens_;
-  Element* shared_;
-  RowSums* shared_sums_;
-  float scale_;        // of scores, for powers of two
-  TokenRange others_;  // tokens that the window joins to the own rows
-  int tiles_ = 0;      // of them
+  float scale_;  // of scores, for powers of two
   RowSums own_sums_[2] = {};
   LeftFragment own_head_[Layout::narrow ? head_dim / 16 : 1];
   LeftFragment own_value_[Layout::narrow ? value_dim / 16 : 1];
@@ -432,7 +335,9 @@ __device__ void write_window_gradients(const WindowBackwardCall<Config>& call, W
   const RowRun run(call.sequences, call.query.tokens, blockIdx.x % runs, WindowBackwardLayout<Config>::tile);
   const SequenceSpan span = call.span(run.b);
   if (run.within(span)) {
-    WindowBackwardTiles<Config, of_keys>(call, row_sums, span, head, run.first_row, window_backward_shared_memory).run();
+    const WindowBackwardSource<Config, of_keys> source(call, row_sums, span, head, run.first_row,
+                                                       window_backward_shared_memory);
+    WindowBackwardTiles<Config, of_keys>(source).run();
   }
 }
 
