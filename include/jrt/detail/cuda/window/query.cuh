@@ -61,6 +61,7 @@ class WindowQuery {
   struct Shared {
     T maxima[Layout::groups];
     T denominators[Layout::groups];
+    T log_sum;
     T values[Layout::groups][round_up(Config::value_dim, vector)];
   };
 
@@ -68,17 +69,16 @@ class WindowQuery {
                          Shared& shared)
       : call_(call), sequence_(sequence), aligned_(aligned), shared_(shared) {}
 
-  /// Writes the output of the query of one token to `output`, and the logarithm of the sum of its weights to
-  /// `log_sum_exp`, unless that is null. With a softmax carry-in, `output` holds the sum before, and `before` is its
-  /// denominator.
-  __device__ void run(std::int64_t token, const Element* query, Element* output, T* log_sum_exp, T before) {
+  /// Writes the output of the query of one token to `output`, and the logarithm of the sum of its weights to shared memory,
+  /// where thread 0 finds it. With a softmax carry-in, `output` holds the sum before, and `before` is its denominator.
+  __device__ void run(std::int64_t token, const Element* query, Element* output, T before) {
     read_query(query, sequence_.keys.position(token));
     const TokenRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
     constexpr int step = Layout::groups * keys_in_flight;
     for (std::int64_t first = range.begin; first < range.end; first += step) {
       take_keys(first, range.end);
     }
-    finish(output, log_sum_exp, before);
+    finish(output, before);
   }
 
  private:
@@ -208,7 +208,7 @@ class WindowQuery {
   }
 
   /// Merges groups and warps.
-  __device__ void finish(Element* output, T* log_sum_exp, [[maybe_unused]] T before) {
+  __device__ void finish(Element* output, [[maybe_unused]] T before) {
     if (threadIdx.x % Layout::lanes == 0) {
       shared_.maxima[group()] = softmax_.maximum;
       shared_.denominators[group()] = softmax_.denominator;
@@ -240,8 +240,8 @@ class WindowQuery {
         value += factor * shared_.values[g][c];
       }
       output[c] = convert<Element>(softmax.finish(value));
-      if (c == 0 && log_sum_exp != nullptr) {
-        *log_sum_exp = softmax.log_sum();
+      if (c == 0) {
+        shared_.log_sum = softmax.log_sum();
       }
     }
   }
@@ -278,16 +278,16 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     }
     return;
   }
-  using T = typename QueryLayout<Config>::T;
-  T before = 0;
+  typename QueryLayout<Config>::T before = 0;
   if constexpr (has_softmax_carry_in<Config>) {
     before = call.before.denominator(sequence.span.batch_row, row, query_head);
   }
-  T* const log_sum_exp =
-      call.log_sum_exp.data == nullptr ? nullptr : call.log_sum_exp.row(sequence.span.batch_row, row, query_head);
   WindowQuery<Config>(call, sequence, aligned, shared)
       .run(run.first_row - sequence.span.left_pad, call.query.row(sequence.span.batch_row, row, query_head), output,
-           log_sum_exp, before);
+           before);
+  if (threadIdx.x == 0) {
+    call.set_log_sum_exp(sequence.span.batch_row, row, query_head, shared.log_sum);
+  }
 }
 
 }  // namespace JRT_DETAIL_CUDA_ABI
