@@ -134,7 +134,9 @@ void compare_gradients(RelativeError (&errors)[3], const BackwardArgs<Config>& a
     rotate<Config>(queries.data() + (i - first) * d, i);
     rotate<Config>(keys.data() + (i - first) * d, i);
   }
-  const auto dot = [](const double* a, const double* b, int count) { return std::inner_product(a, a + count, b, 0.0); };
+  const auto dot = [](const double* one, const double* other, int count) {
+    return std::inner_product(one, one + count, other, 0.0);
+  };
   const auto add = [](std::vector<double>& to, double factor, const double* from) {
     for (std::size_t c = 0; c < to.size(); ++c) {
       to[c] += factor * from[c];
