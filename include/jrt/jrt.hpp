@@ -40,6 +40,7 @@
 #include "jrt/reference/linear_attention_backward.hpp"
 #include "jrt/reference/sums.hpp"
 #include "jrt/reference/window_attention.hpp"
+#include "jrt/reference/window_attention_backward.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 #include "jrt/state_exchange.hpp"

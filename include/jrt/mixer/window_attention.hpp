@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "jrt/backward.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/window_range.hpp"
@@ -22,7 +23,7 @@
 ///     y_i = Σ_{i−L ≤ j ≤ i} softmax_j(scale · q_i·k_j) v_j,
 ///
 /// over the L keys to the left of the query and its own. Decoding keeps a ring of L+1 keys and values. Its operations are
-/// `prefill`, `decode_step`, `staged_step` and `commit`, chosen by the configuration of their arguments.
+/// `prefill`, `backward`, `decode_step`, `staged_step` and `commit`, chosen by the configuration of their arguments.
 namespace jrt {
 
 /// A window is chosen at compile time by a struct of policies. `HeadDim` is d, the dimension of queries, keys and values;
@@ -157,6 +158,43 @@ struct PrefillArgs<Config> {
   const std::uint8_t* has_initial_state = nullptr;      ///< (B), 0 where the slot's content is to be ignored
   double scale = detail::default_window_scale<Config>;  ///< of the scores
   typename Config::Rotary rotary{};
+  /// (B, T, Hq, 1), optional: receives log Σ_j e^{scale · q_i·k_j} over the keys that a query sees, the natural logarithm;
+  /// −∞, that of an empty sum, where there is no token. `backward` needs it.
+  TensorView<ComputeType<Element>> log_sum_exp{};
+};
+
+/// Arguments of `backward` for a window, in the notation of `PrefillArgs`. With dy = `output_gradient` and the sums over
+/// the pairs in which query i sees key j,
+///
+///     P_ij = e^{scale · q_i·k_j − log_sum_exp_i},    dS_ij = P_ij (dy_i·v_j − dy_i·y_i)
+///     dq_i = scale Σ_j dS_ij k_j,    dk_j = scale Σ_i dS_ij q_i,    dv_j = Σ_i P_ij dy_i
+///
+/// where q and k are rotated, if the mixer rotates, and dq and dk rotated back. Gradients of grouped heads are summed over
+/// their query heads. Of the prefill, `backward` needs outputs and `log_sum_exp`; a query whose `log_sum_exp` is −∞ saw no
+/// key, and its gradient is 0.
+///
+/// Gradients through a cache are not supported: the prefill must have started without one. Cost O(T · L · (d + dv)) per
+/// query head, about two and a half times that of the prefill.
+template <WindowConfig Config>
+struct BackwardArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                     ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                       ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                     ///< (B, T, Hkv, dv)
+  TensorView<const Element> output{};                    ///< (B, T, Hq, dv), what the prefill wrote
+  TensorView<const ComputeType<Element>> log_sum_exp{};  ///< (B, T, Hq, 1), what the prefill wrote
+  Sequences sequences{};                                 ///< lengths and pads
+  StateSlots<Format> initial_state{};                    ///< must be left out: gradients do not pass through a cache
+  double scale = detail::default_window_scale<Config>;   ///< of the scores
+  typename Config::Rotary rotary{};
+
+  TensorView<const Element> output_gradient{};  ///< (B, T, Hq, dv); required
+
+  TensorView<Element> query_gradient{};  ///< (B, T, Hq, d), optional
+  TensorView<Element> key_gradient{};    ///< (B, T, Hkv, d), optional
+  TensorView<Element> value_gradient{};  ///< (B, T, Hkv, dv), optional
 };
 
 /// Arguments of `decode_step` for a window; T is the number of new tokens, usually 1.

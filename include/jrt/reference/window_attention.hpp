@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "jrt/mixer/linear_attention.hpp"
@@ -21,7 +22,8 @@
 ///
 ///     y_i = Σ_{i−L ≤ j ≤ i} e^{scale · q_i·k_j} v_j / Σ_{i−L ≤ j ≤ i} e^{scale · q_i·k_j},
 ///
-/// q and k rotated by their positions where the mixer rotates. For tests; O(T · L) and it allocates.
+/// q and k rotated by their positions where the mixer rotates, and the logarithm of the denominator. For tests; O(T · L)
+/// and it allocates.
 namespace jrt::reference {
 
 /// A query or key, rotated by its position (counted from 0), in double.
@@ -95,21 +97,26 @@ class WindowPrefill {
     for (std::int64_t i = 0; i < span.row_tokens; ++i) {
       const std::int64_t token = span.first_token + i;
       Sums sums{std::vector<double>(Config::value_dim), 1};
+      double log_sum = -std::numeric_limits<double>::infinity();
       if (i >= span.left_pad && i < span.tokens) {
         const auto query = rotated_row<Config>(args_.query.row(span.batch_row, token, h), args_.rotary, tokens.seen);
         tokens.add_token(args_.key.row(span.batch_row, token, kv), args_.value.row(span.batch_row, token, kv),
                          args_.rotary);
-        sums = attended(query, tokens);
+        sums = attended(query, tokens, log_sum);
       }
       auto* const output = args_.output.row(span.batch_row, token, h);
       for (int c = 0; c < Config::value_dim; ++c) {
         output[c] = convert<typename Config::Element>(sums.numerator[static_cast<std::size_t>(c)] / sums.denominator);
       }
+      if (args_.log_sum_exp.data != nullptr) {
+        *args_.log_sum_exp.row(span.batch_row, token, h) = static_cast<ComputeType<typename Config::Element>>(log_sum);
+      }
     }
   }
 
-  /// Sums of the last token's query. Every weight is divided by the largest, so that none overflows.
-  [[nodiscard]] Sums attended(const std::vector<double>& query, const WindowTokens<Config>& tokens) const {
+  /// Sums of the last token's query, and the logarithm of the sum of its weights. Every weight is divided by the largest,
+  /// so that none overflows.
+  [[nodiscard]] Sums attended(const std::vector<double>& query, const WindowTokens<Config>& tokens, double& log_sum) const {
     const std::size_t end = tokens.keys.size();
     const std::size_t begin = end - std::min<std::size_t>(end, Config::left_window + 1);
     std::vector<double> scores;
@@ -121,6 +128,7 @@ class WindowPrefill {
     for (std::size_t j = begin; j < end; ++j) {
       sums.add(std::exp(scores[j - begin] - largest), tokens.values[j].data());
     }
+    log_sum = largest + std::log(sums.denominator);
     return sums;
   }
 

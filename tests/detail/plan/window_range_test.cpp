@@ -15,6 +15,10 @@ static_assert(keys_in_window(10, 4, 3, 0) == TokenRange{7, 14});
 static_assert(all_in_window(10, 2, {8, 11}, 3) && !all_in_window(10, 2, {7, 11}, 3) && !all_in_window(10, 2, {8, 12}, 3));
 static_assert(ring_row(0, 4) == 0 && ring_row(4, 4) == 4 && ring_row(5, 4) == 0);
 
+static_assert(queries_of_keys(10, 4, 3, 100) == TokenRange{10, 17});
+static_assert(queries_of_keys(10, 4, 3, 15) == TokenRange{10, 15} && queries_of_keys(10, 0, 3, 15) == TokenRange{10, 10});
+static_assert(queries_of_keys(20, 4, 3, 15) == TokenRange{20, 20});
+
 TEST_CASE("keys_in_window is what a mask shows to any of the queries, for every small case") {
   for (std::int64_t left = 0; left <= 6; ++left) {
     for (std::int64_t first = -8; first <= 8; ++first) {

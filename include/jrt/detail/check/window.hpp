@@ -10,12 +10,34 @@
 /// What makes the arguments of the window operations valid; `check_shapes` and `check_arrays` as in mixer.hpp.
 namespace jrt::detail {
 
-template <WindowConfig Config, class Args>
-void check_window_views(Checker& check, const Args& args) {
-  check_token_views(check, args, Config::head_dim, Config::value_dim);
+/// The scale of a call's scores.
+template <class Args>
+void check_scale(Checker& check, const Args& args) {
   if (check.ok() && !std::isfinite(args.scale)) {
     check.take(Status::error(StatusCode::invalid_argument, "%s: argument 'scale' is %g, but must be a finite number.",
                              operation_name(args), args.scale));
+  }
+}
+
+template <WindowConfig Config, class Args>
+void check_window_views(Checker& check, const Args& args) {
+  check_token_views(check, args, Config::head_dim, Config::value_dim);
+  check_scale(check, args);
+}
+
+/// A tensor beside the tokens of `query`, with as many heads as `like`.
+inline void check_beside_tokens(Checker& check, const char* argument, const AnyView& view, const AnyView& query,
+                                const AnyView& like, const char* like_name, int dim) {
+  check.view(argument, view, dim);
+  check.same_tokens(argument, view, "query's", query);
+  check.equal(argument, "heads", view.heads, like.heads, like_name);
+}
+/// The same for one that is written to, if the call has it.
+inline void check_optional_output(Checker& check, const char* argument, const AnyView& view, const AnyView& query,
+                                  const AnyView& like, const char* like_name, int dim) {
+  if (view.is_given()) {
+    check_beside_tokens(check, argument, view, query, like, like_name, dim);
+    check.rows_apart(argument, view);
   }
 }
 
@@ -23,6 +45,7 @@ template <WindowConfig Config>
 Status check_shapes(const PrefillArgs<Config>& args) {
   Checker check(operation_name(args));
   check_window_views<Config>(check, args);
+  check_optional_output(check, "log_sum_exp", args.log_sum_exp, args.query, args.query, "query's", 1);
   check.sequence_shapes(args.sequences, args.query.batch);
   check_prefill_states(check, args, args.key.heads);
   return check.status();
@@ -31,6 +54,43 @@ template <WindowConfig Config>
 Status check_arrays(const PrefillArgs<Config>& args) {
   Checker check(operation_name(args));
   check_plain_prefill_arrays(check, args, args.query.batch, args.query.tokens);
+  return check.status();
+}
+
+template <WindowConfig Config>
+Status check_shapes(const BackwardArgs<Config>& args) {
+  Checker check(operation_name(args));
+  check.view("query", args.query, Config::head_dim);
+  check_beside_tokens(check, "key", args.key, args.query, args.key, "key's", Config::head_dim);
+  check_beside_tokens(check, "value", args.value, args.query, args.key, "key's", Config::value_dim);
+  check_beside_tokens(check, "output", args.output, args.query, args.query, "query's", Config::value_dim);
+  check_beside_tokens(check, "log_sum_exp", args.log_sum_exp, args.query, args.query, "query's", 1);
+  check_beside_tokens(check, "output_gradient", args.output_gradient, args.query, args.query, "query's", Config::value_dim);
+  check.multiple("query", "heads", args.query.heads, args.key.heads, "the heads of 'key'");
+  check_scale(check, args);
+  check_optional_output(check, "query_gradient", args.query_gradient, args.query, args.query, "query's", Config::head_dim);
+  check_optional_output(check, "key_gradient", args.key_gradient, args.query, args.key, "key's", Config::head_dim);
+  check_optional_output(check, "value_gradient", args.value_gradient, args.query, args.key, "key's", Config::value_dim);
+  check.sequence_shapes(args.sequences, args.query.batch);
+  check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
+  if (check.ok() && (!args.initial_state.empty() || args.initial_state.slots != nullptr)) {
+    check.take(Status::error(StatusCode::invalid_argument,
+                             "%s: argument 'initial_state' is given, but gradients through a window's cache are not "
+                             "supported. Leave it out, and "
+                             "run the prefill over whole sequences instead of pieces that continue from a cache.",
+                             operation_name(args)));
+  }
+  return check.status();
+}
+template <WindowConfig Config>
+Status check_arrays(const BackwardArgs<Config>& args) {
+  Checker check(operation_name(args));
+  Sequences sequences = args.sequences;
+  sequences.cu_encoder_seqlens = nullptr;
+  sequences.prefix_lens = nullptr;
+  sequences.first_positions = nullptr;
+  check.sequence_arrays(sequences, sequence_count(sequences, args.query.batch), args.query.tokens, 0, false, INT64_MAX / 2,
+                        [](std::int64_t) { return false; });
   return check.status();
 }
 

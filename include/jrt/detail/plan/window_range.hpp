@@ -22,6 +22,12 @@ JRT_DETAIL_HD constexpr TokenRange keys_in_window(std::int64_t first, std::int64
   return {begin, count > 0 ? larger(begin, first + count) : begin};
 }
 
+/// Queries that see at least one of the keys [first, first + count), of those before `end`; empty if count is 0.
+JRT_DETAIL_HD constexpr TokenRange queries_of_keys(std::int64_t first, std::int64_t count, std::int64_t left,
+                                                   std::int64_t end) {
+  return {first, count > 0 ? larger(first, smaller(first + count + left, end)) : first};
+}
+
 /// Whether each of the queries [first, first + count) sees each of the keys, so that nothing has to be masked.
 JRT_DETAIL_HD constexpr bool all_in_window(std::int64_t first, std::int64_t count, const TokenRange& keys,
                                            std::int64_t left) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
@@ -120,6 +121,7 @@ class Window {
       block.compute(token, rows, keys.lowest());
       for (int r = 0; r < rows; ++r) {
         block.write_output(r, call_.output.row(span.batch_row, offset + token + r, head));
+        call_.set_log_sum_exp(span.batch_row, offset + token + r, head, block.log_sum(r));
       }
     }
   }
@@ -129,6 +131,7 @@ class Window {
       for (std::int64_t h = head * call_.group(); h < (head + 1) * call_.group(); ++h) {
         Element* const row = call_.output.row(span.batch_row, span.first_token + token, h);
         std::fill(row, row + Config::value_dim, Element{});
+        call_.set_log_sum_exp(span.batch_row, span.first_token + token, h, -std::numeric_limits<T>::infinity());
       }
     }
   }

@@ -8,6 +8,7 @@
 #include "jrt/detail/check/window.hpp"
 #include "jrt/detail/cpu/state/backend.hpp"
 #include "jrt/detail/cpu/window/attention.hpp"
+#include "jrt/detail/cpu/window/backward.hpp"
 #include "jrt/execution/cpu.hpp"
 
 namespace jrt::detail {
@@ -27,7 +28,7 @@ struct MixerBackend<Config, Cpu<E>> {
   }
   static std::size_t workspace_bytes(const CommitArgs<Config>& /*args*/, const Cpu<E>& /*on*/) { return 0; }
 
-  /// A prefill or a step.
+  /// A prefill, its backward pass or a step.
   template <class Args>
   static Status run(const Args& args, const Workspace& workspace, const Cpu<E>& on) {
     Checker checker(operation_name(args));
@@ -44,6 +45,16 @@ struct MixerBackend<Config, Cpu<E>> {
       run_commit(args, on);
     }
     return status;
+  }
+
+  static std::size_t call_bytes(const WindowBackwardCall<Config>& call, const Cpu<E>& on) {
+    return counted_bytes(cpu::WindowBackward<Config>(call, workers_of(on)));
+  }
+  static void run_call(const WindowBackwardCall<Config>& call, const Workspace& workspace, const Cpu<E>& on) {
+    cpu::WindowBackward<Config> backward(call, workers_of(on));
+    Arena arena(workspace);
+    backward.take(arena);
+    backward.run(on.executor());
   }
 
   // -- called by mixers that contain a window; arguments are checked ----------------------------------------------------

@@ -68,6 +68,7 @@ class WindowBlock {
     queries_ = arena.take<T>(tile_rows * head_dim);
     outputs_ = arena.take<T>(tile_rows * value_stride);
     row_ = arena.take<T>(head_dim);
+    log_sums_ = arena.take<T>(tile_rows);
     if constexpr (has_softmax_carry_in<Config>) {
       denominators_ = arena.take<T>(tile_rows);
     }
@@ -134,6 +135,7 @@ class WindowBlock {
       }
       softmax.denominator += to_weights(scores, seen.begin - base, seen.end - base, columns, softmax.maximum);
       inverse[r] = softmax.finish();
+      log_sums_[r] = softmax.log_sum();
     }
     for_panels(range, [&](std::int64_t begin, std::int64_t end) {
       const RowPrefetch none[2] = {};
@@ -151,6 +153,9 @@ class WindowBlock {
   void write_output(int row, Element* output) const {
     convert_row(outputs_ + std::ptrdiff_t{row} * value_stride, output, value_dim);
   }
+
+  /// log Σ e^s of the scores of query `row`.
+  [[nodiscard]] T log_sum(int row) const { return log_sums_[row]; }
 
   /// A key as the cache holds it: rotated, and rounded to its type.
   static void rotated_key(const Keys& keys, std::int64_t token, const typename Config::Rotary& rotary, T* to) {
@@ -223,6 +228,7 @@ class WindowBlock {
   T* queries_ = nullptr;       // [tile_rows][head_dim]
   T* outputs_ = nullptr;       // [tile_rows][value_stride]
   T* row_ = nullptr;           // [head_dim]
+  T* log_sums_ = nullptr;      // [tile_rows]
   T* denominators_ = nullptr;  // [tile_rows], with a softmax carry-in
   std::int64_t loaded_ = 0;
 };

@@ -8,6 +8,7 @@
 #include "jrt/detail/check/window.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
+#include "jrt/detail/cuda/window/backward.cuh"
 #include "jrt/detail/cuda/window/query.cuh"
 #include "jrt/detail/cuda/window/sm90/attention.cuh"
 #include "jrt/detail/cuda/window/step.cuh"
@@ -16,7 +17,7 @@
 
 namespace jrt::detail {
 
-/// Window attention on a CUDA stream: check what the host can see, launch. No operation needs a workspace.
+/// Window attention on a CUDA stream: check what the host can see, launch. Only the backward pass needs a workspace.
 template <WindowConfig Config>
 struct MixerBackend<Config, Cuda> {
   /// Checks what the host can see.
@@ -27,10 +28,15 @@ struct MixerBackend<Config, Cuda> {
     check_implicit_slots(check, args, sequences_of(args));
     return check.status();
   }
+  static Status check(const BackwardArgs<Config>& args) { return check_shapes(args); }
 
   template <class Args>
   static std::size_t workspace_bytes(const Args& /*args*/, const Cuda& /*on*/) {
     return 0;
+  }
+  static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cuda& /*on*/) {
+    const auto call = window_call(args);
+    return counted_bytes(cuda::WindowBackward<Config>(call));
   }
 
   /// A prefill or a step.
@@ -38,6 +44,19 @@ struct MixerBackend<Config, Cuda> {
   static Status run(const Args& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);
     return status.ok() ? run_call(operation_name(args), window_call(args), on) : status;
+  }
+  static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    const auto call = window_call(args);
+    cuda::WindowBackward<Config> backward(call);
+    Arena arena(workspace);
+    backward.take(arena);
+    return backward.run(on);
   }
   static Status run(const CommitArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
     const Status status = check(args);

@@ -25,6 +25,7 @@ struct FiniteExponential {
 
   static __device__ T shift(T maximum) { return maximum; }
   static __device__ T of(T score, T shift) { return exp(score - shift); }
+  static __device__ T logarithm(T sum, T shift) { return shift + log(sum); }
 };
 
 /// The same for 16-bit elements: its error, 2^-21, is less than that of the values that it weights.
@@ -45,6 +46,7 @@ struct ScaledExponential {
 
   [[nodiscard]] __device__ float shift(float maximum) const { return maximum == lowest ? 0.0F : maximum * scale; }
   [[nodiscard]] __device__ float of(float score, float shift) const { return power_of_two(score * scale - shift); }
+  [[nodiscard]] __device__ float logarithm(float sum, float shift) const { return (shift + log2f(sum)) * 0.69314718F; }
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

@@ -61,6 +61,7 @@ class WindowQuery {
   struct Shared {
     T maxima[Layout::groups];
     T denominators[Layout::groups];
+    T log_sum;
     T values[Layout::groups][round_up(Config::value_dim, vector)];
   };
 
@@ -68,8 +69,8 @@ class WindowQuery {
                          Shared& shared)
       : call_(call), sequence_(sequence), aligned_(aligned), shared_(shared) {}
 
-  /// Writes the output of the query of one token to `output`. With a softmax carry-in, `output` holds the sum before, and
-  /// `before` is its denominator.
+  /// Writes the output of the query of one token to `output`, and the logarithm of the sum of its weights to shared memory,
+  /// where thread 0 finds it. With a softmax carry-in, `output` holds the sum before, and `before` is its denominator.
   __device__ void run(std::int64_t token, const Element* query, Element* output, T before) {
     read_query(query, sequence_.keys.position(token));
     const TokenRange range = keys_in_window(token, 1, Config::left_window, sequence_.keys.lowest());
@@ -239,6 +240,9 @@ class WindowQuery {
         value += factor * shared_.values[g][c];
       }
       output[c] = convert<Element>(softmax.finish(value));
+      if (c == 0) {
+        shared_.log_sum = softmax.log_sum();
+      }
     }
   }
 
@@ -269,6 +273,9 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     for (int c = static_cast<int>(threadIdx.x); c < Config::value_dim; c += static_cast<int>(blockDim.x)) {
       output[c] = typename Config::Element{};
     }
+    if (threadIdx.x == 0) {
+      call.set_log_sum_exp(sequence.span.batch_row, row, query_head, -INFINITY);
+    }
     return;
   }
   typename QueryLayout<Config>::T before = 0;
@@ -278,6 +285,9 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
   WindowQuery<Config>(call, sequence, aligned, shared)
       .run(run.first_row - sequence.span.left_pad, call.query.row(sequence.span.batch_row, row, query_head), output,
            before);
+  if (threadIdx.x == 0) {
+    call.set_log_sum_exp(sequence.span.batch_row, row, query_head, shared.log_sum);
+  }
 }
 
 }  // namespace JRT_DETAIL_CUDA_ABI

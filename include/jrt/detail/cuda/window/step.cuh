@@ -211,8 +211,9 @@ bool is_window_step(const WindowCall<Config>& call, const Cuda& on) {
   using Layout = WindowStepLayout<Config>;
   const Sequences& sequences = call.sequences;
   return Layout::supported && call.query.tokens == 1 && !call.initial.empty() && call.has_initial == nullptr &&
-         !call.stages() && sequences.cu_seqlens == nullptr && sequences.seq_lens == nullptr &&
-         sequences.left_pads == nullptr && call.count() * call.key.heads <= INT32_MAX / 4 &&
+         !call.stages() && call.log_sum_exp.data == nullptr && sequences.cu_seqlens == nullptr &&
+         sequences.seq_lens == nullptr && sequences.left_pads == nullptr &&
+         call.count() * call.key.heads <= INT32_MAX / 4 &&
          Layout::shared_bytes(call.group()) <= on.shared_bytes_per_block();
 }
 

@@ -290,7 +290,13 @@ class WindowTiles {
         softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 1);
         softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 2);
         const int row = m * 16 + i * 8 + lane() / 4;
-        const float inverse = sequence_.has_token(first_row_ + warp_first() + row) ? softmax.finish() : 0;
+        const std::int64_t row_of_span = first_row_ + warp_first() + row;
+        const bool has_token = sequence_.has_token(row_of_span);
+        const float inverse = has_token ? softmax.finish() : 0;
+        if (lane() % 4 == 0 && row_of_span < span.row_tokens) {
+          call_.set_log_sum_exp(span.batch_row, span.first_token + row_of_span, query_head_,
+                                has_token ? softmax.log_sum(ScaledExponential(call_.scale)) : -INFINITY);
+        }
 #pragma unroll
         for (int n = 0; n < Config::value_dim / 8; ++n) {
           const Accumulator& from = outputs_[m][n];

@@ -130,9 +130,17 @@ struct WindowCall {
   double scale = 1;
   typename Config::Rotary rotary{};
   SoftmaxCarry<Config> before{};
+  TensorView<ComputeType<Element>> log_sum_exp{};
 
   [[nodiscard]] JRT_DETAIL_HD std::int64_t count() const { return sequence_count(sequences, query.batch); }
   [[nodiscard]] JRT_DETAIL_HD std::int64_t group() const { return query.heads / larger<std::int64_t>(key.heads, 1); }
+  /// Stores the logarithm of the sum of a query's weights, if the call wants it.
+  JRT_DETAIL_HD void set_log_sum_exp(std::int64_t row, std::int64_t token, std::int64_t head,
+                                     ComputeType<Element> logarithm) const {
+    if (log_sum_exp.data != nullptr) {
+      *log_sum_exp.row(row, token, head) = logarithm;
+    }
+  }
   [[nodiscard]] JRT_DETAIL_HD bool stages() const { return staging.data != nullptr; }
   [[nodiscard]] JRT_DETAIL_HD bool skipped(std::int64_t b) const {
     return sequence_skipped(initial, has_initial, final, b);
@@ -167,17 +175,18 @@ WindowCall<Config> window_call(const PrefillArgs<Config>& args) {
           0,
           args.scale,
           args.rotary,
-          {}};
+          {},
+          args.log_sum_exp};
 }
 template <class Config>
 WindowCall<Config> window_call(const DecodeArgs<Config>& args) {
   return {args.query, args.key, args.value, args.output, {},          args.source, destination_of(args),
-          nullptr,    {},       0,          args.scale,  args.rotary, {}};
+          nullptr,    {},       0,          args.scale,  args.rotary, {},          {}};
 }
 template <class Config>
 WindowCall<Config> window_call(const StagedStepArgs<Config>& args) {
   return {args.query, args.key,     args.value,          args.output, {},          args.state, {},
-          nullptr,    args.staging, args.already_staged, args.scale,  args.rotary, {}};
+          nullptr,    args.staging, args.already_staged, args.scale,  args.rotary, {},         {}};
 }
 
 }  // namespace jrt::detail

@@ -14,9 +14,10 @@
 ///     and a block's    m' = max(m, max s)    d' = e^(m − m') d + Σ e^(s − m')     o' = e^(m − m') o + Σ e^(s − m') v
 ///     of two parts     m  = max(m₁, m₂)      d  = e^(m₁ − m) d₁ + e^(m₂ − m) d₂   o  likewise
 ///     output           o / d
+///     log Σ e^s        m + log d
 namespace jrt::detail {
 
-/// How an exponential is computed, here as e^(s − m). Others have the same three members.
+/// How an exponential is computed, here as e^(s − m). Others have the same members.
 template <class T>
 struct NaturalExponential {
   /// The maximum of no scores.
@@ -27,6 +28,8 @@ struct NaturalExponential {
   JRT_DETAIL_HD static T shift(T maximum) { return maximum == lowest ? T(0) : maximum; }
   /// The exponential of a score minus `shift`.
   JRT_DETAIL_HD static T of(T score, T shift) { return std::exp(score - shift); }
+  /// The logarithm of a sum of exponentials that are `sum` after the shift.
+  JRT_DETAIL_HD static T logarithm(T sum, T shift) { return shift + std::log(sum); }
 };
 
 /// Maximum and denominator of some scores of a row; default-constructed, of none. The caller finds the maximum, since
@@ -59,6 +62,10 @@ struct OnlineSoftmax {
   /// The factor 1/d that makes the accumulator the output. For no scores, or if all are −∞, it is infinite, and the output
   /// 0/0; the caller fills rows without keys.
   [[nodiscard]] JRT_DETAIL_HD T finish() const { return T(1) / denominator; }
+  /// log Σ e^s, the natural logarithm; −∞ for no scores.
+  [[nodiscard]] JRT_DETAIL_HD T log_sum(const Exponential& exponential = {}) const {
+    return exponential.logarithm(denominator, exponential.shift(maximum));
+  }
   /// The output o / d.
   [[nodiscard]] JRT_DETAIL_HD T finish(T accumulator) const { return accumulator / denominator; }
 };

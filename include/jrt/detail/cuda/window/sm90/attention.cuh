@@ -102,10 +102,10 @@ struct HopperWindowCopies {
   }
 };
 
-/// Zeroes the outputs of the run's rows that are not tokens; called by all threads of a block.
+/// Outputs of the run's rows that are not tokens: 0; called by all threads of a block.
 template <WindowConfig Config>
-__device__ void zero_rows(const TensorView<typename Config::Element>& output, const WindowSequence<Config>& sequence,
-                          std::int64_t first, std::int64_t count, std::int64_t query_head) {
+__device__ void zero_rows(const WindowCall<Config>& call, const WindowSequence<Config>& sequence, std::int64_t first,
+                          std::int64_t count, std::int64_t query_head) {
   const SequenceSpan& span = sequence.span;
   const std::int64_t end = smaller(first + count, span.row_tokens);
   if (!sequence.skipped && first >= span.left_pad && end <= span.tokens) {
@@ -115,8 +115,11 @@ __device__ void zero_rows(const TensorView<typename Config::Element>& output, co
   for (std::int64_t i = threadIdx.x; i < (end - first) * parts; i += blockDim.x) {
     const std::int64_t row = first + i / parts;
     if (!sequence.has_token(row)) {
-      store_vector(output.row(span.batch_row, span.first_token + row, query_head) + i % parts * 8,
+      store_vector(call.output.row(span.batch_row, span.first_token + row, query_head) + i % parts * 8,
                    Vector<typename Config::Element, 8>{});
+      if (i % parts == 0) {
+        call.set_log_sum_exp(span.batch_row, span.first_token + row, query_head, -INFINITY);
+      }
     }
   }
 }
@@ -134,7 +137,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::thr
     if (!rows.within(sequence.span)) {
       return;
     }
-    zero_rows(call.window.output, sequence, rows.first_row, run_rows, query_head);
+    zero_rows(call.window, sequence, rows.first_row, run_rows, query_head);
     const HopperWindowRun<Config> run(sequence, rows.b, query_head, rows.first_row, call.run_tiles);
     if (sequence.skipped || run.tiles == 0) {
       return;

@@ -251,6 +251,8 @@ class HopperWindowWorker {
 
   /// Writes the outputs of tile i, through `rows` in shared memory, where this warp's queries were.
   __device__ void write(int i, SharedAddress rows) {
+    const int token = run_.first_token + i * Layout::tile + 16 * warp_;
+    const int count = run_.tokens - token;
     float inverse[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -258,6 +260,9 @@ class HopperWindowWorker {
       softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 1);
       softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 2);
       inverse[h] = softmax.finish();
+      if (const int row = lane() / 4 + 8 * h; lane() % 4 == 0 && row < count) {
+        call_.set_log_sum_exp(run_.batch_row, run_.row + token + row, run_.query_head, softmax.log_sum(exponential_));
+      }
     }
     rescale(outputs_, inverse);
     store_panel(rows, outputs_);
@@ -267,8 +272,6 @@ class HopperWindowWorker {
     }
     __syncwarp();
     constexpr int parts = Config::value_dim / 8;
-    const int token = run_.first_token + i * Layout::tile + 16 * warp_;
-    const int count = run_.tokens - token;
     const TensorView<Element>& output = call_.output;
     Element* const first = output.row(run_.batch_row, run_.row + token, run_.query_head);
 #pragma unroll
