@@ -11,4 +11,6 @@ struct Cube {
 struct Config : jrt::GatedConvolution<float, 3> {
   using Activation = Cube;
 };
-jrt::BackwardArgs<Config> args;
+jrt::Status run(const jrt::BackwardArgs<Config>& args) {
+  return jrt::backward(args, jrt::Cpu{});
+}

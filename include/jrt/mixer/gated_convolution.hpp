@@ -94,7 +94,8 @@ template <ConvolutionConfig Config>
 using ConvolutionCompute =
     ComputeType<std::conditional_t<std::is_same_v<typename Config::Weight, double>, double, typename Config::Element>>;
 
-/// Rejects a convolution that has no gradients, with what to add. Instantiated by `BackwardArgs`.
+/// Rejects a convolution that has no gradients, with what to add. Instantiated by `backward`, not by its
+/// arguments: overload resolution looks at those for every operation.
 template <class Config>
 struct CheckedConvolutionBackward {
   static_assert(DifferentiableActivation<typename Config::Activation>,
@@ -146,7 +147,6 @@ struct PrefillArgs<Config> {
 /// of weights or bias are wanted.
 template <ConvolutionConfig Config>
 struct BackwardArgs<Config> {
-  static_assert(detail::CheckedConvolutionBackward<Config>::ok);
   using Element = typename Config::Element;
   using Weight = typename Config::Weight;
   using Format = StateFormatOf<Config>;

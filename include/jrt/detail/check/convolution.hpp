@@ -73,6 +73,7 @@ inline void check_view_gradient(Checker& check, const char* argument, const AnyV
 
 template <ConvolutionConfig Config>
 Status check_shapes(const BackwardArgs<Config>& args) {
+  static_assert(CheckedConvolutionBackward<Config>::ok);
   using Weight = typename Config::Weight;
   Checker check(operation_name(args));
   check_channel_inputs(check, args);
@@ -143,17 +144,6 @@ Status check_arrays(const BackwardArgs<Config>& args) {
   check.sequence_arrays(sequences, count, args.input.tokens, 0, false, INT64_MAX / 2,
                         [&](std::int64_t b) { return gradients_skipped(args, b); });
   return check.status();
-}
-
-/// What the host sees of slots when the arrays are in device memory.
-template <ConvolutionConfig Config>
-void check_implicit_slots(Checker& check, const BackwardArgs<Config>& args, std::int64_t count) {
-  if (args.has_initial_state == nullptr) {
-    check.implicit_slots("initial_state", args.initial_state, count);
-  }
-  check.implicit_slots("final_state_gradient", args.final_state_gradient, count);
-  check.implicit_slots("initial_state_gradient", args.initial_state_gradient, count);
-  check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
 }
 
 template <ConvolutionConfig Config>

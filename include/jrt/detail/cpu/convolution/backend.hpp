@@ -30,15 +30,12 @@ struct MixerBackend<Config, Cpu<E>> {
   static std::size_t workspace_bytes(const Args& /*args*/, const Cpu<E>& /*on*/) {
     return 0;
   }
-  // Templates, so that an activation without a derivative does not matter to calls of other operations.
-  template <class C>
-  static std::size_t workspace_bytes(const BackwardArgs<C>& args, const Cpu<E>& /*on*/) {
+  static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cpu<E>& /*on*/) {
     Arena counting;
-    counting.take<ConvolutionCompute<C>>(partial_sums(args, cpu::gradient_segment_tokens));
+    counting.take<ConvolutionCompute<Config>>(partial_sums(args, cpu::gradient_segment_tokens));
     return counting.bytes_needed();
   }
-  template <class C>
-  static Status run(const BackwardArgs<C>& args, const Workspace& workspace, const Cpu<E>& on) {
+  static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
     Checker checker(operation_name(args));
     checker.take(check(args));
     if (checker.ok()) {
@@ -48,11 +45,12 @@ struct MixerBackend<Config, Cpu<E>> {
       return checker.status();
     }
     Arena arena(workspace);
-    ConvolutionCompute<C>* const partials =
-        sums_wanted(args) ? arena.take<ConvolutionCompute<C>>(partial_sums(args, cpu::gradient_segment_tokens)) : nullptr;
+    ConvolutionCompute<Config>* const partials =
+        sums_wanted(args) ? arena.take<ConvolutionCompute<Config>>(partial_sums(args, cpu::gradient_segment_tokens))
+                          : nullptr;
     const std::int64_t segments =
         row_runs(args.sequences, args.input.batch, args.input.tokens, cpu::gradient_segment_tokens);
-    constexpr std::int64_t block = cpu::gradient_channels<C>;
+    constexpr std::int64_t block = cpu::gradient_channels<Config>;
     for_blocks<block>(segments, args.input.dim, on, [&](std::int64_t segment, std::int64_t channel) {
       cpu::segment_gradients(args, segment, channel, partials);
     });

@@ -31,19 +31,16 @@ struct MixerBackend<Config, Cuda> {
   static std::size_t workspace_bytes(const Args& /*args*/, const Cuda& /*on*/) {
     return 0;
   }
-  // Templates, so that an activation without a derivative does not matter to calls of other operations.
-  template <class C>
-  static std::size_t workspace_bytes(const BackwardArgs<C>& args, const Cuda& on) {
-    return counted_bytes(cuda::ConvolutionGradientWork<C>(args, on));
+  static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cuda& on) {
+    return counted_bytes(cuda::ConvolutionGradientWork<Config>(args, on));
   }
-  template <class C>
-  static Status run(const BackwardArgs<C>& args, const Workspace& workspace, const Cuda& on) {
+  static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
     Checker checker(operation_name(args));
     checker.take(check(args));
     if (!checker.ok()) {
       return checker.status();
     }
-    cuda::ConvolutionGradientWork<C> work(args, on);
+    cuda::ConvolutionGradientWork<Config> work(args, on);
     checker.workspace(workspace, counted_bytes(work));
     if (!checker.ok()) {
       return checker.status();

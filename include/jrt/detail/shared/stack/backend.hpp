@@ -34,7 +34,9 @@ auto layer_args(const BackwardArgs<Stack<Layers...>>& args) {
   auto of_layer = std::get<static_cast<std::size_t>(layer)>(args.layers);
   of_layer.sequences = args.sequences;
   of_layer.initial_state = layer_slots<layer>(args.initial_state);
-  of_layer.has_initial_state = args.has_initial_state;
+  if constexpr (requires { of_layer.has_initial_state; }) {
+    of_layer.has_initial_state = args.has_initial_state;
+  }
   return of_layer;
 }
 template <int layer, class Args>
