@@ -18,7 +18,7 @@
 /// Backward on Hopper GPUs. docs/hopper-backward-kernel.md explains the kernels with pictures. Two passes over the tokens,
 /// since states are recomputed, not stored:
 ///
-///     pass queries   tokens in order, S as in the prefill     q k v dy y den (k_enc v_enc)  →  dq, token records
+///     pass queries   tokens in order, S as in the prefill     q k v dy den (k_enc v_enc)   →  dq, token records
 ///     pass keys      tokens in reverse, R                     q k v dy records              →  dk, dv, R of all tokens
 ///     encoder        that R                                   k_enc v_enc                   →  dk_enc, dv_enc
 ///
@@ -65,8 +65,7 @@ class HopperBackward {
   /// multiples of 16 bytes, strides are positive.
   static bool serves(const BackwardArgs<Config>& args) {
     return reachable(args.query) && reachable(args.key) && reachable(args.value) && reachable(args.key_encoder) &&
-           reachable(args.value_encoder) && (!Tiles::normalised || reachable(args.output)) &&
-           reachable(args.output_gradient) && reachable(args.query_gradient) && reachable(args.key_gradient) &&
+           reachable(args.value_encoder) && reachable(args.output_gradient) && reachable(args.query_gradient) && reachable(args.key_gradient) &&
            reachable(args.value_gradient) && reachable(args.key_encoder_gradient) && reachable(args.value_encoder_gradient);
   }
 
@@ -74,7 +73,6 @@ class HopperBackward {
   HopperBackward(const BackwardArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on)
       : key_gradient_(args.key_gradient),
         value_gradient_(args.value_gradient),
-        output_(args.output),
         output_gradient_(args.output_gradient) {
     call_.args.query = args.query;
     call_.args.key = args.key;
@@ -225,7 +223,6 @@ class HopperBackward {
     return describe(args.query, inputs, maps.query) && describe(args.key, inputs, maps.key) &&
            describe(args.value, values, maps.value) && describe(args.key_encoder, inputs, maps.key_encoder) &&
            describe(args.value_encoder, values, maps.value_encoder) &&
-           (!Tiles::normalised || describe(output_, values, maps.output)) &&
            describe(output_gradient_, values, maps.output_gradient) &&
            describe(call_.value_gradient, stores, maps.value_gradient) &&
            describe(call_.value_encoder_gradient, stores, maps.value_encoder_gradient);
@@ -250,7 +247,6 @@ class HopperBackward {
   float* starts_ = nullptr;
   TensorView<Element> key_gradient_;  // where the caller wants them; `call_` has those of query heads
   TensorView<Element> value_gradient_;
-  TensorView<const Element> output_;
   TensorView<const Element> output_gradient_;
 };
 

@@ -20,7 +20,7 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Tensor maps of one call.
 struct HopperBackwardMaps {
-  CUtensorMap query, key, value, key_encoder, value_encoder, output, output_gradient, value_gradient, value_encoder_gradient;
+  CUtensorMap query, key, value, key_encoder, value_encoder, output_gradient, value_gradient, value_encoder_gradient;
 };
 
 template <class Config>
@@ -145,35 +145,36 @@ struct BackwardSchedule {
   /// Tokens from that chunk on: at most 63 in the last one.
   [[nodiscard]] __device__ int tokens_from(int chunk) const { return own.tokens - chunk * Layout::chunk; }
 
-  /// Issues the copies of the block's chunk i. Called by a whole warp, like the next.
+  /// Issues the copies of the block's chunk i. Called by a whole warp, like all loads.
   __device__ void load(const HopperBackwardMaps& maps, int i) const {
-    const int encoders = encoder_chunks();
+    if (const int encoders = encoder_chunks(); i >= encoders) {
+      load_own(maps, i, i - encoders);
+      return;
+    }
+    const int stage = i % Layout::stages;
+    const SharedAddress barrier = Layout::full + 8 * stage;
+    const TileCoordinates at{0, encoder.first + i * Layout::chunk, key_head, encoder.row};
+    barrier_expect(barrier, Layout::input_tile + Layout::value_tile);
+    load_tile(Layout::inputs + stage * Layout::input_tile, &maps.key_encoder, at, barrier);
+    load_tile(Layout::values + stage * Layout::value_tile, &maps.value_encoder, at, barrier);
+  }
+  /// The same for the n-th of its own.
+  __device__ void load_own(const HopperBackwardMaps& maps, int i, int n) const {
     const int stage = i % Layout::stages;
     const SharedAddress barrier = Layout::full + 8 * stage;
     const SharedAddress input = Layout::inputs + stage * Layout::input_tile;
     const SharedAddress value = Layout::values + stage * Layout::value_tile;
-    if (i < encoders) {
-      const int token = encoder.first + i * Layout::chunk;
-      barrier_expect(barrier, Layout::input_tile + Layout::value_tile);
-      load_tile(input, &maps.key_encoder, {0, token, key_head, encoder.row}, barrier);
-      load_tile(value, &maps.value_encoder, {0, token, key_head, encoder.row}, barrier);
-      return;
-    }
-    const int chunk = own_chunk(i - encoders);
+    const SharedAddress row_input = Layout::row_inputs + stage * Layout::input_tile;
+    const SharedAddress row_value = Layout::row_values + stage * Layout::value_tile;
+    const int chunk = own_chunk(n);
     const int token = own.first + chunk * Layout::chunk;
     const TileCoordinates keys{0, token, key_head, own.row};
     const TileCoordinates queries{0, token, head, own.row};
-    const SharedAddress row_input = Layout::row_inputs + stage * Layout::input_tile;
-    const SharedAddress row_value = Layout::row_values + stage * Layout::value_tile;
-    barrier_expect(barrier, 2 * Layout::input_tile + (Layout::reads_outputs ? 3 : 2) * Layout::value_tile +
-                                (Layout::queries ? 0 : TokenRecord::bytes));
+    barrier_expect(barrier, 2 * Layout::input_tile + 2 * Layout::value_tile + (Layout::queries ? 0 : TokenRecord::bytes));
     load_tile(Layout::queries ? input : row_input, &maps.key, keys, barrier);
     load_tile(Layout::queries ? row_input : input, &maps.query, queries, barrier);
     load_tile(Layout::queries ? value : row_value, &maps.value, keys, barrier);
     load_tile(Layout::queries ? row_value : value, &maps.output_gradient, queries, barrier);
-    if constexpr (Layout::reads_outputs) {
-      load_tile(Layout::outputs + stage * Layout::value_tile, &maps.output, queries, barrier);
-    }
     if constexpr (!Layout::queries) {
       load_record(stage, chunk, barrier);
     }

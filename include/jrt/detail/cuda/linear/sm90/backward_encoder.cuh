@@ -61,21 +61,20 @@ class EncoderGradients {
       const int present = run_.tokens - first;
       const TileCoordinates at{0, run_.first + first, head_, run_.row};
       barrier_wait(full(i), i / Layout::stages % 2);
-      const Pair extra = BackwardRows<Config>::lane() % 4 == 0 ? HopperNumbers<typename Config::Element>::power_of_two(0) : 0;
       InputGradient<Config> gradient;
+      float no_sum[2];
       gradient.start();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        LeftFragment rows[4];
         float features[40];
-        rows_.load_rows(rows, value);
-        rows_.multiply_state(features, rows, extra, extra, Layout::state + half * PublishedState::half, true);
+        rows_.multiply_state_and_column(features, value, Layout::state + half * PublishedState::half);
+        wgmma_commit();
         wgmma_wait<0>();
         fence_accumulators(features);
         if (half == 0) {
-          gradient.add_first(input, rows_.warp(), features);
+          gradient.template add_first<false>(input, rows_.warp(), features, no_sum);
         } else {
-          gradient.add_second(typename InputGradient<Config>::Inputs(input, rows_.warp()), features);
+          gradient.template add_second<false>(typename InputGradient<Config>::Inputs(input, rows_.warp()), features, no_sum);
         }
       }
       gradient.store(call_.key_encoder_gradient, at, rows_.row(), present, 1, 1);
@@ -160,15 +159,11 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
     gradients.start_copies();
     if (threadIdx.x < BackwardTiles<Config>::state_warp_threads) {
       BackwardStateWarps<Config, BackwardPass::keys> state_warps;
-      const float* const totals = call.reverse_total(b, head * call.group);
-      const auto group = static_cast<int>(call.group);
-      state_warps.read_numbers([&](int i) {
-        float sum = totals[i];
-        for (int g = 1; g < group; ++g) {
-          sum += totals[g * HopperBackwardCall<Config>::partial_elements + i];
-        }
-        return sum;
-      });
+      state_warps.clear();
+#pragma unroll 1
+      for (std::int64_t g = 0; g < call.group; ++g) {
+        state_warps.add_stored(call.reverse_total(b, head * call.group + g));
+      }
       state_warps.publish_at(Layout::state);
     }
     __syncthreads();

@@ -2,13 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/sm90/target.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_call.cuh"
-#include "jrt/detail/cuda/linear/sm90/backward_gradient_warps.cuh"
+#include "jrt/detail/cuda/linear/sm90/backward_key_warps.cuh"
+#include "jrt/detail/cuda/linear/sm90/backward_query_warps.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_state_warps.cuh"
 #include "jrt/detail/plan/segment.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
@@ -68,13 +70,13 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
       BackwardStateWarps<Config, pass> state_warps;
       if constexpr (Layout::queries) {
         if (plan.split()) {
-          state_warps.read_or_clear(call.start(plan, item.segment, key_head));
+          state_warps.read(call.start(plan, item.segment, key_head));
         } else {
-          state_warps.read_or_clear(call.initial_state(item.sequence, key_head));
+          state_warps.read(call.initial_state(item.sequence, key_head));
         }
         state_warps.accumulate(schedule.encoder, [] {});
       } else {
-        state_warps.read_or_clear(plan.token_segments > 1 ? call.reverse_sum(item.sequence, item.segment, item.head)
+        state_warps.read(plan.token_segments > 1 ? call.reverse_sum(item.sequence, item.segment, item.head)
                                                           : call.final_gradient(item.sequence, item.head));
       }
       state_warps.publish_and_accumulate(schedule.own);
@@ -83,7 +85,8 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
       }
     } else {
       give_registers<hopper_backward_tuning.gradient_registers>();
-      const GradientWarps<Config, pass> gradient_warps(call, schedule);
+      using Warps = std::conditional_t<Layout::queries, QueryGradientWarps<Config>, KeyGradientWarps<Config>>;
+      const Warps gradient_warps(call, schedule);
       gradient_warps.start_copies();
       __syncwarp();
       gradient_warps.write_gradients();

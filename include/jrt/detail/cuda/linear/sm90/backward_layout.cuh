@@ -21,9 +21,7 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 enum class BackwardPass { queries, keys };
 
 struct HopperBackwardTuning {
-  int query_stages = 2;                  // chunks in flight or in use: y takes 8 KiB of each
-  int query_stages_without_outputs = 3;  // not normalised: without y
-  int key_stages = 3;
+  int stages = 3;                // chunks in flight or in use
   int state_registers = 152;     // per thread: the most with two blocks of 256 threads
   int gradient_registers = 104;  // the rest
   int blocks = 2;                // per multiprocessor, all kernels
@@ -72,10 +70,10 @@ struct TokenRecord {
 };
 
 /// A state as the state warps publish it, rounded: 20 groups of 8 features, a group as 9 blocks of 8 features by 8 columns,
-/// a row of a block 16 bytes. Columns 64-71 are z (or r), as (rounded, what rounding lost) four times. The same bytes are
+/// a row of a block 16 bytes. In pass `keys` columns 64-71 are r, as (rounded, what rounding lost) four times. The same bytes are
 ///
 ///     the right operand of φ(x)·S, 16 features deep             (features_deep)
-///     the right operand of [dy | c]·Sᵀ, 16 columns deep         (values_deep), 80 features in either half
+///     the right operand of dy·Sᵀ and [v | 1]·Rᵀ, 16 columns deep  (values_deep), 80 features in either half
 ///
 /// Steps of two groups lie in the order in which InputGradient needs them, not in HopperPacking's:
 ///
@@ -97,10 +95,22 @@ struct PublishedState {
   static __device__ MatrixDescriptor values_deep(SharedAddress half_state, int step) {
     return {half_state + step * 256, 128, group, Swizzle::none};
   }
-  /// The columns of z; only the first two of 16 are multiplied by something.
+  /// The columns of r, twice.
   static __device__ MatrixDescriptor normaliser_deep(SharedAddress half_state) {
     return {half_state + 8 * 128, 0, group, Swizzle::none};
   }
+};
+
+/// z as pass `queries` publishes it, where q needs J(q)ᵀz = (Z q + 4 z_lin)/16: Z, the 16 x 16 second moments of the keys,
+/// rounded, as four blocks of 8 x 8, and 4 z_lin in float.
+struct PublishedMoments {
+  static constexpr int linear = 512;
+  static constexpr int bytes = 1024;
+
+  static __device__ SharedAddress at(SharedAddress moments, int row, int column) {
+    return moments + row / 8 * 256 + column / 8 * 128 + row % 8 * 16 + column % 8 * 2;
+  }
+  static __device__ MatrixDescriptor square(SharedAddress moments) { return {moments, 256, 128, Swizzle::none}; }
 };
 
 /// Shared memory and barriers of a pass. "Summed" tiles enter the state: k and v, or q and dy. "Row" tiles are those whose
@@ -108,27 +118,24 @@ struct PublishedState {
 ///
 ///     base      barriers                               queries           keys
 ///               means of v [4]                         1 KiB
-///               summed values [stages]                 v    16 KiB       dy   24 KiB    swizzle 128 B
-///               summed inputs [stages]                 k     4 KiB       q     6 KiB    swizzle 32 B
+///               summed values [stages]                 v    24 KiB       dy   24 KiB    swizzle 128 B
+///               summed inputs [stages]                 k     6 KiB       q     6 KiB    swizzle 32 B
 ///               records [stages]                                               3 KiB
-///               row values [stages]                    dy   16 KiB       v    24 KiB    swizzle 128 B
-///               outputs [stages]                       y    16 KiB
+///               row values [stages]                    dy   24 KiB       v    24 KiB    swizzle 128 B
 ///               ones                                         2 KiB
-///               row inputs [stages]                    q     4 KiB       k     6 KiB    swizzle 32 B
+///               row inputs [stages]                    q     6 KiB       k     6 KiB    swizzle 32 B
 ///               states [2]                                  45 KiB            45 KiB
+///               moments [2]                                  2 KiB
 template <class Config, BackwardPass pass>
 struct BackwardLayout : BackwardTiles<Config> {
   using Tiles = BackwardTiles<Config>;
   using Tiles::base, Tiles::input_tile, Tiles::value_tile, Tiles::ones_tile, Tiles::chunk, Tiles::input_row,
       Tiles::value_row;
   static constexpr bool queries = pass == BackwardPass::queries;
-  static constexpr bool reads_outputs = queries && Tiles::normalised;
   /// Whether the mean of v is taken out of the published state: S·dy + c·z = (S − z·mᵀ)·dy + (c + m·dy)·z for every m, and
   /// where values have a common mean, the left side cancels against what rounding S has lost.
-  static constexpr bool centred = reads_outputs;
-  static constexpr int stages = reads_outputs ? hopper_backward_tuning.query_stages
-                                : queries     ? hopper_backward_tuning.query_stages_without_outputs
-                                              : hopper_backward_tuning.key_stages;
+  static constexpr bool centred = queries && Tiles::normalised;
+  static constexpr int stages = hopper_backward_tuning.stages;
   static constexpr int width = queries ? 72 : 64;  // of the state; z has its own products in pass `keys`
 
   static constexpr SharedAddress means = base + 1024;  // [4][64]
@@ -137,11 +144,11 @@ struct BackwardLayout : BackwardTiles<Config> {
   static constexpr SharedAddress records = inputs + stages * input_tile;
   static constexpr SharedAddress sum_end = records + (queries ? 0 : stages * TokenRecord::bytes);
   static constexpr SharedAddress row_values = sum_end;
-  static constexpr SharedAddress outputs = row_values + stages * value_tile;
-  static constexpr SharedAddress ones = outputs + (reads_outputs ? stages * value_tile : 0);
+  static constexpr SharedAddress ones = row_values + stages * value_tile;
   static constexpr SharedAddress row_inputs = ones + (queries ? ones_tile : 0);
-  static constexpr SharedAddress states = row_inputs + stages * input_tile;  // [2]
-  static constexpr SharedAddress end = states + 2 * PublishedState::bytes;
+  static constexpr SharedAddress states = row_inputs + stages * input_tile;       // [2]
+  static constexpr SharedAddress moments = states + 2 * PublishedState::bytes;  // [2]
+  static constexpr SharedAddress end = moments + (centred ? 2 * PublishedMoments::bytes : 0);
   static constexpr std::size_t sum_bytes = sum_end - base;
   static constexpr std::size_t shared_bytes = end - base;
   static_assert(values % 1024 == 0 && row_values % 1024 == 0, "the swizzle repeats every 1024 bytes");

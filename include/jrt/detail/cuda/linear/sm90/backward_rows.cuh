@@ -25,7 +25,7 @@ class BackwardRows {
 
   __device__ explicit BackwardRows(int warp) : warp_(warp) {}
 
-  static __device__ unsigned lane() { return threadIdx.x % 32; }
+  static __device__ unsigned lane() { return computed_afresh(threadIdx.x % 32); }
   [[nodiscard]] __device__ int warp() const { return warp_; }
   /// The first of this lane's two rows.
   [[nodiscard]] __device__ int row() const { return 16 * warp_ + static_cast<int>(lane() / 4); }
@@ -55,28 +55,46 @@ class BackwardRows {
     wgmma_commit();
   }
 
-  /// This warp's rows of a tile of values as left operands, 16 columns each.
-  __device__ void load_rows(LeftFragment (&rows)[4], SharedAddress tile) const {
-    const SharedAddress row = tile + (16 * warp_ + lane() % 16) * Tiles::value_row;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      load_blocks(rows[k].pairs, SharedNumbers::at(row + ((2 * k + lane() / 16) ^ (lane() % 8)) * 16));
-    }
+  /// This warp's rows of a tile of inputs as a left operand.
+  __device__ void load_inputs(LeftFragment& rows, SharedAddress tile) const {
+    load_blocks(rows.pairs, SharedNumbers::at(tile + (16 * warp_ + lane() % 16) * Tiles::input_row +
+                                              ((lane() / 16 * 16) ^ (lane() / 4 % 2 * 16))));
   }
 
-  /// features' gradients (64 x 80, one half) = [rows | extra]·Sᵀ, all products in flight on return.
-  static __device__ void multiply_state(float (&sums)[40], const LeftFragment (&rows)[4], Pair first_extra,
-                                        Pair second_extra, SharedAddress half_state, bool with_normaliser) {
+  /// This warp's rows of columns 16·step … of a tile of values as a left operand.
+  __device__ void load_values(LeftFragment& rows, SharedAddress tile, int step) const {
+    load_blocks(rows.pairs, SharedNumbers::at(tile + (16 * warp_ + lane() % 16) * Tiles::value_row +
+                                              ((2 * step + lane() / 16) ^ (lane() % 8)) * 16));
+  }
+
+  /// sums (64 x 16) = weights·tile. The caller commits the products.
+  static __device__ void multiply_inputs(float (&sums)[8], const LeftFragment (&weights)[4], SharedAddress tile) {
+#pragma unroll
+    for (float& sum : sums) {
+      sum = 0;
+    }
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      add_by_rows<Element>(sums, rows[k], PublishedState::values_deep(half_state, k).word(), k > 0 ? 1 : 0);
+      WarpgroupProduct<16>::template add<Element>(sums, weights[k], input_tile(tile + k * 16 * Tiles::input_row).word(), 1);
     }
-    if (with_normaliser) {
-      const LeftFragment extra{{first_extra, second_extra, 0, 0}};
-      add_by_rows<Element>(sums, extra, PublishedState::normaliser_deep(half_state).word(), 1);
+  }
+
+  /// features' gradients (64 x 80, one half) = values·Sᵀ. The caller commits the products.
+  static __device__ void multiply_state(float (&sums)[40], SharedAddress values, SharedAddress half_state) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      add_by_rows<Element>(sums, value_columns(values, k).word(), PublishedState::values_deep(half_state, k).word(),
+                           k > 0 ? 1 : 0);
     }
-    wgmma_commit();
+  }
+  /// The same with [values | 1]·[R | r]ᵀ.
+  static __device__ void multiply_state_and_column(float (&sums)[40], SharedAddress values, SharedAddress half_state) {
+    const Pair eighth = computed_afresh(Numbers::power_of_two(-3));  // the 16 columns are r's two terms eight times
+    const LeftFragment eighths{{eighth, eighth, eighth, eighth}};
+    multiply_state(sums, values, half_state);
+    add_by_rows<Element>(sums, eighths, PublishedState::normaliser_deep(half_state).word(), 1);
   }
 
   /// sums (64 x 64) += φ(x)·S, first the four steps whose features have no shift or one by four.
@@ -164,11 +182,11 @@ class InputGradient {
   using Tiles = BackwardTiles<Config>;
   using Numbers = HopperNumbers<typename Config::Element>;
 
-  /// Starts with 4·sums (64 x 16) of the chunk's own pairs.
+  /// Starts with sums (64 x 16) of the chunk's own pairs, in units of 16 like all sums here.
   __device__ void start(const float (&sums)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      direct_[i / 2 % 2][i % 2 + i / 4 * 2] = 4 * sums[i];
+      direct_[i / 2 % 2][i % 2 + i / 4 * 2] = sums[i];
     }
   }
   __device__ void start() {
@@ -179,11 +197,20 @@ class InputGradient {
   }
 
   /// Adds the first half of the features: shifts by four, three and two. `x` is the tile of inputs.
-  __device__ void add_first(SharedAddress x, int warp, const float (&g)[40]) {
+  template <bool summed>
+  __device__ void add_first(SharedAddress x, int warp, const float (&g)[40], float (&features_sum)[2]) {
     const bool low = lane() % 4 < 2;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Words words(x, warp, h);
+      if constexpr (summed) {
+        float own = 0;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          own += words.low(e) * direct_[h][e] + words.high(e) * direct_[h][2 + e];
+        }
+        features_sum[h] -= own / 32;
+      }
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float cross = g[2 * h + e];
@@ -206,21 +233,45 @@ class InputGradient {
   /// The words of this lane's inputs that the second half needs, so that the tile may be overwritten.
   struct Inputs;
 
-  /// Adds the second half: shift by one, squares, L·H, linear.
-  __device__ void add_second(const Inputs& inputs, const float (&g)[40]) {
+  /// Adds the second half: shift by one, squares, L·H, linear. With `summed`, also adds this lane's part of
+  ///
+  ///     φ(x)·g = g_0 + x·g_lin/4 + x·(G x)/32
+  ///
+  /// to `features_sum`, from which `add_first` has subtracted what the chunk's own pairs will contribute.
+  template <bool summed>
+  __device__ void add_second(const Inputs& inputs, const float (&g)[40], float (&features_sum)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Words& words = inputs.words[h];
       add_four<1>(words, g, h);
       rotate(h);
+      float sum = 0;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float low = words.low(e);
         const float high = words.high(e);
         const float product = g[24 + 2 * h + e];
-        direct_[h][e] += rotating_[h][e] + g[16 + 2 * h + e] * low + product * high + 4 * g[32 + 2 * h + e];
-        direct_[h][2 + e] += rotating_[h][2 + e] + g[20 + 2 * h + e] * high + product * low + 4 * g[36 + 2 * h + e];
+        const float low_linear = g[32 + 2 * h + e];
+        const float high_linear = g[36 + 2 * h + e];
+        direct_[h][e] += rotating_[h][e] + g[16 + 2 * h + e] * low + product * high;
+        direct_[h][2 + e] += rotating_[h][2 + e] + g[20 + 2 * h + e] * high + product * low;
+        if constexpr (summed) {
+          sum += low * fmaf(8, low_linear, direct_[h][e]) + high * fmaf(8, high_linear, direct_[h][2 + e]);
+        }
+        direct_[h][e] += 4 * low_linear;
+        direct_[h][2 + e] += 4 * high_linear;
       }
+      if constexpr (summed) {
+        features_sum[h] += sum / 32 + (lane() % 4 == 0 ? g[28 + 2 * h] : 0.0F);
+      }
+    }
+  }
+
+  /// Adds a multiple of sums (64 x 16) for each row.
+  __device__ void add(const float (&sums)[8], const float (&factors)[2]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      direct_[i / 2 % 2][i % 2 + i / 4 * 2] += factors[i / 2 % 2] * sums[i];
     }
   }
 
@@ -242,7 +293,7 @@ class InputGradient {
   }
 
  private:
-  static __device__ unsigned lane() { return threadIdx.x % 32; }
+  static __device__ unsigned lane() { return computed_afresh(threadIdx.x % 32); }
 
   /// Inputs 2c … 2c + 5 (mod 8) of both halves of one row.
   struct Words {

@@ -18,8 +18,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 /// The four warps of a block that keep the state of a pass: those of the prefill (state_warps.cuh has the pictures), with
 /// these differences:
 ///
-///     rows are published in the order of PublishedState, z or r in two terms;
-///     pass queries: S − z·mᵀ is published, m the mean of v so far (BackwardLayout::centred);
+///     rows are published in the order of PublishedState;
+///     pass queries: S − z·mᵀ is published, m the mean of v so far (BackwardLayout::centred), z apart as PublishedMoments;
 ///     pass keys:    features are multiplied by f of their token; the column of c is a product of its own (mma.sync), since
 ///                   it differs from token to token:  r += Σ f·φ(q) c, c in two terms in even and odd columns.
 template <class Config, BackwardPass pass>
@@ -51,33 +51,44 @@ class BackwardStateWarps {
     }
   }
 
-  /// Takes a state, or the gradient of one: `number(i)` is value i of the state's format.
-  template <class Number>
-  __device__ void read_numbers(const Number& number) {
+  /// Reads a state, or the gradient of one, in the state's format; empty if there is none.
+  template <class Scalar>
+  __device__ void read(const Scalar* state) {
+    clear();
+    if (state != nullptr) {
+      add_stored(state);
+    }
+  }
+  /// Adds a state in its format.
+  template <class Scalar>
+  __device__ void add_stored(const Scalar* state) {
+    const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(state) % (2 * sizeof(Scalar)) == 0;
     for_rows([&](int m, int h, int r, float scale) {
+      if (r < 0) {
+        return;
+      }
       const float factor = 1 / scale;
 #pragma unroll
       for (int j = 0; j < Layout::columns / 8; ++j) {
-        const int from = r * static_cast<int>(Format::columns) + 8 * j + lane() % 4 * 2;
-        state_[m][4 * j + 2 * h] = r < 0 ? 0.0F : number(from) * factor;
-        state_[m][4 * j + 2 * h + 1] = r < 0 ? 0.0F : number(from + 1) * factor;
+        const Scalar* const from = state + r * Format::columns + 8 * j + lane() % 4 * 2;
+        Vector<Scalar, 2> pair;
+        if (pairs_aligned) {
+          pair = load_vector<2>(from);
+        } else {
+          pair[0] = from[0];
+          pair[1] = from[1];
+        }
+        state_[m][4 * j + 2 * h] += convert<float>(pair[0]) * factor;
+        state_[m][4 * j + 2 * h + 1] += convert<float>(pair[1]) * factor;
       }
-      const float z = r < 0 ? 0.0F : number(static_cast<int>(Format::normaliser_offset) + r) * factor;
+      const float z = convert<float>(state[Format::normaliser_offset + r]) * factor;
       if constexpr (Layout::queries) {
-        state_[m][32 + 2 * h] = state_[m][33 + 2 * h] = z;
+        state_[m][32 + 2 * h] += z;
+        state_[m][33 + 2 * h] += z;
       } else {
-        column_[m].values[2 * h] = z;
-        column_[m].values[2 * h + 1] = 0;
+        column_[m].values[2 * h] += z;
       }
     });
-  }
-  template <class Scalar>
-  __device__ void read_or_clear(const Scalar* state) {
-    if (state != nullptr) {
-      read_numbers([state](int i) { return convert<float>(state[i]); });
-    } else {
-      clear();
-    }
   }
 
   __device__ void write(float* state) {
@@ -126,6 +137,9 @@ class BackwardStateWarps {
         update_means(n);
       }
       publish(Layout::states + n % 2 * PublishedState::bytes, Layout::means + n % 4 * mean_bytes);
+      if constexpr (Layout::centred) {
+        publish_moments(Layout::moments + n % 2 * PublishedMoments::bytes);
+      }
       // The first products are in flight while the fence delays the others.
       add<0, Packing::row_tiles>();
       async_proxy_fence();
@@ -384,7 +398,29 @@ class BackwardStateWarps {
         }
         store_blocks(to + j * 128, pairs[0], pairs[1], pairs[2], pairs[3]);
       }
-      store_blocks(to + Layout::columns / 8 * 128, two_terms(first), two_terms(second));
+      if constexpr (!Layout::queries) {
+        store_blocks(to + Layout::columns / 8 * 128, two_terms(first), two_terms(second));
+      }
+    }
+  }
+  /// Each product of two inputs is on both sides of the diagonal: lane 0 of a row's four stores one of them.
+  __device__ void publish_moments(SharedAddress moments) const {
+#pragma unroll
+    for (int m = 0; m < Packing::row_tiles; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const TaylorRow row = Packing::row(m, warp_, h, lane() / 4);
+        if (row.second >= 0) {
+          const bool first = lane() % 4 == 0;
+          const SharedAddress to =
+              PublishedMoments::at(moments, first ? row.first : row.second, first ? row.second : row.first);
+          const auto rounded = static_cast<std::uint16_t>(Numbers::rounded(normaliser(m, h), 0));
+          asm volatile("st.shared.u16 [%0], %1;" : : "r"(to), "h"(rounded) : "memory");
+        } else if (m == 2 && row.first >= 0) {
+          store_pair(SharedNumbers::at(moments + PublishedMoments::linear + row.first * 4),
+                     __float_as_uint(4 * normaliser(m, h)));
+        }
+      }
     }
   }
   static __device__ Pair two_terms(float number) {
