@@ -32,7 +32,7 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 /// split; and of what is known at run time, all that `HopperBackward::serves` admits: dense, packed and padded sequences,
 /// prefixes, states, grouped heads, any subset of gradients.
 template <class Config>
-inline constexpr bool has_hopper_backward = targets_hopper && BackwardTiles<Config>::supported;
+inline constexpr bool has_hopper_backward = targets_hopper&& BackwardTiles<Config>::supported;
 
 /// Placeholder where there are none.
 template <class Config>
@@ -65,15 +65,14 @@ class HopperBackward {
   /// multiples of 16 bytes, strides are positive.
   static bool serves(const BackwardArgs<Config>& args) {
     return reachable(args.query) && reachable(args.key) && reachable(args.value) && reachable(args.key_encoder) &&
-           reachable(args.value_encoder) && reachable(args.output_gradient) && reachable(args.query_gradient) && reachable(args.key_gradient) &&
-           reachable(args.value_gradient) && reachable(args.key_encoder_gradient) && reachable(args.value_encoder_gradient);
+           reachable(args.value_encoder) && reachable(args.output_gradient) && reachable(args.query_gradient) &&
+           reachable(args.key_gradient) && reachable(args.value_gradient) && reachable(args.key_encoder_gradient) &&
+           reachable(args.value_encoder_gradient);
   }
 
   /// `heads`: key/value heads.
   HopperBackward(const BackwardArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on)
-      : key_gradient_(args.key_gradient),
-        value_gradient_(args.value_gradient),
-        output_gradient_(args.output_gradient) {
+      : key_gradient_(args.key_gradient), value_gradient_(args.value_gradient), output_gradient_(args.output_gradient) {
     call_.args.query = args.query;
     call_.args.key = args.key;
     call_.args.value = args.value;
@@ -104,10 +103,10 @@ class HopperBackward {
     call_.limits = limits_of(call_.args, limits);
     const std::int64_t bound = args.sequences.max_tokens > 0 ? args.sequences.max_tokens : args.key_encoder.tokens;
     const std::int64_t chunks = ceil_div<std::int64_t>(smaller(bound, args.key_encoder.tokens), Tiles::chunk);
-    call_.encoder_parts = static_cast<int>(
-        clamped(larger(ceil_div<std::int64_t>(chunks, hopper_backward_tuning.encoder_chunks),
-                       ceil_div<std::int64_t>(limits.workers, larger<std::int64_t>(sequences * heads, 1))),
-                1, larger<std::int64_t>(ceil_div<std::int64_t>(chunks, 2), 1)));
+    call_.encoder_parts =
+        static_cast<int>(clamped(larger(ceil_div<std::int64_t>(chunks, hopper_backward_tuning.encoder_chunks),
+                                        ceil_div<std::int64_t>(limits.workers, larger<std::int64_t>(sequences * heads, 1))),
+                                 1, larger<std::int64_t>(ceil_div<std::int64_t>(chunks, 2), 1)));
   }
 
   void take(Arena& arena) {
@@ -121,8 +120,8 @@ class HopperBackward {
       return;
     }
     if (call_.limits.max_token_segments > 1) {
-      call_.reverse_sums = arena.take<float>(call_.sequences * call_.limits.max_token_segments * call_.query_heads *
-                                             Call::partial_elements);
+      call_.reverse_sums =
+          arena.take<float>(call_.sequences * call_.limits.max_token_segments * call_.query_heads * Call::partial_elements);
     }
     call_.reverse_totals = arena.take<float>(call_.sequences * call_.query_heads * Call::partial_elements);
     if (call_.group > 1) {
@@ -140,7 +139,8 @@ class HopperBackward {
   Status run(const char* operation, const Cuda& on) const {
     Call call = call_;
     if (!describe_tensors(call.maps)) {
-      return Status::error(StatusCode::device_error, "%s: the driver cannot describe a tensor to the copy engine.", operation);
+      return Status::error(StatusCode::device_error, "%s: the driver cannot describe a tensor to the copy engine.",
+                           operation);
     }
     Status status;
     const auto then = [&](auto kernel, const Grid& grid, const auto&... parameters) {
@@ -168,8 +168,8 @@ class HopperBackward {
     }
     if (call.limits.max_token_segments > 1) {
       then(reverse_sums_sm90<Config>, {blocks, Tiles::state_warp_threads, Keys::sum_bytes, true}, call);
-      then(reverse_scan_sm90<Config>,
-           {call.sequences * call.query_heads * scan_blocks, state_scan_tuning.threads, 0, true}, call);
+      then(reverse_scan_sm90<Config>, {call.sequences * call.query_heads * scan_blocks, state_scan_tuning.threads, 0, true},
+           call);
     }
     const bool encoder = !is_empty(call.key_encoder_gradient) || !is_empty(call.value_encoder_gradient);
     const bool initial = !call.initial_state_gradient.empty();

@@ -7,11 +7,13 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/sm90/numbers.cuh"
+#include "jrt/detail/cuda/core/sm90/target.cuh"
 #include "jrt/detail/cuda/linear/prefill_call.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_layout.cuh"
 #include "jrt/detail/cuda/linear/sm90/schedule.cuh"
 #include "jrt/detail/plan/prefill_plan.hpp"
-#include "jrt/detail/plan/sequence_runs.hpp"
+#include "jrt/mixer/linear_attention.hpp"
 
 /// The parameters of the backward kernels for sm_90a. A block of a pass has one *query* head of one segment of a sequence;
 /// where several query heads share a key head, their gradients of k and v go to the workspace and are added up afterwards.
@@ -49,10 +51,11 @@ struct HopperBackwardCall {
   std::int64_t heads = 0;        // key/value heads
   std::int64_t query_heads = 0;  // group of them for each
   std::int64_t group = 1;
-  std::int64_t record_chunks = 0;   // of one head
-  std::byte* records = nullptr;     // [query_heads][record_chunks] TokenRecords
-  const float* starts = nullptr;    // of segments in pass `queries`: PrefillCall's partial states, after their scan
-  float* reverse_sums = nullptr;    // [sequences][max_token_segments][query_heads]; after the scan, R that segments start from
+  std::int64_t record_chunks = 0;  // of one head
+  std::byte* records = nullptr;    // [query_heads][record_chunks] TokenRecords
+  const float* starts = nullptr;   // of segments in pass `queries`: PrefillCall's partial states, after their scan
+  float* reverse_sums =
+      nullptr;  // [sequences][max_token_segments][query_heads]; after the scan, R that segments start from
   float* reverse_totals = nullptr;  // [sequences][query_heads] R of all tokens
   int encoder_parts = 1;            // blocks that share the encoder region of a head
 

@@ -22,9 +22,9 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 template <class Config>
 struct EncoderLayout : BackwardTiles<Config> {
   using Tiles = BackwardTiles<Config>;
-  static constexpr int stages = hopper_backward_tuning.encoder_stages;  // of a group of warps
-  static constexpr SharedAddress full = Tiles::barriers;                // [2][stages]
-  static constexpr SharedAddress values = Tiles::base + 1024;           // [2][stages]
+  static constexpr int stages = hopper_backward_tuning.encoder_stages;              // of a group of warps
+  static constexpr SharedAddress full = Tiles::barriers;                            // [2][stages]
+  static constexpr SharedAddress values = Tiles::base + 1024;                       // [2][stages]
   static constexpr SharedAddress inputs = values + 2 * stages * Tiles::value_tile;  // [2][stages]
   static constexpr SharedAddress state = inputs + 2 * stages * Tiles::input_tile;
   static constexpr std::size_t shared_bytes = state + PublishedState::bytes - Tiles::base;
@@ -74,7 +74,8 @@ class EncoderGradients {
         if (half == 0) {
           gradient.template add_first<false>(input, rows_.warp(), features, no_sum);
         } else {
-          gradient.template add_second<false>(typename InputGradient<Config>::Inputs(input, rows_.warp()), features, no_sum);
+          gradient.template add_second<false>(typename InputGradient<Config>::Inputs(input, rows_.warp()), features,
+                                              no_sum);
         }
       }
       gradient.store(call_.key_encoder_gradient, at, rows_.row(), present, 1, 1);
@@ -97,10 +98,18 @@ class EncoderGradients {
   }
 
  private:
-  [[nodiscard]] __device__ int place(int i) const { return group_ * Layout::stages + i % Layout::stages; }
-  [[nodiscard]] __device__ SharedAddress values(int i) const { return Layout::values + place(i) * Layout::value_tile; }
-  [[nodiscard]] __device__ SharedAddress inputs(int i) const { return Layout::inputs + place(i) * Layout::input_tile; }
-  [[nodiscard]] __device__ SharedAddress full(int i) const { return Layout::full + 8 * place(i); }
+  [[nodiscard]] __device__ int place(int i) const {
+    return group_ * Layout::stages + i % Layout::stages;
+  }
+  [[nodiscard]] __device__ SharedAddress values(int i) const {
+    return Layout::values + place(i) * Layout::value_tile;
+  }
+  [[nodiscard]] __device__ SharedAddress inputs(int i) const {
+    return Layout::inputs + place(i) * Layout::input_tile;
+  }
+  [[nodiscard]] __device__ SharedAddress full(int i) const {
+    return Layout::full + 8 * place(i);
+  }
 
   __device__ void load(int i) const {
     if (rows_.warp() != 0 || i >= count_) {

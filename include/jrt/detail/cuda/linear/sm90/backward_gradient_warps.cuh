@@ -67,7 +67,9 @@ class GradientWarps {
           state(Layout::states + buffer * PublishedState::bytes) {}
   };
 
-  static __device__ unsigned lane() { return computed_afresh(threadIdx.x % 32); }
+  static __device__ unsigned lane() {
+    return computed_afresh(threadIdx.x % 32);
+  }
 
   /// Calls `step(tiles)` for each chunk of the block's own tokens.
   template <class Step>
@@ -111,21 +113,37 @@ class GradientWarps {
     return {0, schedule_.own.first + tiles.chunk * Layout::chunk, schedule_.head, schedule_.own.row};
   }
 
-  /// Zeroes the bits of pairs that do not see each other. Rows are later than columns in pass `queries`, earlier in `keys`.
-  __device__ void mask(LeftFragment& weights, int k) const {
-    const int warp = rows_.warp();
-    const unsigned row = lane() / 4;
-    const unsigned column = lane() % 4 * 2;
+  /// Which of 16 columns, k of the chunk's four times 16, this warp's rows see: all (columns before the rows in pass
+  /// `queries`, after them in `keys`), those up to the diagonal, or none.
+  [[nodiscard]] __device__ bool sees_all(int k) const {
+    return Layout::queries ? k < rows_.warp() : k > rows_.warp();
+  }
+  [[nodiscard]] __device__ bool sees_none(int k) const {
+    return Layout::queries ? k > rows_.warp() : k < rows_.warp();
+  }
+
+  /// The bits of this lane's pair in a block of 8 x 8 on the diagonal.
+  static __device__ Pair diagonal_bits() {
+    const unsigned own = lane();
+    const unsigned row = own / 4;
+    const unsigned column = own % 4 * 2;
     const auto sees = [&](unsigned c) { return Layout::queries ? c <= row : c >= row; };
-    const Pair diagonal = (sees(column) ? 0xffffU : 0U) | (sees(column + 1) ? 0xffff0000U : 0U);
-    const bool before = Layout::queries ? k < warp : k > warp;
-    const Pair bits = before ? ~0U : (k == warp ? diagonal : 0U);
-    Pair(&pairs)[4] = weights.pairs;
-    pairs[0] &= bits;
-    pairs[3] &= bits;
-    // Rows 8-15 with columns 0-7, and rows 0-7 with columns 8-15.
-    pairs[1] = before || (Layout::queries && k == warp) ? pairs[1] : 0;
-    pairs[2] = before || (!Layout::queries && k == warp) ? pairs[2] : 0;
+    return (sees(column) ? 0xffffU : 0U) | (sees(column + 1) ? 0xffff0000U : 0U);
+  }
+  /// Zeroes the bits of pairs that do not see each other.
+  __device__ void mask(LeftFragment& weights, int k, Pair diagonal) const {
+    const Pair bits = sees_all(k) ? ~0U : diagonal;
+    weights.pairs[0] &= bits;
+    weights.pairs[3] &= bits;
+    // Of rows 8-15 with columns 0-7, and rows 0-7 with columns 8-15, one is before the other.
+    Pair& hidden = weights.pairs[Layout::queries ? 2 : 1];
+    hidden = sees_all(k) ? hidden : 0;
+  }
+  static __device__ void clear(LeftFragment& weights) {
+#pragma unroll
+    for (Pair& pair : weights.pairs) {
+      pair = 0;
+    }
   }
 
   static __device__ float2 load_floats(SharedAddress from) {

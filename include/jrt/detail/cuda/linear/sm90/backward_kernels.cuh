@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
         state_warps.accumulate(schedule.encoder, [] {});
       } else {
         state_warps.read(plan.token_segments > 1 ? call.reverse_sum(item.sequence, item.segment, item.head)
-                                                          : call.final_gradient(item.sequence, item.head));
+                                                 : call.final_gradient(item.sequence, item.head));
       }
       state_warps.publish_and_accumulate(schedule.own);
       if (!Layout::queries && plan.token_segments == 1) {
@@ -198,10 +198,9 @@ __global__ void __launch_bounds__(state_scan_tuning.threads)
 /// Gradients of k and v where query heads share a key head: those of each query head, in the workspace, added up in their
 /// order. A block takes 64 rows of one key head.
 template <class Config>
-__global__ void __launch_bounds__(128)
-    group_gradients_sm90(const __grid_constant__ HopperBackwardCall<Config> call,
-                         const TensorView<typename Config::Element> key_gradient,
-                         const TensorView<typename Config::Element> value_gradient) {
+__global__ void __launch_bounds__(128) group_gradients_sm90(const __grid_constant__ HopperBackwardCall<Config> call,
+                                                            const TensorView<typename Config::Element> key_gradient,
+                                                            const TensorView<typename Config::Element> value_gradient) {
   using Element = typename Config::Element;
   constexpr int rows = BackwardTiles<Config>::chunk;
   const std::int64_t head = blockIdx.x % call.heads;

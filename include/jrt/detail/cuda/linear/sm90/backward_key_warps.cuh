@@ -61,6 +61,8 @@ class KeyGradientWarps : public GradientWarps<Config, BackwardPass::keys> {
     float own_sums[8];
     Rows::multiply_inputs(own_sums, weights, tiles.summed);
     wgmma_commit();
+    wgmma_wait<0>();
+    fence_accumulators(own_sums);
     this->await_state(tiles);
     this->issue_next_load(tiles);
     InputGradient<Config> gradient;
@@ -71,7 +73,6 @@ class KeyGradientWarps : public GradientWarps<Config, BackwardPass::keys> {
       wgmma_commit();
       wgmma_wait<0>();
       fence_accumulators(features);
-      fence_accumulators(own_sums);
       gradient.start(own_sums);
       gradient.template add_first<false>(tiles.x, rows_.warp(), features, no_sum);
     }
@@ -112,19 +113,25 @@ class KeyGradientWarps : public GradientWarps<Config, BackwardPass::keys> {
                        schedule_.tokens_from(tiles.chunk));
   }
 
-  /// Two neighbouring numbers of the record: of queries 16k + 8j + 2(lane % 4) and the next.
-  static __device__ float2 recorded(int stage, int part, int k, int j) {
-    return load_floats(Layout::records + stage * TokenRecord::bytes + part + (16 * k + 8 * j + lane() % 4 * 2) * 4);
+  /// Of the record of a stage, this lane's part: of queries 2(lane % 4) and the next, and of every 8 more.
+  static __device__ SharedAddress record(int stage) {
+    return Layout::records + stage * TokenRecord::bytes + lane() % 4 * 8;
   }
 
   __device__ void weigh_derivative(const float (&scores)[32], const float (&products)[32], int stage,
                                    LeftFragment (&weights)[4]) const {
+    const SharedAddress own = record(stage);
+    const Pair diagonal = Base::diagonal_bits();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
+      if (this->sees_none(k)) {
+        Base::clear(weights[k]);
+        continue;
+      }
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float2 factor = recorded(stage, TokenRecord::factor, k, j);
-        const float2 scaled = recorded(stage, TokenRecord::scaled, k, j);
+        const float2 factor = load_floats(own + TokenRecord::factor + (16 * k + 8 * j) * 4);
+        const float2 scaled = load_floats(own + TokenRecord::scaled + (16 * k + 8 * j) * 4);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const float* const s = scores + 8 * k + 4 * j + 2 * h;
@@ -133,24 +140,30 @@ class KeyGradientWarps : public GradientWarps<Config, BackwardPass::keys> {
               Numbers::rounded(fmaf(p[0], factor.x, scaled.x) * (4 + s[0]), fmaf(p[1], factor.y, scaled.y) * (4 + s[1]));
         }
       }
-      this->mask(weights[k], k);
+      this->mask(weights[k], k, diagonal);
     }
   }
 
   __device__ void weigh(const float (&scores)[32], int stage, LeftFragment (&weights)[4]) const {
     const auto weight = [](float dot) { return fmaf(dot, fmaf(dot, 1.0F / 32, 0.25F), 1.0F); };
+    const SharedAddress own = record(stage);
+    const Pair diagonal = Base::diagonal_bits();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
+      if (this->sees_none(k)) {
+        Base::clear(weights[k]);
+        continue;
+      }
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float2 factor = recorded(stage, TokenRecord::factor, k, j);
+        const float2 factor = load_floats(own + TokenRecord::factor + (16 * k + 8 * j) * 4);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const float* const s = scores + 8 * k + 4 * j + 2 * h;
           weights[k].pairs[2 * j + h] = Numbers::rounded(factor.x * weight(s[0]), factor.y * weight(s[1]));
         }
       }
-      this->mask(weights[k], k);
+      this->mask(weights[k], k, diagonal);
     }
   }
 };

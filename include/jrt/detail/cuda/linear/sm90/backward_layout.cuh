@@ -23,7 +23,7 @@ enum class BackwardPass { queries, keys };
 struct HopperBackwardTuning {
   int stages = 3;                // chunks in flight or in use
   int state_registers = 152;     // per thread: the most with two blocks of 256 threads
-  int gradient_registers = 104;  // the rest
+  int gradient_registers = 104;  // the rest; with 144 and 112 more is spilled
   int blocks = 2;                // per multiprocessor, all kernels
   int encoder_stages = 3;        // of each of two groups of warps
   int encoder_chunks = 32;       // of a block; the state is read once for them
@@ -48,15 +48,23 @@ struct BackwardTiles {
   static constexpr int threads = 256;
 
   static constexpr bool normalised = has_denominators<Config>;
-  static constexpr bool supported = HopperLayout<Config>::supported &&
-                                    std::is_same_v<typename Config::Element, BFloat16> && Config::value_dim == columns &&
-                                    !Config::Mask::reads_future && !Config::Padding::keeps_padded_keys &&
-                                    !consumes_evicted_keys<Config> && !is_linear_part<Config>;
+  static constexpr bool supported = HopperLayout<Config>::supported && std::is_same_v<typename Config::Element, BFloat16> &&
+                                    Config::value_dim == columns && !Config::Mask::reads_future &&
+                                    !Config::Padding::keeps_padded_keys && !consumes_evicted_keys<Config> &&
+                                    !is_linear_part<Config>;
 
   // Shared memory starts after the 1024 bytes that CUDA reserves, as in HopperLayout.
   static constexpr SharedAddress base = 1024;
   static constexpr SharedAddress barriers = base;
 };
+
+/// The two bfloat16 of a pair as float, one instruction each.
+__device__ inline float first_of(Pair pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ inline float second_of(Pair pair) {
+  return __uint_as_float(pair & 0xffff0000U);
+}
 
 /// What pass `queries` knows about 64 query tokens and pass `keys` needs again, in the workspace: their gradients are
 /// dO = f·dy and dn = f·c, f the normaliser's factor and c = f'(n)/f(n)² (dy · y). 0 where there is no token.
@@ -70,7 +78,8 @@ struct TokenRecord {
 };
 
 /// A state as the state warps publish it, rounded: 20 groups of 8 features, a group as 9 blocks of 8 features by 8 columns,
-/// a row of a block 16 bytes. In pass `keys` columns 64-71 are r, as (rounded, what rounding lost) four times. The same bytes are
+/// a row of a block 16 bytes. In pass `keys` columns 64-71 are r, as (rounded, what rounding lost) four times. The same
+/// bytes are
 ///
 ///     the right operand of φ(x)·S, 16 features deep             (features_deep)
 ///     the right operand of dy·Sᵀ and [v | 1]·Rᵀ, 16 columns deep  (values_deep), 80 features in either half
@@ -86,9 +95,7 @@ struct PublishedState {
   static constexpr int bytes = 2 * half;
 
   /// Of what state warp w has in tile m.
-  static __device__ int place(int m, int w) {
-    return m == 0 ? 7 - 2 * w : (m == 1 ? (w == 0 ? 0 : 8 - 2 * w) : 8 + w);
-  }
+  static __device__ int place(int m, int w) { return m == 0 ? 7 - 2 * w : (m == 1 ? (w == 0 ? 0 : 8 - 2 * w) : 8 + w); }
   static __device__ MatrixDescriptor features_deep(SharedAddress state, int place) {
     return {state + place * 2 * group, group, 128, Swizzle::none};
   }
@@ -146,18 +153,18 @@ struct BackwardLayout : BackwardTiles<Config> {
   static constexpr SharedAddress row_values = sum_end;
   static constexpr SharedAddress ones = row_values + stages * value_tile;
   static constexpr SharedAddress row_inputs = ones + (queries ? ones_tile : 0);
-  static constexpr SharedAddress states = row_inputs + stages * input_tile;       // [2]
+  static constexpr SharedAddress states = row_inputs + stages * input_tile;     // [2]
   static constexpr SharedAddress moments = states + 2 * PublishedState::bytes;  // [2]
   static constexpr SharedAddress end = moments + (centred ? 2 * PublishedMoments::bytes : 0);
   static constexpr std::size_t sum_bytes = sum_end - base;
   static constexpr std::size_t shared_bytes = end - base;
   static_assert(values % 1024 == 0 && row_values % 1024 == 0, "the swizzle repeats every 1024 bytes");
 
-  static constexpr SharedAddress full = Tiles::barriers;            // [stages]; the copy engine
-  static constexpr SharedAddress summed_free = full + 8 * stages;   // [stages]; 4 state warps, chunks without gradients
+  static constexpr SharedAddress full = Tiles::barriers;           // [stages]; the copy engine
+  static constexpr SharedAddress summed_free = full + 8 * stages;  // [stages]; 4 state warps, chunks without gradients
   static constexpr SharedAddress state_full = summed_free + 8 * stages;  // [2]; 4 state warps
   static constexpr SharedAddress state_free = state_full + 16;           // [2]; 4 gradient warps
-  static constexpr SharedAddress stored = state_free + 16;  // 4 gradient warps: dv is read from where v was
+  static constexpr SharedAddress stored = state_free + 16;               // 4 gradient warps: dv is read from where v was
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

@@ -87,7 +87,8 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
       }
       Rows::multiply_state(features, tiles.y, tiles.state);
       if constexpr (normalised) {
-        WarpgroupProduct<16>::template add<Element>(normaliser_sums, inputs, PublishedMoments::square(moments(tiles)).word(), 1);
+        WarpgroupProduct<16>::template add<Element>(normaliser_sums, inputs,
+                                                    PublishedMoments::square(moments(tiles)).word(), 1);
       }
       wgmma_commit();
       wgmma_wait<0>();
@@ -143,8 +144,8 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
           const float2 mean = load_floats(at + (16 * k + 8 * j) * 4);
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const float2 dy = as_floats(rows.pairs[2 * j + h]);
-            means[h] += mean.x * dy.x + mean.y * dy.y;
+            const Pair dy = rows.pairs[2 * j + h];
+            means[h] += mean.x * first_of(dy) + mean.y * second_of(dy);
           }
         }
       }
@@ -159,17 +160,20 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
     }
   }
 
-  /// W, V and this lane's part of Σ_j P x. Keys after the query have x = 0 and V = 0 (and no keys are past the end: zeroed).
+  /// W, V and this lane's part of Σ_j P x. Keys after the query have x = 0 and V = 0 (and no keys are past the end:
+  /// zeroed).
   __device__ void weigh(const float (&scores)[32], const float (&products)[32], const float (&means)[2],
                         LeftFragment (&derivative)[4], LeftFragment (&slopes)[4], float (&numerators)[2]) const {
-    const int warp = rows_.warp();
-    const unsigned row = lane() / 4;
-    const unsigned column = lane() % 4 * 2;
+    const Pair diagonal = Base::diagonal_bits();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const bool before = k < warp;
-      const bool up_to = k <= warp;
-      const bool sees[2] = {before || (k == warp && column <= row), before || (k == warp && column + 1 <= row)};
+      if (this->sees_none(k)) {
+        Base::clear(derivative[k]);
+        Base::clear(slopes[k]);
+        continue;
+      }
+      const bool all = this->sees_all(k);
+      const bool sees[2] = {all || (diagonal & 1) != 0, all || diagonal >> 31 != 0};
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
@@ -179,8 +183,8 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const float s = scores[8 * k + 4 * j + 2 * h + e];
-            const bool visible = j == h ? sees[e] : (h == 1 ? up_to : before);
-            const float x = visible ? products[8 * k + 4 * j + 2 * h + e] - means[h] : 0.0F;
+            const float own = products[8 * k + 4 * j + 2 * h + e] - means[h];
+            const float x = j < h || (j == h ? sees[e] : all) ? own : 0.0F;
             v[e] = 4 + s;
             w[e] = x * v[e];
             if constexpr (normalised) {
@@ -191,7 +195,7 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
           slopes[k].pairs[2 * j + h] = Numbers::rounded(v[0], v[1]);
         }
       }
-      this->mask(slopes[k], k);
+      this->mask(slopes[k], k, diagonal);
     }
   }
 
@@ -209,8 +213,9 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
   }
 
   /// f and c of this lane's rows: adds c̃ U, and writes the record of the chunk. Both are 0 where there is no token.
-  __device__ void finish(const Tiles& tiles, const float (&denominators)[2], const float (&means)[2], float (&numerators)[2],
-                         const float (&normaliser_sums)[8], InputGradient<Config>& gradient, float (&factors)[2]) const {
+  __device__ void finish(const Tiles& tiles, const float (&denominators)[2], const float (&means)[2],
+                         float (&numerators)[2], const float (&normaliser_sums)[8], InputGradient<Config>& gradient,
+                         float (&factors)[2]) const {
     using Normaliser = typename Config::Normaliser;
     float c[2] = {0, 0};
     float centred[2] = {0, 0};
@@ -257,7 +262,7 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
           to[TokenRecord::factor_pairs / 2 + t] = static_cast<std::uint16_t>(rounded >> 16);
           to[TokenRecord::high / 2 + t] = static_cast<std::uint16_t>(rounded);
         } else {
-          to[TokenRecord::low / 2 + t] = static_cast<std::uint16_t>(Numbers::rounded(c[h] - as_floats(rounded).x, 0));
+          to[TokenRecord::low / 2 + t] = static_cast<std::uint16_t>(Numbers::rounded(c[h] - first_of(rounded), 0));
         }
       }
     }

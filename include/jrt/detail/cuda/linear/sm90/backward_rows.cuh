@@ -126,14 +126,13 @@ class BackwardRows {
   /// row 0 of the tile on that exist.
   __device__ void store_values(const float (&sums)[32], SharedAddress tile, const TensorView<Element>& view,
                                const CUtensorMap& map, TileCoordinates at, int present) const {
+    const unsigned lane = BackwardRows::lane();
     const SharedAddress own = tile + 16 * warp_ * Tiles::value_row;
-    const SharedAddress to = own + lane() % 16 * Tiles::value_row;
-    const auto pair = [&](int j, int h) {
-      return Numbers::rounded(sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]);
-    };
+    const SharedAddress to = own + lane % 16 * Tiles::value_row;
+    const auto pair = [&](int j, int h) { return Numbers::rounded(sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]); };
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
-      store_blocks(to + ((j + lane() / 16) ^ (lane() % 8)) * 16, pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
+      store_blocks(to + ((j + lane / 16) ^ (lane % 8)) * 16, pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
     }
     at.token += 16 * warp_;
     const int rows = present - 16 * warp_;
@@ -143,9 +142,9 @@ class BackwardRows {
       store_tile(&map, own, at);
     } else if (rows > 0) {  // another sequence may follow
       __syncwarp();
-      const int piece = static_cast<int>(lane() % 8);
+      const int piece = static_cast<int>(lane % 8);
 #pragma unroll 1
-      for (int t = static_cast<int>(lane() / 8); t < rows; t += 4) {
+      for (int t = static_cast<int>(lane / 8); t < rows; t += 4) {
         Pair pairs[4];
         load_pairs(pairs, SharedNumbers::at(own + t * Tiles::value_row + (piece ^ (t % 8)) * 16));
         *reinterpret_cast<uint4*>(view.row(at.row, at.token + t, at.head) + 8 * piece) =
@@ -168,10 +167,10 @@ class BackwardRows {
 ///
 ///     dx = (G x + 4 g_lin)/16,    G the symmetric matrix of the products' gradients
 ///
-/// (weights of 1/16 for pairs, 1/32 for squares, 1/4 for linear features are in the formula). A lane has features u = 2c and
-/// 2c + 1 of each group x[a + u]·x[b + (u + r) mod 8]. Their gradient goes, times the second factor, to its own u
-/// (`direct_`), and times the first to u + r of another lane (`rotating_`): groups are taken by falling r, and rotated by one
-/// from each to the next, so that everything has come home in the end:
+/// (weights of 1/16 for pairs, 1/32 for squares, 1/4 for linear features are in the formula). A lane has features u = 2c
+/// and 2c + 1 of each group x[a + u]·x[b + (u + r) mod 8]. Their gradient goes, times the second factor, to its own u
+/// (`direct_`), and times the first to u + r of another lane (`rotating_`): groups are taken by falling r, and rotated by
+/// one from each to the next, so that everything has come home in the end:
 ///
 ///     r = 4: add  → rotate → r = 3: add → rotate → r = 2: add → rotate → r = 1: add → rotate → direct
 ///
@@ -200,6 +199,7 @@ class InputGradient {
   template <bool summed>
   __device__ void add_first(SharedAddress x, int warp, const float (&g)[40], float (&features_sum)[2]) {
     const bool low = lane() % 4 < 2;
+    const int from = neighbour();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Words words(x, warp, h);
@@ -222,11 +222,11 @@ class InputGradient {
         rotating_[h][e] = within_low * words.low(e);
         rotating_[h][2 + e] = cross * words.low(e) + within_high * words.high(e);
       }
-      rotate(h);
+      rotate(h, from);
       add_four<3>(words, g + 8, h);
-      rotate(h);
+      rotate(h, from);
       add_four<2>(words, g + 24, h);
-      rotate(h);
+      rotate(h, from);
     }
   }
 
@@ -240,11 +240,13 @@ class InputGradient {
   /// to `features_sum`, from which `add_first` has subtracted what the chunk's own pairs will contribute.
   template <bool summed>
   __device__ void add_second(const Inputs& inputs, const float (&g)[40], float (&features_sum)[2]) {
+    const int from = neighbour();
+    [[maybe_unused]] const bool first = lane() % 4 == 0;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Words& words = inputs.words[h];
       add_four<1>(words, g, h);
-      rotate(h);
+      rotate(h, from);
       float sum = 0;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -262,7 +264,7 @@ class InputGradient {
         direct_[h][2 + e] += 4 * high_linear;
       }
       if constexpr (summed) {
-        features_sum[h] += sum / 32 + (lane() % 4 == 0 ? g[28 + 2 * h] : 0.0F);
+        features_sum[h] += sum / 32 + (first ? g[28 + 2 * h] : 0.0F);
       }
     }
   }
@@ -293,7 +295,9 @@ class InputGradient {
   }
 
  private:
-  static __device__ unsigned lane() { return computed_afresh(threadIdx.x % 32); }
+  static __device__ unsigned lane() {
+    return computed_afresh(threadIdx.x % 32);
+  }
 
   /// Inputs 2c … 2c + 5 (mod 8) of both halves of one row.
   struct Words {
@@ -302,18 +306,25 @@ class InputGradient {
 
     Words() = default;
     __device__ Words(SharedAddress x, int warp, int h) {
-      const unsigned row = 16 * warp + lane() / 4;
+      const unsigned own = lane();
+      const unsigned row = 16 * warp + own / 4;
       const SharedAddress at = x + (row + 8 * h) * Tiles::input_row;
 #pragma unroll
       for (unsigned i = 0; i < 3; ++i) {
-        const SharedAddress word = at + (((lane() + i) % 4 * 4) ^ (row / 4 % 2 * 16));
+        const SharedAddress word = at + (((own + i) % 4 * 4) ^ (row / 4 % 2 * 16));
         low_words[i] = load_pair(word);
         high_words[i] = load_pair(word ^ 16);
       }
     }
-    [[nodiscard]] __device__ float low(int i) const { return element(low_words[i / 2], i); }
-    [[nodiscard]] __device__ float high(int i) const { return element(high_words[i / 2], i); }
-    static __device__ float element(Pair pair, int i) { return i % 2 == 0 ? as_floats(pair).x : as_floats(pair).y; }
+    [[nodiscard]] __device__ float low(int i) const {
+      return element(low_words[i / 2], i);
+    }
+    [[nodiscard]] __device__ float high(int i) const {
+      return element(high_words[i / 2], i);
+    }
+    static __device__ float element(Pair pair, int i) {
+      return i % 2 == 0 ? first_of(pair) : second_of(pair);
+    }
   };
 
   /// The four groups of one shift: L·L^r, H·H^r, L·H^r, H·L^r.
@@ -336,8 +347,11 @@ class InputGradient {
     }
   }
 
-  __device__ void rotate(int h) {
-    const int neighbour = static_cast<int>((lane() & ~3U) | ((lane() + 3) & 3U));
+  static __device__ int neighbour() {
+    const unsigned own = lane();
+    return static_cast<int>((own & ~3U) | ((own + 3) & 3U));
+  }
+  __device__ void rotate(int h, int neighbour) {
     float* const t = rotating_[h];
     const float low = __shfl_sync(~0u, t[1], neighbour);
     const float high = __shfl_sync(~0u, t[3], neighbour);
@@ -347,7 +361,7 @@ class InputGradient {
     t[2] = high;
   }
 
-  float direct_[2][4];    // [row][L, L, H, H]
+  float direct_[2][4];  // [row][L, L, H, H]
   float rotating_[2][4];
 
  public:
