@@ -52,7 +52,7 @@ struct MixerBackend<Config, Cpu<E>> {
         row_runs(args.sequences, args.input.batch, args.input.tokens, cpu::gradient_segment_tokens);
     constexpr std::int64_t block = cpu::gradient_channels<Config>;
     for_blocks<block>(segments, args.input.dim, on, [&](std::int64_t segment, std::int64_t channel) {
-      cpu::segment_gradients(args, segment, channel, partials);
+      cpu::channel_gradients(args, segment, channel, partials);
     });
     if (sums_wanted(args)) {
       for_blocks<block>(1, args.input.dim, on, [&](std::int64_t /*one*/, std::int64_t channel) {

@@ -265,7 +265,7 @@ typename ConvolutionGradientBlock<Config>::Tokens gradient_tokens(const Backward
 
 /// Gradients of segment `index`, for the channels from `channel` on; `partials` receives its sums, or is null.
 template <class Config>
-void segment_gradients(const BackwardArgs<Config>& args, std::int64_t index, std::int64_t channel,
+void channel_gradients(const BackwardArgs<Config>& args, std::int64_t index, std::int64_t channel,
                        ConvolutionCompute<Config>* partials) {
   const RowRun run(args.sequences, args.input.tokens, index, gradient_segment_tokens);
   SequenceSpan span = sequence_span(args.sequences, run.b, args.input.tokens, 0);
@@ -298,7 +298,7 @@ void segment_gradients(const BackwardArgs<Config>& args, std::int64_t index, std
     }
   }
   if (partials != nullptr) {
-    block.store_totals(partials + index * gradient_sums<Config> * args.input.dim, args.input.dim);
+    block.store_totals(partials + index * sums_of_channel<Config> * args.input.dim, args.input.dim);
   }
 }
 
@@ -332,7 +332,7 @@ void add_segments(const BackwardArgs<Config>& args, const ConvolutionCompute<Con
   for (std::int64_t k = 0; k <= K; ++k) {
     T totals[gradient_channels<Config>] = {};
     for (std::int64_t i = 0; i < segments; ++i) {
-      const T* const row = partials + (i * gradient_sums<Config> + k) * args.input.dim + channel;
+      const T* const row = partials + (i * sums_of_channel<Config> + k) * args.input.dim + channel;
       for (std::int64_t c = 0; c < count; ++c) {
         totals[c] += row[c];
       }

@@ -72,7 +72,7 @@ __device__ typename ChannelGradientWalk<Config, width>::Tokens gradient_tokens(c
 /// Gradients of inputs and gates, and the sums of every segment; one thread per group of channels and segment.
 template <class Config, int width>
 __global__ void __launch_bounds__(convolution_gradient_tuning.threads, convolution_gradient_tuning.blocks)
-    segment_gradients(const ConvolutionGradientCall<Config> call) {
+    channel_gradients(const ConvolutionGradientCall<Config> call) {
   const BackwardArgs<Config>& args = call.args;
   const std::int64_t groups = ceil_div<std::int64_t>(args.input.dim, width);
   const std::int64_t segment = thread_number() / groups;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(convolution_gradient_tuning.threads, convoluti
     }
   }
   if (call.partials != nullptr) {
-    channels.store_totals(call.partials + segment * gradient_sums<Config> * args.input.dim, args.input.dim);
+    channels.store_totals(call.partials + segment * sums_of_channel<Config> * args.input.dim, args.input.dim);
   }
 }
 
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(convolution_gradient_tuning.sum_threads)
   constexpr int in_flight = convolution_gradient_tuning.sums_in_flight;
   __shared__ T sums[warps][lanes];
   const std::int64_t channels = call.args.input.dim;
-  const std::int64_t row = gradient_sums<Config> * channels;
+  const std::int64_t row = sums_of_channel<Config> * channels;
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   const int warp = static_cast<int>(threadIdx.x) / lanes;
   const std::int64_t column = blockIdx.x * static_cast<std::int64_t>(lanes) + lane;

@@ -69,10 +69,10 @@ Status launch_gradients(const char* operation, const ConvolutionGradientCall<Con
   const auto grid = [&](std::int64_t items, int threads) {
     return Grid{ceil_div<std::int64_t>(items * groups, threads), threads, 0};
   };
-  Status status = launch(operation, segment_gradients<Config, width>, grid(call.segments, tuning.threads), on, call);
+  Status status = launch(operation, channel_gradients<Config, width>, grid(call.segments, tuning.threads), on, call);
   if (status.ok() && sums_wanted(args)) {
     constexpr std::int64_t lanes = 32;
-    const std::int64_t sums = gradient_sums<Config> * args.input.dim;
+    const std::int64_t sums = sums_of_channel<Config> * args.input.dim;
     status = launch(operation, add_segments<Config>, Grid{ceil_div(sums, lanes), tuning.sum_threads, 0}, on, call);
   }
   if (status.ok() && !args.initial_state_gradient.empty()) {

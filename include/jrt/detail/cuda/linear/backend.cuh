@@ -7,7 +7,7 @@
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/linear.hpp"
 #include "jrt/detail/check/linear_backward.hpp"
-#include "jrt/detail/cuda/linear/backward_portable.cuh"
+#include "jrt/detail/cuda/linear/backward.cuh"
 #include "jrt/detail/cuda/linear/prefill.cuh"
 #include "jrt/detail/cuda/linear/step.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
@@ -72,7 +72,7 @@ struct MixerBackend<Config, Cuda> {
     return accumulate_of(args, on).workspace_bytes();
   }
   static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cuda& on) {
-    return counted_bytes(backward_of(args, on));
+    return backward_of(args, on).workspace_bytes();
   }
   template <StepArgsOf<Config> Args>
   static std::size_t workspace_bytes(const Args& args, const Cuda& /*on*/) {
@@ -81,26 +81,15 @@ struct MixerBackend<Config, Cuda> {
 
   static Status run(const PrefillArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
     const Status status = check(args);
-    return status.ok() ? run_prefill("prefill", prefill_of(args, on), workspace, on) : status;
+    return status.ok() ? run_work("prefill", prefill_of(args, on), workspace, on) : status;
   }
   static Status run(const AccumulateArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
     const Status status = check(args);
-    return status.ok() ? run_prefill("accumulate", accumulate_of(args, on), workspace, on) : status;
+    return status.ok() ? run_work("accumulate", accumulate_of(args, on), workspace, on) : status;
   }
   static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
-    Checker checker("backward");
-    checker.take(check(args));
-    if (!checker.ok()) {
-      return checker.status();
-    }
-    auto work = backward_of(args, on);
-    checker.workspace(workspace, counted_bytes(work));
-    if (!checker.ok()) {
-      return checker.status();
-    }
-    Arena arena(workspace);
-    work.take(arena);
-    return work.run("backward", on);
+    const Status status = check(args);
+    return status.ok() ? run_work("backward", backward_of(args, on), workspace, on) : status;
   }
   template <StepArgsOf<Config> Args>
   static Status run(const Args& args, const Workspace& workspace, const Cuda& on) {
@@ -141,12 +130,12 @@ struct MixerBackend<Config, Cuda> {
     return {as_encoder(args), sequence_count(args.sequences, args.key.batch), args.key.heads, on};
   }
 
-  static cuda::PortableBackward<Config> backward_of(const BackwardArgs<Config>& args, const Cuda& on) {
+  static cuda::Backward<Config> backward_of(const BackwardArgs<Config>& args, const Cuda& on) {
     return {args, sequence_count(args.sequences, args.query.batch), on};
   }
 
   template <class Work>
-  static Status run_prefill(const char* operation, Work work, const Workspace& workspace, const Cuda& on) {
+  static Status run_work(const char* operation, Work work, const Workspace& workspace, const Cuda& on) {
     Checker check(operation);
     check.workspace(workspace, work.workspace_bytes());
     if (!check.ok()) {

@@ -36,13 +36,13 @@ JRT_DETAIL_HD bool sums_wanted(const BackwardArgs<Config>& args) {
 
 /// Sums over the tokens of a segment for one channel: the K of dw, then that of dbias. A row for each, of all channels.
 template <ConvolutionConfig Config>
-inline constexpr std::int64_t gradient_sums = Config::kernel_width + 1;
+inline constexpr std::int64_t sums_of_channel = Config::kernel_width + 1;
 
 /// Memory of the sums of all segments of `segment_tokens` rows, in the type that they are formed in.
 template <ConvolutionConfig Config>
 constexpr std::int64_t partial_sums(const BackwardArgs<Config>& args, std::int64_t segment_tokens) {
   return sums_wanted(args) ? row_runs(args.sequences, args.input.batch, args.input.tokens, segment_tokens) *
-                                 gradient_sums<Config> * args.input.dim
+                                 sums_of_channel<Config> * args.input.dim
                            : 0;
 }
 
