@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Registers, stack and spills of every CUDA kernel of the benchmark, compiled for sm_90a, and the compiler's remarks that
 # products of the matrix unit were serialised. Fails where a tuned kernel (bfloat16 or half on Hopper's own kernels) has spills
-# or such a remark. Needs no GPU. `scripts/resources.sh build/resources` takes another build directory.
+# or such a remark; the backward pass has a few of both, which docs/hopper-backward-kernel.md explains. Needs no GPU. `scripts/resources.sh build/resources` takes another build directory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:-build/resources}
@@ -22,8 +22,8 @@ c++filt <"$build/ptxas.log" | awk '
     match($0, /Used [0-9]+/)
     registers = substr($0, RSTART + 5, RLENGTH - 5)
     printf "%4d registers %5d stack %5d spilled %5d restored  %s\n", registers, stack, stores, loads, kernel
-    if (kernel ~ /_sm90/ && stores + loads > 0) { bad = bad "\n  spills: " kernel }
+    if (kernel ~ /_sm90/ && kernel !~ /gradients_sm90/ && stores + loads > 0) { bad = bad "\n  spills: " kernel }
   }
-  /\(C75[0-9][0-9]\)/ { print; if ($0 ~ /_sm90/) { bad = bad "\n  " $0 } }
+  /\(C75[0-9][0-9]\)/ { print; if ($0 ~ /_sm90/ && $0 !~ /gradients_sm90/) { bad = bad "\n  " $0 } }
   END { if (bad != "") { print "Tuned kernels with spills or serialised products:" bad; exit 1 } }
 ' | sort -u | tee "$build/resources.txt"

@@ -277,9 +277,16 @@ TEST_CASE_TEMPLATE("random calls agree with the chain rule", Config, Prefix<doub
     CAPTURE(i);
     const Problem<Config> problem = random_problem<Config>(random, 120);
     const Layout layout = all_layouts[random.between(0, 3)];
-    const bool states = random.chance(0.5);
-    check_against_reference<Concurrent>(problem, states ? loss_with_states(problem) : Loss<Config>(problem),
-                                        {.layout = layout});
+    const auto loss = random.chance(0.5) ? loss_with_states(problem) : Loss<Config>(problem);
+    // In 16 bits, gradients of a handful of tokens are differences of numbers that are larger than they.
+    constexpr double bound = gradient_tolerance<typename Config::Element>();
+    const std::int64_t tokens = problem.query.shape.batch * problem.query.shape.tokens;
+    const bool few = sizeof(typename Config::Element) == 2 && tokens < 16;
+    CAPTURE(tokens);
+    CAPTURE(problem.key_encoder.shape.tokens);
+    CAPTURE(problem.sequences.count);
+    check_gradients(run_backward<Concurrent>(problem, loss, {.layout = layout}), reference_gradients(problem, loss), loss,
+                    few ? 2 * bound : bound);
   }
 }
 

@@ -6,6 +6,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/convolution/gradient_walk.cuh"
 #include "jrt/detail/cuda/convolution/kernels.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
@@ -20,18 +21,6 @@
 /// for the gradients of weights in registers. Those of all segments are then added in a fixed order.
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
-
-/// Constants of these kernels. Not yet varied on a device.
-struct ConvolutionGradientTuning {
-  int threads = 128;
-  int blocks = 2;                             // per multiprocessor: the most that leave registers for their channels
-  std::int64_t segment_tokens = 128;          // per thread: its sums, and the tokens read twice, cost little
-  std::int64_t min_segment_tokens = 16;       // halved down to this while there are fewer threads than
-  std::int64_t multiprocessor_threads = 512;  // this per multiprocessor
-  int sum_threads = 256;                      // of a block that adds segments
-  int sums_in_flight = 8;                     // loads of a thread that adds segments
-};
-inline constexpr ConvolutionGradientTuning convolution_gradient_tuning{};
 
 /// Channels of a thread: those of one access, or of half an access where their weights and sums would not fit in registers.
 template <class Config>

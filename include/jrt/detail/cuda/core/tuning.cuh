@@ -59,6 +59,17 @@ struct SimtPrefillTuning {
 };
 inline constexpr SimtPrefillTuning simt_prefill_tuning{};
 
+/// Backward, sm_90a: segment_gradients_sm90, encoder_gradients_sm90. Measured on an H100.
+struct HopperBackwardTuning {
+  int stages = 3;                // chunks in flight or in use
+  int state_registers = 152;     // per thread: the most with two blocks of 256 threads
+  int gradient_registers = 104;  // the rest; with 144 and 112 more is spilled
+  int blocks = 2;                // per multiprocessor, all kernels
+  int encoder_stages = 3;        // of each of two groups of warps
+  int encoder_chunks = 32;       // of a block; the state is read once for them
+};
+inline constexpr HopperBackwardTuning hopper_backward_tuning{};
+
 /// Backward on ordinary units: gradient_sums, segment_gradients. Not varied.
 struct SimtGradientTuning {
   int long_chunk = 32;   // tokens, where all arrays fit in shared memory
@@ -115,6 +126,19 @@ struct WindowTilesTuning {
 };
 inline constexpr WindowTilesTuning window_tiles_tuning{};
 
+/// Backward pass on the matrix units of any GPU: window_query_gradients, window_key_gradients. "Narrow" is up to 64 columns
+/// of keys and values, "wide" up to 128.
+struct WindowBackwardTuning {
+  int warps = 4;  // each with 16 rows of the block's tile
+  int stages = 2;
+  int narrow_step = 32;  // columns whose weights are in registers at a time
+  int wide_step = 16;
+  int narrow_query_blocks = 4;  // per multiprocessor
+  int narrow_key_blocks = 3;    // two gradients in registers instead of one
+  int wide_blocks = 2;
+};
+inline constexpr WindowBackwardTuning window_backward_tuning{};
+
 /// One query at a time: window_queries.
 struct WindowQueryTuning {
   int threads = 128;
@@ -151,6 +175,18 @@ struct ConvolutionTuning {
   std::int64_t multiprocessor_threads = 2048;  // this per multiprocessor
 };
 inline constexpr ConvolutionTuning convolution_tuning{};
+
+/// Backward: channel_gradients, add_segments. Not varied.
+struct ConvolutionGradientTuning {
+  int threads = 128;
+  int blocks = 2;                             // per multiprocessor: the most that leave registers for their channels
+  std::int64_t segment_tokens = 128;          // per thread: its sums, and the tokens read twice, cost little
+  std::int64_t min_segment_tokens = 16;       // halved down to this while there are fewer threads than
+  std::int64_t multiprocessor_threads = 512;  // this per multiprocessor
+  int sum_threads = 256;                      // of a block that adds segments
+  int sums_in_flight = 8;                     // loads of a thread that adds segments
+};
+inline constexpr ConvolutionGradientTuning convolution_gradient_tuning{};
 
 // -- states ------------------------------------------------------------------------------------------------------------
 

@@ -5,25 +5,13 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/mixer/window_attention.hpp"
 #include "jrt/policy/rotary.hpp"
 
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
-
-/// Backward pass on the matrix units of any GPU: window_query_gradients, window_key_gradients. "Narrow" is up to 64 columns
-/// of keys and values, "wide" up to 128.
-struct WindowBackwardTuning {
-  int warps = 4;  // each with 16 rows of the block's tile
-  int stages = 2;
-  int narrow_step = 32;  // columns whose weights are in registers at a time
-  int wide_step = 16;
-  int narrow_query_blocks = 4;  // per multiprocessor
-  int narrow_key_blocks = 3;    // two gradients in registers instead of one
-  int wide_blocks = 2;
-};
-inline constexpr WindowBackwardTuning window_backward_tuning{};
 
 /// What the weights of a query and their gradients need: (log Σ e^s, dy · y). A query that saw nothing has the logarithm +∞
 /// here, so that its weights e^(s − ∞) are 0.

@@ -7,6 +7,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
 #include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
@@ -19,16 +20,6 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 /// The two passes over a sequence. `queries` goes forward in time with the state S = Σ φ(k)·[v | 1] and makes the gradients
 /// of q; `keys` goes backward in time with R = Σ f·φ(q)·[dy | c] and makes those of k and v.
 enum class BackwardPass { queries, keys };
-
-struct HopperBackwardTuning {
-  int stages = 3;                // chunks in flight or in use
-  int state_registers = 152;     // per thread: the most with two blocks of 256 threads
-  int gradient_registers = 104;  // the rest; with 144 and 112 more is spilled
-  int blocks = 2;                // per multiprocessor, all kernels
-  int encoder_stages = 3;        // of each of two groups of warps
-  int encoder_chunks = 32;       // of a block; the state is read once for them
-};
-inline constexpr HopperBackwardTuning hopper_backward_tuning{};
 
 /// What all backward kernels share. Tiles are those of the prefill: 64 rows of inputs (q, k) of 32 bytes, of values (v, dy,
 /// y) of 128 bytes, as the copy engine swizzles them.
