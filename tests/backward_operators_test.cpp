@@ -14,8 +14,8 @@
 namespace jrt::test {
 namespace {
 
-TEST_CASE_TEMPLATE("gradients of published and odd dimensions", Config, Prefix<float, 16, 112>, Prefix<float, 8, 32>,
-                   Prefix<float, 24, 48>, Prefix<float, 5, 7>, Prefix<float, 1, 1>, Prefix<float, 60, 16>) {
+TEST_CASE_TEMPLATE("gradients of published and odd dimensions", Config, Prefix<float, 16, 112>, Prefix<float, 5, 7>,
+                   Prefix<float, 1, 1>, Prefix<float, 60, 16>) {
   check_against_reference<Simple>(Problem<Config>({.tokens = 101, .prefix = 50}));
 }
 
