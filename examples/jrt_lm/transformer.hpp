@@ -36,8 +36,8 @@ class Transformer final : public LanguageModel {
  public:
   using Mixers = jrt_lm::Mixers<Device, Element>;
 
-  Transformer(Mixers mixers, const ModelConfig& config, const WeightSource& source, const ModelOptions& options)
-      : config_(config),
+  Transformer(Mixers mixers, ModelConfig config, const WeightSource& source, const ModelOptions& options)
+      : config_(std::move(config)),
         tokens_per_group_(options.tokens_per_group),
         device_(options),
         mixers_(std::move(mixers)),

@@ -27,9 +27,9 @@ struct Sums {
 /// A row of a tensor or state, in double.
 template <Element E>
 std::vector<double> in_double(const E* row, int count) {
-  std::vector<double> numbers;
-  for (int i = 0; i < count; ++i) {
-    numbers.push_back(convert<double>(row[i]));
+  std::vector<double> numbers(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    numbers[i] = convert<double>(row[i]);
   }
   return numbers;
 }

@@ -145,7 +145,7 @@ class ConvolutionBlock : public ConvolutionTaps<Config, convolution_channels<Con
   }
 
   /// Activated sums of the packet at `from` in the taps, which is at `c` in the block.
-  Packet<T> activated(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
+  [[nodiscard]] Packet<T> activated(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
     return cpu::activated<typename Config::Activation, T>(this->sums(taps, from, c));
   }
 

@@ -327,9 +327,9 @@ void add_segments(const BackwardArgs<Config>& args, const ConvolutionCompute<Con
                   std::int64_t channel) {
   using T = ConvolutionCompute<Config>;
   using Weight = typename Config::Weight;
-  constexpr std::int64_t K = Config::kernel_width;
+  constexpr std::int64_t taps = Config::kernel_width;
   const std::int64_t count = smaller(gradient_channels<Config>, args.input.dim - channel);
-  for (std::int64_t k = 0; k <= K; ++k) {
+  for (std::int64_t k = 0; k <= taps; ++k) {
     T totals[gradient_channels<Config>] = {};
     for (std::int64_t i = 0; i < segments; ++i) {
       const T* const row = partials + (i * sums_of_channel<Config> + k) * args.input.dim + channel;
@@ -338,10 +338,10 @@ void add_segments(const BackwardArgs<Config>& args, const ConvolutionCompute<Con
       }
     }
     for (std::int64_t c = 0; c < count; ++c) {
-      if (k == K && args.bias_gradient != nullptr) {
+      if (k == taps && args.bias_gradient != nullptr) {
         args.bias_gradient[channel + c] = convert<Weight>(totals[c]);
-      } else if (k < K && args.weight_gradient != nullptr) {
-        args.weight_gradient[(channel + c) * K + k] = convert<Weight>(totals[c]);
+      } else if (k < taps && args.weight_gradient != nullptr) {
+        args.weight_gradient[(channel + c) * taps + k] = convert<Weight>(totals[c]);
       }
     }
   }

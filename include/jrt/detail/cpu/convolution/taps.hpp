@@ -183,7 +183,7 @@ class ConvolutionTaps {
   void shift() { std::copy(taps_ + 1, taps_ + kernel_width, taps_); }
 
   /// Sums over taps of the packet at `from` in the taps, which is at `c` in the block.
-  Packet<T> sums(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
+  [[nodiscard]] Packet<T> sums(const T* const (&taps)[kernel_width], std::int64_t from, std::int64_t c) const {
     Packet<T> sum = load(bias_ + c);
     for (int k = 0; k < kernel_width; ++k) {
       sum = multiply_add(load(weights_[k] + c), load(taps[k] + from), sum);

@@ -55,7 +55,7 @@ class WindowBackward {
   static constexpr std::int64_t segment_tokens =
       round_up(larger<std::int64_t>(min_window_segment_tokens, 4 * Config::left_window), panel_keys);
 
-  std::int64_t scratch_bytes() const {
+  [[nodiscard]] std::int64_t scratch_bytes() const {
     Arena counting;
     Block block(call_);
     block.take(counting);
