@@ -10,6 +10,7 @@
 #include <jrt/prefill.hpp>
 #include <jrt/reference/linear_attention.hpp>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "support/tensor.hpp"
@@ -160,7 +161,8 @@ std::size_t state_numbers(std::int64_t slots, std::int64_t heads) {
 /// Numbers that look like the state of a few tokens: sums over random keys, in `slots` slots.
 template <class Config>
 StateNumbers<Config> random_states(std::int64_t slots, std::int64_t heads, unsigned seed,
-                                   const typename Config::FeatureMap& map = {}) {
+                                   [[maybe_unused]] const typename Config::FeatureMap& map = {}) {
+  using Map = typename Config::FeatureMap;
   using Format = StateFormatOf<Config>;
   StateNumbers<Config> states(state_numbers<Config>(slots, heads));
   const auto keys = random_tensor<double>({slots, 3, heads, Config::FeatureMap::input_dim}, seed);
@@ -170,7 +172,11 @@ StateNumbers<Config> random_states(std::int64_t slots, std::int64_t heads, unsig
       std::vector<double> sums(static_cast<std::size_t>(Format::normaliser_offset + Format::rows));
       for (std::int64_t t = 0; t < 3; ++t) {
         std::vector<double> features(Format::rows);
-        expand_key(map, &keys.at(s, t, h, 0), features.data(), t + 1);
+        if constexpr (std::is_empty_v<Map>) {  // g++ 13 takes a parameter without data for uninitialised
+          expand_key(Map{}, &keys.at(s, t, h, 0), features.data(), t + 1);
+        } else {
+          expand_key(map, &keys.at(s, t, h, 0), features.data(), t + 1);
+        }
         for (int r = 0; r < Format::rows; ++r) {
           for (int c = 0; c < Format::columns; ++c) {
             sums[static_cast<std::size_t>(r * Format::columns + c)] +=
