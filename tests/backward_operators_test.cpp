@@ -19,6 +19,17 @@ TEST_CASE_TEMPLATE("gradients of published and odd dimensions", Config, Prefix<f
   check_against_reference<Simple>(Problem<Config>({.tokens = 101, .prefix = 50}));
 }
 
+template <class Base, class Scalar>
+struct StoredIn : Base {
+  using StateScalar = Scalar;
+};
+
+TEST_CASE_TEMPLATE("gradients from states in a type of their own, whose gradients are in the compute type", Config,
+                   StoredIn<Prefix<float>, BFloat16>, StoredIn<Causal<BFloat16>, Half>) {
+  const Problem<Config> problem({.tokens = 70, .prefix = Config::Mask::reads_encoder ? 33 : 0});
+  check_against_reference<Simple>(problem, loss_with_states(problem));
+}
+
 TEST_CASE_TEMPLATE("gradients without normaliser", Config, WithoutNormaliser<Prefix<double>>,
                    WithoutNormaliser<Full<double>>) {
   const std::int64_t prefix = Config::Mask::reads_encoder ? 33 : 0;

@@ -98,11 +98,21 @@ JRT_DETAIL_HD constexpr bool reads_initial_state(const StateSlots<Format>& initi
 }
 
 /// Whether sequence b is skipped by a call from `initial` to `final` states. An initial slot counts only if it is read.
-template <class Format>
-JRT_DETAIL_HD constexpr bool sequence_skipped(const StateSlots<Format>& initial, const std::uint8_t* has_initial_state,
-                                              const StateSlots<Format>& final, std::int64_t b) {
+/// Their formats differ where the final one is a gradient.
+template <class InitialFormat, class FinalFormat>
+JRT_DETAIL_HD constexpr bool sequence_skipped(const StateSlots<InitialFormat>& initial,
+                                              const std::uint8_t* has_initial_state, const StateSlots<FinalFormat>& final,
+                                              std::int64_t b) {
   const bool reads = reads_initial_state(initial, has_initial_state, b);
   return (reads && !initial.has_slot(b)) || (!final.empty() && !final.has_slot(b));
+}
+
+/// Whether sequence b is skipped by a backward pass, so that its gradients are 0: any state that the call would use has no
+/// slot.
+template <class Args>
+JRT_DETAIL_HD constexpr bool gradients_skipped(const Args& args, std::int64_t b) {
+  return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state_gradient, b) ||
+         (!args.initial_state_gradient.empty() && !args.initial_state_gradient.has_slot(b));
 }
 
 }  // namespace detail

@@ -79,12 +79,7 @@ Status check_shapes(const BackwardArgs<Config>& args) {
   check_channel_inputs(check, args);
   check_channel_view(check, "output_gradient", args.output_gradient, args.input);
   check.sequence_shapes(args.sequences, args.input.batch);
-  check_state(check, "initial_state", args.initial_state, args.input.dim);
-  if (args.has_initial_state != nullptr) {
-    check.not_null("initial_state", args.initial_state.pool.data);
-  }
-  check_state(check, "final_state_gradient", args.final_state_gradient, args.input.dim);
-  check_state(check, "initial_state_gradient", args.initial_state_gradient, args.input.dim);
+  check_gradient_states(check, args, args.input.dim);
   check_view_gradient(check, "input_gradient", args.input_gradient, args.input);
   if (Checker::is_given(args.gate_gradient)) {
     check.given("gate", args.gate, "heads", 1, "that of gate_gradient");
@@ -93,43 +88,6 @@ Status check_shapes(const BackwardArgs<Config>& args) {
   check.aligned("weight_gradient", args.weight_gradient, alignof(Weight));
   check.aligned("bias_gradient", args.bias_gradient, alignof(Weight));
   return check.status();
-}
-
-/// No gradient of an initial state lies where another sequence has a state.
-template <ConvolutionConfig Config>
-void check_gradient_slots(Checker& check, const BackwardArgs<Config>& args, std::int64_t count) {
-  const AnySlots initial = args.initial_state;
-  const AnySlots final_gradient = args.final_state_gradient;
-  const AnySlots initial_gradient = args.initial_state_gradient;
-  const auto reads_initial = [&](std::int64_t b) {
-    return reads_initial_state(args.initial_state, args.has_initial_state, b);
-  };
-  for (std::int64_t b = 0; b < count; ++b) {
-    if (reads_initial(b)) {
-      check.slot("initial_state.slots", initial, b);
-    }
-    if (!final_gradient.empty()) {
-      check.slot("final_state_gradient.slots", final_gradient, b);
-    }
-    if (!initial_gradient.empty()) {
-      check.slot("initial_state_gradient.slots", initial_gradient, b);
-    }
-  }
-  if (!check.ok() || initial_gradient.empty()) {
-    return;
-  }
-  const auto memory_of = [&](const AnySlots& state, std::int64_t b) {
-    return gradients_skipped(args, b) ? Checker::StateMemory{} : Checker::memory_of(state, b);
-  };
-  const char* const written = "initial_state_gradient.slots";
-  const auto written_by = [&](std::int64_t b) { return memory_of(initial_gradient, b); };
-  check.states_apart(
-      "final_state_gradient.slots", [&](std::int64_t b) { return memory_of(final_gradient, b); }, written, written_by,
-      count);
-  check.states_apart(
-      "initial_state.slots",
-      [&](std::int64_t b) { return reads_initial(b) ? memory_of(initial, b) : Checker::StateMemory{}; }, written,
-      written_by, count);
 }
 
 template <ConvolutionConfig Config>

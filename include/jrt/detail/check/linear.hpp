@@ -12,12 +12,26 @@
 /// `check_arrays` as in mixer.hpp.
 namespace jrt::detail {
 
-/// A view with a row for each token, beside the queries.
-inline void check_beside_query(Checker& check, const char* argument, const AnyView& view, const AnyView& query,
-                               std::int64_t heads, const char* heads_name, int dim) {
+/// A view that others are held against, and how messages call it.
+struct NamedView {
+  AnyView view;
+  const char* name;
+};
+
+/// A view with the tokens of one and the heads of another.
+inline void check_beside(Checker& check, const char* argument, const AnyView& view, const NamedView& tokens,
+                         const NamedView& heads, int dim) {
   check.view(argument, view, dim);
-  check.same_tokens(argument, view, "query's", query);
-  check.equal(argument, "heads", view.heads, heads, heads_name);
+  check.same_tokens(argument, view, tokens.name, tokens.view);
+  check.equal(argument, "heads", view.heads, heads.view.heads, heads.name);
+}
+/// The same for one that is written to, if the call has it.
+inline void check_optional_output(Checker& check, const char* argument, const AnyView& view, const NamedView& tokens,
+                                  const NamedView& heads, int dim) {
+  if (view.is_given()) {
+    check_beside(check, argument, view, tokens, heads, dim);
+    check.rows_apart(argument, view);
+  }
 }
 
 /// Queries, keys and values, of either attention.
@@ -36,7 +50,8 @@ inline void check_inputs(Checker& check, const AnyView& query, const AnyView& ke
 inline void check_token_views(Checker& check, const AnyView& query, const AnyView& key, const AnyView& value,
                               const AnyView& output, int head_dim, int value_dim) {
   check_inputs(check, query, key, value, head_dim, value_dim);
-  check_beside_query(check, "output", output, query, query.heads, "query's", value_dim);
+  const NamedView queries{query, "query's"};
+  check_beside(check, "output", output, queries, queries, value_dim);
   check.rows_apart("output", output);
 }
 template <class Args>
@@ -66,11 +81,9 @@ inline void check_encoder_views(Checker& check, const AnyView& key_encoder, cons
   }
 }
 
-/// Tensors, sequences and states of a prefill whose linear attention is `Config`'s.
+/// Sequences and encoder region of a call whose linear attention is `Config`'s.
 template <AttentionConfig Config, class Args>
-void check_prefill_views(Checker& check, const Args& args) {
-  check.take(check_map(args.feature_map));
-  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+void check_sequences(Checker& check, const Args& args) {
   check.sequence_shapes(args.sequences, args.query.batch);
   if constexpr (Config::Mask::reads_encoder) {
     check_encoder_views(check, args.key_encoder, args.value_encoder, args.sequences, args.query.batch, args.key.heads,
@@ -79,6 +92,22 @@ void check_prefill_views(Checker& check, const Args& args) {
     check.equal("key_encoder", "tokens", args.key_encoder.tokens, 0, "what a mask without encoder region reads");
     check.equal("value_encoder", "tokens", args.value_encoder.tokens, 0, "what a mask without encoder region reads");
   }
+}
+
+/// The positions of sequences that continue from a state, for maps that need them.
+template <AttentionConfig Config, class Args>
+void check_continued_positions(Checker& check, const Args& args) {
+  if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
+    check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
+  }
+}
+
+/// Tensors, sequences and states of a prefill whose linear attention is `Config`'s.
+template <AttentionConfig Config, class Args>
+void check_prefill_views(Checker& check, const Args& args) {
+  check.take(check_map(args.feature_map));
+  check_token_views(check, args, Config::FeatureMap::input_dim, Config::value_dim);
+  check_sequences<Config>(check, args);
   check_prefill_states(check, args, args.key.heads);
 }
 
@@ -90,9 +119,8 @@ void check_denominators(Checker& check, const Args& args) {
     return;
   }
   if constexpr (Config::Normaliser::uses_denominator) {
-    check.view("denominators", denominators, 1);
-    check.same_tokens("denominators", denominators, "query's", args.query);
-    check.equal("denominators", "heads", denominators.heads, args.query.heads, "query's");
+    const NamedView queries{args.query, "query's"};
+    check_beside(check, "denominators", denominators, queries, queries, 1);
     check.rows_apart("denominators", denominators);
   } else {
     check.equal("denominators", "tokens", denominators.tokens, 0, "what an operator that is not normalised has");
@@ -104,9 +132,7 @@ Status check_shapes(const PrefillArgs<Config>& args) {
   Checker check("prefill");
   check_prefill_views<Config>(check, args);
   check_denominators<Config>(check, args);
-  if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
-    check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
-  }
+  check_continued_positions<Config>(check, args);
   return check.status();
 }
 
@@ -146,14 +172,9 @@ Status check_shapes(const AccumulateArgs<Config>& args) {
   check.same_tokens("value", args.value, "key's", args.key);
   check.equal("value", "heads", args.value.heads, args.key.heads, "key's");
   check.sequence_shapes(args.sequences, args.key.batch);
-  check_state(check, "initial_state", args.initial_state, args.key.heads);
+  check_initial_state(check, args, args.key.heads);
   check.pool("final_state", args.final_state.pool, args.key.heads);
-  if (args.has_initial_state != nullptr) {
-    check.not_null("initial_state", args.initial_state.pool.data);
-  }
-  if (Config::FeatureMap::needs_position && !args.initial_state.empty()) {
-    check.not_null("sequences.first_positions (the feature map needs the position)", args.sequences.first_positions);
-  }
+  check_continued_positions<Config>(check, args);
   return check.status();
 }
 

@@ -22,14 +22,28 @@ inline void check_state(Checker& check, const char* argument, const AnySlots& st
   }
 }
 
-/// The states of a prefill, of any mixer.
+/// The states that sequences start from, and which do.
 template <class Args>
-void check_prefill_states(Checker& check, const Args& args, std::int64_t heads) {
+void check_initial_state(Checker& check, const Args& args, std::int64_t heads) {
   check_state(check, "initial_state", args.initial_state, heads);
-  check_state(check, "final_state", args.final_state, heads);
   if (args.has_initial_state != nullptr) {
     check.not_null("initial_state", args.initial_state.pool.data);
   }
+}
+
+/// The states of a prefill, of any mixer.
+template <class Args>
+void check_prefill_states(Checker& check, const Args& args, std::int64_t heads) {
+  check_initial_state(check, args, heads);
+  check_state(check, "final_state", args.final_state, heads);
+}
+
+/// The states of a backward pass, of a mixer whose states have gradients.
+template <class Args>
+void check_gradient_states(Checker& check, const Args& args, std::int64_t heads) {
+  check_initial_state(check, args, heads);
+  check_state(check, "final_state_gradient", args.final_state_gradient, heads);
+  check_state(check, "initial_state_gradient", args.initial_state_gradient, heads);
 }
 
 /// The states of a step or a commit, of any mixer.
@@ -209,6 +223,43 @@ void check_prefill_slots(Checker& check, const Args& args, std::int64_t count) {
   check_slot_arrays(check, "initial_state.slots", args.initial_state, args.has_initial_state, "final_state.slots",
                     args.final_state, count);
 }
+/// The same of a backward pass: no gradient of an initial state lies where another sequence has a state.
+template <class Args>
+void check_gradient_slots(Checker& check, const Args& args, std::int64_t count) {
+  const AnySlots initial = args.initial_state;
+  const AnySlots final_gradient = args.final_state_gradient;
+  const AnySlots initial_gradient = args.initial_state_gradient;
+  const auto reads_initial = [&](std::int64_t b) {
+    return reads_initial_state(args.initial_state, args.has_initial_state, b);
+  };
+  for (std::int64_t b = 0; b < count; ++b) {
+    if (reads_initial(b)) {
+      check.slot("initial_state.slots", initial, b);
+    }
+    if (!final_gradient.empty()) {
+      check.slot("final_state_gradient.slots", final_gradient, b);
+    }
+    if (!initial_gradient.empty()) {
+      check.slot("initial_state_gradient.slots", initial_gradient, b);
+    }
+  }
+  if (!check.ok() || initial_gradient.empty()) {
+    return;
+  }
+  const auto memory_of = [&](const AnySlots& state, std::int64_t b) {
+    return gradients_skipped(args, b) ? Checker::StateMemory{} : Checker::memory_of(state, b);
+  };
+  const char* const written = "initial_state_gradient.slots";
+  const auto written_by = [&](std::int64_t b) { return memory_of(initial_gradient, b); };
+  check.states_apart(
+      "final_state_gradient.slots", [&](std::int64_t b) { return memory_of(final_gradient, b); }, written, written_by,
+      count);
+  check.states_apart(
+      "initial_state.slots",
+      [&](std::int64_t b) { return reads_initial(b) ? memory_of(initial, b) : Checker::StateMemory{}; }, written,
+      written_by, count);
+}
+
 template <class Args>
 void check_step_slots(Checker& check, const Args& args, std::int64_t count) {
   check_slot_arrays(check, "source.slots", args.source, nullptr,

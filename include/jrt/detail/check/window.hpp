@@ -25,27 +25,12 @@ void check_window_views(Checker& check, const Args& args) {
   check_scale(check, args);
 }
 
-/// A tensor beside the tokens of `query`, with as many heads as `like`.
-inline void check_beside_tokens(Checker& check, const char* argument, const AnyView& view, const AnyView& query,
-                                const AnyView& like, const char* like_name, int dim) {
-  check.view(argument, view, dim);
-  check.same_tokens(argument, view, "query's", query);
-  check.equal(argument, "heads", view.heads, like.heads, like_name);
-}
-/// The same for one that is written to, if the call has it.
-inline void check_optional_output(Checker& check, const char* argument, const AnyView& view, const AnyView& query,
-                                  const AnyView& like, const char* like_name, int dim) {
-  if (view.is_given()) {
-    check_beside_tokens(check, argument, view, query, like, like_name, dim);
-    check.rows_apart(argument, view);
-  }
-}
-
 template <WindowConfig Config>
 Status check_shapes(const PrefillArgs<Config>& args) {
   Checker check(operation_name(args));
   check_window_views<Config>(check, args);
-  check_optional_output(check, "log_sum_exp", args.log_sum_exp, args.query, args.query, "query's", 1);
+  const NamedView queries{args.query, "query's"};
+  check_optional_output(check, "log_sum_exp", args.log_sum_exp, queries, queries, 1);
   check.sequence_shapes(args.sequences, args.query.batch);
   check_prefill_states(check, args, args.key.heads);
   return check.status();
@@ -60,17 +45,16 @@ Status check_arrays(const PrefillArgs<Config>& args) {
 template <WindowConfig Config>
 Status check_shapes(const BackwardArgs<Config>& args) {
   Checker check(operation_name(args));
-  check.view("query", args.query, Config::head_dim);
-  check_beside_tokens(check, "key", args.key, args.query, args.key, "key's", Config::head_dim);
-  check_beside_tokens(check, "value", args.value, args.query, args.key, "key's", Config::value_dim);
-  check_beside_tokens(check, "output", args.output, args.query, args.query, "query's", Config::value_dim);
-  check_beside_tokens(check, "log_sum_exp", args.log_sum_exp, args.query, args.query, "query's", 1);
-  check_beside_tokens(check, "output_gradient", args.output_gradient, args.query, args.query, "query's", Config::value_dim);
-  check.multiple("query", "heads", args.query.heads, args.key.heads, "the heads of 'key'");
+  check_inputs(check, args.query, args.key, args.value, Config::head_dim, Config::value_dim);
+  const NamedView queries{args.query, "query's"};
+  const NamedView keys{args.key, "key's"};
+  check_beside(check, "output", args.output, queries, queries, Config::value_dim);
+  check_beside(check, "log_sum_exp", args.log_sum_exp, queries, queries, 1);
+  check_beside(check, "output_gradient", args.output_gradient, queries, queries, Config::value_dim);
   check_scale(check, args);
-  check_optional_output(check, "query_gradient", args.query_gradient, args.query, args.query, "query's", Config::head_dim);
-  check_optional_output(check, "key_gradient", args.key_gradient, args.query, args.key, "key's", Config::head_dim);
-  check_optional_output(check, "value_gradient", args.value_gradient, args.query, args.key, "key's", Config::value_dim);
+  check_optional_output(check, "query_gradient", args.query_gradient, queries, queries, Config::head_dim);
+  check_optional_output(check, "key_gradient", args.key_gradient, queries, keys, Config::head_dim);
+  check_optional_output(check, "value_gradient", args.value_gradient, queries, keys, Config::value_dim);
   check.sequence_shapes(args.sequences, args.query.batch);
   check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
   if (check.ok() && (!args.initial_state.empty() || args.initial_state.slots != nullptr)) {

@@ -28,18 +28,11 @@ PrefillArgs<Config> inputs_of(const BackwardArgs<Config>& args) {
   return inputs;
 }
 
-/// Whether sequence `b` is skipped: any state that the call would use has no slot.
-template <class Config>
-JRT_DETAIL_HD constexpr bool backward_skipped(const BackwardArgs<Config>& args, std::int64_t b) {
-  return sequence_skipped(args.initial_state, args.has_initial_state, args.final_state_gradient, b) ||
-         (!args.initial_state_gradient.empty() && !args.initial_state_gradient.has_slot(b));
-}
-
 /// Plan of sequence `b`; `inputs` are `inputs_of(args)`.
 template <class Config>
 JRT_DETAIL_HD constexpr PrefillPlan plan_backward(const BackwardArgs<Config>& args, const PrefillArgs<Config>& inputs,
                                                   const SplitLimits& limits, std::int64_t b) {
-  return plan_sequence(inputs, limits, b, args.query.tokens, backward_skipped(args, b),
+  return plan_sequence(inputs, limits, b, args.query.tokens, gradients_skipped(args, b),
                        [](const TokenRange& tokens) { return tokens; });
 }
 

@@ -32,7 +32,7 @@ struct MixerBackend<Config, Cpu<E>> {
   }
   static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cpu<E>& /*on*/) {
     Arena counting;
-    counting.take<ConvolutionCompute<Config>>(partial_sums(args, cpu::gradient_segment_tokens));
+    counting.take<ConvolutionCompute<Config>>(partial_sums(args, cpu::convolution_gradient_segment_tokens));
     return counting.bytes_needed();
   }
   static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
@@ -46,10 +46,11 @@ struct MixerBackend<Config, Cpu<E>> {
     }
     Arena arena(workspace);
     ConvolutionCompute<Config>* const partials =
-        sums_wanted(args) ? arena.take<ConvolutionCompute<Config>>(partial_sums(args, cpu::gradient_segment_tokens))
-                          : nullptr;
+        sums_wanted(args)
+            ? arena.take<ConvolutionCompute<Config>>(partial_sums(args, cpu::convolution_gradient_segment_tokens))
+            : nullptr;
     const std::int64_t segments =
-        row_runs(args.sequences, args.input.batch, args.input.tokens, cpu::gradient_segment_tokens);
+        row_runs(args.sequences, args.input.batch, args.input.tokens, cpu::convolution_gradient_segment_tokens);
     constexpr std::int64_t block = cpu::gradient_channels<Config>;
     for_blocks<block>(segments, args.input.dim, on, [&](std::int64_t segment, std::int64_t channel) {
       cpu::channel_gradients(args, segment, channel, partials);

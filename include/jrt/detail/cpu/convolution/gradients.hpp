@@ -22,13 +22,9 @@
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
 
-/// Rows of a segment, whatever the threads: then sums over tokens do not depend on them. The K−1 tokens after a segment are
-/// computed twice. Not varied.
-inline constexpr std::int64_t gradient_segment_tokens = 256;
-
-/// Channels of a block: half a page of inputs, since there are sums and gradients beside the weights and inputs.
+/// Channels of a block.
 template <class Config>
-inline constexpr std::int64_t gradient_channels = convolution_block_bytes / 2 /
+inline constexpr std::int64_t gradient_channels = convolution_gradient_block_bytes /
                                                   static_cast<std::int64_t>(sizeof(ConvolutionCompute<Config>));
 
 /// Walks neighbouring channels of one sequence token by token, with the last K inputs and the gradients of the last K sums
@@ -267,12 +263,12 @@ typename ConvolutionGradientBlock<Config>::Tokens gradient_tokens(const Backward
 template <class Config>
 void channel_gradients(const BackwardArgs<Config>& args, std::int64_t index, std::int64_t channel,
                        ConvolutionCompute<Config>* partials) {
-  const RowRun run(args.sequences, args.input.tokens, index, gradient_segment_tokens);
+  const RowRun run(args.sequences, args.input.tokens, index, convolution_gradient_segment_tokens);
   SequenceSpan span = sequence_span(args.sequences, run.b, args.input.tokens, 0);
   ConvolutionGradientBlock<Config> block(channel, args.input.dim);
   if (run.within(span)) {
     const std::int64_t first = run.first_row;
-    const std::int64_t end = smaller(first + gradient_segment_tokens, span.row_tokens);
+    const std::int64_t end = smaller(first + convolution_gradient_segment_tokens, span.row_tokens);
     if (gradients_skipped(args, run.b)) {
       span.tokens = span.left_pad = 0;
     }

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
-#include "jrt/detail/cpu/linear/working_state.hpp"
+#include "jrt/detail/cpu/core/rows.hpp"
 #include "jrt/policy/feature_map.hpp"
 #include "jrt/policy/taylor.hpp"
 

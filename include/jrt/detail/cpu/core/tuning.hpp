@@ -48,6 +48,12 @@ inline constexpr std::int64_t min_window_segment_tokens = 1024;
 /// cache. Not varied.
 inline constexpr std::int64_t convolution_block_bytes = 4096;
 
+/// Half of that for gradients, since there are sums and gradients beside the weights and inputs; and rows of a segment,
+/// whatever the threads: then sums over tokens do not depend on them. The K−1 tokens after a segment are computed twice.
+/// Not varied.
+inline constexpr std::int64_t convolution_gradient_block_bytes = convolution_block_bytes / 2;
+inline constexpr std::int64_t convolution_gradient_segment_tokens = 256;
+
 /// Bytes that a prefetch brings.
 inline constexpr std::int64_t cache_line_bytes = 64;
 

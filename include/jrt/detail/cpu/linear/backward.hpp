@@ -211,12 +211,7 @@ class Backward {
     }
   }
 
-  static std::int64_t scratch_elements() {
-    Arena counting;
-    Scratch scratch;
-    scratch.take(counting);
-    return static_cast<std::int64_t>(counting.bytes_needed() / sizeof(T));
-  }
+  static std::int64_t scratch_elements() { return static_cast<std::int64_t>(counted_bytes(Scratch()) / sizeof(T)); }
 
   [[nodiscard]] Scratch scratch_of(int worker) const {
     T* const base = scratch_base_ + worker * scratch_elements();

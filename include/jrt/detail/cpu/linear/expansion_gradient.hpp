@@ -42,15 +42,15 @@ struct ExpansionGradient {
   }
 
  private:
-  template <class PullBack>
-  static void add(const ExpandedTokens<T>& chunk, const SequenceSpan& span, T* inputs_gradient, const PullBack& pull_back) {
+  template <class Vjp>
+  static void add(const ExpandedTokens<T>& chunk, const SequenceSpan& span, T* inputs_gradient, const Vjp& vjp) {
     T column[Map::feature_dim];
     T gradient[Map::input_dim];
     for (int t = 0; t < chunk.tokens; ++t) {
       for (int r = 0; r < Map::feature_dim; ++r) {
         column[r] = chunk.features_gradient[r * chunk.column_stride + t];
       }
-      pull_back(chunk.inputs + t * chunk.input_stride, column, gradient, span.position(chunk.first + t));
+      vjp(chunk.inputs + t * chunk.input_stride, column, gradient, span.position(chunk.first + t));
       for (int i = 0; i < Map::input_dim; ++i) {
         inputs_gradient[i * chunk.column_stride + t] += gradient[i];
       }

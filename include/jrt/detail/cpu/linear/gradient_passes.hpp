@@ -4,11 +4,11 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/core/gradient_rows.hpp"
 #include "jrt/detail/cpu/core/prefetch.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/linear/chunk.hpp"
 #include "jrt/detail/cpu/linear/gradient_chunk.hpp"
-#include "jrt/detail/cpu/linear/gradient_rows.hpp"
 #include "jrt/detail/plan/backward_plan.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"

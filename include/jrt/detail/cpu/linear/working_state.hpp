@@ -5,35 +5,12 @@
 #include <cstring>
 
 #include "jrt/detail/abi.hpp"
-#include "jrt/detail/cpu/core/simd.hpp"
-#include "jrt/detail/integer.hpp"
+#include "jrt/detail/cpu/core/rows.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/state.hpp"
 
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
-
-template <class T>
-constexpr int padded_to_lanes(int count) {
-  return round_up(count, lanes<T>);
-}
-
-/// Converts a row of elements to the compute type and back.
-template <class From, class To>
-inline void convert_row(const From* from, To* to, std::ptrdiff_t count) {
-  if constexpr (std::is_same_v<From, To>) {
-    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(To));
-  } else if constexpr (std::is_same_v<From, Half> && std::is_same_v<To, float>) {
-    // Eigen uses the conversion instructions.
-    using Source = Eigen::Map<const Eigen::Array<Eigen::half, Eigen::Dynamic, 1>>;
-    Eigen::Map<Eigen::ArrayXf>(to, count) =
-        Source(reinterpret_cast<const Eigen::half*>(from), count).template cast<float>();
-  } else {
-    for (std::ptrdiff_t i = 0; i < count; ++i) {
-      to[i] = convert<To>(from[i]);
-    }
-  }
-}
 
 /// Working copy of one head's state: S with rows padded to whole packets, then z, likewise. The padding is 0.
 template <class Format, class T>

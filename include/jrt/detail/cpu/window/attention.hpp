@@ -10,6 +10,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/window/block.hpp"
+#include "jrt/detail/cpu/window/segments.hpp"
 #include "jrt/executor.hpp"
 
 namespace jrt::detail::cpu {
@@ -53,11 +54,7 @@ class Window {
   template <Executor E>
   void run(E&& executor) const {
     const std::int64_t heads = call_.key.heads;
-    std::int64_t segments = 1;
-    for (std::int64_t b = 0; b < call_.count(); ++b) {
-      const SequenceSpan span = call_.span(b);
-      segments = larger(segments, ceil_div(span.tokens - span.left_pad, segment_tokens));
-    }
+    const std::int64_t segments = max_window_segments<Config>(call_);
     executor.run(call_.count() * segments * heads, [this, heads, segments](std::int64_t task, int worker) {
       Block block;
       Arena arena(Workspace{scratch_ + worker * scratch_bytes(), static_cast<std::size_t>(scratch_bytes())});
@@ -71,15 +68,10 @@ class Window {
   }
 
  private:
-  /// Tokens of a task: whole panels, and many times the window, whose keys each task has to read again.
-  static constexpr std::int64_t segment_tokens =
-      round_up(larger<std::int64_t>(min_window_segment_tokens, 4 * Config::left_window), panel_keys);
+  static constexpr std::int64_t segment_tokens = window_segment_tokens<Config>;
 
   static std::int64_t scratch_bytes() {
-    Arena counting;
-    Block block;
-    block.take(counting);
-    return round_up(static_cast<std::int64_t>(counting.bytes_needed()), static_cast<std::int64_t>(Arena::alignment));
+    return round_up(static_cast<std::int64_t>(counted_bytes(Block())), static_cast<std::int64_t>(Arena::alignment));
   }
 
   void read(std::int64_t b, std::int64_t segment, std::int64_t head, Block& block) const {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/core/gradient_rows.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/window/backward_block.hpp"
+#include "jrt/detail/cpu/window/segments.hpp"
+#include "jrt/detail/plan/token_range.hpp"
 #include "jrt/detail/plan/window_range.hpp"
 #include "jrt/detail/shared/window/backward_call.hpp"
 #include "jrt/executor.hpp"
@@ -28,6 +30,7 @@ template <WindowConfig Config>
 class WindowBackward {
  public:
   using Call = WindowBackwardCall<Config>;
+  using Element = typename Config::Element;
   using Block = WindowBackwardBlock<Config>;
 
   WindowBackward(const Call& call, int workers) : call_(call), workers_(workers) {}
@@ -37,11 +40,7 @@ class WindowBackward {
   template <Executor E>
   void run(E&& executor) const {
     const std::int64_t heads = call_.key.heads;
-    std::int64_t segments = 1;
-    for (std::int64_t b = 0; b < call_.count(); ++b) {
-      const SequenceSpan span = call_.span(b);
-      segments = larger(segments, ceil_div(span.tokens - span.left_pad, segment_tokens));
-    }
+    const std::int64_t segments = max_window_segments<Config>(call_);
     executor.run(call_.count() * segments * heads, [this, heads, segments](std::int64_t task, int worker) {
       Block block(call_);
       Arena arena(Workspace{scratch_ + worker * scratch_bytes(), static_cast<std::size_t>(scratch_bytes())});
@@ -51,22 +50,16 @@ class WindowBackward {
   }
 
  private:
-  /// As in the forward pass.
-  static constexpr std::int64_t segment_tokens =
-      round_up(larger<std::int64_t>(min_window_segment_tokens, 4 * Config::left_window), panel_keys);
+  static constexpr std::int64_t segment_tokens = window_segment_tokens<Config>;
 
   [[nodiscard]] std::int64_t scratch_bytes() const {
-    Arena counting;
-    Block block(call_);
-    block.take(counting);
-    return round_up(static_cast<std::int64_t>(counting.bytes_needed()), static_cast<std::int64_t>(Arena::alignment));
+    return round_up(static_cast<std::int64_t>(counted_bytes(Block(call_))), static_cast<std::int64_t>(Arena::alignment));
   }
 
   void run_segment(std::int64_t b, std::int64_t segment, std::int64_t head, Block& block) const {
     const SequenceSpan span = call_.span(b);
     if (segment == 0) {
-      zero_rows(span, 0, span.left_pad, head);
-      zero_rows(span, span.tokens, span.row_tokens, head);
+      zero_rest(span, head);
     }
     const std::int64_t tokens = span.tokens - span.left_pad;
     const TokenRange own{segment * segment_tokens, smaller((segment + 1) * segment_tokens, tokens)};
@@ -85,20 +78,17 @@ class WindowBackward {
     block.finish();
   }
 
-  void zero_rows(const SequenceSpan& span, std::int64_t begin, std::int64_t end, std::int64_t head) const {
-    const auto zero = [&](const auto& gradient, std::int64_t token, std::int64_t h) {
-      if (gradient.data != nullptr) {
-        auto* const row = gradient.row(span.batch_row, span.first_token + token, h);
-        std::fill(row, row + gradient.dim, typename Config::Element{});
-      }
+  /// Positions that are no token have gradient 0.
+  void zero_rest(const SequenceSpan& span, std::int64_t head) const {
+    const TokenRange tokens{span.left_pad, span.tokens};
+    const auto zero = [&](const TensorView<Element>& gradient, std::int64_t h) {
+      zero_rows(GradientRows<Element>{gradient, span.batch_row, span.first_token, h}, tokens, span.row_tokens);
     };
-    for (std::int64_t token = begin; token < end; ++token) {
-      for (std::int64_t h = head * call_.group(); h < (head + 1) * call_.group(); ++h) {
-        zero(call_.query_gradient, token, h);
-      }
-      zero(call_.key_gradient, token, head);
-      zero(call_.value_gradient, token, head);
+    for (std::int64_t h = head * call_.group(); h < (head + 1) * call_.group(); ++h) {
+      zero(call_.query_gradient, h);
     }
+    zero(call_.key_gradient, head);
+    zero(call_.value_gradient, head);
   }
 
   const Call& call_;

@@ -7,10 +7,10 @@
 #include <limits>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cpu/core/rows.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
-#include "jrt/detail/cpu/linear/working_state.hpp"
 #include "jrt/detail/cpu/window/block.hpp"
 #include "jrt/detail/plan/window_range.hpp"
 #include "jrt/detail/shared/window/backward_call.hpp"

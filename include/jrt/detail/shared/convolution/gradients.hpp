@@ -19,15 +19,6 @@
 ///     du_t              │·····················│
 namespace jrt::detail {
 
-/// Whether sequence `b` has no gradients: `skip_slot` in any slots that it has.
-template <ConvolutionConfig Config>
-JRT_DETAIL_HD bool gradients_skipped(const BackwardArgs<Config>& args, std::int64_t b) {
-  const bool reads = reads_initial_state(args.initial_state, args.has_initial_state, b);
-  return (reads && !args.initial_state.has_slot(b)) ||
-         (!args.final_state_gradient.empty() && !args.final_state_gradient.has_slot(b)) ||
-         (!args.initial_state_gradient.empty() && !args.initial_state_gradient.has_slot(b));
-}
-
 /// Whether sums over tokens are wanted.
 template <ConvolutionConfig Config>
 JRT_DETAIL_HD bool sums_wanted(const BackwardArgs<Config>& args) {

@@ -6,12 +6,12 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
-#include "jrt/detail/cpu/linear/working_state.hpp"
+#include "jrt/detail/cpu/core/rows.hpp"
 #include "jrt/detail/plan/token_range.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/tensor_view.hpp"
 
-/// From a chunk's gradients to the caller's tensors.
+/// From gradients in a task's scratch to the caller's tensors.
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
 
