@@ -68,14 +68,14 @@ struct Quadratic {
   ENGINE_HOST_DEVICE void expand_query(const double* x, double* f) const { fill(x, f, 2.0); }
   ENGINE_HOST_DEVICE void expand_key(const float* x, float* f) const { fill(x, f, 1.0F); }
   ENGINE_HOST_DEVICE void expand_key(const double* x, double* f) const { fill(x, f, 1.0); }
-  ENGINE_HOST_DEVICE void expand_query_vjp(const float* x, const float* g, float* dx) const { pull_back(x, g, dx, 2.0F); }
-  ENGINE_HOST_DEVICE void expand_query_vjp(const double* x, const double* g, double* dx) const { pull_back(x, g, dx, 2.0); }
-  ENGINE_HOST_DEVICE void expand_key_vjp(const float* x, const float* g, float* dx) const { pull_back(x, g, dx, 1.0F); }
-  ENGINE_HOST_DEVICE void expand_key_vjp(const double* x, const double* g, double* dx) const { pull_back(x, g, dx, 1.0); }
+  ENGINE_HOST_DEVICE void expand_query_vjp(const float* x, const float* g, float* dx) const { vjp(x, g, dx, 2.0F); }
+  ENGINE_HOST_DEVICE void expand_query_vjp(const double* x, const double* g, double* dx) const { vjp(x, g, dx, 2.0); }
+  ENGINE_HOST_DEVICE void expand_key_vjp(const float* x, const float* g, float* dx) const { vjp(x, g, dx, 1.0F); }
+  ENGINE_HOST_DEVICE void expand_key_vjp(const double* x, const double* g, double* dx) const { vjp(x, g, dx, 1.0); }
 
  private:
   template <class T>
-  ENGINE_HOST_DEVICE static void pull_back(const T* x, const T* g, T* dx, T weight) {
+  ENGINE_HOST_DEVICE static void vjp(const T* x, const T* g, T* dx, T weight) {
     dx[0] = weight * (g[1] + g[5] * x[1]) + 2 * g[3] * x[0];
     dx[1] = weight * (g[2] + g[5] * x[0]) + 2 * g[4] * x[1];
   }

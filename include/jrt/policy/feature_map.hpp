@@ -36,26 +36,26 @@ concept ExpandsQueryAndKeyAtPosition = requires(const M& map, const T* x, T* fea
 
 // The vector-Jacobian products of the same: x_gradient = J(x)ᵀ features_gradient.
 template <class M, class T>
-concept PullsBackPlain = requires(const M& map, const T* x, T* x_gradient) {
+concept HasVjpPlain = requires(const M& map, const T* x, T* x_gradient) {
   map.expand_vjp(x, x, x_gradient);
 };
 template <class M, class T>
-concept PullsBackAtPosition = requires(const M& map, const T* x, T* x_gradient, std::int64_t position) {
+concept HasVjpAtPosition = requires(const M& map, const T* x, T* x_gradient, std::int64_t position) {
   map.expand_vjp(x, x, x_gradient, position);
 };
 template <class M, class T>
-concept PullsBackQueryAndKey = requires(const M& map, const T* x, T* x_gradient) {
+concept HasVjpQueryAndKey = requires(const M& map, const T* x, T* x_gradient) {
   map.expand_query_vjp(x, x, x_gradient);
   map.expand_key_vjp(x, x, x_gradient);
 };
 template <class M, class T>
-concept PullsBackQueryAndKeyAtPosition = requires(const M& map, const T* x, T* x_gradient, std::int64_t position) {
+concept HasVjpQueryAndKeyAtPosition = requires(const M& map, const T* x, T* x_gradient, std::int64_t position) {
   map.expand_query_vjp(x, x, x_gradient, position);
   map.expand_key_vjp(x, x, x_gradient, position);
 };
 template <class M, class T>
-concept PullsBack = (M::needs_position ? PullsBackAtPosition<M, T> || PullsBackQueryAndKeyAtPosition<M, T>
-                                       : PullsBackPlain<M, T> || PullsBackQueryAndKey<M, T>);
+concept HasVjp = (M::needs_position ? HasVjpAtPosition<M, T> || HasVjpQueryAndKeyAtPosition<M, T>
+                                    : HasVjpPlain<M, T> || HasVjpQueryAndKey<M, T>);
 
 /// Whether the functions that `needs_position` requires exist.
 template <class M, class T>
@@ -102,7 +102,7 @@ concept FeatureMap = std::is_trivially_copyable_v<M> && requires {
 /// which is written, not added; and `kernel_derivative(q·k)` is the derivative of `kernel`. Run-time data of the map gets
 /// no gradient. Where φ is not differentiable (max, relu) the derivative from the left counts.
 template <class M>
-concept DifferentiableFeatureMap = FeatureMap<M> && detail::PullsBack<M, float> && detail::PullsBack<M, double> &&
+concept DifferentiableFeatureMap = FeatureMap<M> && detail::HasVjp<M, float> && detail::HasVjp<M, double> &&
     (!M::has_closed_form || requires(const M& map, float single, double twice) {
       { map.kernel_derivative(single) } -> std::same_as<float>;
       { map.kernel_derivative(twice) } -> std::same_as<double>;
@@ -145,12 +145,12 @@ template <class Map, class T>
 JRT_DETAIL_HD void expand_query_vjp(const Map& map, const T* x, const T* features_gradient, T* x_gradient,
                                     [[maybe_unused]] std::int64_t position) {
   if constexpr (Map::needs_position) {
-    if constexpr (detail::PullsBackQueryAndKeyAtPosition<Map, T>) {
+    if constexpr (detail::HasVjpQueryAndKeyAtPosition<Map, T>) {
       map.expand_query_vjp(x, features_gradient, x_gradient, position);
     } else {
       map.expand_vjp(x, features_gradient, x_gradient, position);
     }
-  } else if constexpr (detail::PullsBackQueryAndKey<Map, T>) {
+  } else if constexpr (detail::HasVjpQueryAndKey<Map, T>) {
     map.expand_query_vjp(x, features_gradient, x_gradient);
   } else {
     map.expand_vjp(x, features_gradient, x_gradient);
@@ -162,12 +162,12 @@ template <class Map, class T>
 JRT_DETAIL_HD void expand_key_vjp(const Map& map, const T* x, const T* features_gradient, T* x_gradient,
                                   [[maybe_unused]] std::int64_t position) {
   if constexpr (Map::needs_position) {
-    if constexpr (detail::PullsBackQueryAndKeyAtPosition<Map, T>) {
+    if constexpr (detail::HasVjpQueryAndKeyAtPosition<Map, T>) {
       map.expand_key_vjp(x, features_gradient, x_gradient, position);
     } else {
       map.expand_vjp(x, features_gradient, x_gradient, position);
     }
-  } else if constexpr (detail::PullsBackQueryAndKey<Map, T>) {
+  } else if constexpr (detail::HasVjpQueryAndKey<Map, T>) {
     map.expand_key_vjp(x, features_gradient, x_gradient);
   } else {
     map.expand_vjp(x, features_gradient, x_gradient);

@@ -153,12 +153,12 @@ struct Taylor2 {
 
   template <class T>
   JRT_DETAIL_HD void expand_query_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
-    pull_back(x, features_gradient, x_gradient, T(Packing::stores_pairs_twice ? 1 : 2));
+    vjp(x, features_gradient, x_gradient, T(Packing::stores_pairs_twice ? 1 : 2));
   }
 
   template <class T>
   JRT_DETAIL_HD void expand_key_vjp(const T* x, const T* features_gradient, T* x_gradient) const {
-    pull_back(x, features_gradient, x_gradient, T(1));
+    vjp(x, features_gradient, x_gradient, T(1));
   }
 
   /// Feature r of a query alone: features are independent.
@@ -187,7 +187,7 @@ struct Taylor2 {
   }
 
   template <class T>
-  JRT_DETAIL_HD static void pull_back(const T* x, const T* features_gradient, T* x_gradient, T pair_weight) {
+  JRT_DETAIL_HD static void vjp(const T* x, const T* features_gradient, T* x_gradient, T pair_weight) {
     for (int i = 0; i < HeadDim; ++i) {
       x_gradient[i] = T(0);
     }

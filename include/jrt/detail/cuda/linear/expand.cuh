@@ -64,7 +64,7 @@ inline constexpr bool is_symmetric_taylor2<Taylor2<d, SymmetricPacking>> = true;
 
 /// Component `i` of J(x)ᵀ g for the symmetric Taylor map, g the gradient of its features.
 template <Side side, class Map, class T>
-__device__ T taylor_pull_back(const T* x, const T* features_gradient, int i) {
+__device__ T taylor_vjp(const T* x, const T* features_gradient, int i) {
   constexpr int d = Map::input_dim;
   T sum = 0;
   for (int j = 0; j < d; ++j) {
@@ -77,8 +77,8 @@ __device__ T taylor_pull_back(const T* x, const T* features_gradient, int i) {
 /// x_gradient[i] += J(x_i)ᵀ (gradient of its features), by all threads of the block; rows as in `expand_vectors`, gradients
 /// of inputs as far apart as inputs.
 template <Side side, class Map, class T, class Position>
-__device__ void pull_back_vectors(const Map& map, const T* inputs, int input_stride, const T* features_gradient,
-                                  int feature_stride, T* inputs_gradient, int count, const Position& position) {
+__device__ void vectors_vjp(const Map& map, const T* inputs, int input_stride, const T* features_gradient,
+                            int feature_stride, T* inputs_gradient, int count, const Position& position) {
   const int threads = static_cast<int>(blockDim.x);
   const int thread = static_cast<int>(threadIdx.x);
   if constexpr (is_symmetric_taylor2<Map>) {
@@ -86,7 +86,7 @@ __device__ void pull_back_vectors(const Map& map, const T* inputs, int input_str
       const int t = index / Map::input_dim;
       const int i = index % Map::input_dim;
       inputs_gradient[t * input_stride + i] +=
-          taylor_pull_back<side, Map>(inputs + t * input_stride, features_gradient + t * feature_stride, i);
+          taylor_vjp<side, Map>(inputs + t * input_stride, features_gradient + t * feature_stride, i);
     }
   } else {
     for (int t = thread; t < count; t += threads) {

@@ -127,7 +127,7 @@ class SimtGradients : private SimtGradientProducts<Config> {
           }
           __syncthreads();
         }
-        pull_back<Side::query>(query_inputs_, source.span, begin, tokens);
+        vjp<Side::query>(query_inputs_, source.span, begin, tokens);
         __syncthreads();
         write(args_.query_gradient, inputs_gradient_, Layout::input_stride, source.span.batch_row,
               source.span.first_token + begin, tokens, h, 0);
@@ -177,7 +177,7 @@ class SimtGradients : private SimtGradientProducts<Config> {
         update(query_features_, gradient_, denominator_gradient_, tokens);
         __syncthreads();
       }
-      pull_back<Side::key>(key_inputs_, source.span, begin, tokens);
+      vjp<Side::key>(key_inputs_, source.span, begin, tokens);
       __syncthreads();
       const auto zero_keys = static_cast<int>(clamped(source.zero_keys - begin, 0, chunk));
       write(to.key, inputs_gradient_, Layout::input_stride, source.row, source.first + begin, tokens, source.head,
@@ -278,9 +278,9 @@ class SimtGradients : private SimtGradientProducts<Config> {
 
   /// inputs_gradient[t] += J(inputs[t])ᵀ features_gradient[t].
   template <Side side>
-  __device__ void pull_back(const T* inputs, const SequenceSpan& span, std::int64_t begin, int tokens) {
-    pull_back_vectors<side>(args_.feature_map, inputs, Layout::input_stride, features_gradient_, Layout::feature_stride,
-                            inputs_gradient_, tokens, [&](int t) { return span.position(begin + t); });
+  __device__ void vjp(const T* inputs, const SequenceSpan& span, std::int64_t begin, int tokens) {
+    vectors_vjp<side>(args_.feature_map, inputs, Layout::input_stride, features_gradient_, Layout::feature_stride,
+                      inputs_gradient_, tokens, [&](int t) { return span.position(begin + t); });
   }
 
   /// Writes rows, the first `zero_rows` as 0, if there is a view.
