@@ -10,26 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "support/on_host.hpp"
 #include "support/stack_run.hpp"
 
 namespace {
-
-/// Host memory.
-struct OnHost {
-  template <class T>
-  class Array {
-   public:
-    explicit Array(const std::vector<T>& values) : values_(values) {}
-    T* data() { return values_.data(); }
-    [[nodiscard]] std::vector<T> read() const { return values_; }
-
-   private:
-    std::vector<T> values_;
-  };
-
-  static jrt::Cpu<> execution() { return {}; }
-  static void wait() {}
-};
 
 bool report(const char* where, const support::StackResult& result) {
   const bool good = result.same_after_rollback && result.checkpoint_difference <= 1e-5;
@@ -52,7 +36,7 @@ int main(int argc, char** argv) try {
     throw std::invalid_argument("--tokens must be at least 2");
   }
   const auto input = support::random_stack_input(prompt, prompt / 3, 20);
-  const auto host = support::run_stack<OnHost>(input);
+  const auto host = support::run_stack<support::OnHost>(input);
   bool good = report("CPU", host);
 #if defined(JRT_EXAMPLE_CUDA)
   if (const auto device = support::run_stack_on_gpu(input)) {

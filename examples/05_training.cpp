@@ -12,25 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "support/on_host.hpp"
 #include "support/recall_training.hpp"
 
 namespace {
-
-/// Host memory.
-struct OnHost {
-  template <class T>
-  class Array {
-   public:
-    explicit Array(const std::vector<T>& values) : values_(values) {}
-    T* data() { return values_.data(); }
-    [[nodiscard]] std::vector<T> read() const { return values_; }
-
-   private:
-    std::vector<T> values_;
-  };
-
-  static jrt::Cpu<> execution() { return {}; }
-};
 
 double mean(const std::vector<double>& losses, std::size_t first, std::size_t end) {
   const auto begin = losses.begin();
@@ -69,7 +54,7 @@ int main(int argc, char** argv) try {
   support::RecallTraining training(seed);
   std::vector<double> losses;
   for (int i = 0; i < steps; ++i) {
-    losses.push_back(training.step<OnHost>());
+    losses.push_back(training.step<support::OnHost>());
   }
   bool good = report("CPU", losses);
 #if defined(JRT_EXAMPLE_CUDA)
