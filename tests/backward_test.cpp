@@ -50,6 +50,17 @@ TEST_CASE_TEMPLATE("gradients are within the bound of each element type", Config
   check_against_reference<Simple>(problem, loss_with_states(problem));
 }
 
+TEST_CASE("values with a common mean cost the gradients of queries no accuracy") {
+  using Config = Prefix<BFloat16, 16, 64>;
+  Problem<Config> problem({.batch = 1, .tokens = 300, .prefix = 150});
+  for (auto* const values : {&problem.value, &problem.value_encoder}) {
+    for (BFloat16& value : values->values) {
+      value = convert<BFloat16>(convert<float>(value) + 1.0F);
+    }
+  }
+  check_against_reference<Simple>(problem, loss_with_states(problem));
+}
+
 TEST_CASE("float32 stays within its bound over tens of thousands of tokens") {
   // The oracle is quadratic; the same operator in double, which the cases above tie to it, takes its place.
   using Config = Prefix<float, 16, 16>;
@@ -278,10 +289,14 @@ TEST_CASE_TEMPLATE("random calls agree with the chain rule", Config, Prefix<doub
     const Problem<Config> problem = random_problem<Config>(random, 120);
     const Layout layout = all_layouts[random.between(0, 3)];
     const auto loss = random.chance(0.5) ? loss_with_states(problem) : Loss<Config>(problem);
-    // In 16 bits, gradients of a handful of tokens are differences of numbers that are larger than they.
     constexpr double bound = gradient_tolerance<typename Config::Element>();
     const std::int64_t tokens = problem.query.shape.batch * problem.query.shape.tokens;
+#if defined(JRT_TEST_CUDA)
+    // In 16 bits, gradients of a handful of tokens are differences of numbers that are larger than they: 1.5e-2 on Hopper.
     const bool few = sizeof(typename Config::Element) == 2 && tokens < 16;
+#else
+    constexpr bool few = false;
+#endif
     CAPTURE(tokens);
     CAPTURE(problem.key_encoder.shape.tokens);
     CAPTURE(problem.sequences.count);

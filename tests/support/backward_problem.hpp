@@ -14,20 +14,6 @@
 /// A prefill and its backward pass on a backend, and the oracle's gradients.
 namespace jrt::test {
 
-/// The specified bounds on the error of gradients.
-template <class E>
-constexpr double gradient_tolerance() {
-  if constexpr (std::is_same_v<E, double>) {
-    return 1e-10;
-  } else if constexpr (std::is_same_v<E, float>) {
-    return 5e-6;
-  } else if constexpr (std::is_same_v<E, Half>) {
-    return 2e-3;
-  } else {
-    return 1e-2;
-  }
-}
-
 /// Numbers of the gradient of some states.
 template <class Config>
 using StateGradientNumbers = std::vector<jrt::detail::ConfigCompute<Config>>;

@@ -9,7 +9,6 @@
 #include <initializer_list>
 #include <jrt/mixer/gated_convolution.hpp>
 #include <jrt/reference/gated_convolution_backward.hpp>
-#include <type_traits>
 #include <vector>
 
 #include "support/convolution_problem.hpp"
@@ -17,20 +16,6 @@
 
 /// Gradients of a convolution as plain values, from a backend and from the oracle.
 namespace jrt::test {
-
-/// The specified bounds on errors of gradients.
-template <class E>
-constexpr double gradient_tolerance() {
-  if constexpr (std::is_same_v<E, double>) {
-    return 1e-10;
-  } else if constexpr (std::is_same_v<E, float>) {
-    return 5e-6;
-  } else if constexpr (std::is_same_v<E, Half>) {
-    return 2e-3;
-  } else {
-    return 1e-2;
-  }
-}
 
 /// A convolution and the gradients of what it computes.
 template <class ConfigT>

@@ -130,6 +130,20 @@ constexpr double tolerance() {
   }
 }
 
+/// The specified bounds on ‖g − g64‖/‖g64‖ of gradients.
+template <class E>
+constexpr double gradient_tolerance() {
+  if constexpr (std::is_same_v<E, double>) {
+    return 1e-10;
+  } else if constexpr (std::is_same_v<E, float>) {
+    return 5e-6;
+  } else if constexpr (std::is_same_v<E, Half>) {
+    return 2e-3;
+  } else {
+    return 1e-2;
+  }
+}
+
 template <class E>
 E poison() {
   if constexpr (std::is_floating_point_v<E>) {

@@ -10,27 +10,12 @@
 #include <jrt/backward.hpp>
 #include <jrt/mixer/window_attention.hpp>
 #include <jrt/reference/window_attention_backward.hpp>
-#include <type_traits>
 
 #include "support/tensor.hpp"
 #include "support/window_problem.hpp"
 
 /// Gradients of window attention: what a backend computes, after its own prefill, and what the oracle does.
 namespace jrt::test {
-
-/// The specified bounds on ‖g − g64‖/‖g64‖ of gradients.
-template <class E>
-constexpr double gradient_tolerance() {
-  if constexpr (std::is_same_v<E, double>) {
-    return 1e-10;
-  } else if constexpr (std::is_same_v<E, float>) {
-    return 5e-6;
-  } else if constexpr (std::is_same_v<E, Half>) {
-    return 2e-3;
-  } else {
-    return 1e-2;
-  }
-}
 
 template <class E>
 struct WindowGradients {
