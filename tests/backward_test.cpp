@@ -61,15 +61,15 @@ TEST_CASE("values with a common mean cost the gradients of queries no accuracy")
   check_against_reference<Simple>(problem, loss_with_states(problem));
 }
 
-TEST_CASE("float32 stays within its bound over tens of thousands of tokens") {
+TEST_CASE_TEMPLATE("gradients stay within their bounds over 131072 tokens", E, float, BFloat16) {
   // The oracle is quadratic; the same operator in double, which the cases above tie to it, takes its place.
-  using Config = Prefix<float, 16, 16>;
-  const Problem<Config> problem({.batch = 1, .tokens = 20'000, .prefix = 10'000, .heads = 1, .query_heads = 1});
+  using Config = Prefix<E, 16, 16>;
+  const Problem<Config> problem({.batch = 1, .tokens = 131'072, .prefix = 65'536, .heads = 1, .query_heads = 1});
   const Loss<Config> loss(problem);
   Loss<InDouble<Config>> exact(in_double(problem));
   exact.output_gradient = converted<double>(loss.output_gradient);
   check_gradients(run_backward<Simple>(problem, loss), run_backward<Simple>(in_double(problem), exact), loss,
-                  gradient_tolerance<float>());
+                  gradient_tolerance<E>());
 }
 
 TEST_CASE_TEMPLATE("gradients of grouped heads are summed over their query heads", Config, Prefix<double>,

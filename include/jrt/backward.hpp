@@ -15,7 +15,7 @@ template <class Config>
 struct BackwardArgs {
   static_assert(detail::always_false<Config>,
                 "jrt: BackwardArgs needs the configuration of a mixer, with its header: jrt/mixer/linear_attention.hpp, "
-                "window_attention.hpp, gated_convolution.hpp or stack.hpp. (The hybrid mixer has no backward pass yet.)");
+                "window_attention.hpp, gated_convolution.hpp, hybrid_attention.hpp or stack.hpp.");
 };
 
 /// Bytes of workspace that `backward` needs for these arguments. Uses only extents, strides, sequence arrays and slots; the

@@ -36,6 +36,7 @@
 #include "jrt/reference/gated_convolution.hpp"
 #include "jrt/reference/gated_convolution_backward.hpp"
 #include "jrt/reference/hybrid_attention.hpp"
+#include "jrt/reference/hybrid_attention_backward.hpp"
 #include "jrt/reference/linear_attention.hpp"
 #include "jrt/reference/linear_attention_backward.hpp"
 #include "jrt/reference/sums.hpp"

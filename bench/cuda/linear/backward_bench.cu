@@ -171,6 +171,7 @@ using Causal = BasedLinearAttention<BFloat16, 16, 64>;
                                        {.batch = 8, .tokens = 2048}});
   add<Causal>("causal/bfloat16/dv64", {{.batch = 16, .tokens = 8192}});
   add<PrefixLinearAttention<BFloat16, 16, 112>>("prefix/bfloat16/dv112", {{.batch = 16, .tokens = 8192}});
+  add<PrefixLinearAttention<BFloat16, 16, 128>>("prefix/bfloat16/dv128", {{.batch = 16, .tokens = 8192}});
   add<PrefixLinearAttention<Half, 16, 64>>("prefix/half/dv64", {{.batch = 16, .tokens = 8192}});
   return true;
 }();

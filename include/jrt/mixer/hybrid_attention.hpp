@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "jrt/backward.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/state/joined_names.hpp"
@@ -26,8 +27,8 @@
 ///                                  the same sums without the values, + ε
 ///
 /// For a Taylor map φ(q)·φ(k) = 1 + s + s²/2 is the expansion of e^s, so the two weights agree where s is small. (Two
-/// separate mixers would have a normaliser each.) Its operations are `prefill`, `decode_step`, `staged_step` and `commit`,
-/// chosen by the configuration of their arguments.
+/// separate mixers would have a normaliser each.) Its operations are `prefill`, `backward`, `decode_step`, `staged_step`
+/// and `commit`, chosen by the configuration of their arguments.
 ///
 /// All weights are >= 0: a key is added to the state when it leaves the window, not before, so nothing is ever subtracted.
 /// No weight overflows: weights are relative to the largest score, or to 0 if that is larger.
@@ -160,6 +161,44 @@ struct PrefillArgs<Config> {
   StateSlots<Format> final_state{};                   ///< receives the state after the last; dropped if omitted
   const std::uint8_t* has_initial_state = nullptr;    ///< (B), 0 where the slot's content is to be ignored
   typename Config::Linear::FeatureMap feature_map{};  ///< run-time data of the feature map, if it has any
+  /// (B, T, Hq, 1), optional: receives the natural logarithm of the denominator of y, with its ε; −∞ where there is no
+  /// token. `backward` needs it.
+  TensorView<ComputeType<Element>> log_sum_exp{};
+};
+
+/// Arguments of `backward` for the mixer, in the notation of `PrefillArgs`. With dy = `output_gradient`, l = `log_sum_exp`,
+/// w_ij the weight of key j for query i (e^{s_ij} in the window, φ(q_i)·φ(k_j) for older keys and the encoder region), and
+/// sums over the pairs in which query i sees key j,
+///
+///     dw_ij = e^{−l_i} (dy_i·v_j − dy_i·y_i)
+///     dq_i = Σ_j dw_ij ∂w_ij/∂q_i,    dk_j = Σ_i dw_ij ∂w_ij/∂k_j,    dv_j = Σ_i e^{−l_i} w_ij dy_i
+///
+/// Of the prefill, `backward` needs outputs and `log_sum_exp`. Gradients do not pass through states: the prefill must have
+/// started without one, and its final state have no consumer. Gradients are the linear part's, rounded to the element type,
+/// plus the window's. Cost and workspace: those of the two mixers' backward passes.
+template <HybridConfig Config>
+struct BackwardArgs<Config> {
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  TensorView<const Element> query{};                     ///< (B, T, Hq, d)
+  TensorView<const Element> key{};                       ///< (B, T, Hkv, d)
+  TensorView<const Element> value{};                     ///< (B, T, Hkv, dv)
+  TensorView<const Element> key_encoder{};               ///< (B, M, Hkv, d)
+  TensorView<const Element> value_encoder{};             ///< (B, M, Hkv, dv)
+  TensorView<const Element> output{};                    ///< (B, T, Hq, dv), what the prefill wrote
+  TensorView<const ComputeType<Element>> log_sum_exp{};  ///< (B, T, Hq, 1), what the prefill wrote
+  Sequences sequences{};                                 ///< lengths, prefixes and pads of the sequences
+  StateSlots<Format> initial_state{};                    ///< must be left out: gradients do not pass through it
+  typename Config::Linear::FeatureMap feature_map{};     ///< its run-time data gets no gradient
+
+  TensorView<const Element> output_gradient{};  ///< (B, T, Hq, dv); required
+
+  TensorView<Element> query_gradient{};          ///< (B, T, Hq, d), optional
+  TensorView<Element> key_gradient{};            ///< (B, T, Hkv, d), optional
+  TensorView<Element> value_gradient{};          ///< (B, T, Hkv, dv), optional
+  TensorView<Element> key_encoder_gradient{};    ///< (B, M, Hkv, d), optional
+  TensorView<Element> value_encoder_gradient{};  ///< (B, M, Hkv, dv), optional
 };
 
 /// Arguments of `decode_step` for the mixer; T is the number of new tokens, usually 1.

@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "jrt/detail/check/linear.hpp"
+#include "jrt/detail/check/linear_backward.hpp"
+#include "jrt/detail/check/window.hpp"
 #include "jrt/mixer/hybrid_attention.hpp"
 
 /// What makes the arguments of linear and window attention in one mixer valid; `check_shapes` and `check_arrays` as in
@@ -14,6 +16,8 @@ template <HybridConfig Config>
 Status check_shapes(const PrefillArgs<Config>& args) {
   Checker check(operation_name(args));
   check_prefill_views<typename Config::Linear>(check, args);
+  const NamedView queries{args.query, "query's"};
+  check_optional_output(check, "log_sum_exp", args.log_sum_exp, queries, queries, 1);
   return check.status();
 }
 template <HybridConfig Config>
@@ -23,6 +27,32 @@ Status check_arrays(const PrefillArgs<Config>& args) {
   Sequences sequences = args.sequences;
   sequences.first_positions = nullptr;
   check_prefill_arrays<typename Config::Linear>(check, args, sequences);
+  return check.status();
+}
+
+template <HybridConfig Config>
+Status check_shapes(const BackwardArgs<Config>& args) {
+  using Linear = typename Config::Linear;
+  static_assert(CheckedBackward<Linear>::ok);
+  Checker check(operation_name(args));
+  check.take(check_map(args.feature_map));
+  check_inputs(check, args.query, args.key, args.value, Linear::FeatureMap::input_dim, Linear::value_dim);
+  const NamedView queries{args.query, "query's"};
+  check_beside(check, "output", args.output, queries, queries, Linear::value_dim);
+  check_beside(check, "log_sum_exp", args.log_sum_exp, queries, queries, 1);
+  check_beside(check, "output_gradient", args.output_gradient, queries, queries, Linear::value_dim);
+  check_sequences<Linear>(check, args);
+  check_gradient_views(check, args);
+  check_starts_without_cache(check, args);
+  return check.status();
+}
+template <HybridConfig Config>
+Status check_arrays(const BackwardArgs<Config>& args) {
+  Checker check(operation_name(args));
+  Sequences sequences = args.sequences;
+  sequences.first_positions = nullptr;
+  check.sequence_arrays(sequences, sequence_count(sequences, args.query.batch), args.query.tokens, args.key_encoder.tokens,
+                        Config::Linear::Mask::reads_encoder, INT64_MAX / 2, [](std::int64_t) { return false; });
   return check.status();
 }
 

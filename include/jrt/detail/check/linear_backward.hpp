@@ -12,6 +12,25 @@
 /// What makes the arguments of linear attention's backward pass valid; `check_shapes` and `check_arrays` as in mixer.hpp.
 namespace jrt::detail {
 
+/// Views for gradients of queries, keys and values, the encoder region's too; the call may have any of them.
+template <class Args>
+void check_gradient_views(Checker& check, const Args& args) {
+  const NamedView queries{args.query, "query's"};
+  const auto gradient = [&](const char* argument, const AnyView& view, const NamedView& input) {
+    check_optional_output(check, argument, view, input, input, static_cast<int>(input.view.dim));
+  };
+  gradient("query_gradient", args.query_gradient, queries);
+  gradient("key_gradient", args.key_gradient, {args.key, "key's"});
+  gradient("value_gradient", args.value_gradient, {args.value, "value's"});
+  if (args.key_encoder.tokens == 0) {
+    check.equal("key_encoder_gradient", "tokens", args.key_encoder_gradient.tokens, 0, "key_encoder's");
+    check.equal("value_encoder_gradient", "tokens", args.value_encoder_gradient.tokens, 0, "value_encoder's");
+  } else {
+    gradient("key_encoder_gradient", args.key_encoder_gradient, {args.key_encoder, "key_encoder's"});
+    gradient("value_encoder_gradient", args.value_encoder_gradient, {args.value_encoder, "value_encoder's"});
+  }
+}
+
 template <AttentionConfig Config>
 Status check_shapes(const BackwardArgs<Config>& args) {
   constexpr int head_dim = Config::FeatureMap::input_dim;
@@ -29,19 +48,7 @@ Status check_shapes(const BackwardArgs<Config>& args) {
   }
   check_beside(check, "output_gradient", args.output_gradient, queries, queries, value_dim);
   check_sequences<Config>(check, args);
-  const auto gradient = [&](const char* argument, const AnyView& view, const NamedView& input) {
-    check_optional_output(check, argument, view, input, input, static_cast<int>(input.view.dim));
-  };
-  gradient("query_gradient", args.query_gradient, queries);
-  gradient("key_gradient", args.key_gradient, {args.key, "key's"});
-  gradient("value_gradient", args.value_gradient, {args.value, "value's"});
-  if (args.key_encoder.tokens == 0) {
-    check.equal("key_encoder_gradient", "tokens", args.key_encoder_gradient.tokens, 0, "key_encoder's");
-    check.equal("value_encoder_gradient", "tokens", args.value_encoder_gradient.tokens, 0, "value_encoder's");
-  } else {
-    gradient("key_encoder_gradient", args.key_encoder_gradient, {args.key_encoder, "key_encoder's"});
-    gradient("value_encoder_gradient", args.value_encoder_gradient, {args.value_encoder, "value_encoder's"});
-  }
+  check_gradient_views(check, args);
   check_gradient_states(check, args, args.key.heads);
   check_continued_positions<Config>(check, args);
   return check.status();

@@ -42,6 +42,18 @@ Status check_arrays(const PrefillArgs<Config>& args) {
   return check.status();
 }
 
+/// Gradients do not pass through a window's cache.
+template <class Args>
+void check_starts_without_cache(Checker& check, const Args& args) {
+  if (check.ok() && (!args.initial_state.empty() || args.initial_state.slots != nullptr)) {
+    check.take(Status::error(StatusCode::invalid_argument,
+                             "%s: argument 'initial_state' is given, but gradients through a window's cache are not "
+                             "supported. Leave it out, and "
+                             "run the prefill over whole sequences instead of pieces that continue from a cache.",
+                             operation_name(args)));
+  }
+}
+
 template <WindowConfig Config>
 Status check_shapes(const BackwardArgs<Config>& args) {
   Checker check(operation_name(args));
@@ -57,13 +69,7 @@ Status check_shapes(const BackwardArgs<Config>& args) {
   check_optional_output(check, "value_gradient", args.value_gradient, queries, keys, Config::value_dim);
   check.sequence_shapes(args.sequences, args.query.batch);
   check.at_least("sequences.max_tokens", "value", args.sequences.max_tokens, 0);
-  if (check.ok() && (!args.initial_state.empty() || args.initial_state.slots != nullptr)) {
-    check.take(Status::error(StatusCode::invalid_argument,
-                             "%s: argument 'initial_state' is given, but gradients through a window's cache are not "
-                             "supported. Leave it out, and "
-                             "run the prefill over whole sequences instead of pieces that continue from a cache.",
-                             operation_name(args)));
-  }
+  check_starts_without_cache(check, args);
   return check.status();
 }
 template <WindowConfig Config>

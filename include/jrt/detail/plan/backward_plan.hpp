@@ -4,7 +4,9 @@
 #include <cstdint>
 
 #include "jrt/detail/host_device.hpp"
+#include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/prefill_plan.hpp"
+#include "jrt/detail/plan/token_range.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/state.hpp"
 
@@ -26,6 +28,17 @@ PrefillArgs<Config> inputs_of(const BackwardArgs<Config>& args) {
   inputs.has_initial_state = args.has_initial_state;
   inputs.feature_map = args.feature_map;
   return inputs;
+}
+
+/// The tokens of a range that have a key; with delayed keys, the first ones of a sequence have none.
+template <class Config>
+JRT_DETAIL_HD constexpr TokenRange with_key(const PrefillPlan& plan, const TokenRange& range) {
+  return {clamped(plan.tokens.begin + key_delay<Config>, range.begin, range.end), range.end};
+}
+/// The keys that have a gradient: the last ones of a sequence may be no token's.
+template <class Config>
+JRT_DETAIL_HD constexpr TokenRange keys_with_gradient(const PrefillPlan& plan) {
+  return {plan.tokens.begin, larger(plan.tokens.end - key_delay<Config>, plan.tokens.begin)};
 }
 
 /// Plan of sequence `b`; `inputs` are `inputs_of(args)`.

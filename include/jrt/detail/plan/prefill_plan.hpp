@@ -101,6 +101,17 @@ JRT_DETAIL_HD constexpr PrefillPlan plan_prefill(const PrefillArgs<Config>& args
                        [](const TokenRange& tokens) { return tokens; });
 }
 
+/// Tokens from a key to the first query that sees it, other than 0 in the linear part of a hybrid mixer
+/// (shared/hybrid/gradients.hpp).
+template <class Config>
+inline constexpr std::int64_t key_delay = [] {
+  if constexpr (requires { Config::key_delay; }) {
+    return Config::key_delay;
+  } else {
+    return std::int64_t{0};
+  }
+}();
+
 /// Leading tokens whose key is treated as zero.
 template <class Config>
 JRT_DETAIL_HD constexpr std::int64_t zero_keys(const PrefillPlan& plan) {

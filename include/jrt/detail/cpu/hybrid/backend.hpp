@@ -8,6 +8,7 @@
 #include "jrt/detail/cpu/hybrid/step.hpp"
 #include "jrt/detail/cpu/linear/backend.hpp"
 #include "jrt/detail/cpu/window/backend.hpp"
+#include "jrt/detail/shared/hybrid/gradients.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 
 namespace jrt::detail {
@@ -30,6 +31,11 @@ struct MixerBackend<Config, Cpu<E>> {
   }
   static std::size_t workspace_bytes(const CommitArgs<Config>& args, const Cpu<E>& on) {
     return linear_bytes(Parts::linear(args), on);
+  }
+
+  static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cpu<E>& on) {
+    const auto linear = Gradients::linear(args);
+    return larger(counted_bytes(linear_backward_of(linear, on)), WindowGradients::call_bytes(Gradients::window(args), on));
   }
 
   /// A prefill or a step.
@@ -62,7 +68,28 @@ struct MixerBackend<Config, Cpu<E>> {
     return checker.status();
   }
 
+  static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cpu<E>& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (checker.ok()) {
+      const auto linear = Gradients::linear(args);
+      checker.take(cpu::run_work("backward", linear_backward_of(linear, on), workspace, on));
+    }
+    if (checker.ok()) {
+      WindowGradients::run_call(Gradients::window(args), workspace, on);
+    }
+    return checker.status();
+  }
+
  private:
+  using Gradients = HybridGradientParts<Config>;
+  using WindowGradients = MixerBackend<typename Gradients::Window, Cpu<E>>;
+  static auto linear_backward_of(const BackwardArgs<typename Gradients::Linear>& args, const Cpu<E>& on) {
+    return cpu::Backward<typename Gradients::Linear>(args, sequence_count(args.sequences, args.query.batch),
+                                                     workers_of(on));
+  }
+
   using Parts = HybridParts<Config>;
   using LinearPart = typename Parts::LinearPart;
   using Window = MixerBackend<typename Parts::Ring, Cpu<E>>;

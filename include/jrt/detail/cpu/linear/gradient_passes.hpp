@@ -65,7 +65,7 @@ class GradientPasses {
 
   /// S += Σ φ(k) vᵀ over a range of the tokens, or of the encoder region.
   void add_tokens(const Plan& plan, const TokenRange& range, std::int64_t head, const State& state, Keys& keys) const {
-    add_keys(token_source(inputs_, plan, head), range, state, keys);
+    add_keys(token_source(inputs_, plan, head), with_key<Config>(plan, range), state, keys);
   }
   void add_encoder(const Plan& plan, const TokenRange& range, std::int64_t head, const State& state, Keys& keys) const {
     add_keys(encoder_source(inputs_, plan, head), range, state, keys);
@@ -106,22 +106,14 @@ class GradientPasses {
     if (!wants_queries()) {
       return;
     }
-    const KeySource<Element> source = token_source(inputs_, plan, head);
-    for (std::int64_t begin = range.begin; begin < range.end; begin += chunk_tokens) {
-      const TokenRange tokens = chunk_from(range, begin);
-      if constexpr (!full) {
-        scratch.keys.read(source, tokens, args_.feature_map, false);
+    if constexpr (full) {
+      query_chunks<false>(plan, range, head, state, scratch);
+    } else {
+      const TokenRange keyed = with_key<Config>(plan, range);
+      if constexpr (key_delay < Config >> 0) {
+        query_chunks<false>(plan, {range.begin, keyed.begin}, head, state, scratch);
       }
-      for (std::int64_t h = head * query_group(); h < (head + 1) * query_group(); ++h) {
-        scratch.queries.read(args_, plan.span, tokens, chunk_from(range, begin + chunk_tokens), h);
-        scratch.chunk.of_queries(scratch.queries, state, full ? nullptr : &scratch.keys, args_.feature_map, plan.span,
-                                 tokens.begin);
-        write_columns(Rows{args_.query_gradient, plan.span.batch_row, plan.span.first_token, h}, tokens, 0,
-                      scratch.chunk.inputs_gradient, Queries::column_stride);
-      }
-      if constexpr (!full) {
-        scratch.keys.add_to(state, source, chunk_from(range, begin + chunk_tokens));
-      }
+      query_chunks<true>(plan, keyed, head, state, scratch);
     }
   }
 
@@ -132,9 +124,10 @@ class GradientPasses {
     const bool wants_keys = wanted(args_.key_gradient);
     const bool wants_values = wanted(args_.value_gradient);
     const KeySource<Element> source = token_source(inputs_, plan, head);
-    for (std::int64_t chunk = ceil_div<std::int64_t>(range.size(), chunk_tokens) - 1; chunk >= 0; --chunk) {
-      const TokenRange tokens = chunk_of(range, chunk);
-      const TokenRange next = chunk_of(range, chunk - 1);
+    const TokenRange keyed = with_key<Config>(plan, range);
+    for (std::int64_t chunk = ceil_div<std::int64_t>(keyed.size(), chunk_tokens) - 1; chunk >= 0; --chunk) {
+      const TokenRange tokens = chunk_of(keyed, chunk);
+      const TokenRange next = chunk_of(keyed, chunk - 1);
       if (wants_tokens()) {
         scratch.keys.read(source, tokens, args_.feature_map, true);
         scratch.chunk.begin_keys(scratch.keys, reverse, wants_keys, wants_values, rows_of(source, next).rows);
@@ -158,6 +151,9 @@ class GradientPasses {
         write_rows(Rows{args_.value_gradient, source.row, source.first, head}, tokens, scratch.chunk.values_gradient,
                    State::stride);
       }
+    }
+    if constexpr (key_delay < Config >> 0) {
+      add_queries(plan.span, {range.begin, keyed.begin}, head, reverse, scratch.queries);
     }
   }
 
@@ -192,18 +188,42 @@ class GradientPasses {
   void zero_gradients(const Plan& plan, std::int64_t head) const {
     const SequenceSpan& span = plan.span;
     const TokenRange tokens = plan.skipped ? TokenRange{} : plan.tokens;
+    const TokenRange keys = plan.skipped ? TokenRange{} : keys_with_gradient<Config>(plan);
     const TokenRange encoder = plan.skipped ? TokenRange{} : plan.encoder;
     for (std::int64_t h = head * query_group(); h < (head + 1) * query_group(); ++h) {
       zero_rows(Rows{args_.query_gradient, span.batch_row, span.first_token, h}, tokens, span.row_tokens);
     }
-    zero_rows(Rows{args_.key_gradient, span.batch_row, span.first_token, head}, tokens, span.row_tokens);
-    zero_rows(Rows{args_.value_gradient, span.batch_row, span.first_token, head}, tokens, span.row_tokens);
+    zero_rows(Rows{args_.key_gradient, span.batch_row, span.first_token, head}, keys, span.row_tokens);
+    zero_rows(Rows{args_.value_gradient, span.batch_row, span.first_token, head}, keys, span.row_tokens);
     zero_rows(Rows{args_.key_encoder_gradient, span.encoder_row, span.encoder_first, head}, encoder, span.encoder_tokens);
     zero_rows(Rows{args_.value_encoder_gradient, span.encoder_row, span.encoder_first, head}, encoder, span.encoder_tokens);
   }
 
  private:
   using Rows = GradientRows<Element>;
+
+  /// Query pass over tokens that all have keys, or of which none has, or that see them only through the state.
+  template <bool with_keys>
+  void query_chunks(const Plan& plan, const TokenRange& range, std::int64_t head, const State& state,
+                    Scratch& scratch) const {
+    const KeySource<Element> source = token_source(inputs_, plan, head);
+    for (std::int64_t begin = range.begin; begin < range.end; begin += chunk_tokens) {
+      const TokenRange tokens = chunk_from(range, begin);
+      if constexpr (with_keys) {
+        scratch.keys.read(source, tokens, args_.feature_map, false);
+      }
+      for (std::int64_t h = head * query_group(); h < (head + 1) * query_group(); ++h) {
+        scratch.queries.read(args_, plan.span, tokens, chunk_from(range, begin + chunk_tokens), h);
+        scratch.chunk.of_queries(scratch.queries, state, with_keys ? &scratch.keys : nullptr, args_.feature_map, plan.span,
+                                 tokens.begin);
+        write_columns(Rows{args_.query_gradient, plan.span.batch_row, plan.span.first_token, h}, tokens, 0,
+                      scratch.chunk.inputs_gradient, Queries::column_stride);
+      }
+      if constexpr (with_keys) {
+        scratch.keys.add_to(state, source, chunk_from(range, begin + chunk_tokens));
+      }
+    }
+  }
 
   static bool wanted(const TensorView<Element>& gradient) { return gradient.data != nullptr; }
   [[nodiscard]] bool wants_tokens() const { return wanted(args_.key_gradient) || wanted(args_.value_gradient); }

@@ -256,8 +256,17 @@ class WindowBackwardBlock {
         gradient[c] *= static_cast<T>(call_.scale);
       }
       rotate_back(call_.rotary, first_ + r + i, gradient);
-      convert_row(gradient, row_of(call_.query_gradient, first_ + r + i, query_head), head_dim);
+      write_row(gradient, row_of(call_.query_gradient, first_ + r + i, query_head), head_dim);
     }
+  }
+
+  static void write_row(T* gradient, Element* to, int count) {
+    if constexpr (adds_gradients<Config>) {
+      for (int c = 0; c < count; ++c) {
+        gradient[c] += convert<T>(to[c]);
+      }
+    }
+    convert_row(gradient, to, count);
   }
 
   /// Adds this panel's queries to the gradients of the keys and values of the run that they see.
@@ -292,11 +301,11 @@ class WindowBackwardBlock {
       T* const key = key_gradients_ + slot_of(written_) * head_stride;
       if (call_.wants_key()) {
         rotate_back(call_.rotary, written_, key);
-        convert_row(key, row_of(call_.key_gradient, written_, head_), head_dim);
+        write_row(key, row_of(call_.key_gradient, written_, head_), head_dim);
       }
       if (call_.wants_value()) {
-        convert_row(value_gradients_ + slot_of(written_) * value_stride, row_of(call_.value_gradient, written_, head_),
-                    value_dim);
+        write_row(value_gradients_ + slot_of(written_) * value_stride, row_of(call_.value_gradient, written_, head_),
+                  value_dim);
       }
     }
   }

@@ -9,9 +9,12 @@
 #include "jrt/detail/check/hybrid.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/hybrid/step.cuh"
+#include "jrt/detail/cuda/linear/backward.cuh"
 #include "jrt/detail/cuda/linear/prefill.cuh"
 #include "jrt/detail/cuda/linear/step.cuh"
 #include "jrt/detail/cuda/window/backend.cuh"
+#include "jrt/detail/cuda/window/backward.cuh"
+#include "jrt/detail/shared/hybrid/gradients.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 #include "jrt/detail/shared/hybrid/steps.hpp"
 #include "jrt/workspace.hpp"
@@ -122,6 +125,43 @@ class LinearPartPrefill {
 }  // namespace JRT_DETAIL_CUDA_ABI
 }  // namespace cuda
 
+namespace cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
+
+/// The backward pass: that of the linear part, then the window's, which adds to its gradients. One workspace for both.
+template <HybridConfig Config>
+class HybridBackward {
+ public:
+  using Parts = HybridGradientParts<Config>;
+
+  HybridBackward(const BackwardArgs<Config>& args, const Cuda& on)
+      : window_call_(Parts::window(args)),
+        linear_(Parts::linear(args), sequence_count(args.sequences, args.query.batch), on),
+        window_(window_call_) {}
+  HybridBackward(const HybridBackward&) = delete;  // one part refers to another
+  HybridBackward& operator=(const HybridBackward&) = delete;
+  ~HybridBackward() = default;
+
+  [[nodiscard]] std::size_t workspace_bytes() const { return larger(linear_.workspace_bytes(), counted_bytes(window_)); }
+
+  Status run(const Workspace& workspace, const Cuda& on) {
+    Arena of_linear(workspace);
+    linear_.take(of_linear);
+    const Status status = linear_.run("backward", on);
+    Arena of_window(workspace);
+    window_.take(of_window);
+    return status.ok() ? window_.run(on) : status;
+  }
+
+ private:
+  WindowBackwardCall<typename Parts::Window> window_call_;
+  Backward<typename Parts::Linear> linear_;
+  WindowBackward<typename Parts::Window> window_;
+};
+
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace cuda
+
 /// Linear and window attention in one mixer, on a CUDA stream: the linear part's kernels, then the window's, with the
 /// denominators between them in the workspace.
 template <HybridConfig Config>
@@ -137,6 +177,12 @@ struct MixerBackend<Config, Cuda> {
     }
     return check.status();
   }
+  static Status check(const BackwardArgs<Config>& args) {
+    Checker check(operation_name(args));
+    check.take(check_shapes(args));
+    check_dense_prefix(check, args);
+    return check.status();
+  }
 
   template <class Args>
   static std::size_t workspace_bytes(const Args& args, const Cuda& on) {
@@ -147,6 +193,10 @@ struct MixerBackend<Config, Cuda> {
   }
   static std::size_t workspace_bytes(const CommitArgs<Config>& args, const Cuda& /*on*/) {
     return step_bytes(Parts::linear(args));
+  }
+
+  static std::size_t workspace_bytes(const BackwardArgs<Config>& args, const Cuda& on) {
+    return cuda::HybridBackward<Config>(args, on).workspace_bytes();
   }
 
   /// A prefill or a step.
@@ -183,6 +233,17 @@ struct MixerBackend<Config, Cuda> {
                                 Parts::window(args)));
     }
     return checker.status();
+  }
+
+  static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
+    Checker checker(operation_name(args));
+    checker.take(check(args));
+    checker.workspace(workspace, checker.ok() ? workspace_bytes(args, on) : 0);
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    return on.error() == cudaSuccess ? cuda::HybridBackward<Config>(args, on).run(workspace, on)
+                                     : cuda::device_status("backward", on.error());
   }
 
  private:

@@ -25,6 +25,8 @@ class Backward {
         may_take_hopper_(on.kernels() == CudaKernels::automatic && Hopper::available(on)),
         on_hopper_(may_take_hopper_ && Hopper::serves(args)) {}
 
+  [[nodiscard]] bool on_hopper() const { return on_hopper_; }
+
   /// The larger of both: the tensors' addresses are not known when the workspace is sized.
   [[nodiscard]] std::size_t workspace_bytes() const {
     const std::size_t bytes = counted_bytes(portable_);

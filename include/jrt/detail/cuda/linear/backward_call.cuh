@@ -169,11 +169,12 @@ __device__ void zero_gradients(const Call& call, const PrefillPlan& plan, std::i
   };
   const SequenceSpan& span = plan.span;
   const TokenRange tokens = plan.skipped ? TokenRange{} : plan.tokens;
+  const TokenRange keys = plan.skipped ? TokenRange{} : keys_with_gradient<typename Call::Config>(plan);
   const TokenRange encoder = plan.skipped ? TokenRange{} : plan.encoder;
   const std::int64_t group = call.args.query.heads / call.heads;
   zero(call.args.query_gradient, span.batch_row, span.first_token, head * group, group, tokens, span.row_tokens);
-  zero(call.args.key_gradient, span.batch_row, span.first_token, head, 1, tokens, span.row_tokens);
-  zero(call.args.value_gradient, span.batch_row, span.first_token, head, 1, tokens, span.row_tokens);
+  zero(call.args.key_gradient, span.batch_row, span.first_token, head, 1, keys, span.row_tokens);
+  zero(call.args.value_gradient, span.batch_row, span.first_token, head, 1, keys, span.row_tokens);
   zero(call.args.key_encoder_gradient, span.encoder_row, span.encoder_first, head, 1, encoder, span.encoder_tokens);
   zero(call.args.value_encoder_gradient, span.encoder_row, span.encoder_first, head, 1, encoder, span.encoder_tokens);
 }

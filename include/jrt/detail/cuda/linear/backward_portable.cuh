@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(SimtGradients<Config>::threads, simt_gradient_
     const TokenRange range =
         segment_of(plan.tokens, plan.token_segments, at.item - plan.encoder_segments, call.limits.chunk);
     if (forward) {
-      gradients.add_keys(token_source(call.inputs, plan, at.head), range);
+      gradients.add_keys(token_source(call.inputs, plan, at.head), with_key<Config>(plan, range));
     } else {
       gradients.add_queries(plan.span, range, at.head);
     }
@@ -89,7 +89,7 @@ __device__ void whole_pass(const BackwardCall<Config>& call, const PrefillPlan& 
     if constexpr (full) {
       gradients.add_keys(tokens, plan.tokens);
     }
-    gradients.query_pass(tokens, plan.tokens);
+    gradients.query_pass(tokens, plan.tokens, with_key<Config>(plan, plan.tokens));
     return;
   }
   const T* const final = call.final_gradient(at.sequence, at.head);
@@ -98,7 +98,11 @@ __device__ void whole_pass(const BackwardCall<Config>& call, const PrefillPlan& 
     gradients.add_queries(plan.span, plan.tokens, at.head);
   }
   if (call.wants_tokens()) {
-    gradients.key_pass(tokens, plan.tokens, !full, {call.args.key_gradient, call.args.value_gradient});
+    gradients.key_pass(tokens, with_key<Config>(plan, plan.tokens), !full,
+                       {call.args.key_gradient, call.args.value_gradient});
+    if constexpr (key_delay < Config >> 0) {
+      gradients.add_queries(plan.span, {plan.tokens.begin, with_key<Config>(plan, plan.tokens).begin}, at.head);
+    }
   }
   if (call.wants_encoder()) {
     gradients.key_pass(encoder, plan.encoder, false, {call.args.key_encoder_gradient, call.args.value_encoder_gradient});
@@ -145,9 +149,9 @@ __global__ void __launch_bounds__(SimtGradients<Config>::threads, simt_gradient_
   const auto tokens = token_source(call.inputs, plan, at.head);
   const TokenRange range = segment_of(plan.tokens, plan.token_segments, at.item - plan.encoder_segments, call.limits.chunk);
   if (forward) {
-    gradients.query_pass(tokens, range);
+    gradients.query_pass(tokens, range, with_key<Config>(plan, range));
   } else {
-    gradients.key_pass(tokens, range, !full, {call.args.key_gradient, call.args.value_gradient});
+    gradients.key_pass(tokens, with_key<Config>(plan, range), !full, {call.args.key_gradient, call.args.value_gradient});
   }
 }
 

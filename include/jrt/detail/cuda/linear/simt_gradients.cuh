@@ -98,12 +98,26 @@ class SimtGradients : private SimtGradientProducts<Config> {
     }
   }
 
-  /// Gradients of queries from S before the range, which becomes S after it unless the mask reads all tokens.
-  __device__ void query_pass(const KeySource<Element>& source, const TokenRange& range) {
+  /// Gradients of queries from S before the range, which becomes S after it unless the mask reads all tokens. `keyed` are
+  /// the tokens of the range that have a key.
+  __device__ void query_pass(const KeySource<Element>& source, const TokenRange& range, const TokenRange& keyed) {
+    if constexpr (full) {
+      query_chunks<false>(source, range);
+    } else {
+      if constexpr (key_delay < Config >> 0) {
+        query_chunks<false>(source, {range.begin, keyed.begin});
+      }
+      query_chunks<true>(source, keyed);
+    }
+  }
+
+  /// The same for tokens that all have keys, or of which none has, or that see them only through the state.
+  template <bool with_keys>
+  __device__ void query_chunks(const KeySource<Element>& source, const TokenRange& range) {
     const std::int64_t group = args_.query.heads / args_.key.heads;
     for (std::int64_t begin = range.begin; begin < range.end; begin += chunk) {
       const int tokens = tokens_from(range, begin);
-      if constexpr (!full) {
+      if constexpr (with_keys) {
         read_keys(source, begin, tokens);
         __syncthreads();
         expand<Side::key>(key_inputs_, key_features_, source.span, begin, tokens);
@@ -112,12 +126,12 @@ class SimtGradients : private SimtGradientProducts<Config> {
         read_queries(source.span, begin, tokens, h);
         clear_inputs_gradient();
         __syncthreads();
-        if constexpr (!full) {
+        if constexpr (with_keys) {
           pair(tokens);
         }
         multiply_state(gradient_, denominator_gradient_, tokens);
         __syncthreads();
-        if constexpr (!full) {
+        if constexpr (with_keys) {
           if constexpr (Map::has_closed_form) {
             add_pairs(inputs_gradient_, Layout::input_stride, Map::input_dim, key_inputs_, Layout::input_stride, tokens,
                       false);
@@ -133,7 +147,7 @@ class SimtGradients : private SimtGradientProducts<Config> {
               source.span.first_token + begin, tokens, h, 0);
         __syncthreads();
       }
-      if constexpr (!full) {
+      if constexpr (with_keys) {
         update(key_features_, values_, nullptr, tokens);
         __syncthreads();
       }

@@ -185,7 +185,7 @@ class WindowBackwardRow {
       add_groups<head_dim>(head_gradient_);
       Element* const to = row_of(head_view, head_, token_);
       for (int c = static_cast<int>(threadIdx.x); c < head_dim; c += Layout::threads) {
-        to[c] = convert<Element>(rotated_back(c) * static_cast<T>(call_.scale));
+        to[c] = convert<Element>(rotated_back(c) * static_cast<T>(call_.scale) + there(to[c]));
       }
       __syncthreads();
     }
@@ -193,8 +193,16 @@ class WindowBackwardRow {
       add_groups<value_dim>(value_gradient_);
       Element* const to = row_of(call_.value_gradient, head_, token_);
       for (int c = static_cast<int>(threadIdx.x); c < value_dim; c += Layout::threads) {
-        to[c] = convert<Element>(shared_.sums[c]);
+        to[c] = convert<Element>(shared_.sums[c] + there(to[c]));
       }
+    }
+  }
+  /// What a gradient is added to.
+  static __device__ T there(Element number) {
+    if constexpr (adds_gradients<Config>) {
+      return convert<T>(number);
+    } else {
+      return T(0);
     }
   }
   /// The groups' sums, added in order, in shared memory.

@@ -310,8 +310,16 @@ class WindowBackwardTiles {
     for (int i = lane(); i < 16 * parts; i += 32) {
       const std::int64_t row = source_.span.left_pad + source_.first + warp_first() + i / parts;
       if (row < source_.span.row_tokens) {
-        store_vector(view.row(source_.span.batch_row, source_.span.first_token + row, source_.head) + i % parts * 8,
-                     load_vector<8>(rows + i / parts * stride + i % parts * 8));
+        Element* const to = view.row(source_.span.batch_row, source_.span.first_token + row, source_.head) + i % parts * 8;
+        auto numbers = load_vector<8>(rows + i / parts * stride + i % parts * 8);
+        if constexpr (adds_gradients<Config>) {
+          const auto there = load_vector<8>(to);
+#pragma unroll
+          for (int c = 0; c < 8; ++c) {
+            numbers[c] = convert<Element>(convert<float>(numbers[c]) + convert<float>(there[c]));
+          }
+        }
+        store_vector(to, numbers);
       }
     }
   }

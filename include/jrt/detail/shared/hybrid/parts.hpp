@@ -139,6 +139,7 @@ struct HybridParts {
     call.initial = rings(args.initial_state);
     call.final = rings(args.final_state);
     call.has_initial = args.has_initial_state;
+    call.log_sum_exp = args.log_sum_exp;
     return call;
   }
   static WindowCall<Ring> window(const DecodeArgs<Config>& args, const Denominators& denominators) {

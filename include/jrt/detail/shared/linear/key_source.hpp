@@ -51,11 +51,14 @@ using PrefillInputOf = typename PrefillInput<Config>::type;
 template <class Config>
 inline constexpr bool is_linear_part = !std::is_same_v<PrefillInputOf<Config>, PrefillArgs<Config>>;
 
-/// Keys and values of the sequence's own tokens, or of its encoder region.
+/// Keys and values of the sequence's own tokens, or of its encoder region. Where keys are delayed (`key_delay`), token i
+/// has key i − delay.
 template <class Config>
 JRT_DETAIL_HD KeySource<typename Config::Element> token_source(const PrefillArgs<Config>& args, const PrefillPlan& plan,
                                                                std::int64_t head) {
-  return {args.key, args.value, plan.span.batch_row, plan.span.first_token, head, zero_keys<Config>(plan), plan.span};
+  return {
+      args.key, args.value, plan.span.batch_row, plan.span.first_token - key_delay<Config>, head, zero_keys<Config>(plan),
+      plan.span};
 }
 template <class Config>
 JRT_DETAIL_HD KeySource<typename Config::Element> encoder_source(const PrefillArgs<Config>& args, const PrefillPlan& plan,

@@ -13,6 +13,16 @@
 
 namespace jrt::detail {
 
+/// Whether gradients are added to those that are there, of the linear part of a hybrid mixer (shared/hybrid/gradients.hpp).
+template <class Config>
+inline constexpr bool adds_gradients = [] {
+  if constexpr (requires { Config::adds_gradients; }) {
+    return Config::adds_gradients;
+  } else {
+    return false;
+  }
+}();
+
 /// What the backward pass of a window needs of its arguments. Tokens of a sequence are counted from 0 after its left pads.
 template <WindowConfig Config>
 struct WindowBackwardCall {

@@ -12,6 +12,7 @@
 #include "jrt/detail/cuda/linear/sm90/backward_encoder.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_kernels.cuh"
 #include "jrt/detail/cuda/linear/sm90/prefill.cuh"
+#include "jrt/detail/plan/backward_plan.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/workspace.hpp"
 
@@ -28,9 +29,9 @@ namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Whether the backward pass of an operator has kernels for sm_90a in this translation unit. Served: bfloat16 elements,
-/// Taylor2<16> in symmetric packing, dv = 64, prefix and causal masks, any differentiable normaliser, DropPadding, any
-/// split; and of what is known at run time, all that `HopperBackward::serves` admits: dense, packed and padded sequences,
-/// prefixes, states, grouped heads, any subset of gradients.
+/// Taylor2<16> in symmetric packing, dv a multiple of 8 (in slices of 64), prefix and causal masks, any differentiable
+/// normaliser, DropPadding, any split; and of what is known at run time, all that `HopperBackward::serves` admits: dense,
+/// packed and padded sequences, prefixes, states, grouped heads, any subset of gradients.
 template <class Config>
 inline constexpr bool has_hopper_backward = targets_hopper&& BackwardTiles<Config>::supported;
 
@@ -72,16 +73,12 @@ class HopperBackward {
 
   /// `heads`: key/value heads.
   HopperBackward(const BackwardArgs<Config>& args, std::int64_t sequences, std::int64_t heads, const Cuda& on)
-      : key_gradient_(args.key_gradient), value_gradient_(args.value_gradient), output_gradient_(args.output_gradient) {
-    call_.args.query = args.query;
-    call_.args.key = args.key;
-    call_.args.value = args.value;
-    call_.args.key_encoder = args.key_encoder;
-    call_.args.value_encoder = args.value_encoder;
-    call_.args.sequences = args.sequences;
-    call_.args.initial_state = args.initial_state;
-    call_.args.has_initial_state = args.has_initial_state;
-    call_.args.feature_map = args.feature_map;
+      : query_gradient_(args.query_gradient),
+        key_gradient_(args.key_gradient),
+        value_gradient_(args.value_gradient),
+        key_encoder_gradient_(args.key_encoder_gradient),
+        output_gradient_(args.output_gradient) {
+    call_.args = inputs_of(args);
     call_.denominators = args.denominators;
     call_.query_gradient = args.query_gradient;
     call_.key_gradient = args.key_gradient;
@@ -96,44 +93,45 @@ class HopperBackward {
     call_.group = args.query.heads / larger<std::int64_t>(heads, 1);
     call_.record_chunks = row_runs(args.sequences, args.query.batch, args.query.tokens, Tiles::chunk);
     const auto& tuning = hopper_tuning<Element>;
-    SplitLimits limits{sequences * args.query.heads, std::int64_t{on.multiprocessors()} * hopper_backward_tuning.blocks,
-                       Tiles::chunk};
+    SplitLimits limits{sequences * args.query.heads * Tiles::slices,
+                       std::int64_t{on.multiprocessors()} * hopper_backward_tuning.blocks, Tiles::chunk};
     limits.min_segments = tuning.min_segments;
     limits.tokens_per_worker = tuning.tokens_per_worker;
     call_.limits = limits_of(call_.args, limits);
     const std::int64_t bound = args.sequences.max_tokens > 0 ? args.sequences.max_tokens : args.key_encoder.tokens;
     const std::int64_t chunks = ceil_div<std::int64_t>(smaller(bound, args.key_encoder.tokens), Tiles::chunk);
-    call_.encoder_parts =
-        static_cast<int>(clamped(larger(ceil_div<std::int64_t>(chunks, hopper_backward_tuning.encoder_chunks),
-                                        ceil_div<std::int64_t>(limits.workers, larger<std::int64_t>(sequences * heads, 1))),
-                                 1, larger<std::int64_t>(ceil_div<std::int64_t>(chunks, 2), 1)));
+    call_.encoder_parts = static_cast<int>(
+        clamped(larger(ceil_div<std::int64_t>(chunks, hopper_backward_tuning.encoder_chunks),
+                       ceil_div<std::int64_t>(limits.workers, larger<std::int64_t>(sequences * heads * Tiles::slices, 1))),
+                1, larger<std::int64_t>(ceil_div<std::int64_t>(chunks, 2), 1)));
   }
 
   void take(Arena& arena) {
     const std::int64_t items = call_.sequences * (call_.limits.max_encoder_segments + call_.limits.max_token_segments);
-    call_.records = arena.take<std::byte>(call_.query_heads * call_.record_chunks * TokenRecord::bytes);
+    const std::int64_t sliced_heads = call_.query_heads * Tiles::slices;
+    const auto take_terms = [&](TensorView<Element>& view, std::int64_t heads) {
+      if (!is_empty(view) && heads > view.heads) {
+        const TensorShape shape{view.batch, view.tokens, heads, view.dim};
+        view = view_bhtd(arena.take<Element>(shape.batch * shape.tokens * shape.heads * shape.dim), shape);
+      }
+    };
+    call_.records = arena.take<std::byte>(sliced_heads * call_.record_chunks * TokenRecord::bytes);
     if (call_.may_split()) {
       starts_ = arena.take<float>(items * call_.heads * Call::partial_elements);
       call_.starts = starts_;
     }
+    take_terms(call_.query_gradient, sliced_heads);
     if (!keys_wanted()) {
       return;
     }
     if (call_.limits.max_token_segments > 1) {
       call_.reverse_sums =
-          arena.take<float>(call_.sequences * call_.limits.max_token_segments * call_.query_heads * Call::partial_elements);
+          arena.take<float>(call_.sequences * call_.limits.max_token_segments * sliced_heads * Call::slice_elements);
     }
-    call_.reverse_totals = arena.take<float>(call_.sequences * call_.query_heads * Call::partial_elements);
-    if (call_.group > 1) {
-      const auto take_view = [&](TensorView<Element>& view) {
-        if (!is_empty(view)) {
-          const TensorShape shape{view.batch, view.tokens, call_.query_heads, view.dim};
-          view = view_bhtd(arena.take<Element>(shape.batch * shape.tokens * shape.heads * shape.dim), shape);
-        }
-      };
-      take_view(call_.key_gradient);
-      take_view(call_.value_gradient);
-    }
+    call_.reverse_totals = arena.take<float>(call_.sequences * sliced_heads * Call::slice_elements);
+    take_terms(call_.key_gradient, sliced_heads);
+    take_terms(call_.value_gradient, call_.query_heads);
+    take_terms(call_.key_encoder_gradient, call_.heads * Tiles::slices);
   }
 
   Status run(const char* operation, const Cuda& on) const {
@@ -149,13 +147,21 @@ class HopperBackward {
       }
     };
     const bool keys = keys_wanted();
-    const std::int64_t scan_blocks = ceil_div<std::int64_t>(Call::state_numbers, state_scan_tuning.threads);
-    const std::int64_t blocks = call.sequences * call.limits.max_token_segments * call.query_heads;
+    const std::int64_t sliced_heads = call.query_heads * Tiles::slices;
+    const std::int64_t blocks = call.sequences * call.limits.max_token_segments * sliced_heads;
+    const auto scan_blocks = [](std::int64_t numbers) {
+      return ceil_div<std::int64_t>(numbers, state_scan_tuning.threads);
+    };
+    const auto add_up = [&](const TensorView<Element>& from, const TensorView<Element>& to) {
+      if (!is_empty(to) && from.heads > to.heads) {
+        then(sum_gradients_sm90<Config>, {call.record_chunks * to.heads, 128, 0, false}, call, from, to);
+      }
+    };
     if (call.may_split()) {
       const HopperCall<Config> sums = prefill_call(call);
       then(segment_sums_sm90<Config>,
-           {sums.sequences * sums.max_items() * sums.heads, HopperLayout<Config>::state_warp_threads,
-            HopperLayout<Config>::sum_bytes},
+           {sums.sequences * sums.max_items() * sums.heads * HopperLayout<Config>::slices,
+            HopperLayout<Config>::state_warp_threads, HopperLayout<Config>::sum_bytes},
            sums);
       then(state_scan<HopperCall<Config>>, scan_grid(sums, true), sums);
     }
@@ -164,31 +170,38 @@ class HopperBackward {
     then(segment_gradients_sm90<Config, BackwardPass::queries>,
          {blocks, Tiles::threads, Queries::shared_bytes, call.may_split()}, call, keys);
     if (!keys) {
+      add_up(call.query_gradient, query_gradient_);
       return status;
     }
     if (call.limits.max_token_segments > 1) {
       then(reverse_sums_sm90<Config>, {blocks, Tiles::state_warp_threads, Keys::sum_bytes, true}, call);
-      then(reverse_scan_sm90<Config>, {call.sequences * call.query_heads * scan_blocks, state_scan_tuning.threads, 0, true},
-           call);
+      then(
+          reverse_scan_sm90<Config>,
+          {call.sequences * sliced_heads * scan_blocks(Call::SliceFormat::head_values), state_scan_tuning.threads, 0, true},
+          call);
     }
     const bool encoder = !is_empty(call.key_encoder_gradient) || !is_empty(call.value_encoder_gradient);
-    const bool initial = !call.initial_state_gradient.empty();
-    const bool grouped = call.group > 1 && (!is_empty(key_gradient_) || !is_empty(value_gradient_));
     then(segment_gradients_sm90<Config, BackwardPass::keys>, {blocks, Tiles::threads, Keys::shared_bytes, true}, call,
-         encoder || initial || grouped);
+         encoder);
     if (encoder) {
       then(encoder_gradients_sm90<Config>,
-           {call.sequences * call.heads * call.encoder_parts, Tiles::threads, EncoderLayout<Config>::shared_bytes, true},
+           {call.sequences * call.heads * Tiles::slices * call.encoder_parts, Tiles::threads,
+            EncoderLayout<Config>::shared_bytes, true},
+           call);
+      if (Tiles::slices > 1 && !is_empty(key_encoder_gradient_)) {
+        then(sum_encoder_gradients_sm90<Config>, {call.sequences * call.heads * call.encoder_parts, 128, 0, false}, call,
+             call.key_encoder_gradient, key_encoder_gradient_);
+      }
+    }
+    if (!call.initial_state_gradient.empty()) {
+      then(initial_gradients_sm90<Config>,
+           {call.sequences * call.heads * scan_blocks(Call::GradientFormat::head_values), state_scan_tuning.threads, 0,
+            false},
            call);
     }
-    if (initial) {
-      then(initial_gradients_sm90<Config>, {call.sequences * call.heads * scan_blocks, state_scan_tuning.threads, 0, false},
-           call);
-    }
-    if (grouped) {
-      then(group_gradients_sm90<Config>, {call.record_chunks * call.heads, 128, 0, false}, call, key_gradient_,
-           value_gradient_);
-    }
+    add_up(call.query_gradient, query_gradient_);
+    add_up(call.key_gradient, key_gradient_);
+    add_up(call.value_gradient, value_gradient_);
     return status;
   }
 
@@ -245,8 +258,10 @@ class HopperBackward {
 
   Call call_;
   float* starts_ = nullptr;
-  TensorView<Element> key_gradient_;  // where the caller wants them; `call_` has those of query heads
+  TensorView<Element> query_gradient_;  // where the caller wants them; `call_` has their terms
+  TensorView<Element> key_gradient_;
   TensorView<Element> value_gradient_;
+  TensorView<Element> key_encoder_gradient_;
   TensorView<const Element> output_gradient_;
 };
 

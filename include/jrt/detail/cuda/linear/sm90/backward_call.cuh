@@ -15,8 +15,10 @@
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 
-/// The parameters of the backward kernels for sm_90a. A block of a pass has one *query* head of one segment of a sequence;
-/// where several query heads share a key head, their gradients of k and v go to the workspace and are added up afterwards.
+/// The parameters of the backward kernels for sm_90a. A block of a pass has one slice of v of one *query* head of one
+/// segment of a sequence. Gradients of q and k are sums over slices, and those of k and v over the query heads that share a
+/// key head: where there are several, each goes to the workspace, and they are added up afterwards. A "sliced head" is a
+/// slice of a head, with its slices as neighbours.
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
@@ -30,17 +32,20 @@ struct HopperBackwardCall {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
   using GradientFormat = StateGradientFormatOf<Config>;
+  using SliceFormat = GradientSliceFormat<Config>;
   using Tiles = BackwardTiles<Config>;
-  /// Size of one partial state, as in PrefillCall.
+  static constexpr int slices = Tiles::slices;
+  /// Size of one partial state, as in PrefillCall, and of one R.
   static constexpr std::int64_t partial_elements = round_up<std::int64_t>(Format::head_values, 16);
-  static constexpr int state_numbers = static_cast<int>(Format::head_values);
+  static constexpr std::int64_t slice_elements = round_up<std::int64_t>(SliceFormat::head_values, 16);
 
   PrefillArgs<Config> args;  // of the prefill, without its output and final state
   TensorView<const float> denominators;
-  TensorView<Element> query_gradient;
-  TensorView<Element> key_gradient;    // with grouped heads in the workspace, like the next
-  TensorView<Element> value_gradient;  // for every query head
-  TensorView<Element> key_encoder_gradient;
+  // In the workspace where they are terms of sums:
+  TensorView<Element> query_gradient;  // for every sliced query head, like the next
+  TensorView<Element> key_gradient;
+  TensorView<Element> value_gradient;        // for every query head
+  TensorView<Element> key_encoder_gradient;  // for every sliced key head
   TensorView<Element> value_encoder_gradient;
   StateSlots<GradientFormat> final_state_gradient;
   StateSlots<GradientFormat> initial_state_gradient;
@@ -51,12 +56,12 @@ struct HopperBackwardCall {
   std::int64_t heads = 0;        // key/value heads
   std::int64_t query_heads = 0;  // group of them for each
   std::int64_t group = 1;
-  std::int64_t record_chunks = 0;  // of one head
-  std::byte* records = nullptr;    // [query_heads][record_chunks] TokenRecords
-  const float* starts = nullptr;   // of segments in pass `queries`: PrefillCall's partial states, after their scan
-  float* reverse_sums =
-      nullptr;  // [sequences][max_token_segments][query_heads]; after the scan, R that segments start from
-  float* reverse_totals = nullptr;  // [sequences][query_heads] R of all tokens
+  std::int64_t record_chunks = 0;   // of one head
+  std::byte* records = nullptr;     // [sliced query heads][record_chunks] TokenRecords
+  const float* starts = nullptr;    // of segments in pass `queries`: PrefillCall's partial states, after their scan
+  float* reverse_sums = nullptr;    // [sequences][max_token_segments][sliced query heads]; after the scan, R that segments
+                                    // start from
+  float* reverse_totals = nullptr;  // [sequences][sliced query heads] R of all tokens
   int encoder_parts = 1;            // blocks that share the encoder region of a head
 
   [[nodiscard]] __device__ PrefillPlan plan_of(std::int64_t b) const {
@@ -68,37 +73,44 @@ struct HopperBackwardCall {
   [[nodiscard]] __host__ __device__ bool may_split() const {
     return limits.max_encoder_segments > 1 || limits.max_token_segments > 1;
   }
-  [[nodiscard]] __device__ const float* start(const PrefillPlan& plan, std::int64_t segment, std::int64_t key_head) const {
+  [[nodiscard]] __device__ StateSlice<Format, const float> start(const PrefillPlan& plan, const BlockItem& item) const {
     const std::int64_t items = limits.max_encoder_segments + limits.max_token_segments;
-    return starts + ((plan.sequence * items + plan.encoder_segments + segment) * heads + key_head) * partial_elements;
+    const std::int64_t before = plan.sequence * items + plan.encoder_segments + item.segment;
+    return {starts + (before * heads + item.head / group) * partial_elements, item.slice * Tiles::columns};
   }
-  [[nodiscard]] __device__ float* reverse_sum(std::int64_t b, std::int64_t segment, std::int64_t head) const {
-    return reverse_sums + ((b * limits.max_token_segments + segment) * query_heads + head) * partial_elements;
+  [[nodiscard]] __device__ float* reverse_sum(std::int64_t b, std::int64_t segment, std::int64_t sliced_head) const {
+    return reverse_sums + ((b * limits.max_token_segments + segment) * query_heads * slices + sliced_head) * slice_elements;
   }
-  [[nodiscard]] __device__ float* reverse_total(std::int64_t b, std::int64_t head) const {
-    return reverse_totals + (b * query_heads + head) * partial_elements;
+  [[nodiscard]] __device__ float* reverse_total(std::int64_t b, std::int64_t sliced_head) const {
+    return reverse_totals + (b * query_heads * slices + sliced_head) * slice_elements;
   }
-  /// S_0 of a sequence, if it has one; null otherwise.
-  [[nodiscard]] __device__ const typename Format::Scalar* initial_state(std::int64_t b, std::int64_t key_head) const {
-    return reads_initial_state(args.initial_state, args.has_initial_state, b)
-               ? args.initial_state.pool.head(args.initial_state.slot(b), key_head)
-               : nullptr;
+  /// S_0 of a sequence, if it has one.
+  [[nodiscard]] __device__ StateSlice<Format, const typename Format::Scalar> initial_state(const BlockItem& item) const {
+    const auto* const state = reads_initial_state(args.initial_state, args.has_initial_state, item.sequence)
+                                  ? args.initial_state.pool.head(args.initial_state.slot(item.sequence), item.head / group)
+                                  : nullptr;
+    return {state, item.slice * Tiles::columns};
   }
-  /// dS_T, which is counted once for all query heads of a key head; null if there is none.
-  [[nodiscard]] __device__ const float* final_gradient(std::int64_t b, std::int64_t head) const {
-    return final_state_gradient.empty() || head % group != 0
-               ? nullptr
-               : final_state_gradient.pool.head(final_state_gradient.slot(b), head / group);
+  /// dS_T, if there is one. It is counted once for all query heads of a key head, and its r once for all slices.
+  [[nodiscard]] __device__ StateSlice<GradientFormat, const float> final_gradient(std::int64_t b,
+                                                                                  std::int64_t sliced_head) const {
+    const std::int64_t head = sliced_head / slices;
+    const auto slice = static_cast<int>(sliced_head % slices);
+    const float* const state = final_state_gradient.empty() || head % group != 0
+                                   ? nullptr
+                                   : final_state_gradient.pool.head(final_state_gradient.slot(b), head / group);
+    return {state, slice * Tiles::columns, slice == 0};
   }
 
   /// Records of the tokens of a sequence from its first chunk on: chunks of sequence b start at those of RowRun, so no
   /// scan over lengths is needed.
-  [[nodiscard]] __device__ std::byte* records_of(const PrefillPlan& plan, std::int64_t head, std::int64_t token) const {
+  [[nodiscard]] __device__ std::byte* records_of(const PrefillPlan& plan, std::int64_t sliced_head,
+                                                 std::int64_t token) const {
     const std::int64_t first = args.sequences.cu_seqlens != nullptr
                                    ? plan.span.first_token / Tiles::chunk + plan.sequence
                                    : plan.sequence * ceil_div<std::int64_t>(args.query.tokens, Tiles::chunk);
     const std::int64_t chunk = first + (token - plan.tokens.begin) / Tiles::chunk;
-    return records + (head * record_chunks + chunk) * TokenRecord::bytes;
+    return records + (sliced_head * record_chunks + chunk) * TokenRecord::bytes;
   }
 };
 
@@ -129,15 +141,20 @@ struct BackwardSchedule {
   TokenRun own;
   int head = 0;      // of queries
   int key_head = 0;  // of keys
+  int slice = 0;     // of v
   std::byte* records = nullptr;
 
-  __device__ BackwardSchedule(const TokenRun& encoder_run, const TokenRun& own_run, std::int64_t query_head,
-                              std::int64_t head_of_keys, std::byte* own_records)
+  __device__ BackwardSchedule(const HopperBackwardCall<Config>& call, const PrefillPlan& plan, const BlockItem& item,
+                              const TokenRun& encoder_run, const TokenRange& own_tokens)
       : encoder(encoder_run.warp_uniform()),
-        own(own_run.warp_uniform()),
-        head(warp_uniform(static_cast<int>(query_head))),
-        key_head(warp_uniform(static_cast<int>(head_of_keys))),
-        records(own_records) {}
+        own(TokenRun(token_source(call.args, plan, item.head / call.group), own_tokens).warp_uniform()),
+        head(warp_uniform(static_cast<int>(item.head))),
+        key_head(warp_uniform(static_cast<int>(item.head / call.group))),
+        slice(Layout::slices == 1 ? 0 : warp_uniform(item.slice)),
+        records(call.records_of(plan, sliced_head(item), own_tokens.begin)) {}
+
+  static __device__ std::int64_t sliced_head(const BlockItem& item) { return item.head * Layout::slices + item.slice; }
+  [[nodiscard]] __device__ int column() const { return slice * Layout::columns; }
 
   static __device__ int chunks_of(const TokenRun& run) { return (run.tokens + Layout::chunk - 1) / Layout::chunk; }
   [[nodiscard]] __device__ int encoder_chunks() const { return Layout::queries ? chunks_of(encoder) : 0; }
@@ -156,10 +173,11 @@ struct BackwardSchedule {
     }
     const int stage = i % Layout::stages;
     const SharedAddress barrier = Layout::full + 8 * stage;
-    const TileCoordinates at{0, encoder.first + i * Layout::chunk, key_head, encoder.row};
+    const int token = encoder.first + i * Layout::chunk;
     barrier_expect(barrier, Layout::input_tile + Layout::value_tile);
-    load_tile(Layout::inputs + stage * Layout::input_tile, &maps.key_encoder, at, barrier);
-    load_tile(Layout::values + stage * Layout::value_tile, &maps.value_encoder, at, barrier);
+    load_tile(Layout::inputs + stage * Layout::input_tile, &maps.key_encoder, {0, token, key_head, encoder.row}, barrier);
+    load_tile(Layout::values + stage * Layout::value_tile, &maps.value_encoder, {column(), token, key_head, encoder.row},
+              barrier);
   }
   /// The same for the n-th of its own.
   __device__ void load_own(const HopperBackwardMaps& maps, int i, int n) const {
@@ -171,13 +189,11 @@ struct BackwardSchedule {
     const SharedAddress row_value = Layout::row_values + stage * Layout::value_tile;
     const int chunk = own_chunk(n);
     const int token = own.first + chunk * Layout::chunk;
-    const TileCoordinates keys{0, token, key_head, own.row};
-    const TileCoordinates queries{0, token, head, own.row};
     barrier_expect(barrier, 2 * Layout::input_tile + 2 * Layout::value_tile + (Layout::queries ? 0 : TokenRecord::bytes));
-    load_tile(Layout::queries ? input : row_input, &maps.key, keys, barrier);
-    load_tile(Layout::queries ? row_input : input, &maps.query, queries, barrier);
-    load_tile(Layout::queries ? value : row_value, &maps.value, keys, barrier);
-    load_tile(Layout::queries ? row_value : value, &maps.output_gradient, queries, barrier);
+    load_tile(Layout::queries ? input : row_input, &maps.key, {0, token, key_head, own.row}, barrier);
+    load_tile(Layout::queries ? row_input : input, &maps.query, {0, token, head, own.row}, barrier);
+    load_tile(Layout::queries ? value : row_value, &maps.value, {column(), token, key_head, own.row}, barrier);
+    load_tile(Layout::queries ? row_value : value, &maps.output_gradient, {column(), token, head, own.row}, barrier);
     if constexpr (!Layout::queries) {
       load_record(stage, chunk, barrier);
     }
@@ -188,10 +204,11 @@ struct BackwardSchedule {
     const int stage = i % Layout::stages;
     const SharedAddress barrier = Layout::full + 8 * stage;
     const int chunk = own_chunk(i);
-    const TileCoordinates at{0, own.first + chunk * Layout::chunk, head, own.row};
+    const int token = own.first + chunk * Layout::chunk;
     barrier_expect(barrier, Layout::input_tile + Layout::value_tile + TokenRecord::bytes);
-    load_tile(Layout::inputs + stage * Layout::input_tile, &maps.query, at, barrier);
-    load_tile(Layout::values + stage * Layout::value_tile, &maps.output_gradient, at, barrier);
+    load_tile(Layout::inputs + stage * Layout::input_tile, &maps.query, {0, token, head, own.row}, barrier);
+    load_tile(Layout::values + stage * Layout::value_tile, &maps.output_gradient, {column(), token, head, own.row},
+              barrier);
     load_record(stage, chunk, barrier);
   }
 

@@ -37,10 +37,11 @@ class EncoderGradients {
   using Layout = EncoderLayout<Config>;
 
   /// Chunks [begin, end) of a run; this group has begin, begin + 2, …
-  __device__ EncoderGradients(const Call& call, const TokenRun& run, int head, int begin, int end)
+  __device__ EncoderGradients(const Call& call, const TokenRun& run, int head, int slice, int begin, int end)
       : call_(call),
         run_(run),
         head_(head),
+        slice_(slice),
         group_(warp_uniform(static_cast<int>(threadIdx.x) / 128)),
         rows_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
         begin_(begin + group_),
@@ -59,7 +60,8 @@ class EncoderGradients {
       const SharedAddress input = inputs(i);
       const int first = (begin_ + 2 * i) * Layout::chunk;
       const int present = run_.tokens - first;
-      const TileCoordinates at{0, run_.first + first, head_, run_.row};
+      const TileCoordinates input_at{0, run_.first + first, head_ * Layout::slices + slice_, run_.row};
+      const TileCoordinates value_at{slice_ * Layout::columns, run_.first + first, head_, run_.row};
       barrier_wait(full(i), i / Layout::stages % 2);
       InputGradient<Config> gradient;
       float no_sum[2];
@@ -78,7 +80,7 @@ class EncoderGradients {
                                               no_sum);
         }
       }
-      gradient.store(call_.key_encoder_gradient, at, rows_.row(), present, 1, 1);
+      gradient.store(call_.key_encoder_gradient, input_at, rows_.row(), present, 1, 1);
       float sums[32];
       rows_.add_unshifted(sums, input, Layout::state, 0);
       wgmma_wait<0>();
@@ -91,7 +93,7 @@ class EncoderGradients {
         load(i - 1 + Layout::stages);
       }
       if (call_.value_encoder_gradient.data != nullptr) {
-        rows_.store_values(sums, value, call_.value_encoder_gradient, call_.maps.value_encoder_gradient, at, present);
+        rows_.store_values(sums, value, call_.value_encoder_gradient, call_.maps.value_encoder_gradient, value_at, present);
       }
     }
     await_stores();
@@ -115,16 +117,17 @@ class EncoderGradients {
     if (rows_.warp() != 0 || i >= count_) {
       return;
     }
-    const TileCoordinates at{0, run_.first + (begin_ + 2 * i) * Layout::chunk, head_, run_.row};
+    const int token = run_.first + (begin_ + 2 * i) * Layout::chunk;
     barrier_expect(full(i), Layout::input_tile + Layout::value_tile);
-    load_tile(inputs(i), &call_.maps.key_encoder, at, full(i));
-    load_tile(values(i), &call_.maps.value_encoder, at, full(i));
+    load_tile(inputs(i), &call_.maps.key_encoder, {0, token, head_, run_.row}, full(i));
+    load_tile(values(i), &call_.maps.value_encoder, {slice_ * Layout::columns, token, head_, run_.row}, full(i));
   }
 
   const Call& call_;
   const TokenRun& run_;
   int head_;
-  int group_;
+  int slice_;
+  int group_;  // of warps
   BackwardRows<Config> rows_;
   int begin_;
   int count_;
@@ -135,20 +138,21 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
     encoder_gradients_sm90(const __grid_constant__ HopperBackwardCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Layout = EncoderLayout<Config>;
-    const std::int64_t parts = call.encoder_parts;
-    const std::int64_t part = blockIdx.x % parts;
-    const std::int64_t head = blockIdx.x / parts % call.heads;
-    const std::int64_t b = blockIdx.x / parts / call.heads;
-    const PrefillPlan plan = call.plan_of(b);
+    const BlockItem item(blockIdx.x, call.encoder_parts, call.heads, Layout::slices);
+    const std::int64_t part = item.segment;
+    const std::int64_t head = item.head;
+    const PrefillPlan plan = call.plan_of(item.sequence);
     const TokenRange present = plan.skipped ? TokenRange{0, 0} : plan.encoder;
     await_previous_kernel();
     if (part == 0) {
       zero_rows_outside(call.key_encoder_gradient, plan.span.encoder_row, plan.span.encoder_first, present,
-                        plan.span.encoder_tokens, head);
+                        plan.span.encoder_tokens, head * Layout::slices + item.slice);
+    }
+    if (part == 0 && item.slice == 0) {
       zero_rows_outside(call.value_encoder_gradient, plan.span.encoder_row, plan.span.encoder_first, present,
                         plan.span.encoder_tokens, head);
     }
-    const TokenRange range = segment_of(present, parts, part, Layout::chunk);
+    const TokenRange range = segment_of(present, call.encoder_parts, part, Layout::chunk);
     if (range.size() <= 0) {
       return;
     }
@@ -163,7 +167,7 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
     }
     __syncthreads();
     const TokenRun run = TokenRun(encoder_source(call.args, plan, head), range).warp_uniform();
-    const EncoderGradients<Config> gradients(call, run, static_cast<int>(head), 0,
+    const EncoderGradients<Config> gradients(call, run, static_cast<int>(head), item.slice, 0,
                                              (run.tokens + Layout::chunk - 1) / Layout::chunk);
     gradients.start_copies();
     if (threadIdx.x < BackwardTiles<Config>::state_warp_threads) {
@@ -171,7 +175,8 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
       state_warps.clear();
 #pragma unroll 1
       for (std::int64_t g = 0; g < call.group; ++g) {
-        state_warps.add_stored(call.reverse_total(b, head * call.group + g));
+        state_warps.add_stored(StateSlice<GradientSliceFormat<Config>, const float>{
+            call.reverse_total(item.sequence, (head * call.group + g) * Layout::slices + item.slice)});
       }
       state_warps.publish_at(Layout::state);
     }

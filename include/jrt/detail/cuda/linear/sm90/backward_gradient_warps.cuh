@@ -108,9 +108,14 @@ class GradientWarps {
     __syncwarp();
   }
 
-  /// The chunk's first token and this block's head, in tensors of queries or with a row for each query head.
+  /// The chunk's first token in gradients of inputs, which have a row for each sliced head.
   [[nodiscard]] __device__ TileCoordinates place(const Tiles& tiles) const {
-    return {0, schedule_.own.first + tiles.chunk * Layout::chunk, schedule_.head, schedule_.own.row};
+    return {0, schedule_.own.first + tiles.chunk * Layout::chunk, schedule_.head * Layout::slices + schedule_.slice,
+            schedule_.own.row};
+  }
+  /// The same in gradients of values, which have a row for each query head.
+  [[nodiscard]] __device__ TileCoordinates value_place(const Tiles& tiles) const {
+    return {schedule_.column(), schedule_.own.first + tiles.chunk * Layout::chunk, schedule_.head, schedule_.own.row};
   }
 
   /// Which of 16 columns, k of the chunk's four times 16, this warp's rows see: all (columns before the rows in pass

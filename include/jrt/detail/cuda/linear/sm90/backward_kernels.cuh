@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
   if constexpr (compiling_for_hopper) {
     using Layout = BackwardLayout<Config, pass>;
     using Schedule = BackwardSchedule<Config, pass>;
-    const BlockItem item(blockIdx.x, call.limits.max_token_segments, call.query_heads, 1);
-    const std::int64_t key_head = item.head / call.group;
+    const BlockItem item(blockIdx.x, call.limits.max_token_segments, call.query_heads, Layout::slices);
+    const std::int64_t sliced_head = Schedule::sliced_head(item);
     const PrefillPlan plan = call.plan_of(item.sequence);
     if (more) {
       let_next_kernel_start();
@@ -42,14 +42,16 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
     await_previous_kernel();
     if (item.segment == 0) {
       const TokenRange present = plan.skipped ? TokenRange{0, 0} : plan.tokens;
-      const auto zero = [&](const auto& view) {
-        zero_rows_outside(view, plan.span.batch_row, plan.span.first_token, present, plan.span.row_tokens, item.head);
+      const auto zero = [&](const auto& view, std::int64_t head) {
+        zero_rows_outside(view, plan.span.batch_row, plan.span.first_token, present, plan.span.row_tokens, head);
       };
       if constexpr (Layout::queries) {
-        zero(call.query_gradient);
+        zero(call.query_gradient, sliced_head);
       } else {
-        zero(call.key_gradient);
-        zero(call.value_gradient);
+        zero(call.key_gradient, sliced_head);
+        if (item.slice == 0) {
+          zero(call.value_gradient, item.head);
+        }
       }
     }
     if (plan.skipped || item.segment >= plan.token_segments) {
@@ -59,29 +61,30 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
     TokenRun encoder;
     if constexpr (Layout::queries && Config::Mask::reads_encoder) {
       if (!plan.split()) {
-        encoder = TokenRun(encoder_source(call.args, plan, key_head), plan.encoder);
+        encoder = TokenRun(encoder_source(call.args, plan, item.head / call.group), plan.encoder);
       }
     }
-    const Schedule schedule(encoder, TokenRun(token_source(call.args, plan, key_head), range), item.head, key_head,
-                            call.records_of(plan, item.head, range.begin));
+    const Schedule schedule(call, plan, item, encoder, range);
     prepare_backward_memory<Config, pass>();
     if (threadIdx.x < Layout::state_warp_threads) {
       take_registers<hopper_backward_tuning.state_registers>();
       BackwardStateWarps<Config, pass> state_warps;
       if constexpr (Layout::queries) {
         if (plan.split()) {
-          state_warps.read(call.start(plan, item.segment, key_head));
+          state_warps.read(call.start(plan, item));
         } else {
-          state_warps.read(call.initial_state(item.sequence, key_head));
+          state_warps.read(call.initial_state(item));
         }
         state_warps.accumulate(schedule.encoder, [] {});
+      } else if (plan.token_segments > 1) {
+        state_warps.read(StateSlice<GradientSliceFormat<Config>, const float>{
+            call.reverse_sum(item.sequence, item.segment, sliced_head)});
       } else {
-        state_warps.read(plan.token_segments > 1 ? call.reverse_sum(item.sequence, item.segment, item.head)
-                                                 : call.final_gradient(item.sequence, item.head));
+        state_warps.read(call.final_gradient(item.sequence, sliced_head));
       }
       state_warps.publish_and_accumulate(schedule.own);
       if (!Layout::queries && plan.token_segments == 1) {
-        state_warps.write(call.reverse_total(item.sequence, item.head));
+        state_warps.write(call.reverse_total(item.sequence, sliced_head));
       }
     } else {
       give_registers<hopper_backward_tuning.gradient_registers>();
@@ -102,17 +105,14 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::state_wa
     constexpr BackwardPass pass = BackwardPass::keys;
     using Layout = BackwardLayout<Config, pass>;
     using Schedule = BackwardSchedule<Config, pass>;
-    const BlockItem item(blockIdx.x, call.limits.max_token_segments, call.query_heads, 1);
-    const std::int64_t key_head = item.head / call.group;
+    const BlockItem item(blockIdx.x, call.limits.max_token_segments, call.query_heads, Layout::slices);
     const PrefillPlan plan = call.plan_of(item.sequence);
     let_next_kernel_start();
     await_previous_kernel();
     if (plan.skipped || plan.token_segments == 1 || item.segment >= plan.token_segments) {
       return;
     }
-    const TokenRange range = own_tokens(call, plan, item.segment);
-    const Schedule schedule({}, TokenRun(token_source(call.args, plan, key_head), range), item.head, key_head,
-                            call.records_of(plan, item.head, range.begin));
+    const Schedule schedule(call, plan, item, {}, own_tokens(call, plan, item.segment));
     const bool copies = warp_uniform(static_cast<int>(threadIdx.x) / 32) == 0;
     prepare_backward_memory<Config, pass>();
     const int chunks = schedule.own_chunks();
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::state_wa
         schedule.load_summed(call.maps, next);
       }
     });
-    state_warps.write(call.reverse_sum(item.sequence, item.segment, item.head));
+    state_warps.write(call.reverse_sum(item.sequence, item.segment, Schedule::sliced_head(item)));
   }
 }
 
@@ -139,20 +139,27 @@ template <class Config>
 __global__ void __launch_bounds__(state_scan_tuning.threads)
     reverse_scan_sm90(const __grid_constant__ HopperBackwardCall<Config> call) {
   using Call = HopperBackwardCall<Config>;
-  constexpr unsigned blocks = ceil_div(Call::state_numbers, state_scan_tuning.threads);
-  const std::int64_t head_of_all = blockIdx.x / blocks;
-  const std::int64_t head = head_of_all % call.query_heads;
-  const std::int64_t b = head_of_all / call.query_heads;
+  using Format = typename Call::SliceFormat;
+  constexpr unsigned blocks = ceil_div(Format::head_values, state_scan_tuning.threads);
+  const std::int64_t heads = call.query_heads * Call::slices;
+  const std::int64_t head = blockIdx.x / blocks % heads;
+  const std::int64_t b = blockIdx.x / blocks / heads;
   const int i = static_cast<int>(blockIdx.x % blocks * state_scan_tuning.threads + threadIdx.x);
   const PrefillPlan plan = call.plan_of(b);
   let_next_kernel_start();
   await_previous_kernel();
-  if (plan.skipped || plan.token_segments == 1 || i >= Call::state_numbers) {
+  if (plan.skipped || plan.token_segments == 1 || i >= Format::head_values) {
     return;
   }
-  const float* const final_gradient = call.final_gradient(b, head);
-  float running = final_gradient != nullptr ? final_gradient[i] : 0.0F;
-  const std::int64_t stride = call.query_heads * Call::partial_elements;
+  float running = 0;
+  if (const auto gradient = call.final_gradient(b, head); gradient.state != nullptr) {
+    if (i >= Format::normaliser_offset) {
+      running = gradient.with_normaliser ? gradient.normaliser(i - Format::normaliser_offset) : 0.0F;
+    } else if (gradient.has(i % Format::columns)) {
+      running = *gradient.at(i / Format::columns, i % Format::columns);
+    }
+  }
+  const std::int64_t stride = heads * Call::slice_elements;
   float* const sums = call.reverse_sum(b, 0, head) + i;
   constexpr int at_a_time = state_scan_tuning.loads_in_flight;
   for (auto last = static_cast<int>(plan.token_segments) - 1; last >= 0; last -= at_a_time) {
@@ -172,71 +179,97 @@ __global__ void __launch_bounds__(state_scan_tuning.threads)
   call.reverse_total(b, head)[i] = running;
 }
 
-/// Gradients of the initial states: R of all tokens, summed over the query heads of a key head in their order.
+/// Gradients of the initial states: R of all tokens, summed over the query heads of a key head in their order, r also over
+/// slices.
 template <class Config>
 __global__ void __launch_bounds__(state_scan_tuning.threads)
     initial_gradients_sm90(const __grid_constant__ HopperBackwardCall<Config> call) {
   using Call = HopperBackwardCall<Config>;
-  constexpr unsigned blocks = ceil_div(Call::state_numbers, state_scan_tuning.threads);
-  const std::int64_t head_of_all = blockIdx.x / blocks;
-  const std::int64_t head = head_of_all % call.heads;
-  const std::int64_t b = head_of_all / call.heads;
+  using Format = typename Call::GradientFormat;
+  using SliceFormat = typename Call::SliceFormat;
+  constexpr unsigned blocks = ceil_div(static_cast<int>(Format::head_values), state_scan_tuning.threads);
+  const std::int64_t head = blockIdx.x / blocks % call.heads;
+  const std::int64_t b = blockIdx.x / blocks / call.heads;
   const int i = static_cast<int>(blockIdx.x % blocks * state_scan_tuning.threads + threadIdx.x);
   await_previous_kernel();
-  if (i >= Call::state_numbers || !call.initial_state_gradient.has_slot(b)) {
+  if (i >= Format::head_values || !call.initial_state_gradient.has_slot(b)) {
     return;
   }
   float sum = 0;
   if (!call.plan_of(b).skipped) {
+    const bool normaliser = i >= Format::normaliser_offset;
+    const int row = normaliser ? i - static_cast<int>(Format::normaliser_offset) : i / Format::columns;
+    const int column = normaliser ? 0 : i % Format::columns;
+    const int own =
+        normaliser ? SliceFormat::normaliser_offset + row : row * SliceFormat::columns + column % SliceFormat::columns;
+    const int first = normaliser ? 0 : column / SliceFormat::columns;
+    const int end = normaliser ? Call::slices : first + 1;
     for (std::int64_t g = 0; g < call.group; ++g) {
-      sum += call.reverse_total(b, head * call.group + g)[i];
+      for (int slice = first; slice < end; ++slice) {
+        sum += call.reverse_total(b, (head * call.group + g) * Call::slices + slice)[own];
+      }
     }
   }
   call.initial_state_gradient.pool.head(call.initial_state_gradient.slot(b), head)[i] = sum;
 }
 
-/// Gradients of k and v where query heads share a key head: those of each query head, in the workspace, added up in their
-/// order. A block takes 64 rows of one key head.
+/// Rows [first, first + count) of one head of `to`, each the sum of the same rows of as many heads of `from` as there are
+/// for each of `to`, in their order.
+template <class Element>
+__device__ void sum_rows(const TensorView<Element>& from, const TensorView<Element>& to, std::int64_t row,
+                         std::int64_t first, int count, std::int64_t head) {
+  const std::int64_t terms = from.heads / to.heads;
+  const int vectors = static_cast<int>(to.dim) / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < count * vectors; i += static_cast<int>(blockDim.x)) {
+    const std::int64_t token = first + i / vectors;
+    const int column = i % vectors * 8;
+    float sums[8] = {};
+    for (std::int64_t g = 0; g < terms; ++g) {
+      const auto own = load_vector<8>(from.row(row, token, head * terms + g) + column);
+      for (int c = 0; c < 8; ++c) {
+        sums[c] += convert<float>(own[c]);
+      }
+    }
+    Vector<Element, 8> rounded;
+    for (int c = 0; c < 8; ++c) {
+      rounded[c] = convert<Element>(sums[c]);
+    }
+    store_vector(to.row(row, token, head) + column, rounded);
+  }
+}
+
+/// Adds up the terms of a gradient of tokens: those of query heads that share a key head, and of slices of v. A block takes
+/// 64 rows of one head.
 template <class Config>
-__global__ void __launch_bounds__(128) group_gradients_sm90(const __grid_constant__ HopperBackwardCall<Config> call,
-                                                            const TensorView<typename Config::Element> key_gradient,
-                                                            const TensorView<typename Config::Element> value_gradient) {
-  using Element = typename Config::Element;
+__global__ void __launch_bounds__(128)
+    sum_gradients_sm90(const __grid_constant__ HopperBackwardCall<Config> call,
+                       const TensorView<typename Config::Element> from, const TensorView<typename Config::Element> to) {
   constexpr int rows = BackwardTiles<Config>::chunk;
-  const std::int64_t head = blockIdx.x % call.heads;
-  const RowRun run(call.args.sequences, call.args.query.tokens, blockIdx.x / call.heads, rows);
+  const RowRun run(call.args.sequences, call.args.query.tokens, blockIdx.x / to.heads, rows);
   const SequenceSpan span =
       within_views(sequence_span(call.args.sequences, run.b, call.args.query.tokens, call.args.key_encoder.tokens),
                    call.args.query.tokens, call.args.key_encoder.tokens);
   await_previous_kernel();
-  if (!run.within(span)) {
-    return;
+  if (run.within(span)) {
+    sum_rows(from, to, span.batch_row, span.first_token + run.first_row,
+             static_cast<int>(smaller<std::int64_t>(rows, span.row_tokens - run.first_row)), blockIdx.x % to.heads);
   }
-  const auto present = static_cast<int>(smaller<std::int64_t>(rows, span.row_tokens - run.first_row));
-  const auto sum = [&](const TensorView<Element>& from, const TensorView<Element>& to) {
-    if (from.data == nullptr) {
-      return;
-    }
-    const int vectors = static_cast<int>(to.dim) / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < present * vectors; i += static_cast<int>(blockDim.x)) {
-      const std::int64_t token = span.first_token + run.first_row + i / vectors;
-      const int column = i % vectors * 8;
-      float sums[8] = {};
-      for (std::int64_t g = 0; g < call.group; ++g) {
-        const auto own = load_vector<8>(from.row(span.batch_row, token, head * call.group + g) + column);
-        for (int c = 0; c < 8; ++c) {
-          sums[c] += convert<float>(own[c]);
-        }
-      }
-      Vector<Element, 8> rounded;
-      for (int c = 0; c < 8; ++c) {
-        rounded[c] = convert<Element>(sums[c]);
-      }
-      store_vector(to.row(span.batch_row, token, head) + column, rounded);
-    }
-  };
-  sum(call.key_gradient, key_gradient);
-  sum(call.value_gradient, value_gradient);
+}
+
+/// The same for a gradient of the encoder region, of which a block takes every `parts`-th 64 rows.
+template <class Config>
+__global__ void __launch_bounds__(128) sum_encoder_gradients_sm90(const __grid_constant__ HopperBackwardCall<Config> call,
+                                                                  const TensorView<typename Config::Element> from,
+                                                                  const TensorView<typename Config::Element> to) {
+  constexpr int rows = BackwardTiles<Config>::chunk;
+  const BlockItem item(blockIdx.x, call.encoder_parts, to.heads, 1);
+  const SequenceSpan span = call.plan_of(item.sequence).span;
+  await_previous_kernel();
+  for (std::int64_t first = item.segment * rows; first < span.encoder_tokens;
+       first += std::int64_t{call.encoder_parts} * rows) {
+    sum_rows(from, to, span.encoder_row, span.encoder_first + first,
+             static_cast<int>(smaller<std::int64_t>(rows, span.encoder_tokens - first)), item.head);
+  }
 }
 
 }  // namespace JRT_DETAIL_CUDA_ABI

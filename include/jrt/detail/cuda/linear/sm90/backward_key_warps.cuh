@@ -109,7 +109,7 @@ class KeyGradientWarps : public GradientWarps<Config, BackwardPass::keys> {
     wgmma_wait<0>();
     fence_accumulators(sums);
     barrier_arrive(Layout::state_free + 8 * tiles.buffer);
-    rows_.store_values(sums, tiles.y, call_.value_gradient, call_.maps.value_gradient, this->place(tiles),
+    rows_.store_values(sums, tiles.y, call_.value_gradient, call_.maps.value_gradient, this->value_place(tiles),
                        schedule_.tokens_from(tiles.chunk));
   }
 

@@ -27,7 +27,8 @@ template <class Config>
 struct BackwardTiles {
   using Packing = HopperPacking;
   static constexpr int chunk = 64;    // tokens
-  static constexpr int columns = 64;  // of v
+  static constexpr int columns = 64;  // of v, in a slice; the copy engine fills what v does not have with zeros
+  static constexpr int slices = ceil_div(Config::value_dim, columns);
   static constexpr int input_row = 32;
   static constexpr int value_row = 128;
   static constexpr int input_tile = chunk * input_row;
@@ -40,13 +41,37 @@ struct BackwardTiles {
 
   static constexpr bool normalised = has_denominators<Config>;
   static constexpr bool supported = HopperLayout<Config>::supported && std::is_same_v<typename Config::Element, BFloat16> &&
-                                    Config::value_dim == columns && !Config::Mask::reads_future &&
-                                    !Config::Padding::keeps_padded_keys && !consumes_evicted_keys<Config> &&
-                                    !is_linear_part<Config>;
+                                    !Config::Mask::reads_future && !Config::Padding::keeps_padded_keys &&
+                                    !consumes_evicted_keys<Config> && !is_linear_part<Config> && key_delay<Config> == 0;
 
   // Shared memory starts after the 1024 bytes that CUDA reserves, as in HopperLayout.
   static constexpr SharedAddress base = 1024;
   static constexpr SharedAddress barriers = base;
+};
+
+/// R in the workspace: the columns of one slice, then its r.
+template <class Config>
+struct GradientSliceFormat {
+  static constexpr int rows = StateFormatOf<Config>::rows;
+  static constexpr int columns = BackwardTiles<Config>::columns;
+  static constexpr int normaliser_offset = rows * columns;
+  static constexpr int head_values = normaliser_offset + rows;
+};
+
+/// The columns of a slice in a state of `Format` in memory, as far as it has them, from `first_column` on; null if there is
+/// no state.
+template <class Format, class Scalar>
+struct StateSlice {
+  static constexpr int columns = static_cast<int>(Format::columns);
+  static constexpr int normaliser_offset = static_cast<int>(Format::normaliser_offset);
+  Scalar* state = nullptr;
+  int first_column = 0;
+  bool with_normaliser = true;  // whether this slice counts z, or r
+
+  /// Whether the state has this column of the slice; it has an even number of them.
+  [[nodiscard]] __device__ bool has(int column) const { return columns % 64 == 0 || first_column + column < columns; }
+  [[nodiscard]] __device__ Scalar* at(int row, int column) const { return state + row * columns + first_column + column; }
+  [[nodiscard]] __device__ Scalar& normaliser(int row) const { return state[normaliser_offset + row]; }
 };
 
 /// The two bfloat16 of a pair as float, one instruction each.

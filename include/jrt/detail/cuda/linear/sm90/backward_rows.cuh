@@ -145,9 +145,12 @@ class BackwardRows {
       const int piece = static_cast<int>(lane % 8);
 #pragma unroll 1
       for (int t = static_cast<int>(lane / 8); t < rows; t += 4) {
+        if (Config::value_dim % Tiles::columns != 0 && at.column + 8 * piece >= Config::value_dim) {
+          break;
+        }
         Pair pairs[4];
         load_pairs(pairs, SharedNumbers::at(own + t * Tiles::value_row + (piece ^ (t % 8)) * 16));
-        *reinterpret_cast<uint4*>(view.row(at.row, at.token + t, at.head) + 8 * piece) =
+        *reinterpret_cast<uint4*>(view.row(at.row, at.token + t, at.head) + at.column + 8 * piece) =
             make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
       }
       __syncwarp();

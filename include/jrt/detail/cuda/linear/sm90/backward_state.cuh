@@ -24,7 +24,6 @@ class BackwardState {
  public:
   using Layout = BackwardLayout<Config, pass>;
   using Packing = typename Layout::Packing;
-  using Format = StateFormatOf<Config>;
   using Element = typename Config::Element;
   using Numbers = HopperNumbers<Element>;
 
@@ -44,18 +43,17 @@ class BackwardState {
     }
   }
 
-  /// Reads a state, or the gradient of one, in the state's format; empty if there is none.
-  template <class Scalar>
-  __device__ void read(const Scalar* state) {
+  /// Reads a state, or the gradient of one; empty if there is none.
+  template <class Format, class Scalar>
+  __device__ void read(const StateSlice<Format, const Scalar>& stored) {
     clear();
-    if (state != nullptr) {
-      add_stored(state);
+    if (stored.state != nullptr) {
+      add_stored(stored);
     }
   }
-  /// Adds a state in its format.
-  template <class Scalar>
-  __device__ void add_stored(const Scalar* state) {
-    const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(state) % (2 * sizeof(Scalar)) == 0;
+  template <class Format, class Scalar>
+  __device__ void add_stored(const StateSlice<Format, const Scalar>& stored) {
+    const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(stored.state) % (2 * sizeof(Scalar)) == 0;
     for_rows([&](int m, int h, int r, float scale) {
       if (r < 0) {
         return;
@@ -63,7 +61,11 @@ class BackwardState {
       const float factor = 1 / scale;
 #pragma unroll
       for (int j = 0; j < Layout::columns / 8; ++j) {
-        const Scalar* const from = state + r * Format::columns + 8 * j + lane() % 4 * 2;
+        const int column = 8 * j + lane() % 4 * 2;
+        if (!stored.has(column)) {
+          continue;
+        }
+        const Scalar* const from = stored.at(r, column);
         Vector<Scalar, 2> pair;
         if (pairs_aligned) {
           pair = load_vector<2>(from);
@@ -74,7 +76,7 @@ class BackwardState {
         state_[m][4 * j + 2 * h] += convert<float>(pair[0]) * factor;
         state_[m][4 * j + 2 * h + 1] += convert<float>(pair[1]) * factor;
       }
-      const float z = convert<float>(state[Format::normaliser_offset + r]) * factor;
+      const float z = stored.with_normaliser ? convert<float>(stored.normaliser(r)) * factor : 0.0F;
       if constexpr (Layout::queries) {
         state_[m][32 + 2 * h] += z;
         state_[m][33 + 2 * h] += z;
@@ -84,7 +86,9 @@ class BackwardState {
     });
   }
 
+  /// Writes R of the block's slice, in its format.
   __device__ void write(float* state) {
+    using Format = GradientSliceFormat<Config>;
     for_rows([&](int m, int h, int r, float scale) {
       if (r < 0) {
         return;
