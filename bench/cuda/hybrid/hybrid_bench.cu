@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linear and window attention in one mixer: prefill and one decode step, 16 heads, bfloat16, d = 16, dv = 64, L = 128,
-// causal, cold caches. Names are
+// Linear and window attention in one mixer: prefill, its backward pass and one decode step, 16 heads, bfloat16, d = 16, dv
+// = 64, L = 128, causal, cold caches. Names are
 //
 //     both/prefill/B:<sequences>/N:<tokens>
+//     both/backward/B:<sequences>/N:<tokens>     all gradients
 //     both/decode/B:<sequences>
 //
-// The bytes that must move are queries, keys, values and outputs once; of a decode step the states, read and written, and
+// The bytes that must move are queries, keys, values and outputs once, and of a backward pass the logarithms and all
+// gradients, too; of a decode step the states, read and written, and
 // the rings, read.
 #include <algorithm>
 #include <cmath>
+#include <jrt/backward.hpp>
 #include <jrt/mixer/hybrid_attention.hpp>
 #include <string>
 
@@ -107,6 +110,58 @@ void prefill_both(benchmark::State& state, std::int64_t batch, std::int64_t toke
   time_calls(state, work, [&] { require(prefill(args, workspace, timed_stream())); });
 }
 
+void backward_both(benchmark::State& state, std::int64_t batch, std::int64_t tokens) {
+  const BothProblem problem(batch, tokens);
+  const std::int64_t rows = batch * tokens * heads;
+  const TensorShape narrow{batch, tokens, heads, d};
+  const TensorShape wide{batch, tokens, heads, dv};
+  const DeviceArray<float> log_sum_exp(rows);
+  const auto output_gradient = random_array<E>(rows * dv, 99);
+  const DeviceArray<E> gradients(rows * (2 * d + dv));
+  gradients.poison();
+  auto forward = problem.args<PrefillArgs<Config>>();
+  forward.log_sum_exp = view_bhtd(log_sum_exp.data(), {batch, tokens, heads, 1});
+  require(prefill(forward, timed_stream()));
+  BackwardArgs<Config> args;
+  args.query = forward.query;
+  args.key = forward.key;
+  args.value = forward.value;
+  args.output = forward.output;
+  args.log_sum_exp = forward.log_sum_exp;
+  args.output_gradient = view_bhtd<const E>(output_gradient.data(), wide);
+  args.query_gradient = view_bhtd(gradients.data(), narrow);
+  args.key_gradient = view_bhtd(gradients.data() + rows * d, narrow);
+  args.value_gradient = view_bhtd(gradients.data() + 2 * rows * d, wide);
+  const auto bytes = static_cast<std::int64_t>(backward_workspace_bytes(args, timed_stream()));
+  const DeviceArray<std::byte> memory(bytes);
+  const Workspace workspace{memory.data(), static_cast<std::size_t>(bytes)};
+  require(backward(args, workspace, timed_stream()));
+  require(cudaStreamSynchronize(timed_stream().stream()), "backward");
+  // The last value of a sequence is seen by the last query alone: its gradient is that query's weight times dy.
+  RelativeError error;
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const auto query = numbers_at(args.query.row(batch - 1, tokens - 1, h), d);
+    const auto key = numbers_at(args.key.row(batch - 1, tokens - 1, h), d);
+    double score = 0;
+    for (int c = 0; c < d; ++c) {
+      score += query[c] * key[c] / std::sqrt(static_cast<double>(d));
+    }
+    const double log_sum = numbers_at(args.log_sum_exp.row(batch - 1, tokens - 1, h), 1)[0];
+    const auto dy = numbers_at(args.output_gradient.row(batch - 1, tokens - 1, h), dv);
+    const auto actual = numbers_at(args.value_gradient.row(batch - 1, tokens - 1, h), dv);
+    for (int c = 0; c < dv; ++c) {
+      error.add(actual[c], std::exp(score - log_sum) * dy[c]);
+    }
+  }
+  if (!accept(state, "error", error.value(), error_bound<E>)) {
+    return;
+  }
+  const auto all = static_cast<double>(rows);
+  const Work work{.bytes = (sizeof(E) * 4.0 * (d + dv) + sizeof(float)) * all,
+                  .tokens = static_cast<double>(batch * tokens)};
+  time_calls(state, work, [&] { require(backward(args, workspace, timed_stream())); });
+}
+
 /// Steps of a batch of its own each, after 200 tokens, so that states come from memory.
 void decode_both(benchmark::State& state, std::int64_t batch) {
   constexpr std::int64_t steps = 8;
@@ -143,6 +198,7 @@ const bool registered = [] {
   };
   add("both/prefill/B:16/N:2048", [](benchmark::State& state) { prefill_both(state, 16, 2048); });
   add("both/prefill/B:16/N:32768", [](benchmark::State& state) { prefill_both(state, 16, 32768); });
+  add("both/backward/B:16/N:8192", [](benchmark::State& state) { backward_both(state, 16, 8192); });
   add("both/decode/B:256", [](benchmark::State& state) { decode_both(state, 256); });
   return true;
 }();

@@ -110,7 +110,7 @@ class GradientPasses {
       query_chunks<false>(plan, range, head, state, scratch);
     } else {
       const TokenRange keyed = with_key<Config>(plan, range);
-      if constexpr (key_delay < Config >> 0) {
+      if constexpr (key_delay<Config> != 0) {
         query_chunks<false>(plan, {range.begin, keyed.begin}, head, state, scratch);
       }
       query_chunks<true>(plan, keyed, head, state, scratch);
@@ -152,7 +152,7 @@ class GradientPasses {
                    State::stride);
       }
     }
-    if constexpr (key_delay < Config >> 0) {
+    if constexpr (key_delay<Config> != 0) {
       add_queries(plan.span, {range.begin, keyed.begin}, head, reverse, scratch.queries);
     }
   }

@@ -94,15 +94,15 @@ __device__ void whole_pass(const BackwardCall<Config>& call, const PrefillPlan& 
   }
   const T* const final = call.final_gradient(at.sequence, at.head);
   gradients.for_state([&](std::int64_t i, T& number) { number = final != nullptr ? final[i] : T(0); });
+  const TokenRange keyed = with_key<Config>(plan, plan.tokens);
   if (full || !call.wants_tokens()) {
-    gradients.add_queries(plan.span, plan.tokens, at.head);
+    gradients.add_queries(plan.span, keyed, at.head);
   }
   if (call.wants_tokens()) {
-    gradients.key_pass(tokens, with_key<Config>(plan, plan.tokens), !full,
-                       {call.args.key_gradient, call.args.value_gradient});
-    if constexpr (key_delay < Config >> 0) {
-      gradients.add_queries(plan.span, {plan.tokens.begin, with_key<Config>(plan, plan.tokens).begin}, at.head);
-    }
+    gradients.key_pass(tokens, keyed, !full, {call.args.key_gradient, call.args.value_gradient});
+  }
+  if constexpr (key_delay<Config> != 0) {
+    gradients.add_queries(plan.span, {plan.tokens.begin, keyed.begin}, at.head);
   }
   if (call.wants_encoder()) {
     gradients.key_pass(encoder, plan.encoder, false, {call.args.key_encoder_gradient, call.args.value_encoder_gradient});

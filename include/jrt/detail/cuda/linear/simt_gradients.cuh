@@ -104,7 +104,7 @@ class SimtGradients : private SimtGradientProducts<Config> {
     if constexpr (full) {
       query_chunks<false>(source, range);
     } else {
-      if constexpr (key_delay < Config >> 0) {
+      if constexpr (key_delay<Config> != 0) {
         query_chunks<false>(source, {range.begin, keyed.begin});
       }
       query_chunks<true>(source, keyed);

@@ -136,7 +136,8 @@ class HopperBackward {
 
   Status run(const char* operation, const Cuda& on) const {
     Call call = call_;
-    if (!describe_tensors(call.maps)) {
+    HopperCall<Config> sums = prefill_call();
+    if (!describe_tensors(call.maps, sums.maps)) {
       return Status::error(StatusCode::device_error, "%s: the driver cannot describe a tensor to the copy engine.",
                            operation);
     }
@@ -158,7 +159,6 @@ class HopperBackward {
       }
     };
     if (call.may_split()) {
-      const HopperCall<Config> sums = prefill_call(call);
       then(segment_sums_sm90<Config>,
            {sums.sequences * sums.max_items() * sums.heads * HopperLayout<Config>::slices,
             HopperLayout<Config>::state_warp_threads, HopperLayout<Config>::sum_bytes},
@@ -228,31 +228,34 @@ class HopperBackward {
            !is_empty(call_.value_encoder_gradient) || !call_.initial_state_gradient.empty();
   }
 
-  [[nodiscard]] bool describe_tensors(HopperBackwardMaps& maps) const {
+  /// `sums`: for the prefill's kernel, whose slices of v may be narrower.
+  [[nodiscard]] bool describe_tensors(HopperBackwardMaps& maps, HopperMaps& sums) const {
     const TensorBox inputs{Tiles::chunk, Tiles::Packing::input_dim, CU_TENSOR_MAP_SWIZZLE_32B};
     const TensorBox values{Tiles::chunk, Tiles::columns, CU_TENSOR_MAP_SWIZZLE_128B};
+    const TensorBox summed_values{Tiles::chunk, HopperLayout<Config>::columns, CU_TENSOR_MAP_SWIZZLE_128B};
     const TensorBox stores{16, Tiles::columns, CU_TENSOR_MAP_SWIZZLE_128B};
     const auto& args = call_.args;
-    return describe(args.query, inputs, maps.query) && describe(args.key, inputs, maps.key) &&
-           describe(args.value, values, maps.value) && describe(args.key_encoder, inputs, maps.key_encoder) &&
-           describe(args.value_encoder, values, maps.value_encoder) &&
-           describe(output_gradient_, values, maps.output_gradient) &&
-           describe(call_.value_gradient, stores, maps.value_gradient) &&
-           describe(call_.value_encoder_gradient, stores, maps.value_encoder_gradient);
+    const bool described =
+        describe(args.query, inputs, maps.query) && describe(args.key, inputs, maps.key) &&
+        describe(args.value, values, maps.value) && describe(args.key_encoder, inputs, maps.key_encoder) &&
+        describe(args.value_encoder, values, maps.value_encoder) &&
+        describe(output_gradient_, values, maps.output_gradient) &&
+        describe(call_.value_gradient, stores, maps.value_gradient) &&
+        describe(call_.value_encoder_gradient, stores, maps.value_encoder_gradient) &&
+        describe(args.value, summed_values, sums.value) && describe(args.value_encoder, summed_values, sums.value_encoder);
+    sums.key = maps.key;
+    sums.key_encoder = maps.key_encoder;
+    return described;
   }
 
-  /// The call whose segment sums and state scan pass `queries` starts from.
-  [[nodiscard]] HopperCall<Config> prefill_call(const Call& call) const {
+  /// The call whose segment sums and state scan pass `queries` starts from, without its tensor maps.
+  [[nodiscard]] HopperCall<Config> prefill_call() const {
     HopperCall<Config> prefill;
-    prefill.args = call.args;
-    prefill.limits = call.limits;
-    prefill.sequences = call.sequences;
-    prefill.heads = call.heads;
+    prefill.args = call_.args;
+    prefill.limits = call_.limits;
+    prefill.sequences = call_.sequences;
+    prefill.heads = call_.heads;
     prefill.partial_states = starts_;
-    prefill.maps.key = call.maps.key;
-    prefill.maps.value = call.maps.value;
-    prefill.maps.key_encoder = call.maps.key_encoder;
-    prefill.maps.value_encoder = call.maps.value_encoder;
     return prefill;
   }
 
