@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles one operation of one operator into a shared library, once.
+
+The cache folder is named by everything that a library depends on: the package's sources, the binding's version, the compiler
+and what it compiles for. A library in it has a readable name, and its C++ source beside it.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import tvm_ffi
+from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path, find_libtvm_ffi
+from tvm_ffi.utils import FileLock
+
+
+class CompileError(RuntimeError):
+    """A library could not be compiled, or is missing where compiling is switched off. The message has the compiler's output."""
+
+
+_HERE = pathlib.Path(__file__).resolve().parent
+
+
+def _include_folders():
+    """Folders of jrt's headers and of the binding: in the wheel, or in a checkout."""
+    shipped = _HERE / "include"
+    if shipped.is_dir():
+        return [shipped]
+    return [_HERE.parent.parent / "include", _HERE.parent / "src"]
+
+
+def _eigen_folder():
+    for folder in (_HERE / "include" / "eigen3", os.environ.get("JRT_EIGEN_INCLUDE"), "/usr/include/eigen3",
+                   "/usr/local/include/eigen3"):
+        if folder and (pathlib.Path(folder) / "Eigen" / "Core").is_file():
+            return pathlib.Path(folder)
+    raise CompileError("jrt: Eigen's headers were not found. Install them (libeigen3-dev) or set JRT_EIGEN_INCLUDE.")
+
+
+@functools.cache
+def _digest_of_sources():
+    digest = hashlib.sha256()
+    for folder in _include_folders():
+        for path in sorted([*folder.glob("jrt/**/*.*h*"), *folder.glob("jrt_bind/*.hpp")]):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+@functools.cache
+def _version_of(compiler):
+    path = shutil.which(compiler)
+    if path is None:
+        raise CompileError(f"jrt: the compiler {compiler} was not found on PATH; it is needed to compile an operator.")
+    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"\d+\.\d+(?:\.\d+)?", text)
+    return f"{pathlib.Path(path).name}-{found[-1] if found else 'unknown'}"
+
+
+@functools.cache
+def _host_processor():
+    """A short name of the instruction set that -march=native means here."""
+    if platform.system() == "Linux":
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return platform.machine() + "-" + hashlib.sha256(line.encode()).hexdigest()[:6]
+    return platform.machine()
+
+
+def _cpu_compiler():
+    return os.environ.get("CXX", "g++")
+
+
+def cache_folder(target):
+    """The folder of libraries for a target: "cpu", or a GPU architecture as "90a".
+
+    Below `JRT_CACHE_DIR`, by default ~/.cache/jrt."""
+    root = os.environ.get("JRT_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "jrt")
+    compiler = _version_of("nvcc") if target != "cpu" else _version_of(_cpu_compiler())
+    architecture = f"sm_{target}" if target != "cpu" else _host_processor()
+    name = f"jrt-{_digest_of_sources()}-ffi-{tvm_ffi.__version__}-{compiler}-{architecture}"
+    return pathlib.Path(root) / name
+
+
+def _command(target, source, library):
+    includes = [f"-I{folder}" for folder in _include_folders()]
+    includes += ["-isystem", str(find_include_path()), "-isystem", str(find_dlpack_include_path())]
+    ffi = pathlib.Path(find_libtvm_ffi())
+    link = [f"-L{ffi.parent}", "-ltvm_ffi"]
+    if target == "cpu":
+        return [_cpu_compiler(), "-std=c++20", "-O3", "-march=native", "-DNDEBUG", "-fPIC", "-shared", "-fvisibility=hidden",
+                *includes, "-isystem", str(_eigen_folder()), str(source), "-o", str(library), *link]
+    return ["nvcc", "-std=c++20", "-O3", "-DNDEBUG", f"-gencode=arch=compute_{target},code=sm_{target}",
+            "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "-shared", "-cudart=shared", *includes,
+            str(source), "-o", str(library), *link]
+
+
+def library(target, key, source):
+    """Path of the library of `source` for `target`, compiled if the cache does not have it.
+
+    Errors: `CompileError` with the compiler's output; with `JRT_DISABLE_JIT` set to anything but 0, where it is missing."""
+    folder = cache_folder(target)
+    path = folder / f"{key}.so"
+    if path.is_file():
+        return path
+    if os.environ.get("JRT_DISABLE_JIT", "0") not in ("", "0"):
+        raise CompileError(f"jrt: {key} is not in {folder}, and JRT_DISABLE_JIT is set. Compile it before with jrt.prebuild "
+                           "or python3 -m jrt prebuild.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / f"{key}.lock")):
+        if path.is_file():
+            return path
+        source_path = folder / f"{key}{'.cpp' if target == 'cpu' else '.cu'}"
+        source_path.write_text(source)
+        partial = folder / f"{key}.{os.getpid()}.so"
+        command = _command(target, source_path, partial)
+        print(f"jrt: compiling {key} for {target} …", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            partial.unlink(missing_ok=True)
+            raise CompileError(f"jrt: {key} did not compile.\n{' '.join(command)}\n{result.stdout}{result.stderr}")
+        os.replace(partial, path)
+        print(f"jrt: compiled {key} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+    return path

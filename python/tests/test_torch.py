@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import jrt.torch  # noqa: E402
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def random(*shapes, dtype=torch.float64, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_()
+            for shape in shapes]
+
+
+def linear_reference(query, key, value, key_encoder=None, value_encoder=None):
+    scale = query.shape[-1] ** 0.5
+    score = torch.einsum("bihc,bjhc->bhij", query, key) / scale
+    weights = (1 + score + score * score / 2).tril()
+    sums, total = torch.einsum("bhij,bjhc->bihc", weights, value), weights.sum(-1)
+    if key_encoder is not None:
+        score = torch.einsum("bihc,bjhc->bhij", query, key_encoder) / scale
+        weights = 1 + score + score * score / 2
+        sums, total = sums + torch.einsum("bhij,bjhc->bihc", weights, value_encoder), total + weights.sum(-1)
+    return sums / total.transpose(1, 2).unsqueeze(-1)
+
+
+def check(function, reference, tensors, bound):
+    output, expected = function(*tensors), reference(*tensors)
+    gradient = torch.randn_like(output)
+    pairs = [(output, expected)]
+    pairs += zip(torch.autograd.grad(output, tensors, gradient), torch.autograd.grad(expected, tensors, gradient))
+    for actual, right in pairs:
+        assert actual.dtype == right.dtype and actual.shape == right.shape
+        assert (actual - right).norm() <= bound * right.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_linear_attention_and_its_gradients(device):
+    tensors = random((2, 60, 2, 16), (2, 60, 2, 16), (2, 60, 2, 32), (2, 20, 2, 16), (2, 20, 2, 32), device=device)
+    check(jrt.torch.prefix_linear_attention, linear_reference, tensors, 1e-11)
+    check(jrt.torch.based, linear_reference, tensors[:3], 1e-11)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_window_attention_and_its_gradients(device):
+    def reference(query, key, value):
+        distance = torch.arange(60, device=device)[:, None] - torch.arange(60, device=device)
+        score = torch.einsum("bihc,bjhc->bhij", query, key) / 4
+        weights = score.masked_fill((distance < 0) | (distance > 8), -torch.inf).softmax(-1)
+        return torch.einsum("bhij,bjhc->bihc", weights, value)
+
+    tensors = random(*[(2, 60, 2, 16)] * 3, device=device)
+    check(lambda *qkv: jrt.torch.window_attention(*qkv, left_window=8), reference, tensors, 1e-11)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_hybrid_attention_and_its_gradients(device):
+    def reference(query, key, value):
+        distance = torch.arange(60, device=device)[:, None] - torch.arange(60, device=device)
+        score = torch.einsum("bihc,bjhc->bhij", query, key) / 4
+        weights = torch.where(distance <= 8, score.exp(), 1 + score + score * score / 2).tril()
+        return torch.einsum("bhij,bjhc->bihc", weights / weights.sum(-1, keepdim=True), value)
+
+    tensors = random((2, 60, 2, 16), (2, 60, 2, 16), (2, 60, 2, 32), device=device)
+    check(lambda *qkv: jrt.torch.hybrid_attention(*qkv, left_window=8), reference, tensors, 1e-11)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gated_convolution_and_its_gradients(device):
+    def reference(inputs, weight, bias, gate):
+        signal = torch.nn.functional.conv1d(inputs.transpose(1, 2), weight.unsqueeze(1), bias, groups=8, padding=2)
+        return torch.nn.functional.silu(signal[..., :50].transpose(1, 2)) * gate
+
+    check(jrt.torch.gated_convolution, reference, random((2, 50, 8), (8, 3), (8,), (2, 50, 8), device=device), 1e-11)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_without_a_graph_break(device):
+    tensors = random((2, 60, 2, 16), (2, 60, 2, 16), (2, 60, 2, 32), device=device)
+    function = torch.compile(lambda q, k, v: jrt.torch.based(q * 2, k, v).square(), fullgraph=True, backend="aot_eager")
+    output = function(*tensors)
+    expected = linear_reference(tensors[0] * 2, *tensors[1:]).square()
+    assert (output - expected).norm() <= 1e-11 * expected.norm()
+    assert len(torch.autograd.grad(output.sum(), tensors)) == 3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_ops_pass_pytorchs_own_check(device):
+    query, key, value = (tensor.detach() for tensor in random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32), device=device))
+    jrt.torch.prefix_linear_attention(query, key, value)  # registers the operator's name
+    name = "linear-float64-d16-dv32-taylor2-prefix"
+    inputs = (query, key, value, None, None, None, None, None, None)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.jrt.attention.default, (*inputs, name, True), test_utils=tests)
+    output, sums = torch.ops.jrt.attention(*inputs, name, True)
+    torch.library.opcheck(torch.ops.jrt.attention_backward.default,
+                          (output, output, sums, *inputs, name, [True, True, False, False, False]), test_utils=tests)
+
+
+def test_gradients_are_taken_once():
+    tensors = random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32))
+    with pytest.raises(RuntimeError, match="gradients of gradients are not supported"):
+        torch.autograd.grad(jrt.torch.based(*tensors).sum(), tensors, create_graph=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast_decides_the_type(device):
+    tensors = random((1, 70, 2, 16), (1, 70, 2, 16), (1, 70, 2, 64), dtype=torch.float32, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        output = jrt.torch.based(*tensors)
+    assert output.dtype == torch.bfloat16
+    expected = linear_reference(*tensors)
+    assert (output - expected).norm() <= 1e-2 * expected.norm()
+    gradients = torch.autograd.grad(output.float().sum(), tensors)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+
+
+def test_wrong_arguments_are_named():
+    query, key, value = random((1, 9, 2, 16), (1, 8, 2, 16), (1, 9, 2, 32))
+    with pytest.raises(ValueError, match="'key' has tokens = 8, but query's is 9"):
+        jrt.torch.based(query, key, value)
+    with pytest.raises(ValueError, match="dtype int64"):
+        jrt.torch.based(*(tensor.detach().long() for tensor in (query, key, value)))
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="no CUDA device")
+def test_a_call_in_a_cuda_graph():
+    operator = jrt.Operator(dtype="bfloat16", d=16, dv=64)
+    tensors = {name: tensor.detach() for name, tensor in zip(
+        ("query", "key", "value"),
+        random((2, 500, 4, 16), (2, 500, 4, 16), (2, 500, 4, 64), dtype=torch.bfloat16, device="cuda"))}
+    expected = operator.prefill(**tensors)["output"]
+    output = torch.zeros_like(expected)
+    size = operator.workspace_bytes("prefill", **tensors, output=output)
+    workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        operator.prefill(**tensors, output=output, workspace=workspace)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(output, expected)
