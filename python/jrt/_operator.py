@@ -2,6 +2,7 @@
 """Operators: what to compile, and calls of what was compiled."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -104,7 +105,7 @@ class Operator:
 
     # -- what is compiled ------------------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def key(self):
         """A readable name of the operator, different for different operators."""
         parts = [self.kind, self.dtype]
@@ -164,7 +165,14 @@ class Operator:
         for operation in operations or _OPERATIONS[self.kind]:
             self._bound(operation, target)
 
+    @functools.cached_property
+    def _bounds(self):
+        return {}
+
     def _bound(self, operation, target):
+        bound = self._bounds.get((operation, target))
+        if bound is not None:
+            return bound
         if operation not in _OPERATIONS[self.kind]:
             raise ValueError(f"jrt.Operator: {operation!r} is no operation of {self.kind!r}; "
                              f"those are {', '.join(_OPERATIONS[self.kind])}.")
@@ -175,6 +183,7 @@ class Operator:
             bound = _Bound(self, operation, tvm_ffi.load_module(str(path)))
             with _lock:
                 bound = _bound_operations.setdefault((self, operation, target), bound)
+        self._bounds[operation, target] = bound
         return bound
 
     # -- operations ------------------------------------------------------------------------------------------------------
@@ -242,6 +251,14 @@ class _Bound:
     def workspace_bytes(self, tensors, threads):
         self._check(tensors)
         return int(self._workspace_bytes(*self._arguments(tensors), None, threads))
+
+    def call(self, tensors, threads):
+        """Runs with outputs that are given and names that are right; allocates the workspace."""
+        get = tensors.get
+        arguments = [_tensors.passed(name, get(name)) for name in self._names]
+        size = self._workspace_bytes(*arguments, None, threads)
+        workspace = _tensors.empty(_tensors.first_of(tensors), (size,), "uint8") if size > 0 else None
+        self._run(*arguments, workspace, threads)
 
     def run(self, tensors, workspace, threads):
         tensors = dict(tensors)

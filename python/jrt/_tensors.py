@@ -7,8 +7,13 @@ import sys
 import tvm_ffi
 
 
+@functools.cache
+def _is_torch_type(kind):
+    return kind.__module__.split(".")[0] == "torch"
+
+
 def _is_torch(tensor):
-    return type(tensor).__module__.split(".")[0] == "torch"
+    return _is_torch_type(type(tensor))
 
 
 def first_of(tensors):
@@ -21,7 +26,10 @@ def first_of(tensors):
 
 def target_of(tensors):
     """What the call's operation is compiled for: "cpu" or a GPU architecture."""
-    kind, index = first_of(tensors).__dlpack_device__()
+    first = first_of(tensors)
+    if _is_torch(first) and first.device.type == "cpu":
+        return "cpu"
+    kind, index = first.__dlpack_device__()
     if kind == 1:
         return "cpu"
     if kind == 2:
@@ -77,7 +85,7 @@ def passed(name, value):
     """A value as the binding takes it."""
     if value is None or isinstance(value, (int, float)):
         return value
-    if _is_torch(value):
+    if _is_torch_type(type(value)):
         return value.detach() if value.requires_grad else value
     try:
         return tvm_ffi.from_dlpack(value)

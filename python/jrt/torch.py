@@ -7,6 +7,8 @@ autocast, where inputs are cast to its type. Gradients can be taken once, not tw
 first called with their types and dimensions.
 """
 
+import functools
+
 import torch
 
 from jrt import _tensors
@@ -51,6 +53,10 @@ def _inputs(operator, query, key, value, key_encoder, value_encoder, cu_seqlens,
     return inputs
 
 
+def _target(tensor):
+    return _tensors.target_of({"": tensor})
+
+
 def _threads(tensor):
     return torch.get_num_threads() if tensor.device.type == "cpu" else 1
 
@@ -65,7 +71,7 @@ def _attention(*args):
     tensors = _inputs(operator, *inputs) | {"output": output}
     if keeps:
         tensors[_sums_name(operator)] = sums
-    operator.prefill(threads=_threads(query), **tensors)
+    operator._bound("prefill", _target(query)).call(tensors, _threads(query))
     return output, sums
 
 
@@ -91,7 +97,7 @@ def _attention_backward(output_gradient, output, sums, *args):
     if _has_sums(operator):
         tensors |= {"output": output, _sums_name(operator): sums}
     tensors |= {gradient: tensor for gradient, tensor, want in zip(_GRADIENTS, gradients, wanted) if want}
-    operator.backward(threads=_threads(output), **tensors)
+    operator._bound("backward", _target(output)).call(tensors, _threads(output))
     return tuple(gradients)
 
 
@@ -102,8 +108,8 @@ def _attention_backward_fake(output_gradient, output, sums, *args):
 
 def _convolution(input, weight, gate, bias, cu_seqlens, name):
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
-    _operators[name].prefill(threads=_threads(input), output=output.unsqueeze(-2),
-                             **_convolution_inputs(input, weight, gate, bias, cu_seqlens))
+    tensors = _convolution_inputs(input, weight, gate, bias, cu_seqlens) | {"output": output.unsqueeze(-2)}
+    _operators[name]._bound("prefill", _target(input)).call(tensors, _threads(input))
     return output
 
 
@@ -124,10 +130,10 @@ def _convolution_gradients(tensors, wanted):
 def _convolution_backward(output_gradient, input, weight, gate, bias, cu_seqlens, name, wanted):
     gradients = _convolution_gradients((input, weight, gate, bias), wanted)
     names = ("input_gradient", "weight_gradient", "gate_gradient", "bias_gradient")
-    outputs = {gradient: tensor.unsqueeze(-2) if gradient in ("input_gradient", "gate_gradient") else tensor
-               for gradient, tensor, want in zip(names, gradients, wanted) if want}
-    _operators[name].backward(threads=_threads(input), output_gradient=output_gradient.unsqueeze(-2), **outputs,
-                              **_convolution_inputs(input, weight, gate, bias, cu_seqlens))
+    tensors = _convolution_inputs(input, weight, gate, bias, cu_seqlens) | {"output_gradient": output_gradient.unsqueeze(-2)}
+    tensors |= {gradient: tensor.unsqueeze(-2) if gradient in ("input_gradient", "gate_gradient") else tensor
+                for gradient, tensor, want in zip(names, gradients, wanted) if want}
+    _operators[name]._bound("backward", _target(input)).call(tensors, _threads(input))
     return gradients
 
 
@@ -200,23 +206,26 @@ def _cast(tensors):
     return [tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor for tensor in tensors]
 
 
-def _name_of(operator):
-    _operators[operator.key] = operator
-    return operator.key
+@torch.compiler.assume_constant_result
+def _name_of(**settings):
+    """The name by which ops know an operator; they take strings."""
+    return _known_name(**settings)
 
 
-def _dtype_of(tensor):
-    name = str(tensor.dtype).removeprefix("torch.")
+@functools.lru_cache(maxsize=None)
+def _known_name(*, dtype, **settings):
+    name = str(dtype).removeprefix("torch.")
     if name not in ("float32", "float64", "float16", "bfloat16"):
         raise ValueError(f"jrt: tensors have dtype {name}, but must have float32, float64, float16 or bfloat16.")
-    return name
+    operator = Operator(dtype=name, **settings)
+    _operators[operator.key] = operator
+    return operator.key
 
 
 def _attend(settings, query, key, value, key_encoder, value_encoder, cu_seqlens, cu_encoder_seqlens, prefix_lens, left_pads):
     tensors = [_rows(tensor) for tensor in _cast([query, key, value, key_encoder, value_encoder])]
     query = tensors[0]
-    operator = Operator(dtype=_dtype_of(query), d=query.shape[-1], dv=value.shape[-1], **settings)
-    name = _name_of(operator)
+    name = _name_of(dtype=query.dtype, d=query.shape[-1], dv=value.shape[-1], **settings)
     inputs = (*tensors, cu_seqlens, cu_encoder_seqlens, prefix_lens, left_pads)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _Attention.apply(name, *inputs)
@@ -265,8 +274,7 @@ def gated_convolution(input, weight, bias=None, gate=None, *, activation="silu",
     input, gate (B, T, C) or packed (tokens, C); weight (C, K); bias (C). Returns the input's shape."""
     tensors = [_rows(tensor) for tensor in _cast([input, weight, gate, bias])]
     tensors[1] = tensors[1].contiguous()
-    operator = Operator(kind="convolution", dtype=_dtype_of(tensors[0]), kernel_width=weight.shape[-1], activation=activation)
-    name = _name_of(operator)
+    name = _name_of(kind="convolution", dtype=tensors[0].dtype, kernel_width=weight.shape[-1], activation=activation)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _Convolution.apply(name, cu_seqlens, *tensors)
     return torch.ops.jrt.convolution(*tensors, cu_seqlens, name)
