@@ -2,6 +2,7 @@
 #pragma once
 
 #include <jrt/execution/cpu.hpp>
+#include <utility>
 #include <vector>
 
 namespace support {
@@ -11,7 +12,7 @@ struct OnHost {
   template <class T>
   class Array {
    public:
-    explicit Array(const std::vector<T>& values) : values_(values) {}
+    explicit Array(std::vector<T> values) : values_(std::move(values)) {}
     T* data() { return values_.data(); }
     [[nodiscard]] std::vector<T> read() const { return values_; }
 
