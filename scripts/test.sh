@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Sets up what is missing and runs all checks: format, clang-tidy, tests with g++ and clang++, tests under sanitizers
+# Sets up what is missing and runs all checks: the Python package, format, clang-tidy, tests with g++ and clang++, tests under sanitizers
 # (addresses and undefined behaviour; threads).
 # Where nvcc is, the CUDA backend and its tests are built with the g++ tests; without a device they say that they are skipped.
-# `scripts/test.sh quick` runs the g++ tests alone.
+# `scripts/test.sh quick` runs the g++ tests and those of the Python package alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -23,7 +23,19 @@ run_preset() {
   tail -n 4 "build/$1/ctest.log"
 }
 
+# The Python package as it is installed, from NumPy; its tests of PyTorch need PyTorch, and say so.
+check_python() {
+  echo "== Python package"
+  local python=build/python/bin/python
+  [ -x "$python" ] || python3 -m venv build/python
+  "$python" -m pip install -q --disable-pip-version-check "setuptools>=61" wheel numpy pytest "apache-tvm-ffi>=0.1.10,<0.2" ||
+    { echo "skipped: pip cannot reach the packages that it needs"; return 0; }
+  "$python" -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps .
+  JRT_CACHE_DIR="$PWD/build/python/cache" "$python" -m pytest -q -p no:cacheprovider python/tests
+}
+
 run_preset release
+check_python
 if [ "${1:-}" != quick ]; then
   echo "== format"
   ! is_version_14 clang-format || git ls-files '*.hpp' '*.cpp' '*.cuh' '*.cu' | xargs clang-format --dry-run --Werror

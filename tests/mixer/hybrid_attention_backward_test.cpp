@@ -33,10 +33,9 @@ TEST_CASE_TEMPLATE("gradients agree with the chain rule at every size", Config, 
   }
 }
 
-TEST_CASE_TEMPLATE("gradients are within the bound of each element type", E, float, double, Half, BFloat16) {
-  const ProblemShape shape{.batch = 1, .tokens = 300, .prefix = 70, .heads = 1, .query_heads = 2};
-  check_gradients<Simple>(HybridProblem<Mixed<E, 7, 16, 64>>(shape));
-  check_gradients<Simple>(HybridProblem<Mixed<E, 128, 16, 64>>(shape));
+TEST_CASE_TEMPLATE("gradients are within the bound of each element type", Config, SmallFloat, Mixed<double, 128, 16, 64>,
+                   Mixed<Half, 7, 16, 64>, Published) {
+  check_gradients<Simple>(HybridProblem<Config>({.batch = 1, .tokens = 300, .prefix = 70, .heads = 1, .query_heads = 2}));
 }
 
 TEST_CASE_TEMPLATE("gradients in every layout", Config, SmallFloat, Published) {
@@ -47,7 +46,7 @@ TEST_CASE_TEMPLATE("gradients in every layout", Config, SmallFloat, Published) {
   }
 }
 
-TEST_CASE_TEMPLATE("sequences that are split between workers", Config, SmallFloat, MixedCausal<double, 20>) {
+TEST_CASE_TEMPLATE("sequences that are split between workers", Config, SmallFloat, MixedCausal<double, 0>) {
   const std::int64_t prefix = Config::Linear::Mask::reads_encoder ? 700 : 0;
   check_gradients<Concurrent>(
       HybridProblem<Config>({.batch = 1, .tokens = 1500, .prefix = prefix, .heads = 1, .query_heads = 1}));
@@ -88,11 +87,12 @@ TEST_CASE_TEMPLATE("gradients left out change no other, to the bit", Config, Sma
   }
 }
 
-TEST_CASE_TEMPLATE("gradients are finite for scores far beyond the range of the exponential", E, float, BFloat16) {
-  const HybridProblem<Mixed<E, 4>> problem({.batch = 1, .tokens = 60, .prefix = 20}, 1, 20);
+TEST_CASE_TEMPLATE("gradients are finite for scores far beyond the range of the exponential", Config, SmallFloat,
+                   Published) {
+  const HybridProblem<Config> problem({.batch = 1, .tokens = 200, .prefix = 20}, 1, 20);
   const auto gradients = run_backward<Simple>(problem, random_output_gradient(problem));
   for (const auto* tensor : {&gradients.query, &gradients.key, &gradients.value, &gradients.key_encoder}) {
-    for (const E g : tensor->values) {
+    for (const auto g : tensor->values) {
       REQUIRE(std::isfinite(convert<float>(g)));
     }
   }
