@@ -88,7 +88,8 @@ def main():
     }
     for name, call in calls.items():
         slow, fast = eager(call), replayed(call)
-        print(f"{name:32} T {arguments.tokens}: eager {slow:7.1f} us, in a graph {fast:6.1f} us, overhead {slow - fast:6.1f} us")
+        print(f"{name:32} T {arguments.tokens}: eager {slow:7.1f} us, in a graph {fast:6.1f} us, "
+              f"overhead {slow - fast:6.1f} us")
     for batch, count in ((16, 8192), (1, 32768)):
         own = milliseconds(step(jrt.torch.based, tensors(batch, count, 16, 16, 64)))
 

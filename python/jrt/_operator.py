@@ -150,7 +150,8 @@ class Operator:
         if self.kind == "linear":
             body += f"  using Normaliser = {_NORMALISERS[self.normaliser]};\n  using Padding = {_PADDINGS[self.padding]};\n"
             return includes, body + "};\n"
-        return includes, body + f"}};\nusing Operator = jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, {self.left_window}>>;\n"
+        body += f"}};\nusing Operator = jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, {self.left_window}>>;\n"
+        return includes, body
 
     def _source(self, operation, target):
         includes, config = self._config()

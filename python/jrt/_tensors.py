@@ -43,8 +43,11 @@ def _architecture(index):
     if torch is not None and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(index)
     else:
-        import cupy  # tensors on a GPU that are not PyTorch's
-
+        try:
+            import cupy  # tensors on a GPU that are not PyTorch's
+        except ImportError:
+            raise ValueError("jrt: tensors are on a GPU whose architecture is not known; import torch, or install "
+                             "cupy.") from None
         capability = cupy.cuda.Device(index).compute_capability
         major, minor = int(capability[:-1]), int(capability[-1])
     # Plain 90 would leave the kernels for Hopper out.
