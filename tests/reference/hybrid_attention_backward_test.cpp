@@ -4,43 +4,12 @@
 
 #include <doctest/doctest.h>
 
-#include <cstddef>
-#include <vector>
-
 #include "support/backend.hpp"
+#include "support/finite_differences.hpp"
 #include "support/hybrid_backward_problem.hpp"
 
 namespace jrt::test {
 namespace {
-
-/// Σ output · output_gradient.
-template <class Config>
-double loss_of(const HybridProblem<Config>& problem, const Tensor<double>& output_gradient) {
-  const auto output = reference_hybrid(problem);
-  double sum = 0;
-  for (std::size_t i = 0; i < output.values.size(); ++i) {
-    sum += output.values[i] * output_gradient.values[i];
-  }
-  return sum;
-}
-
-/// Central differences in every number of `inputs`, a part of `problem`.
-template <class Config>
-std::vector<double> differences(std::vector<double>& inputs, const HybridProblem<Config>& problem,
-                                const Tensor<double>& output_gradient) {
-  constexpr double step = 1e-5;
-  std::vector<double> result;
-  for (double& input : inputs) {
-    const double value = input;
-    input = value + step;
-    const double above = loss_of(problem, output_gradient);
-    input = value - step;
-    const double below = loss_of(problem, output_gradient);
-    input = value;
-    result.push_back((above - below) / (2 * step));
-  }
-  return result;
-}
 
 template <class Config>
 void check_differences(HybridProblem<Config> problem) {
@@ -48,7 +17,9 @@ void check_differences(HybridProblem<Config> problem) {
   const auto output_gradient = random_output_gradient(problem);
   const auto gradients = reference_gradients(problem, output_gradient);
   const auto check = [&](const Tensor<double>& gradient, Tensor<double>& input) {
-    CHECK(relative_error(gradient.values, differences(input.values, problem, output_gradient)) <= bound);
+    const auto slopes = central_differences(
+        input.values, [&] { return sum_of_products(reference_hybrid(problem).values, output_gradient.values); });
+    CHECK(relative_error(gradient.values, slopes) <= bound);
   };
   check(gradients.query, problem.query);
   check(gradients.key, problem.key);

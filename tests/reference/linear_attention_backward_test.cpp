@@ -4,7 +4,6 @@
 
 #include <doctest/doctest.h>
 
-#include <cstddef>
 #include <jrt/policy/cosformer.hpp>
 #include <jrt/policy/elementwise_maps.hpp>
 #include <jrt/policy/favor.hpp>
@@ -14,6 +13,7 @@
 #include "support/backend.hpp"
 #include "support/backward_problem.hpp"
 #include "support/configs.hpp"
+#include "support/finite_differences.hpp"
 
 namespace jrt::test {
 namespace {
@@ -24,49 +24,27 @@ struct WithMap : PrefixLinearAttention<double, Map::input_dim, 3> {
   using Normaliser = NormaliserT;
 };
 
-/// The loss: Σ output · output_gradient. Of a final state there is no oracle; pieces of a sequence (backward_test) show it.
-template <class Config>
-double loss_of(const Problem<Config>& problem, const Loss<Config>& loss) {
-  const auto output = reference_output(problem, loss.initial_state);
-  double sum = 0;
-  for (std::size_t i = 0; i < output.values.size(); ++i) {
-    sum += output.values[i] * loss.output_gradient.values[i];
-  }
-  return sum;
-}
-
-/// Central differences in every number of `inputs`, a part of `problem` or `loss`.
-template <class Config>
-std::vector<double> differences(std::vector<double>& inputs, const Problem<Config>& problem, const Loss<Config>& loss) {
-  constexpr double step = 1e-5;
-  std::vector<double> result;
-  for (double& input : inputs) {
-    const double value = input;
-    input = value + step;
-    const double above = loss_of(problem, loss);
-    input = value - step;
-    const double below = loss_of(problem, loss);
-    input = value;
-    result.push_back((above - below) / (2 * step));
-  }
-  return result;
-}
-
 template <class Config>
 void check_differences(Problem<Config> problem) {
   constexpr double bound = 1e-6;
   Loss<Config> loss(problem);
   loss.initial_state = random_states<Config>(problem.sequence_count(), problem.key.shape.heads, 5, problem.map);
   const auto gradients = reference_gradients(problem, loss);
-  CHECK(relative_error(gradients.query.values, differences(problem.query.values, problem, loss)) <= bound);
-  CHECK(relative_error(gradients.key.values, differences(problem.key.values, problem, loss)) <= bound);
-  CHECK(relative_error(gradients.value.values, differences(problem.value.values, problem, loss)) <= bound);
+  // The loss: Σ output · output_gradient. Of a final state there is no oracle; pieces of a sequence (backward_test) show
+  // it.
+  const auto differences = [&](std::vector<double>& inputs) {
+    return central_differences(inputs, [&] {
+      return sum_of_products(reference_output(problem, loss.initial_state).values, loss.output_gradient.values);
+    });
+  };
+  CHECK(relative_error(gradients.query.values, differences(problem.query.values)) <= bound);
+  CHECK(relative_error(gradients.key.values, differences(problem.key.values)) <= bound);
+  CHECK(relative_error(gradients.value.values, differences(problem.value.values)) <= bound);
   if (Config::Mask::reads_encoder) {
-    CHECK(relative_error(gradients.key_encoder.values, differences(problem.key_encoder.values, problem, loss)) <= bound);
-    CHECK(relative_error(gradients.value_encoder.values, differences(problem.value_encoder.values, problem, loss)) <=
-          bound);
+    CHECK(relative_error(gradients.key_encoder.values, differences(problem.key_encoder.values)) <= bound);
+    CHECK(relative_error(gradients.value_encoder.values, differences(problem.value_encoder.values)) <= bound);
   }
-  const auto of_state = differences(loss.initial_state, problem, loss);
+  const auto of_state = differences(loss.initial_state);
   CHECK(relative_error(without_padding<StateFormatOf<Config>>(gradients.initial_state),
                        without_padding<StateFormatOf<Config>>(of_state)) <= bound);
 }

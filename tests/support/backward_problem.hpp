@@ -219,16 +219,25 @@ double gradient_error(const std::vector<A>& a, const std::vector<B>& b, double l
   return relative_error(a, b) * (norm == 0 ? 1 : norm) / std::max({norm, loss_norm / 20, 1e-300});
 }
 
-/// Every gradient within a bound of the expected one, tensor by tensor.
-template <class A, class B, class Config>
-void check_gradients(const Gradients<A>& gradients, const Gradients<B>& expected, const Loss<Config>& loss, double bound) {
-  const auto& dy = loss.output_gradient.values;
+/// Gradients of queries, keys and values, the encoder region's too, within a bound of the expected ones, tensor by tensor.
+template <class Actual, class Expected, class E>
+void check_input_gradients(const Actual& gradients, const Expected& expected, const Tensor<E>& output_gradient,
+                           double bound) {
+  const auto& dy = output_gradient.values;
   const double norm = relative_error(dy, std::vector<double>(dy.size()));
   CHECK(gradient_error(gradients.query.values, expected.query.values, norm) <= bound);
   CHECK(gradient_error(gradients.key.values, expected.key.values, norm) <= bound);
   CHECK(gradient_error(gradients.value.values, expected.value.values, norm) <= bound);
   CHECK(gradient_error(gradients.key_encoder.values, expected.key_encoder.values, norm) <= bound);
   CHECK(gradient_error(gradients.value_encoder.values, expected.value_encoder.values, norm) <= bound);
+}
+
+/// Every gradient within a bound of the expected one, that of the initial state too.
+template <class A, class B, class Config>
+void check_gradients(const Gradients<A>& gradients, const Gradients<B>& expected, const Loss<Config>& loss, double bound) {
+  check_input_gradients(gradients, expected, loss.output_gradient, bound);
+  const auto& dy = loss.output_gradient.values;
+  const double norm = relative_error(dy, std::vector<double>(dy.size()));
   CHECK(gradient_error(without_padding<StateGradientFormatOf<A>>(gradients.initial_state),
                        without_padding<StateGradientFormatOf<B>>(expected.initial_state), norm) <= bound);
 }

@@ -117,15 +117,8 @@ template <class Backend, class Config>
 void check_gradients(const HybridProblem<Config>& problem, const RunOptions& options = {}) {
   constexpr double bound = gradient_tolerance<typename Config::Element>();
   const auto output_gradient = random_output_gradient(problem);
-  const auto gradients = run_backward<Backend>(problem, output_gradient, options);
-  const auto expected = reference_gradients(problem, output_gradient);
-  const auto& dy = output_gradient.values;
-  const double norm = relative_error(dy, std::vector<double>(dy.size()));
-  CHECK(gradient_error(gradients.query.values, expected.query.values, norm) <= bound);
-  CHECK(gradient_error(gradients.key.values, expected.key.values, norm) <= bound);
-  CHECK(gradient_error(gradients.value.values, expected.value.values, norm) <= bound);
-  CHECK(gradient_error(gradients.key_encoder.values, expected.key_encoder.values, norm) <= bound);
-  CHECK(gradient_error(gradients.value_encoder.values, expected.value_encoder.values, norm) <= bound);
+  check_input_gradients(run_backward<Backend>(problem, output_gradient, options),
+                        reference_gradients(problem, output_gradient), output_gradient, bound);
 }
 
 }  // namespace jrt::test

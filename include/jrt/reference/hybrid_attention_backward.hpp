@@ -54,11 +54,6 @@ class HybridBackward {
     Numbers value_gradient = Numbers(value_dim);
   };
 
-  static void add(Numbers& to, double factor, const Numbers& from) {
-    for (std::size_t c = 0; c < to.size(); ++c) {
-      to[c] += factor * from[c];
-    }
-  }
   template <class View>
   static void write(const View& view, std::int64_t row, std::int64_t token, std::int64_t head, const Numbers& numbers) {
     if (view.data != nullptr) {
@@ -146,9 +141,9 @@ class HybridBackward {
     mean /= total;
     for (const Weighted& each : seen) {
       const double score_gradient = (each.along - mean) / total * each.derivative;
-      add(query_gradient, score_gradient, each.pair->key);
-      add(each.pair->key_gradient, score_gradient, query);
-      add(each.pair->value_gradient, each.weight / total, output_gradient);
+      add_scaled(query_gradient, score_gradient, each.pair->key);
+      add_scaled(each.pair->key_gradient, score_gradient, query);
+      add_scaled(each.pair->value_gradient, each.weight / total, output_gradient);
     }
   }
 

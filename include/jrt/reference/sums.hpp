@@ -34,6 +34,13 @@ std::vector<double> in_double(const E* row, int count) {
   return numbers;
 }
 
+/// to += factor · from.
+inline void add_scaled(std::vector<double>& to, double factor, const std::vector<double>& from) {
+  for (std::size_t c = 0; c < to.size(); ++c) {
+    to[c] += factor * from[c];
+  }
+}
+
 /// Inner product.
 inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
   double sum = 0;

@@ -58,12 +58,6 @@ class WindowBackward {
  private:
   using Rows = std::vector<std::vector<double>>;
 
-  static void add(std::vector<double>& to, double factor, const std::vector<double>& from) {
-    for (std::size_t c = 0; c < to.size(); ++c) {
-      to[c] += factor * from[c];
-    }
-  }
-
   template <class View>
   static void write(const View& view, const jrt::detail::SequenceSpan& span, std::int64_t row, std::int64_t head,
                     const std::vector<double>& numbers) {
@@ -136,9 +130,9 @@ class WindowBackward {
     for (std::size_t j = begin; j < end; ++j) {
       const double weight = weights[j - begin];
       const double score_gradient = args_.scale * weight * (weight_gradients[j - begin] - mean);
-      add(query_gradient, score_gradient, keys[j]);
-      add(key_gradients[j], score_gradient, query);
-      add(value_gradients[j], weight, output_gradient);
+      add_scaled(query_gradient, score_gradient, keys[j]);
+      add_scaled(key_gradients[j], score_gradient, query);
+      add_scaled(value_gradients[j], weight, output_gradient);
     }
   }
 
