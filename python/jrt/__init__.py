@@ -5,7 +5,7 @@
     y = op.prefill(query=q, key=k, value=v, key_encoder=k, value_encoder=v)["output"]
 
 An `Operator` is one combination of compile-time policies. Each of its operations is one small C++ file, compiled when it is
-first called and kept in a cache folder. Tensors are anything that speaks DLPack (NumPy, PyTorch, CuPy, JAX); `jrt.torch` has
+first called and kept in a cache folder. Tensors are anything that speaks DLPack (tried: NumPy, PyTorch); `jrt.torch` has
 PyTorch functions with gradients.
 """
 

@@ -8,15 +8,10 @@
 
 import argparse
 import dataclasses
-import os
-import pathlib
 import shutil
 
 import jrt
-
-
-def _root():
-    return pathlib.Path(os.environ.get("JRT_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "jrt"))
+from jrt._compile import cache_root
 
 
 def _operator(settings):
@@ -49,10 +44,10 @@ def main():
     prebuild.add_argument("--operations", nargs="+")
     arguments = parser.parse_args()
     if arguments.command == "list":
-        for path in sorted(_root().glob("*/*.so")):
+        for path in sorted(cache_root().glob("*/*.so")):
             print(f"{path.stat().st_size / 1e6:7.2f} MB  {path.parent.name}/{path.stem}")
     elif arguments.command == "clean":
-        shutil.rmtree(_root(), ignore_errors=True)
+        shutil.rmtree(cache_root(), ignore_errors=True)
     else:
         jrt.prebuild([_operator(arguments.settings)], arguments.operations, arguments.target)
 

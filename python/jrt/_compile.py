@@ -78,15 +78,17 @@ def _cpu_compiler():
     return os.environ.get("CXX", "g++")
 
 
-def cache_folder(target):
-    """The folder of libraries for a target: "cpu", or a GPU architecture as "90a".
+def cache_root():
+    """`JRT_CACHE_DIR`, by default ~/.cache/jrt."""
+    return pathlib.Path(os.environ.get("JRT_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "jrt"))
 
-    Below `JRT_CACHE_DIR`, by default ~/.cache/jrt."""
-    root = os.environ.get("JRT_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "jrt")
+
+def cache_folder(target):
+    """The folder of libraries for a target, below `cache_root`: "cpu", or a GPU architecture as "90a"."""
     compiler = _version_of("nvcc") if target != "cpu" else _version_of(_cpu_compiler())
     architecture = f"sm_{target}" if target != "cpu" else _host_processor()
     name = f"jrt-{_digest_of_sources()}-ffi-{tvm_ffi.__version__}-{compiler}-{architecture}"
-    return pathlib.Path(root) / name
+    return cache_root() / name
 
 
 def _command(target, source, library):

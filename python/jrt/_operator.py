@@ -4,9 +4,7 @@
 import dataclasses
 import functools
 import hashlib
-import os
 import re
-import threading
 
 import tvm_ffi
 
@@ -91,7 +89,7 @@ class Operator:
         _choice("padding", self.padding, _PADDINGS)
         _choice("activation", self.activation, {"silu": 0, "none": 0})
         if self.state_dtype is None:
-            object.__setattr__(self, "state_dtype", "float64" if self.dtype == "float64" else "float32")
+            object.__setattr__(self, "state_dtype", _sum_dtype(self.dtype))
         _choice("state_dtype", self.state_dtype, _ELEMENTS)
         if self.source is None and self.kind in ("linear", "hybrid"):
             _choice("feature_map", self.feature_map, _FEATURE_MAPS)
@@ -111,7 +109,7 @@ class Operator:
         parts = [self.kind, self.dtype]
         if self.kind in ("linear", "hybrid"):
             parts += [f"d{self.d}", f"dv{self.dv}", self.feature_map.replace("::", "."), self.mask]
-            parts += [f"state_{self.state_dtype}"] if self.state_dtype not in ("float32", self.dtype) else []
+            parts += [f"state_{self.state_dtype}"] if self.state_dtype != _sum_dtype(self.dtype) else []
         if self.kind == "linear":
             parts += [f"normaliser_{self.normaliser}"] if self.normaliser != "sum" else []
             parts += [f"padding_{self.padding}"] if self.padding != "drop" else []
@@ -122,7 +120,7 @@ class Operator:
         if self.kind == "convolution":
             parts += [f"taps{self.kernel_width}", self.activation]
         if self.source is not None:
-            parts.append(hashlib.sha256(self.source.encode()).hexdigest()[:8])
+            parts.append(hashlib.sha256(self.source.encode()).hexdigest()[:16])
         return "-".join(parts)
 
     def _config(self):
@@ -177,15 +175,7 @@ class Operator:
         if operation not in _OPERATIONS[self.kind]:
             raise ValueError(f"jrt.Operator: {operation!r} is no operation of {self.kind!r}; "
                              f"those are {', '.join(_OPERATIONS[self.kind])}.")
-        with _lock:
-            bound = _bound_operations.get((self, operation, target))
-        if bound is None:
-            path = _compile.library(target, f"{self.key}.{operation}", self._source(operation, target))
-            bound = _Bound(self, operation, tvm_ffi.load_module(str(path)))
-            with _lock:
-                bound = _bound_operations.setdefault((self, operation, target), bound)
-        self._bounds[operation, target] = bound
-        return bound
+        return self._bounds.setdefault((operation, target), _load(self, operation, target))
 
     # -- operations ------------------------------------------------------------------------------------------------------
 
@@ -253,26 +243,21 @@ class _Bound:
         self._check(tensors)
         return int(self._workspace_bytes(*self._arguments(tensors), None, threads))
 
-    def call(self, tensors, threads):
-        """Runs with outputs that are given and names that are right; allocates the workspace."""
-        get = tensors.get
-        arguments = [_tensors.passed(name, get(name)) for name in self._names]
-        size = self._workspace_bytes(*arguments, None, threads)
-        workspace = _tensors.empty(_tensors.first_of(tensors), (size,), "uint8") if size > 0 else None
-        self._run(*arguments, workspace, threads)
+    def call(self, tensors, threads, workspace=None):
+        """Runs with outputs that are given and names that are right; allocates the workspace, if it is not given."""
+        arguments = self._arguments(tensors)
+        if workspace is None:
+            size = self._workspace_bytes(*arguments, None, threads)
+            workspace = _tensors.empty(_tensors.first_of(tensors), (size,), "uint8") if size > 0 else None
+        self._run(*arguments, _tensors.passed("workspace", workspace), threads)
 
     def run(self, tensors, workspace, threads):
         tensors = dict(tensors)
         wanted = tensors.pop("wanted", ())
         self._check(tensors)
         self._allocate(tensors, wanted)
-        arguments = self._arguments(tensors)
-        if workspace is None:
-            size = self._workspace_bytes(*arguments, None, threads)
-            workspace = _tensors.empty(_tensors.first_of(tensors), (size,), "uint8") if size > 0 else None
-        else:
-            _tensors.check(self._operation, "workspace", workspace)
-        self._run(*arguments, _tensors.passed("workspace", workspace), threads)
+        _tensors.check(self._operation, "workspace", workspace)
+        self.call(tensors, threads, workspace)
         return {name: tensors[name] for name, kind in self._kinds.items()
                 if kind in ("output", "states") and tensors.get(name) is not None}
 
@@ -287,7 +272,7 @@ class _Bound:
             tensors["output"] = _tensors.empty(like, shape, self._operator.dtype)
         names = [wanted] if isinstance(wanted, str) else list(wanted)
         for name in names:
-            if self._kinds.get(name) not in ("output",):
+            if self._kinds.get(name) != "output":
                 raise ValueError(f"{self._operation}: 'wanted' has {name!r}, which is no output of it.")
             if tensors.get(name) is None:
                 tensors[name] = self._new_output(name, tensors, like)
@@ -306,8 +291,11 @@ def _sum_dtype(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
-_lock = threading.Lock()
-_bound_operations = {}
+@functools.cache
+def _load(operator, operation, target):
+    """Equal operators share what is loaded."""
+    path = _compile.library(target, f"{operator.key}.{operation}", operator._source(operation, target))
+    return _Bound(operator, operation, tvm_ffi.load_module(str(path)))
 
 
 def prebuild(operators, operations=None, target="cpu"):

@@ -29,16 +29,11 @@ _library.define("convolution(Tensor input, Tensor weight, Tensor? gate, Tensor? 
 _library.define("convolution_backward(Tensor output_gradient, Tensor input, Tensor weight, Tensor? gate, Tensor? bias, "
                 "Tensor? cu_seqlens, str operator, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)")
 
-_SEQUENCES = ("cu_seqlens", "cu_encoder_seqlens", "prefix_lens", "left_pads")
 _GRADIENTS = ("query_gradient", "key_gradient", "value_gradient", "key_encoder_gradient", "value_encoder_gradient")
 
 
 def _sums_name(operator):
     return "denominators" if operator.kind == "linear" else "log_sum_exp"
-
-
-def _empty_sums(operator, query):
-    return query.new_empty((*query.shape[:-1], 1), dtype=torch.float64 if operator.dtype == "float64" else torch.float32)
 
 
 def _has_sums(operator):
@@ -64,12 +59,10 @@ def _threads(tensor):
 def _attention(*args):
     *inputs, name, saves = args
     operator = _operators[name]
-    query, value = inputs[0], inputs[2]
-    output = query.new_empty((*query.shape[:-1], value.shape[-1]))
-    keeps = saves and _has_sums(operator)
-    sums = _empty_sums(operator, query) if keeps else query.new_empty(0, dtype=torch.float32)
+    query = inputs[0]
+    output, sums = _attention_fake(*args)
     tensors = _inputs(operator, *inputs) | {"output": output}
-    if keeps:
+    if saves and _has_sums(operator):
         tensors[_sums_name(operator)] = sums
     operator._bound("prefill", _target(query)).call(tensors, _threads(query))
     return output, sums
@@ -79,14 +72,16 @@ def _attention_fake(*args):
     *inputs, name, saves = args
     operator = _operators[name]
     query, value = inputs[0], inputs[2]
-    keeps = saves and _has_sums(operator)
-    sums = _empty_sums(operator, query) if keeps else query.new_empty(0, dtype=torch.float32)
-    return query.new_empty((*query.shape[:-1], value.shape[-1])), sums
+    rows = query.shape[:-1]
+    sums = (*rows, 1) if saves and _has_sums(operator) else (0,)
+    dtype = torch.float64 if operator.dtype == "float64" else torch.float32
+    return query.new_empty((*rows, value.shape[-1])), query.new_empty(sums, dtype=dtype)
 
 
 def _new_gradients(inputs, wanted):
-    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else inputs[0].new_empty(0)
-            for tensor, want in zip(inputs[:5], wanted)]
+    """Gradients like the first inputs; those that are not wanted have no elements."""
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else inputs[0].new_empty(0)
+                 for tensor, want in zip(inputs, wanted))
 
 
 def _attention_backward(output_gradient, output, sums, *args):
@@ -98,22 +93,22 @@ def _attention_backward(output_gradient, output, sums, *args):
         tensors |= {"output": output, _sums_name(operator): sums}
     tensors |= {gradient: tensor for gradient, tensor, want in zip(_GRADIENTS, gradients, wanted) if want}
     operator._bound("backward", _target(output)).call(tensors, _threads(output))
-    return tuple(gradients)
+    return gradients
 
 
 def _attention_backward_fake(output_gradient, output, sums, *args):
     *inputs, _, wanted = args
-    return tuple(_new_gradients(inputs, wanted))
+    return _new_gradients(inputs, wanted)
 
 
 def _convolution(input, weight, gate, bias, cu_seqlens, name):
-    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    output = _convolution_fake(input)
     tensors = _convolution_inputs(input, weight, gate, bias, cu_seqlens) | {"output": output.unsqueeze(-2)}
     _operators[name]._bound("prefill", _target(input)).call(tensors, _threads(input))
     return output
 
 
-def _convolution_fake(input, weight, gate, bias, cu_seqlens, name):
+def _convolution_fake(input, *_):
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
@@ -122,13 +117,8 @@ def _convolution_inputs(input, weight, gate, bias, cu_seqlens):
             "bias": bias, "cu_seqlens": cu_seqlens}
 
 
-def _convolution_gradients(tensors, wanted):
-    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else tensors[0].new_empty(0)
-                 for tensor, want in zip(tensors, wanted))
-
-
 def _convolution_backward(output_gradient, input, weight, gate, bias, cu_seqlens, name, wanted):
-    gradients = _convolution_gradients((input, weight, gate, bias), wanted)
+    gradients = _new_gradients((input, weight, gate, bias), wanted)
     names = ("input_gradient", "weight_gradient", "gate_gradient", "bias_gradient")
     tensors = _convolution_inputs(input, weight, gate, bias, cu_seqlens) | {"output_gradient": output_gradient.unsqueeze(-2)}
     tensors |= {gradient: tensor.unsqueeze(-2) if gradient in ("input_gradient", "gate_gradient") else tensor
@@ -138,7 +128,7 @@ def _convolution_backward(output_gradient, input, weight, gate, bias, cu_seqlens
 
 
 def _convolution_backward_fake(output_gradient, input, weight, gate, bias, cu_seqlens, name, wanted):
-    return _convolution_gradients((input, weight, gate, bias), wanted)
+    return _new_gradients((input, weight, gate, bias), wanted)
 
 
 for _name, _function, _fake in (("attention", _attention, _attention_fake),

@@ -7,6 +7,7 @@ import threading
 import jrt
 import numpy as np
 import pytest
+from jrt import _compile
 from reference import convolution, error, linear_attention, window_attention
 
 LINEAR = jrt.Operator(dtype="float32", d=16, dv=24)
@@ -169,6 +170,24 @@ def test_wrong_arguments_are_named(spoil, message):
     spoil(tensors)
     with pytest.raises(ValueError, match=message):
         LINEAR.prefill(**tensors)
+
+
+def test_different_operators_have_different_names():
+    operators = [jrt.Operator(dtype="bfloat16"), jrt.Operator(dtype="bfloat16", state_dtype="bfloat16"),
+                 jrt.Operator(dtype="float16", state_dtype="float16"), jrt.Operator(dtype="float16"),
+                 jrt.Operator(normaliser="none"), jrt.Operator(padding="zero_keys"), jrt.Operator(mask="causal"),
+                 jrt.Operator(kind="hybrid"), jrt.Operator(kind="hybrid", left_window=64), jrt.Operator(kind="window"),
+                 jrt.Operator(kind="window", rotary=True), jrt.Operator(kind="convolution"),
+                 jrt.Operator(kind="convolution", activation="none"), jrt.Operator(kind="convolution", kernel_width=4)]
+    assert len({operator.key for operator in operators}) == len(operators)
+    assert jrt.Operator(dtype="float64", state_dtype="float64").key == jrt.Operator(dtype="float64").key
+
+
+def test_the_version_is_the_librarys():
+    folder = next(folder for folder in _compile._include_folders() if (folder / "jrt" / "version.hpp").is_file())
+    lines = (folder / "jrt" / "version.hpp").read_text().splitlines()
+    numbers = [line.split()[2] for line in lines if line.startswith(("#define JRT_VERSION_M", "#define JRT_VERSION_P"))]
+    assert jrt.__version__ == ".".join(numbers)
 
 
 def test_wrong_operators_are_named():

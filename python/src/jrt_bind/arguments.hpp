@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "jrt/decode.hpp"
 #include "jrt/numeric.hpp"
@@ -183,7 +184,7 @@ class Reader {
         refuse("%s: argument '%s' must be contiguous.", operation_, name);
       }
       parameters = data_of<T>(*tensor);
-      parameters_[parameter_count_ < 4 ? parameter_count_++ : 3] = {name, tensor->numel()};
+      parameters_.push_back({name, tensor->numel()});
     }
   }
 
@@ -207,12 +208,12 @@ class Reader {
 
   /// Lengths of arrays and parameters, once all extents are known.
   void check_lengths(std::int64_t sequences, std::int64_t channels, std::int64_t taps) const {
-    for (int i = 0; i < array_count_; ++i) {
-      check_length(arrays_[i].name.c_str(), arrays_[i].length, sequences + arrays_[i].more, "the sequences ask for");
+    for (const Length& array : arrays_) {
+      check_length(array.name.c_str(), array.length, sequences + array.more, "the sequences ask for");
     }
-    for (int i = 0; i < parameter_count_; ++i) {
-      const bool is_bias = parameters_[i].name.find("bias") == 0;
-      check_length(parameters_[i].name.c_str(), parameters_[i].length, is_bias ? channels : channels * taps,
+    for (const Length& parameters : parameters_) {
+      const bool is_bias = parameters.name.find("bias") == 0;
+      check_length(parameters.name.c_str(), parameters.length, is_bias ? channels : channels * taps,
                    "channels and taps ask for");
     }
   }
@@ -265,7 +266,7 @@ class Reader {
       if (more == 1 && last_length_ < 1) {
         refuse("%s: argument '%s' has no elements, but must have one more than there are sequences.", operation_, name);
       }
-      arrays_[array_count_ < 12 ? array_count_++ : 11] = {name, last_length_, more};
+      arrays_.push_back({name, last_length_, more});
     }
   }
 
@@ -295,10 +296,8 @@ class Reader {
   int device_id_ = -1;
   int next_ = 0;
   std::int64_t last_length_ = 0;
-  Length arrays_[12];
-  int array_count_ = 0;
-  Length parameters_[4];
-  int parameter_count_ = 0;
+  std::vector<Length> arrays_;
+  std::vector<Length> parameters_;
 };
 
 /// Names of the arguments, as `Reader` takes them.
