@@ -162,21 +162,30 @@ class SimtGradientProducts {
     });
   }
 
-  /// dy·y of query t, from features_gradient = S g and, `with_pairs`, those not finished; a lane's share of it.
-  template <bool with_pairs>
-  __device__ T output_product(int t, int lane, int lanes) const {
+  /// Sums of numerator · g and of the denominator of a query.
+  struct OutputSums {
     T product = 0;
+    T denominator = 0;
+  };
+
+  /// Those of query t, from features_gradient = S g and, `with_pairs`, those not finished; a lane's share of them.
+  template <bool with_pairs>
+  __device__ OutputSums output_sums(int t, int lane, int lanes) const {
+    OutputSums sums;
     for (int r = lane; r < Layout::rows; r += lanes) {
-      product += query_features_[t * Layout::feature_stride + r] * features_gradient_[t * Layout::feature_stride + r];
+      const T feature = query_features_[t * Layout::feature_stride + r];
+      sums.product += feature * features_gradient_[t * Layout::feature_stride + r];
+      sums.denominator += feature * last_column_[r];
     }
     for (int j = lane; with_pairs && j <= t; j += lanes) {
       T weight = weights_[t * Layout::score_stride + j];
       if constexpr (Map::has_closed_form) {
         weight = args_.feature_map.kernel(weight);
       }
-      product += weight * pairs_gradient_[t * Layout::score_stride + j];
+      sums.product += weight * pairs_gradient_[t * Layout::score_stride + j];
+      sums.denominator += weight;
     }
-    return product;
+    return sums;
   }
 
   /// Brings the last component of g to features_gradient and, `with_pairs`, to those not finished, and finishes them.

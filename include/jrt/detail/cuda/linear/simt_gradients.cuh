@@ -316,16 +316,19 @@ class SimtGradients : private SimtGradientProducts<Config> {
     });
   }
 
-  /// The last components of g from dy·y as the sums give it; kept for the key pass.
+  /// The last components of g from the numerators and denominators as the sums give them; kept for the key pass. The
+  /// prefill's denominators come of rounded weights, and do not go with these numerators where few keys nearly cancel.
   template <bool with_keys>
   __device__ void recompute_denominator_gradients(const SequenceSpan& span, std::int64_t begin, int tokens,
                                                   std::int64_t head) {
     const int lane = thread() % row_lanes;
     for_rows(tokens, [&](int t, bool there) {
-      const T product = warp_sum<row_lanes>(Products::template output_product<with_keys>(t, lane, row_lanes));
+      const auto own = Products::template output_sums<with_keys>(t, lane, row_lanes);
+      const T product = warp_sum<row_lanes>(own.product);
+      const T denominator = warp_sum<row_lanes>(own.denominator);
       if (there && lane == 0) {
         const std::int64_t token = span.first_token + begin + t;
-        const T last = denominator_gradient(*args_.denominators.row(span.batch_row, token, head), product);
+        const T last = denominator_gradient(denominator, product);
         denominator_gradient_[t] = last;
         *denominator_gradients_.row(span.batch_row, token, head) = last;
       }
