@@ -47,6 +47,7 @@
 #include "jrt/state_exchange.hpp"
 #include "jrt/state_operations.hpp"
 #include "jrt/status.hpp"
+#include "jrt/team.hpp"
 #include "jrt/tensor_view.hpp"
 #include "jrt/thread_pool.hpp"
 #include "jrt/version.hpp"
