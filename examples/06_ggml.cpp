@@ -12,6 +12,7 @@
 #include <jrt/jrt.hpp>
 #include <memory>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 constexpr int threads = 2;
@@ -168,7 +169,8 @@ bool run() {
 
   Sequence sequence;
   std::vector<std::byte> workspace;
-  const auto pass = [&]<template <class> class Args>(LayerNodes<Config, Args>&& layer, std::int64_t tokens) {
+  const auto pass = [&]<template <class> class Args>(std::int64_t tokens) {
+    LayerNodes<Config, Args> layer;
     const Context context = make_context();
     jrt::ggml::Session session(threads);
     ggml_tensor* const x = random_tensor(context.get(), model_channels, tokens, 1);
@@ -182,9 +184,9 @@ bool run() {
     append(sequence.x, x), append(sequence.mixed, layer.mixed), append(sequence.q, layer.q);
     append(sequence.k, layer.k), append(sequence.v, layer.v), append(sequence.output, layer.output);
   };
-  pass(LayerNodes<Config, jrt::PrefillArgs>(), prompt_tokens);
+  pass.template operator()<jrt::PrefillArgs>(prompt_tokens);
   for (std::int64_t step = 0; step < steps; ++step) {
-    pass(LayerNodes<Config, jrt::DecodeArgs>(), 1);
+    pass.template operator()<jrt::DecodeArgs>(1);
   }
   std::vector<double> weight_in_double;
   append(weight_in_double, weight);
@@ -196,7 +198,7 @@ int main(int argc, char** argv) {
       .kind = "linear", .d = argc > 2 ? std::atoi(argv[1]) : 16, .dv = argc > 2 ? std::atoi(argv[2]) : 64};
   int which = 0;
   check(Compiled::find(wanted, which));
-  const bool good = Compiled::visit(which, []<class Config>() { return run<Config>(); });
+  const bool good = Compiled::visit(which, []<class Config>(std::type_identity<Config>) { return run<Config>(); });
   std::printf("%s\n", good ? "A prompt of 50 tokens and 10 steps in ggml graphs: as they should be." : "MISMATCH");
   return good ? 0 : 1;
 }

@@ -36,7 +36,8 @@ bool leads_to(const OperatorDescription& wanted) {
   const Status status = Compiled::find(wanted, index);
   INFO(std::string(status.message()));
   CHECK(status.ok());
-  return status.ok() && Compiled::visit(index, []<class Found>() { return std::is_same_v<Found, Config>; });
+  return status.ok() &&
+         Compiled::visit(index, []<class Found>(std::type_identity<Found>) { return std::is_same_v<Found, Config>; });
 }
 
 std::string refusal(const OperatorDescription& wanted) {
@@ -91,11 +92,12 @@ TEST_CASE("a request that leaves a choice is refused, with the choice") {
 TEST_CASE("a visit may return a function to keep") {
   int index = 0;
   REQUIRE(Compiled::find({.kind = "hybrid"}, index).ok());
-  int (*const rows)() =
-      Compiled::visit(index, []<class Config>() -> int (*)() { return [] { return StateFormatOf<Config>::rows; }; });
+  int (*const rows)() = Compiled::visit(index, []<class Config>(std::type_identity<Config>) -> int (*)() {
+    return [] { return StateFormatOf<Config>::rows; };
+  });
   CHECK(rows() == StateFormatOf<Hybrid>::rows);
   int calls = 0;
-  Compiled::visit(index, [&]<class Config>() { calls += std::is_same_v<Config, Hybrid>; });
+  Compiled::visit(index, [&]<class Config>(std::type_identity<Config>) { calls += std::is_same_v<Config, Hybrid>; });
   CHECK(calls == 1);
 }
 

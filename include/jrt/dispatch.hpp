@@ -6,6 +6,7 @@
 #include <span>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 
 #include "jrt/mixer/gated_convolution.hpp"
 #include "jrt/mixer/hybrid_attention.hpp"
@@ -233,21 +234,24 @@ inline Status find_operator(const OperatorDescription& wanted, std::span<const O
 /// The description of one operator: a configuration of linear attention, a window, a convolution, or both attentions.
 template <class Config>
 constexpr OperatorDescription describe_operator() {
+  constexpr bool is_hybrid = HybridConfig<Config>;
+  constexpr bool is_linear = AttentionConfig<Config>;
+  constexpr bool is_window = WindowConfig<Config>;
+  static_assert(is_hybrid || is_linear || is_window || ConvolutionConfig<Config>,
+                "jrt dispatch: an operator is the configuration of a mixer; of a stack, list the mixers of its layers.");
   OperatorDescription operation;
   operation.element = element_name<typename Config::Element>();
-  if constexpr (HybridConfig<Config>) {
+  if constexpr (is_hybrid) {
     operation.kind = "hybrid";
     detail::describe_window<typename Config::Window>(operation);
     detail::describe_linear<typename Config::Linear>(operation);
-  } else if constexpr (AttentionConfig<Config>) {
+  } else if constexpr (is_linear) {
     operation.kind = "linear";
     detail::describe_linear<Config>(operation);
-  } else if constexpr (WindowConfig<Config>) {
+  } else if constexpr (is_window) {
     operation.kind = "window";
     detail::describe_window<Config>(operation);
   } else {
-    static_assert(ConvolutionConfig<Config>,
-                  "jrt dispatch: an operator is the configuration of a mixer; of a stack, list the mixers of its layers.");
     operation.kind = "convolution";
     operation.kernel_width = Config::kernel_width;
   }
@@ -262,16 +266,16 @@ constexpr OperatorDescription describe_operator() {
 ///     using Compiled = jrt::Operators<Causal16, Causal32, Window128>;
 ///     int which = 0;
 ///     jrt::Status status = Compiled::find({.kind = "linear", .element = "float32", .d = 16, .dv = 64}, which);   // once
-///     status = Compiled::visit(which, [&]<class Config>() { return decode<Config>(layer); });                    // often
+///     status = Compiled::visit(which, [&]<class Config>(std::type_identity<Config>) { return decode<Config>(layer); });
 ///
-/// The names are compared once. A visit is one call through a table of functions; within it the operator is a type. An
+/// `find` compares names, once. A visit is one call through a table of functions; within it the operator is a type. An
 /// engine that wants no table either lets a visit return a pointer to its own function, `&decode<Config>`, and keeps that.
 template <class... Configs>
 struct Operators {
   static_assert(sizeof...(Configs) >= 1, "jrt::Operators: list at least one configuration.");
 
   static constexpr int count = static_cast<int>(sizeof...(Configs));
-  static constexpr OperatorDescription described[] = {describe_operator<Configs>()...};
+  static constexpr OperatorDescription described[sizeof...(Configs)] = {describe_operator<Configs>()...};
 
   /// Sets `index` to the position in the list of the one operator that is as wanted. Error `invalid_argument`, with
   /// `index` unchanged, if there is none, or more than one; the message names what was asked for and what there is.
@@ -279,12 +283,12 @@ struct Operators {
     return detail::find_operator(wanted, described, index);
   }
 
-  /// Calls `function.template operator()<Config>()` with the operator at `index`, which `find` has set, and returns what
-  /// it returns: of one type for all operators.
+  /// Calls `function(std::type_identity<Config>())` with the operator at `index`, which `find` has set, and returns what it
+  /// returns: of one type for all operators.
   template <class Function>
   static decltype(auto) visit(int index, Function&& function) {
     using First = std::tuple_element_t<0, std::tuple<Configs...>>;
-    using Result = decltype(function.template operator()<First>());
+    using Result = decltype(function(std::type_identity<First>()));
     using Entry = Result (*)(Function&);
     static constexpr Entry table[] = {&enter<Configs, Result, Function>...};
     return table[index](function);
@@ -293,7 +297,7 @@ struct Operators {
  private:
   template <class Config, class Result, class Function>
   static Result enter(Function& function) {
-    return function.template operator()<Config>();
+    return function(std::type_identity<Config>());
   }
 };
 
