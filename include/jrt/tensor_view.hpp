@@ -62,8 +62,8 @@ struct TensorView {
     return slice;
   }
 
-  /// The same elements with tokens and heads exchanged: what was read as (batch, head, token, dim) in the order of a tensor's
-  /// own dimensions becomes (batch, token, head, dim).
+  /// The same elements with tokens and heads exchanged: what was read as (batch, head, token, dim) in the order of a
+  /// tensor's own dimensions becomes (batch, token, head, dim).
   [[nodiscard]] JRT_DETAIL_HD constexpr TensorView transposed() const {
     return {data, batch, heads, tokens, dim, batch_stride, head_stride, token_stride};
   }

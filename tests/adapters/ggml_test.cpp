@@ -46,7 +46,7 @@ class Graph {
                            std::ssize(from) / columns);
   }
 
-  void compute(std::vector<ggml_tensor*> outputs) {
+  void compute(const std::vector<ggml_tensor*>& outputs) {
     memory_.resize(session.workspace_bytes);
     session.workspace = {memory_.data(), memory_.size()};
     compute_as_it_is(outputs);
@@ -191,7 +191,7 @@ std::string refusal(Graph& graph, const ggml::AttentionTensors& tensors) {
   CHECK(graph.session.status.code() == StatusCode::invalid_argument);
   CHECK(all_nan(y));
   CHECK(pool.view().data[0] == 0);
-  const std::string message(graph.session.status.message());
+  std::string message(graph.session.status.message());
   graph.session.status = {};
   return message;
 }

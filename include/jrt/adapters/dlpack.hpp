@@ -25,13 +25,12 @@ namespace detail {
 inline constexpr std::uint8_t bool_code = 6;  // kDLBool, which headers before DLPack 0.8 do not have
 
 template <class T>
-constexpr DLDataType type_of() {
+requires(Element<T> || std::is_integral_v<T>) constexpr DLDataType type_of() {
   if constexpr (std::is_same_v<T, BFloat16>) {
     return {kDLBfloat, 16, 1};
   } else if constexpr (Element<T>) {
     return {kDLFloat, static_cast<std::uint8_t>(8 * sizeof(T)), 1};
   } else {
-    static_assert(std::is_integral_v<T>, "jrt dlpack: tensors hold elements of the library or integers.");
     return {std::is_signed_v<T> ? kDLInt : kDLUInt, static_cast<std::uint8_t>(8 * sizeof(T)), 1};
   }
 }

@@ -3,6 +3,8 @@
 
 #if !defined(GGML_MAX_DIMS)
 #error "jrt/adapters/ggml.hpp: include your own ggml.h before it; the library has none."
+#elif GGML_MAX_DIMS != 4
+#error "jrt/adapters/ggml.hpp: tensors of this ggml do not have four dimensions, for which the adapter is written."
 #endif
 
 #include <cstddef>
@@ -26,8 +28,6 @@
 ///
 /// The file that computes the graph's nodes also includes the CPU backend of the mixers that it uses (jrt/cpu/…).
 namespace jrt::ggml {
-
-static_assert(GGML_MAX_DIMS == 4, "jrt ggml: this adapter is for tensors of four dimensions.");
 
 /// ggml's name of an element type.
 template <Element T>
