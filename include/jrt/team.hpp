@@ -18,7 +18,7 @@ namespace jrt {
 ///     team.enter(omp_get_thread_num(), omp_get_num_threads(), [&] { return jrt::prefill(args, workspace, jrt::Cpu{team});
 ///     });
 ///
-/// Nothing is allocated, and no thread is created. Threads wait for each other by looking, for some microseconds, and then
+/// Nothing is allocated, and no thread is created. Threads wait for each other by looking, for some 50 µs, and then
 /// in the kernel. Outside of `enter`, calls on a team run in the calling thread.
 class Team {
  public:
