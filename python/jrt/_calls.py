@@ -18,16 +18,16 @@ class PortableKernelsWarning(UserWarning):
     """A call on a Hopper GPU runs on kernels that every GPU has, many times slower than Hopper's own would be."""
 
 
-_TAYLOR = ("bfloat16 and float16 with feature_map taylor2, d = 16 and dv a multiple of 8, if rows of all tensors are at multiples of "
-           "16 bytes")
+_ALIGNED = "if rows of all tensors are at multiples of 16 bytes"
+_TAYLOR = f"bfloat16 and float16 with feature_map taylor2, d = 16 and dv a multiple of 8, {_ALIGNED}"
 _HOPPER_SERVES = {
     ("linear", "prefill"): _TAYLOR,
     ("linear", "accumulate"): _TAYLOR,
     ("linear", "backward"): f"{_TAYLOR}: but bfloat16 alone, with a prefix or causal mask",
     ("hybrid", "prefill"): _TAYLOR,
     ("hybrid", "backward"): f"{_TAYLOR}: but bfloat16 alone",
-    ("window", "prefill"): "bfloat16 and float16 with d and dv up to 128 in multiples of 16, windows of a few hundred keys, without "
-                           "rotation, if rows of all tensors are at multiples of 16 bytes",
+    ("window", "prefill"): "bfloat16 and float16 with d and dv up to 128 in multiples of 16, windows of a few hundred keys, "
+                           f"without rotation, {_ALIGNED}",
 }
 _FEW_TOKENS = 64  # a window's kernel for Hopper takes no fewer
 
@@ -100,8 +100,8 @@ class Bound:
         kernels = str(self._kernels(*arguments, None, threads))
         if "Hopper" not in kernels:
             serves = _HOPPER_SERVES[self._operator.kind, self._operation]
-            warnings.warn(f"jrt: {self._operation} of {self._operator.key} runs on kernels that every GPU has ({kernels}), much slower "
-                          f"than this Hopper GPU's own. Those serve {serves}.", PortableKernelsWarning, stacklevel=5)
+            warnings.warn(f"jrt: {self._operation} of {self._operator.key} runs on kernels that every GPU has ({kernels}), much "
+                          f"slower than this Hopper GPU's own. Those serve {serves}.", PortableKernelsWarning, stacklevel=5)
 
     def _allocate(self, tensors: dict[str, Any], wanted: Any) -> None:
         """Makes the outputs that a call must have, and those that it asks for."""

@@ -156,8 +156,8 @@ class Operations:
 
     def copy_states(self, source: Tensor, destination: Tensor, *, source_slots: Tensor | None = None,
                     destination_slots: Tensor | None = None, to: "Operator | None" = None, threads: int = 1) -> None:
-        """destination = source, slot by slot (−1: not this pair): forks sequences, or moves them to another pool. A written slot
-        must be in no other pair.
+        """destination = source, slot by slot (−1: not this pair): forks sequences, or moves them to another pool. A written
+        slot must be in no other pair.
 
         `to`: the operator of the destination, if it keeps states in another dtype or row order: `state_dtype`, "taylor2" and
         "taylor2_dense" convert."""
@@ -171,8 +171,8 @@ class Operations:
         maps = [(operator.feature_map, operator.features, operator.source) for operator in (own, to)]
         same_map = maps[0] == maps[1] or all(name in taylor and source is None for name, _, source in maps)
         if (own.kind, own.d, own.dv) != (to.kind, to.d, to.dv) or own.kind != "linear" or not same_map:
-            raise ValueError(f"copy_states: states of {own.state_key} cannot become those of {to.state_key}; only those of linear "
-                             "attention convert, between state_dtypes, and between taylor2 and taylor2_dense.")
+            raise ValueError(f"copy_states: states of {own.state_key} cannot become those of {to.state_key}; only those of "
+                             "linear attention convert, between state_dtypes, and between taylor2 and taylor2_dense.")
         function = _calls.conversion(own, to, _tensors.target_of(dict(tensors)))
         function(*_passed("copy_states", tensors), threads)
 
@@ -185,8 +185,8 @@ class Operations:
 
     def export_states(self, source: Tensor, *, source_slots: Tensor | None = None, sums: Tensor | None = None,
                       normaliser: Tensor | None = None, dtype: str | None = None, threads: int = 1) -> dict[str, Any]:
-        """Linear: states as plain arrays, rows in the authors' order (1 | x | vec(x xᵀ) for Taylor maps): sums (B, heads, D, dv)
-        of any strides, normaliser (B, heads, D); of any floating dtype, which if they are left out is `dtype`, by default
+        """Linear: states as plain arrays, rows in the authors' order (1 | x | vec(x xᵀ) for Taylor maps): sums (B, heads, D,
+        dv) of any strides, normaliser (B, heads, D); of any floating dtype, which if they are left out is `dtype`, by default
         the states'. The authors' cache is (B, heads, dv, D): pass a transposed view."""
         if (sums is None) != (normaliser is None):
             raise ValueError("export_states: give both sums and normaliser, or neither.")
@@ -209,10 +209,11 @@ class Operations:
 
     def save_states(self, source: Tensor, *, source_slots: Tensor | None = None, buffer: Tensor | None = None,
                     threads: int = 1) -> bytes | None:
-        """States as bytes, with a header that says of which version, operator, type and shape they are. A slot of −1 is saved as
-        empty. buffer: a vector of uint8 on the CPU that receives them instead; from a GPU the copy is then asynchronous on
+        """States as bytes, with a header that says of which version, operator, type and shape they are. A slot of −1 is saved
+        as empty. buffer: a vector of uint8 on the CPU that receives them instead; from a GPU the copy is then asynchronous on
         the current stream, and best to pinned memory."""
-        saved = self._on_states("save_states", [("source", source), ("source_slots", source_slots), ("buffer", buffer)], threads)
+        tensors = [("source", source), ("source_slots", source_slots), ("buffer", buffer)]
+        saved = self._on_states("save_states", tensors, threads)
         return None if buffer is not None else bytes(saved)
 
     def load_states(self, buffer: "bytes | bytearray | memoryview | Tensor", destination: Tensor, *,
@@ -252,8 +253,8 @@ class Operations:
 
     def _states_function(self, name: str, states: Any) -> Any:
         if name in ("merge_states", "export_states", "import_states") and self.kind != "linear":
-            raise ValueError(f"{name}: only states of linear attention are sums; those of {self.kind!r} are cleared, copied, saved "
-                             "and loaded.")
+            raise ValueError(f"{name}: only states of linear attention are sums; those of {self.kind!r} are cleared, copied, "
+                             "saved and loaded.")
         return self._states(states).function(name)
 
     def _on_states(self, name: str, tensors: list[tuple[str, Any]], threads: int) -> Any:

@@ -57,8 +57,8 @@ def _parsed_data(data: str) -> list[tuple[str, str]]:
     while position < len(data):
         found = _DATA.match(data, position)
         if found is None:
-            raise ValueError(f"jrt.Operator: data is {data!r}, but must name members of the feature map, arrays with their extents: "
-                             "'temperature, table[32, 16]'.")
+            raise ValueError(f"jrt.Operator: data is {data!r}, but must name members of the feature map, arrays with their "
+                             "extents: 'temperature, table[32, 16]'.")
         members.append((found[1], found[2] or ""))
         position = found.end()
     return members
@@ -256,7 +256,7 @@ class Operator(Operations):
         """Compiles operations (all, if none is named) for "cpu" or a GPU architecture ("90a", "80"), if the cache has not.
         "states" are all operations on states."""
         if not _TARGET.fullmatch(target):
-            raise ValueError(f"jrt.Operator: target is {target!r}, but must be \"cpu\" or a GPU architecture, as \"90a\" or \"80\".")
+            raise ValueError(f"jrt.Operator: target is {target!r}, but must be 'cpu' or a GPU architecture, as '90a' or '80'.")
         if target == "90":
             raise ValueError("jrt.Operator: target is '90', which leaves Hopper's own kernels out; use '90a'.")
         for operation in operations or self.operations:
@@ -274,7 +274,8 @@ class Operator(Operations):
         if bound is not None:
             return bound
         if operation not in self.operations or operation == "states":
-            raise ValueError(f"jrt.Operator: {operation!r} is no operation of {self.kind!r}; those are {', '.join(self.operations)}.")
+            raise ValueError(f"jrt.Operator: {operation!r} is no operation of {self.kind!r}; "
+                             f"those are {', '.join(self.operations)}.")
         return self._bounds.setdefault((operation, target), _calls.bound(self, operation, target))
 
 

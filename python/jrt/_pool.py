@@ -96,8 +96,8 @@ class StatePool:
         return _tensors.int32(self.states, [-1 if slot is None else slot for slot in rows])
 
     def save(self, slots: int | Iterable[int] | None = None, path: "str | os.PathLike[str] | None" = None) -> bytes:
-        """States as bytes with a header that `load` checks; all that are taken, in order, if none are named. Also written to the
-        file `path`, if it is given: beside it first, then renamed."""
+        """States as bytes with a header that `load` checks; all that are taken, in order, if none are named. Also written to
+        the file `path`, if it is given: beside it first, then renamed."""
         slots = self.taken if slots is None else self._known(slots)
         saved = self.operator.save_states(self.states, source_slots=_tensors.int32(self.states, slots), threads=self._threads)
         assert saved is not None
@@ -108,8 +108,8 @@ class StatePool:
         return saved
 
     def load(self, saved: "bytes | str | os.PathLike[str]") -> list[int]:
-        """Takes a slot for each state in saved bytes, or in a file, and loads it. ValueError, with the pool as it was, if they are
-        not of this version, operator, type and number of heads; RuntimeError if there are not as many slots."""
+        """Takes a slot for each state in saved bytes, or in a file, and loads it. ValueError, with the pool as it was, if they
+        are not of this version, operator, type and number of heads; RuntimeError if there are not as many slots."""
         if not isinstance(saved, (bytes, bytearray, memoryview)):
             saved = pathlib.Path(saved).read_bytes()
         count = self.operator.saved_count(saved, self.states)

@@ -4,13 +4,13 @@
 import jrt
 import numpy as np
 
-LINEAR = jrt.Operator(dtype="float32", d=16, dv=24)
+LINEAR = jrt.Operator(dtype="float32", d=16, dv=64)
 WINDOW = jrt.Operator(kind="window", dtype="float32", d=16, left_window=8, rotary=True)
 CONVOLUTION = jrt.Operator(kind="convolution", dtype="float32")
-HYBRID = jrt.Operator(kind="hybrid", dtype="float32", d=16, dv=24, left_window=8)
+HYBRID = jrt.Operator(kind="hybrid", dtype="float32", d=16, dv=64, left_window=8)
 
 
-def inputs(batch=2, tokens=70, prefix=30, heads=2, query_heads=4, d=16, dv=24, dtype="float32", seed=0):
+def inputs(batch=2, tokens=70, prefix=30, heads=2, query_heads=4, d=16, dv=64, dtype="float32", seed=0):
     random = np.random.default_rng(seed)
     shapes = {"query": (batch, tokens, query_heads, d), "key": (batch, tokens, heads, d), "value": (batch, tokens, heads, dv),
               "key_encoder": (batch, prefix, heads, d), "value_encoder": (batch, prefix, heads, dv)}

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operations on tokens, from NumPy."""
 
+import pathlib
+import re
 import threading
 import time
 
 import jrt
 import numpy as np
 import pytest
+from jrt import _calls
 from operators import CONVOLUTION, HYBRID, LINEAR, WINDOW, inputs
 from reference import convolution, error, feature_attention, hybrid_attention, linear_attention, rotated, window_attention
 
@@ -20,8 +23,8 @@ def test_prefill_agrees_with_the_formula(dtype, bound):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     tensors = inputs(dtype=dtype)
-    output = jrt.Operator(dtype=dtype, d=16, dv=24).prefill(**tensors)["output"]
-    assert output.dtype == dtype and output.shape == (2, 70, 4, 24)
+    output = jrt.Operator(dtype=dtype, d=16, dv=64).prefill(**tensors)["output"]
+    assert output.dtype == dtype and output.shape == (2, 70, 4, 64)
     assert error(output, expected(tensors)) < bound
 
 
@@ -48,7 +51,7 @@ def test_packed_sequences_are_those_apart():
     np.testing.assert_array_equal(packed[20:], LINEAR.prefill(**last)["output"][0])
 
 
-@pytest.mark.parametrize("sizes, shape", [({"tokens": 0, "prefix": 0}, (2, 0, 4, 24)), ({"batch": 0}, (0, 70, 4, 24))])
+@pytest.mark.parametrize("sizes, shape", [({"tokens": 0, "prefix": 0}, (2, 0, 4, 64)), ({"batch": 0}, (0, 70, 4, 64))])
 def test_nothing_to_do(sizes, shape):
     assert LINEAR.prefill(**inputs(**sizes))["output"].shape == shape
 
@@ -90,7 +93,8 @@ def test_windows_rotate_queries_and_keys():
     query, key, value = (inputs(heads=3, query_heads=3, dv=16)[name] for name in ("query", "key", "value"))
     angles = 10000.0 ** (-np.arange(8) / 8)
     for arguments, turn in (({}, angles), ({"rotary_base": 500}, 500.0 ** (-np.arange(8) / 8)),
-                            ({"rotary_frequencies": angles / 4}, angles / 4), ({"rotary_frequencies": np.zeros(8)}, 0 * angles)):
+                            ({"rotary_frequencies": angles / 4}, angles / 4),
+                            ({"rotary_frequencies": 0 * angles}, 0 * angles)):
         output = WINDOW.prefill(query=query, key=key, value=value, **arguments)["output"]
         assert error(output, window_attention(rotated(query, turn), rotated(key, turn), value, left=8)) < 1e-5
     scaled = WINDOW.prefill(query=query, key=key, value=value, scale=1e-9)["output"]
@@ -137,7 +141,7 @@ def test_favor_takes_its_projection():
     projection = random.standard_normal((features, 16)).astype("float32")
     tensors = inputs(query_heads=2)
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    operator = jrt.Operator(d=16, dv=24, feature_map="favor", features=features, mask="causal")
+    operator = jrt.Operator(d=16, dv=64, feature_map="favor", features=features, mask="causal")
 
     def expanded(x):
         x = x.astype("float64") / 2  # d^(1/4)
@@ -158,7 +162,7 @@ def test_favor_takes_its_projection():
 def test_cosformer_takes_its_horizon():
     tensors = inputs(query_heads=2)
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    operator = jrt.Operator(d=16, dv=24, feature_map="cosformer", mask="causal")
+    operator = jrt.Operator(d=16, dv=64, feature_map="cosformer", mask="causal")
 
     def expanded(x):
         x = np.maximum(x.astype("float64"), 0)
@@ -173,29 +177,37 @@ def test_cosformer_takes_its_horizon():
             operator.prefill(query=query, key=key, value=value, horizon=horizon)
 
 
-def test_a_feature_map_of_ones_own_with_data():
-    source = """
-struct Shifted {
-  static constexpr int input_dim = 16, feature_dim = 16;
-  static constexpr const char* name = "shifted squares";
-  static constexpr bool nonnegative_kernel = true, has_closed_form = false, needs_position = false;
-  float shift = 1;
-  const double* table = nullptr;
-  template <class T> void expand(const T* x, T* features) const {
-    for (int i = 0; i < 16; ++i) features[i] = static_cast<T>(table[i]) * x[i] * x[i] + static_cast<T>(shift);
-  }
-};"""
-    tensors = inputs(batch=1, query_heads=2)
-    query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    operator = jrt.Operator(d=16, dv=24, feature_map="Shifted", source=source, data="shift, table[16]", mask="causal")
-    table = np.random.default_rng(3).random(16)
-    for arguments, shift in (({}, 1), ({"shift": 0.25}, 0.25), ({"shift": 2}, 2)):
-        output = operator.prefill(query=query, key=key, value=value, table=table, **arguments)["output"]
-        assert error(output, feature_attention(*(table * x.astype("float64")**2 + shift for x in (query, key)), value)) < 1e-5
+def test_examples_of_the_readme():
+    text = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    first, states, maps = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "torch" not in block)
+    names = {}
+    exec(first, names)
+    query, key, value, y = (names[name] for name in ("q", "k", "v", "y"))
+    assert error(y, linear_attention(query, key, value, key, value)) < 1e-5
+    exec(states, names)
+    assert names["y"].shape == (3, 1, 4, 64) and not names["y"][2].any() and names["pool"].taken == [names["slot"]]
+    exec(maps, names)
+    mine = names["mine"]
+    features = [x.astype("float64")**2 + 0.5 for x in (query, key)]
+    assert error(names["y"], feature_attention(*features, value)) < 1e-5
+
+    table = np.random.default_rng(3).random(16).astype("float32")
+    for arguments, shift in (({}, 1), ({"shift": 2}, 2)):
+        output = mine.prefill(query=query, key=key, value=value, table=table, **arguments)["output"]
+        features = [table * x.astype("float64")**2 + shift for x in (query, key)]
+        assert error(output, feature_attention(*features, value)) < 1e-5
     with pytest.raises(ValueError, match=r"'table' is missing, but the feature map needs it, with shape \(16,\)"):
-        operator.prefill(query=query, key=key, value=value)
+        mine.prefill(query=query, key=key, value=value)
+    with pytest.raises(ValueError, match="'shift' is a str"):
+        mine.prefill(query=query, key=key, value=value, table=table, shift="1")
+
+
+def test_errors_of_the_compiler_are_shown():
     with pytest.raises(jrt.CompileError, match="no_such_name"):
         jrt.Operator(feature_map="Map", source="struct Map { no_such_name x; };").compile("prefill")
+    with pytest.raises(ValueError, match="data has 'scale', but prefill has an argument of that name"):
+        _calls.Bound(LINEAR, "prefill", "cpu", dict.fromkeys(("run", "workspace_bytes", "kernels")) |
+                     {"describe": lambda: "query:tensor,scale:number,scale:number;1;1"})
 
 
 def test_other_threads_run_during_a_call():

@@ -125,7 +125,7 @@ def test_signatures_name_every_argument():
         method = getattr(_operations.Operations, operation)
         parameters = inspect.signature(method).parameters
         assert set(operator._bound(operation, "cpu")._names) <= set(parameters), (operator.kind, operation)
-        assert all(parameter.annotation is not inspect.Parameter.empty for name, parameter in parameters.items() if name != "self")
+        assert all(parameter.annotation is not parameter.empty for name, parameter in parameters.items() if name != "self")
     for name in dir(jrt.Operator) + [f"StatePool.{name}" for name in dir(jrt.StatePool)]:
         owner, _, member = name.rpartition(".")
         if not member.startswith("_") and callable(function := getattr(jrt.StatePool if owner else jrt.Operator, member)):

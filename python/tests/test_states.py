@@ -30,22 +30,22 @@ def test_states_are_exported_and_imported():
     states, key, value = states_of(50)
     sums, normaliser = sums_of(key, value)
     dense = LINEAR.export_states(states, source_slots=int32(2, 0))
-    assert dense["sums"].dtype == "float32" and dense["sums"].shape == (2, 2, 273, 24)
+    assert dense["sums"].dtype == "float32" and dense["sums"].shape == (2, 2, 273, 64)
     assert error(dense["sums"], sums) < 1e-6 and error(dense["normaliser"], normaliser) < 1e-6
     # The authors' cache, (B, H, dv, D), in another type; a slot of -1 leaves its part alone.
-    cache, total = np.full((3, 2, 24, 273), 7.0), np.full((3, 2, 273), 7.0)
+    cache, total = np.full((3, 2, 64, 273), 7.0), np.full((3, 2, 273), 7.0)
     LINEAR.export_states(states, source_slots=int32(2, -1, 0), sums=cache.transpose(0, 1, 3, 2), normaliser=total)
     np.testing.assert_array_equal(cache[[0, 2]].transpose(0, 1, 3, 2), dense["sums"].astype("float64"))
     assert (cache[1] == 7).all() and (total[1] == 7).all()
     half = LINEAR.export_states(states, dtype="float16")
-    assert half["sums"].shape == (4, 2, 273, 24) and error(half["sums"][[2, 0]], sums) < 1e-3
+    assert half["sums"].shape == (4, 2, 273, 64) and error(half["sums"][[2, 0]], sums) < 1e-3
 
     copies = LINEAR.new_states(3, 2, like=states)
     LINEAR.import_states(copies, destination_slots=int32(1, 2), sums=dense["sums"], normaliser=dense["normaliser"])
     np.testing.assert_array_equal(copies[[1, 2]], states[[2, 0]])
     assert not copies[0].any()
     empty = LINEAR.export_states(states, source_slots=int32())
-    assert empty["sums"].shape == (0, 2, 273, 24)
+    assert empty["sums"].shape == (0, 2, 273, 64)
 
 
 def test_states_of_pieces_merge_to_that_of_the_whole():
@@ -69,18 +69,18 @@ def test_states_of_pieces_merge_to_that_of_the_whole():
 
 def test_states_convert_to_other_types_and_row_orders():
     states, key, value = states_of(30)
-    dense = jrt.Operator(dtype="float32", d=16, dv=24, feature_map="taylor2_dense", state_dtype="float64")
+    dense = jrt.Operator(dtype="float32", d=16, dv=64, feature_map="taylor2_dense", state_dtype="float64")
     assert dense.state_key != LINEAR.state_key
-    assert jrt.Operator(dtype="float16", d=16, dv=24, mask="causal").state_key == LINEAR.state_key
-    converted = np.zeros((2, 2, 273 * 25 + 7), "float64")  # S (273, 24), z (273), to a multiple of 16
+    assert jrt.Operator(dtype="float16", d=16, dv=64, mask="causal").state_key == LINEAR.state_key
+    converted = np.zeros((2, 2, 273 * 65 + 15), "float64")  # S (273, 64), z (273), to a multiple of 16
     LINEAR.copy_states(states, converted, source_slots=int32(2, 0), destination_slots=int32(0, 1), to=dense)
     sums, normaliser = sums_of(key, value)
-    assert error(converted[..., :273 * 24].reshape(sums.shape), sums) < 1e-6
-    assert error(converted[..., 273 * 24:273 * 25], normaliser) < 1e-6
+    assert error(converted[..., :273 * 64].reshape(sums.shape), sums) < 1e-6
+    assert error(converted[..., 273 * 64:273 * 65], normaliser) < 1e-6
     with pytest.raises(ValueError, match="states of linear-.* cannot become those of window-"):
         LINEAR.copy_states(states, converted, to=WINDOW)
     with pytest.raises(ValueError, match="only those of linear attention convert"):
-        LINEAR.copy_states(states, converted, to=jrt.Operator(d=16, dv=24, feature_map="elu"))
+        LINEAR.copy_states(states, converted, to=jrt.Operator(d=16, dv=64, feature_map="elu"))
 
 
 @pytest.mark.parametrize("operator", [LINEAR, WINDOW, CONVOLUTION, HYBRID], ids=lambda operator: operator.kind)
@@ -121,9 +121,10 @@ def test_saved_states_are_checked():
     before = other.copy()
     versioned = bytearray(saved)
     versioned[12] += 1
-    for spoiled, message in ((saved[:-1], "the saved size in bytes"), (saved[:50], "header's size in bytes is 50, but must be 96"),
+    foreign = WINDOW.save_states(WINDOW.new_states(2, 2, like=np))
+    for spoiled, message in ((saved[:-1], "the saved size in bytes"), (saved[:50], "size in bytes is 50, but must be 96"),
                              (bytes(versioned), "the saved version is 2, but must be 1"), (b"\0" * 200, "the saved magic"),
-                             (WINDOW.save_states(WINDOW.new_states(2, 2, like=np)), "the saved feature map is 'sliding window")):
+                             (foreign, "the saved feature map is 'sliding window")):
         with pytest.raises(ValueError, match=message):
             LINEAR.load_states(spoiled, other)
     with pytest.raises(ValueError, match="number of states is 2, but must be 1"):
@@ -137,14 +138,15 @@ def test_saved_states_are_checked():
     (lambda s: LINEAR.clear_states(s, states_slots=int32(4)), r"'states\[0\]' is 4, but must be from -1 to 3"),
     (lambda s: LINEAR.clear_states(s, states_slots=int32(1, 1)), "clear_states: .*slots"),
     (lambda s: LINEAR.clear_states(s.astype("float64")), "'states' has dtype float64, but the operator's is float32"),
-    (lambda s: LINEAR.clear_states(s[..., 1:]), r"'states' must have the shape \(slots, heads, 3840\)"),
+    (lambda s: LINEAR.clear_states(s[..., 1:]), r"'states' must have the shape \(slots, heads, 9952\)"),
     (lambda s: LINEAR.clear_states(s, states_slots=np.array([1])), "'states_slots' has dtype int64"),
     (lambda s: LINEAR.copy_states(s, s, source_slots=int32(0, 1), destination_slots=int32(2)),
      "'destination_slots' has 1 elements, but 'source_slots' has 2"),
     (lambda s: LINEAR.merge_states(s, s[:, :1], source_slots=int32(0), destination_slots=int32(1)), "heads"),
-    (lambda s: LINEAR.export_states(s, sums=s, normaliser=s), r"'sums' has shape \(4, 2, 3840\), but must have \(4, 2, 273, 24\)"),
+    (lambda s: LINEAR.export_states(s, sums=s, normaliser=s),
+     r"'sums' has shape \(4, 2, 9952\), but must have \(4, 2, 273, 64\)"),
     (lambda s: LINEAR.export_states(s, sums=s), "give both sums and normaliser"),
-    (lambda s: LINEAR.import_states(s, sums=np.zeros((4, 2, 273, 24), "int32"), normaliser=np.zeros((4, 2, 273), "int32")),
+    (lambda s: LINEAR.import_states(s, sums=np.zeros((4, 2, 273, 64), "int32"), normaliser=np.zeros((4, 2, 273), "int32")),
      "'sums' has dtype int32, but must have float64, float32"),
     (lambda s: LINEAR.save_states(s, buffer=np.zeros(5, "uint8")), "'buffer' has bytes = 5, but must be at least"),
     (lambda s: LINEAR.clear_states("text"), "'states' is a str|the call has no tensor"),
