@@ -128,7 +128,8 @@ def passed(name: str, value: Any) -> Any:
         return value
     if _is_torch(value):
         return value.detach() if value.requires_grad else value
-    if getattr(getattr(value, "dtype", None), "name", "") == "bfloat16" and hasattr(value, "view"):
+    dtype: Any = getattr(value, "dtype", None)
+    if getattr(dtype, "kind", "") == "V" and dtype.name == "bfloat16":
         value = value.view("uint16")  # DLPack of NumPy does not know the type: the bits pass
     try:
         return tvm_ffi.from_dlpack(value)

@@ -24,9 +24,9 @@ template <class Config>
 KernelKinds kernels_for(std::int64_t tokens, std::int64_t offset = 0) {
   using E = typename Config::Element;
   const WindowProblem<Config> problem({.tokens = tokens});
-  const Placed<Concurrent, E> query(problem.query, Layout::bthd);
-  const Placed<Concurrent, E> key(problem.key, Layout::bthd);
-  const Placed<Concurrent, E> output(problem.output_shape(), Layout::bthd);
+  Placed<Concurrent, E> query(problem.query, Layout::bthd);
+  Placed<Concurrent, E> key(problem.key, Layout::bthd);
+  Placed<Concurrent, E> output(problem.output_shape(), Layout::bthd);
   PrefillArgs<Config> args;
   args.query = query.view();
   args.key = args.value = key.view();
