@@ -15,6 +15,7 @@ import pytest
 from jrt import _calls, _compile, _operations
 from jrt.__main__ import main as command_line
 from operators import CONVOLUTION, HYBRID, LINEAR, WINDOW, inputs
+from reference import error, feature_attention
 
 
 def test_different_operators_have_different_names():
@@ -60,29 +61,40 @@ def test_wrong_compilations_are_named(operation, target, message):
         jrt.Operator(kind="window").compile(operation, target=target)
 
 
-def test_the_command_line_keeps_the_cache(tmp_path, monkeypatch, capsys):
+def test_the_command_line_compiles_and_cleans(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JRT_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    prebuild = ("prebuild", "kind=linear", "dtype=float32", "d=8", "dv=8", "mask=causal", "--operations", "prefill")
+    settings = {"feature_map": "cosformer", "mask": "causal", "dtype": "float32", "d": 16, "dv": 64}
+    operator = jrt.Operator(**settings)
+    name = "linear-float32-d16-dv64-cosformer-causal.prefill"
+    monkeypatch.setenv("JRT_DISABLE_JIT", "1")
+    with pytest.raises(jrt.CompileError, match=f"{re.escape(name)} is not in .*, and JRT_DISABLE_JIT is set"):
+        operator.compile("prefill")
 
-    def in_another_process(jit):
-        monkeypatch.setenv("JRT_DISABLE_JIT", "0" if jit else "1")
-        return subprocess.run([sys.executable, "-m", "jrt", *prebuild], capture_output=True, text=True, check=False)
-
-    assert "JRT_DISABLE_JIT is set" in in_another_process(jit=False).stderr
+    command = [sys.executable, "-m", "jrt", "prebuild", *(f"{each}={value}" for each, value in settings.items())]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = in_another_process(jit=True)
+    result = subprocess.run([*command, "--operations", "prefill"], capture_output=True, text=True, check=False,
+                            env=dict(os.environ, JRT_DISABLE_JIT="0"))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and f"compiled {name} in" in result.stderr, result.stderr
     # The budget of one operation on the CPU, in seconds of processor time, Python's own start included.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
-    name = "linear-float32-d8-dv8-taylor2-causal.prefill"
-    assert f"compiled {name} in" in result.stderr
-    result = in_another_process(jit=False)
-    assert result.returncode == 0 and result.stderr == ""  # from the cache
-
     command_line(["list"])
     assert re.fullmatch(rf" *\d+\.\d\d MB  jrt-.*/{re.escape(name)}\n", capsys.readouterr().out)
+
+    # What was compiled is what calls find.
+    tensors = inputs(query_heads=2)
+    query, key, value = (tensors[each] for each in ("query", "key", "value"))
+    angle = np.pi / 2 * np.arange(1, 71)[:, None, None] / 100
+    features = [np.concatenate([np.maximum(x.astype("float64"), 0) * turn(angle) for turn in (np.sin, np.cos)], axis=-1)
+                for x in (query, key)]
+    output = operator.prefill(query=query, key=key, value=value, horizon=100)["output"]
+    assert error(output, feature_attention(*features, value)) < 1e-5
+    for horizon, message in ((None, "horizon = 0, but must be at least 1"), (50, "reaches position 70.*max_position = 50"),
+                             ("far", "'horizon' is a str")):
+        with pytest.raises(ValueError, match=message):
+            operator.prefill(query=query, key=key, value=value, horizon=horizon)
+
     for wrong, message in (("width=3", "'width' is no setting of an operator"), ("rotary=yes", "must be true or false"),
                            ("d=many", "d is 'many', but must be an int"), ("kind=lstm", "kind is 'lstm', but must be one of")):
         with pytest.raises(SystemExit, match=message):
