@@ -110,6 +110,22 @@ def test_kernels_that_serve_a_call():
         LINEAR.kernels("prefill", **dict(tensors, value=tensors["value"][:, :3]))
 
 
+def test_tensors_of_other_devices_are_named():
+    class Elsewhere:
+        shape = (1, 1, 1, 16)
+
+        def __dlpack__(self, **_):
+            raise NotImplementedError
+
+        def __dlpack_device__(self):
+            return 8, 0  # Metal
+
+    with pytest.raises(ValueError, match="DLPack device type 8, but must be on the CPU or a CUDA device"):
+        LINEAR.prefill(query=Elsewhere())
+    with pytest.raises(ValueError, match="the call has no tensor"):
+        LINEAR.prefill()
+
+
 def test_portable_kernels_on_hopper_are_told_once():
     def bound(operator, operation, served_by):
         functions = {"run": lambda *_: None, "workspace_bytes": lambda *_: 0, "kernels": lambda *_: served_by,

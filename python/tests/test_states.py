@@ -183,12 +183,16 @@ def test_a_pool_keeps_count_of_its_slots(tmp_path):
 
     other = jrt.StatePool(LINEAR, states=np.empty((4, 2, pool.states.shape[2]), "float32"))
     assert len(other.load(path)) == 3 and other.load(pool.save([])) == []
-    header = bytearray(path.read_bytes())
-    header[88:96] = (2).to_bytes(8, "little")  # fewer states than there are is no error of size, but of count
-    assert len(header) > 96
-    for spoiled in (path.read_bytes()[:-1], b"", b"\xff" * 400):
+    counts = [path.read_bytes()[:88] + count.to_bytes(8, "little", signed=True) + path.read_bytes()[96:]
+              for count in (2, 2**62, -1)]  # another number of states than there are
+    for spoiled in (path.read_bytes()[:-1], b"", b"\xff" * 400, *counts[1:]):
         with pytest.raises((ValueError, RuntimeError)):
             other.load(spoiled)
     assert other.free_slots == 1
+    other.free(other.taken)
+    for spoiled in (path.read_bytes()[:-1], *counts[1:]):
+        with pytest.raises(ValueError, match="load_states: the saved"):
+            other.load(spoiled)
+    assert other.free_slots == 4 and len(other.load(counts[0])) == 2
     with pytest.raises(ValueError, match="give slots, heads and like, or states"):
         jrt.StatePool(LINEAR, slots=2)
