@@ -100,8 +100,8 @@ class Bound:
         kernels = str(self._kernels(*arguments, None, threads))
         if "Hopper" not in kernels:
             serves = _HOPPER_SERVES[self._operator.kind, self._operation]
-            warnings.warn(f"jrt: {self._operation} of {self._operator.key} runs on kernels that every GPU has ({kernels}), much "
-                          f"slower than this Hopper GPU's own. Those serve {serves}.", PortableKernelsWarning, stacklevel=5)
+            warnings.warn(f"jrt: {self._operation} of {self._operator.key} runs on kernels that every GPU has ({kernels}), "
+                          f"much slower than this Hopper GPU's own. Those serve {serves}.", PortableKernelsWarning, stacklevel=5)
 
     def _allocate(self, tensors: dict[str, Any], wanted: Any) -> None:
         """Makes the outputs that a call must have, and those that it asks for."""
