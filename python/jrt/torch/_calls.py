@@ -17,8 +17,8 @@ _ELEMENTS = {torch.float32: "float32", torch.float64: "float64", torch.float16: 
 _named = {}
 
 # What operators are told apart by here, for each kind.
-SETTINGS = {"linear": ("d", "dv", "feature_map", "normaliser", "mask"), "window": ("d", "dv", "left_window", "rotary"),
-            "hybrid": ("d", "dv", "left_window", "mask"), "convolution": ("kernel_width", "activation")}
+SETTINGS = {"linear": ("d", "dv", "feature_map", "normaliser", "mask", "padding"),
+            "window": ("d", "dv", "left_window", "rotary"), "hybrid": ("d", "dv", "left_window", "mask"), "convolution": ("kernel_width", "activation")}
 
 # What calls are given, in this order. Those of an operation that the operator does not have are dropped.
 ATTENTION = ("query", "key", "value", "key_encoder", "value_encoder", "cu_seqlens", "cu_encoder_seqlens", "prefix_lens",
@@ -26,7 +26,7 @@ ATTENTION = ("query", "key", "value", "key_encoder", "value_encoder", "cu_seqlen
 ATTENTION_OUTPUTS = ("output", "sums", "final_state")
 ATTENTION_GRADIENTS = ("output_gradient", "final_state_gradient", "query_gradient", "key_gradient", "value_gradient",
                        "key_encoder_gradient", "value_encoder_gradient", "initial_state_gradient")
-CONVOLUTION = ("input", "weight", "gate", "bias", "cu_seqlens")
+CONVOLUTION = ("input", "weight", "gate", "bias", "cu_seqlens", "left_pads")
 CONVOLUTION_GRADIENTS = ("output_gradient", "input_gradient", "weight_gradient", "gate_gradient", "bias_gradient")
 
 
@@ -150,21 +150,22 @@ def new_gradients(operation, inputs, wanted):
     return gradients
 
 
-def convolution(operation, input, weight, gate, bias, cu_seqlens):
+def convolution(operation, input, weight, gate, bias, cu_seqlens, left_pads):
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
     operation.prefill(
-        (input.unsqueeze(-2), weight, None if gate is None else gate.unsqueeze(-2), bias, cu_seqlens, output.unsqueeze(-2)),
+        (input.unsqueeze(-2), weight, None if gate is None else gate.unsqueeze(-2), bias, cu_seqlens, left_pads,
+         output.unsqueeze(-2)),
         (input.shape, cu_seqlens is not None and cu_seqlens.shape))
     return output
 
 
-def convolution_backward(operation, output_gradient, input, weight, gate, bias, cu_seqlens, wanted):
+def convolution_backward(operation, output_gradient, input, weight, gate, bias, cu_seqlens, left_pads, wanted):
     """Gradients of input, weight, gate and bias; None for those that are not wanted."""
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else None
                  for tensor, want in zip((input, weight, gate, bias), wanted)]
     rows = [None if tensor is None else tensor.unsqueeze(-2)
             for tensor in (input, gate, output_gradient, gradients[0], gradients[2])]
     operation.backward(
-        (rows[0], weight, rows[1], bias, cu_seqlens, rows[2], rows[3], gradients[1], rows[4], gradients[3]),
+        (rows[0], weight, rows[1], bias, cu_seqlens, left_pads, rows[2], rows[3], gradients[1], rows[4], gradients[3]),
         (input.shape, cu_seqlens is not None and cu_seqlens.shape, *wanted))
     return gradients

@@ -16,10 +16,10 @@ _INPUTS = ("Tensor query, Tensor key, Tensor value, Tensor? key_encoder, Tensor?
 _library.define(f"attention({_INPUTS}, str operator, bool saves, bool returns_state) -> (Tensor, Tensor, Tensor)")
 _library.define("attention_backward(Tensor output_gradient, Tensor? state_gradient, Tensor output, Tensor sums, "
                 f"{_INPUTS}, str operator, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
-_library.define("convolution(Tensor input, Tensor weight, Tensor? gate, Tensor? bias, Tensor? cu_seqlens, str operator) "
-                "-> Tensor")
-_library.define("convolution_backward(Tensor output_gradient, Tensor input, Tensor weight, Tensor? gate, Tensor? bias, "
-                "Tensor? cu_seqlens, str operator, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)")
+_SIGNAL = "Tensor input, Tensor weight, Tensor? gate, Tensor? bias, Tensor? cu_seqlens, Tensor? left_pads"
+_library.define(f"convolution({_SIGNAL}, str operator) -> Tensor")
+_library.define(f"convolution_backward(Tensor output_gradient, {_SIGNAL}, str operator, bool[] wanted) "
+                "-> (Tensor, Tensor, Tensor, Tensor)")
 
 
 def _filled(like, tensors):
@@ -62,7 +62,7 @@ def _convolution_backward(*args):
     return _filled(tensors[1], _calls.convolution_backward(_calls.named(name, tensors[1].device), *tensors, wanted))
 
 
-def _convolution_backward_fake(output_gradient, input, weight, gate, bias, cu_seqlens, name, wanted):
+def _convolution_backward_fake(output_gradient, input, weight, gate, bias, cu_seqlens, left_pads, name, wanted):
     return _filled(input, (torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else None
                            for tensor, want in zip((input, weight, gate, bias), wanted)))
 
@@ -141,24 +141,23 @@ class Convolution(torch.autograd.Function):
     """A gated convolution of input, weight, gate and bias. `operation` is a name in a graph."""
 
     @staticmethod
-    def forward(ctx, operation, cu_seqlens, *inputs):
+    def forward(ctx, operation, *tensors):
         ctx.operation = operation
-        ctx.save_for_backward(cu_seqlens, *inputs)
-        return convolution(operation, inputs, cu_seqlens)
+        ctx.save_for_backward(*tensors)
+        return convolution(operation, tensors)
 
     @staticmethod
     def backward(ctx, output_gradient):
         _refuse_second_derivatives()
-        cu_seqlens, *inputs = ctx.saved_tensors
         operation = ctx.operation
-        wanted = list(ctx.needs_input_grad[2:])
-        tensors = (rows(output_gradient), *inputs, cu_seqlens)
-        if is_plain(inputs[0]) and not isinstance(operation, str):
+        wanted = list(ctx.needs_input_grad[1:5])
+        tensors = (rows(output_gradient), *ctx.saved_tensors)
+        if is_plain(tensors[1]) and not isinstance(operation, str):
             gradients = _calls.convolution_backward(operation, *tensors, wanted)
         else:
             gradients = torch.ops.jrt.convolution_backward(*tensors, _name(operation), wanted)
             gradients = [gradient if want else None for gradient, want in zip(gradients, wanted)]
-        return None, None, *gradients
+        return None, *gradients, None, None
 
 
 def _name(operation):
@@ -172,11 +171,11 @@ def forward(operation, inputs, saves, returns_state):
     return _calls.attention(operation, inputs, saves, returns_state)
 
 
-def convolution(operation, inputs, cu_seqlens):
+def convolution(operation, tensors):
     """A convolution without gradients."""
     if isinstance(operation, str):
-        return torch.ops.jrt.convolution(*inputs, cu_seqlens, operation)
-    return _calls.convolution(operation, *inputs, cu_seqlens)
+        return torch.ops.jrt.convolution(*tensors, operation)
+    return _calls.convolution(operation, *tensors)
 
 
 @torch.compiler.assume_constant_result
