@@ -18,7 +18,8 @@ _named = {}
 
 # What operators are told apart by here, for each kind.
 SETTINGS = {"linear": ("d", "dv", "feature_map", "normaliser", "mask", "padding"),
-            "window": ("d", "dv", "left_window", "rotary"), "hybrid": ("d", "dv", "left_window", "mask"), "convolution": ("kernel_width", "activation")}
+            "window": ("d", "dv", "left_window", "rotary"), "hybrid": ("d", "dv", "left_window", "mask"),
+            "convolution": ("kernel_width", "activation")}
 
 # What calls are given, in this order. Those of an operation that the operator does not have are dropped.
 ATTENTION = ("query", "key", "value", "key_encoder", "value_encoder", "cu_seqlens", "cu_encoder_seqlens", "prefix_lens",
