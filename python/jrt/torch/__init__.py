@@ -37,18 +37,20 @@ def _attend(kind, settings, tensors, lengths, initial_state=None, return_state=F
 
 
 def prefix_linear_attention(query, key, value, key_encoder=None, value_encoder=None, *, feature_map="taylor2",
-                            normaliser="sum", mask="prefix", padding="drop", cu_seqlens=None, cu_encoder_seqlens=None,
-                            prefix_lens=None, left_pads=None, initial_state=None, return_state=False):
+                            normaliser="sum", mask="prefix", padding="drop", source=None, cu_seqlens=None,
+                            cu_encoder_seqlens=None, prefix_lens=None, left_pads=None, initial_state=None,
+                            return_state=False):
     """Prefix linear attention (arXiv 2407.05483): y_i = φ(q_i)ᵀS_i / φ(q_i)ᵀz_i with S_i = Σ_{j≤i} φ(k_j)v_jᵀ + Σ_{j<M}
     φ(k_enc_j)v_enc_jᵀ, z likewise without values. Linear in the number of tokens.
 
     query (B, T, Hq, d), key (B, T, Hkv, d), value (B, T, Hkv, dv), Hq a multiple of Hkv; key_encoder, value_encoder
-    (B, M, Hkv, ·) with M <= T. feature_map, normaliser, mask and padding as for `jrt.Operator`. Packed sequences: (tokens,
-    heads, ·) with int32 cu_seqlens, and cu_encoder_seqlens for the encoder region. prefix_lens, left_pads: (B) int32.
+    (B, M, Hkv, ·) with M <= T. feature_map, normaliser, mask, padding and source (C++ of a map of your own) as for
+    `jrt.Operator`. Packed sequences: (tokens, heads, ·) with int32 cu_seqlens, and cu_encoder_seqlens for the encoder region.
+    prefix_lens, left_pads: (B) int32.
     initial_state (B, Hkv, elements), float32 (for float64 float64): a state that another call returned, to which this one
     adds; with return_state the state after the last token is returned, too. Gradients go through both.
     Returns (B, T, Hq, dv). Errors: ValueError with the library's sentence."""
-    return _attend("linear", (feature_map, normaliser, mask, padding), (query, key, value, key_encoder, value_encoder),
+    return _attend("linear", (feature_map, normaliser, mask, padding, source), (query, key, value, key_encoder, value_encoder),
                    (cu_seqlens, cu_encoder_seqlens, prefix_lens, left_pads), initial_state, return_state)
 
 

@@ -17,7 +17,7 @@ _ELEMENTS = {torch.float32: "float32", torch.float64: "float64", torch.float16: 
 _named = {}
 
 # What operators are told apart by here, for each kind.
-SETTINGS = {"linear": ("d", "dv", "feature_map", "normaliser", "mask", "padding"),
+SETTINGS = {"linear": ("d", "dv", "feature_map", "normaliser", "mask", "padding", "source"),
             "window": ("d", "dv", "left_window", "rotary"), "hybrid": ("d", "dv", "left_window", "mask"),
             "convolution": ("kernel_width", "activation")}
 
