@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <jrt/cpu/window_attention.hpp>
+#include <jrt/kernels.hpp>
 #include <jrt/state_operations.hpp>
 #include <type_traits>
 #include <vector>
@@ -32,6 +33,9 @@ TEST_CASE("window attention alone: prefill with a workspace of its own, a step, 
   args.query = args.key = args.value = view(input, tokens);
   args.output = view(whole.data(), tokens);
   REQUIRE(prefill(args, Cpu{}).ok());
+  CHECK(kernels_of(args, Cpu{}) == KernelKinds{.cpu = true});
+  args.value.tokens -= 1;
+  CHECK_FALSE(kernels_of(args, Cpu{}).any());  // the call would be refused
   REQUIRE(clear_states<Format>({pool.view()}, 1, Cpu{}).ok());
   args.query = args.key = args.value = view(input, tokens - 1);
   std::vector<float> first(whole);

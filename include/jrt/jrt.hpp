@@ -12,6 +12,7 @@
 #include "jrt/decode.hpp"
 #include "jrt/execution/cpu.hpp"
 #include "jrt/executor.hpp"
+#include "jrt/kernels.hpp"
 #include "jrt/mixer/gated_convolution.hpp"
 #include "jrt/mixer/hybrid_attention.hpp"
 #include "jrt/mixer/linear_attention.hpp"

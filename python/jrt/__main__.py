@@ -9,14 +9,15 @@
 import argparse
 import dataclasses
 import shutil
+from typing import Any
 
 import jrt
 from jrt._compile import cache_root
 
 
-def _operator(settings):
+def _operator(settings: list[str]) -> jrt.Operator:
     types = {field.name: field.type for field in dataclasses.fields(jrt.Operator)}
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in types:
@@ -25,14 +26,17 @@ def _operator(settings):
             if value not in ("true", "false"):
                 raise SystemExit(f"jrt: {name} is {value!r}, but must be true or false.")
             values[name] = value == "true"
-        elif types[name] is int or name == "dv":
-            values[name] = int(value)
+        elif types[name] in (int, int | None):
+            try:
+                values[name] = int(value)
+            except ValueError:
+                raise SystemExit(f"jrt: {name} is {value!r}, but must be an int.") from None
         else:
             values[name] = value
     return jrt.Operator(**values)
 
 
-def main():
+def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python3 -m jrt", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -42,14 +46,17 @@ def main():
     prebuild.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     prebuild.add_argument("--target", default="cpu", help='"cpu" or a GPU architecture, "90a" for Hopper')
     prebuild.add_argument("--operations", nargs="+")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     if arguments.command == "list":
         for path in sorted(cache_root().glob("*/*.so")):
             print(f"{path.stat().st_size / 1e6:7.2f} MB  {path.parent.name}/{path.stem}")
     elif arguments.command == "clean":
         shutil.rmtree(cache_root(), ignore_errors=True)
     else:
-        jrt.prebuild([_operator(arguments.settings)], arguments.operations, arguments.target)
+        try:
+            jrt.prebuild([_operator(arguments.settings)], arguments.operations, arguments.target)
+        except (ValueError, jrt.CompileError) as error:
+            raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

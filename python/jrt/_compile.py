@@ -15,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import tvm_ffi
 from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path, find_libtvm_ffi
-from tvm_ffi.utils import FileLock
+from tvm_ffi.utils.lockfile import FileLock
 
 
 class CompileError(RuntimeError):
@@ -28,7 +29,7 @@ class CompileError(RuntimeError):
 _HERE = pathlib.Path(__file__).resolve().parent
 
 
-def _include_folders():
+def _include_folders() -> list[pathlib.Path]:
     """Folders of jrt's headers and of the binding: in the wheel, or in a checkout."""
     shipped = _HERE / "include"
     if shipped.is_dir():
@@ -36,16 +37,17 @@ def _include_folders():
     return [_HERE.parent.parent / "include", _HERE.parent / "src"]
 
 
-def _eigen_folder():
-    for folder in (_HERE / "include" / "eigen3", os.environ.get("JRT_EIGEN_INCLUDE"), "/usr/include/eigen3",
-                   "/usr/local/include/eigen3"):
+def _eigen_folder() -> pathlib.Path:
+    folders: Iterable[pathlib.Path | str | None] = (
+        _HERE / "include" / "eigen3", os.environ.get("JRT_EIGEN_INCLUDE"), "/usr/include/eigen3", "/usr/local/include/eigen3")
+    for folder in folders:
         if folder and (pathlib.Path(folder) / "Eigen" / "Core").is_file():
             return pathlib.Path(folder)
     raise CompileError("jrt: Eigen's headers were not found. Install them (libeigen3-dev) or set JRT_EIGEN_INCLUDE.")
 
 
 @functools.cache
-def _digest_of_sources():
+def _digest_of_sources() -> str:
     digest = hashlib.sha256()
     for folder in _include_folders():
         for path in sorted([*folder.glob("jrt/**/*.*h*"), *folder.glob("jrt_bind/*.hpp")]):
@@ -55,7 +57,7 @@ def _digest_of_sources():
 
 
 @functools.cache
-def _version_of(compiler):
+def _version_of(compiler: str) -> str:
     path = shutil.which(compiler)
     if path is None:
         raise CompileError(f"jrt: the compiler {compiler} was not found on PATH; it is needed to compile an operator.")
@@ -65,7 +67,7 @@ def _version_of(compiler):
 
 
 @functools.cache
-def _host_processor():
+def _host_processor() -> str:
     """A short name of the instruction set that -march=native means here."""
     if platform.system() == "Linux":
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
@@ -74,24 +76,30 @@ def _host_processor():
     return platform.machine()
 
 
-def _cpu_compiler():
+def _cpu_compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def cache_root():
+def _cuda_compiler() -> str:
+    """nvcc from PATH, or else from CUDA_HOME, by default /usr/local/cuda."""
+    installed = os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
+    return "nvcc" if shutil.which("nvcc") is not None or not os.path.isfile(installed) else installed
+
+
+def cache_root() -> pathlib.Path:
     """`JRT_CACHE_DIR`, by default ~/.cache/jrt."""
     return pathlib.Path(os.environ.get("JRT_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "jrt"))
 
 
-def cache_folder(target):
+def cache_folder(target: str) -> pathlib.Path:
     """The folder of libraries for a target, below `cache_root`: "cpu", or a GPU architecture as "90a"."""
-    compiler = _version_of("nvcc") if target != "cpu" else _version_of(_cpu_compiler())
+    compiler = _version_of(_cpu_compiler() if target == "cpu" else _cuda_compiler())
     architecture = f"sm_{target}" if target != "cpu" else _host_processor()
     name = f"jrt-{_digest_of_sources()}-ffi-{tvm_ffi.__version__}-{compiler}-{architecture}"
     return cache_root() / name
 
 
-def _command(target, source, library):
+def _command(target: str, source: pathlib.Path, library: pathlib.Path) -> list[str]:
     includes = [f"-I{folder}" for folder in _include_folders()]
     includes += ["-isystem", str(find_include_path()), "-isystem", str(find_dlpack_include_path())]
     ffi = pathlib.Path(find_libtvm_ffi())
@@ -99,12 +107,12 @@ def _command(target, source, library):
     if target == "cpu":
         return [_cpu_compiler(), "-std=c++20", "-O3", "-march=native", "-DNDEBUG", "-fPIC", "-shared", "-fvisibility=hidden",
                 *includes, "-isystem", str(_eigen_folder()), str(source), "-o", str(library), *link]
-    return ["nvcc", "-std=c++20", "-O3", "-DNDEBUG", f"-gencode=arch=compute_{target},code=sm_{target}",
+    return [_cuda_compiler(), "-std=c++20", "-O3", "-DNDEBUG", f"-gencode=arch=compute_{target},code=sm_{target}",
             "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "-shared", "-cudart=shared", *includes,
             str(source), "-o", str(library), *link]
 
 
-def library(target, key, source):
+def library(target: str, key: str, source: str) -> pathlib.Path:
     """Path of the library of `source` for `target`, compiled if the cache does not have it.
 
     Errors: `CompileError` with the compiler's output; with `JRT_DISABLE_JIT` set to anything but 0, where it is missing."""

@@ -1,68 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators: what to compile, and calls of what was compiled."""
+"""Operators: what is compiled."""
 
 import dataclasses
 import functools
 import hashlib
 import re
+from collections.abc import Iterable
+from typing import Any
 
-import tvm_ffi
-
-from jrt import _compile, _tensors
+from jrt import _calls
+from jrt._operations import Operations
 
 _ELEMENTS = {"float32": "float", "float64": "double", "float16": "jrt::Half", "bfloat16": "jrt::BFloat16"}
+# C++ type, header, and the run-time data that calls pass.
 _FEATURE_MAPS = {
-    "taylor2": ("jrt::Taylor2<{d}>", "jrt/policy/taylor.hpp"),
-    "identity": ("jrt::Identity<{d}>", "jrt/policy/elementwise_maps.hpp"),
-    "elu": ("jrt::EluPlusOne<{d}>", "jrt/policy/elementwise_maps.hpp"),
-    "relu": ("jrt::Relu<{d}>", "jrt/policy/elementwise_maps.hpp"),
-    "square": ("jrt::Square<{d}>", "jrt/policy/elementwise_maps.hpp"),
-    "softmax_halves": ("jrt::SoftmaxHalves<{d}>", "jrt/policy/softmax_halves.hpp"),
+    "taylor2": ("jrt::Taylor2<{d}>", "jrt/policy/taylor.hpp", ""),
+    "taylor2_dense": ("jrt::Taylor2<{d}, jrt::DensePacking>", "jrt/policy/taylor.hpp", ""),
+    "identity": ("jrt::Identity<{d}>", "jrt/policy/elementwise_maps.hpp", ""),
+    "elu": ("jrt::EluPlusOne<{d}>", "jrt/policy/elementwise_maps.hpp", ""),
+    "relu": ("jrt::Relu<{d}>", "jrt/policy/elementwise_maps.hpp", ""),
+    "square": ("jrt::Square<{d}>", "jrt/policy/elementwise_maps.hpp", ""),
+    "softmax_halves": ("jrt::SoftmaxHalves<{d}>", "jrt/policy/softmax_halves.hpp", ""),
+    "favor": ("jrt::FavorPlus<{d}, {features}>", "jrt/policy/favor.hpp", "projection[{features}, {d}]"),
+    "cosformer": ("jrt::CosFormer<{d}>", "jrt/policy/cosformer.hpp", "horizon"),
 }
 _MASKS = {"prefix": "jrt::PrefixMask", "causal": "jrt::CausalMask", "full": "jrt::FullMask"}
 _NORMALISERS = {"sum": "jrt::SumNormaliser<>", "none": "jrt::Unnormalised"}
 _PADDINGS = {"drop": "jrt::DropPadding", "zero_keys": "jrt::ZeroKeyPadding"}
+_ACTIVATIONS = {"silu": "jrt::Silu", "none": "jrt::NoActivation"}
 _HEADERS = {"linear": "linear_attention", "window": "window_attention", "convolution": "gated_convolution",
             "hybrid": "hybrid_attention"}
 _OPERATIONS = {
-    "linear": ("prefill", "backward", "accumulate", "decode_step", "staged_step", "commit"),
-    "window": ("prefill", "backward", "decode_step", "staged_step", "commit"),
-    "convolution": ("prefill", "backward", "decode_step", "staged_step", "commit"),
-    "hybrid": ("prefill", "backward", "decode_step", "staged_step", "commit"),
+    "linear": ("prefill", "backward", "accumulate", "decode_step", "staged_step", "commit", "states"),
+    "window": ("prefill", "backward", "decode_step", "staged_step", "commit", "states"),
+    "convolution": ("prefill", "backward", "decode_step", "staged_step", "commit", "states"),
+    "hybrid": ("prefill", "backward", "decode_step", "staged_step", "commit", "states"),
 }
+_TARGET = re.compile(r"cpu|\d{2,3}[af]?")
+_DATA = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\[\s*(\d+(?:\s*,\s*\d+)*)\s*\])?\s*(?:,|$)")
 
 
-def _choice(name, value, choices):
+def _choice(name: str, value: str, choices: dict[str, Any]) -> Any:
     if value not in choices:
         raise ValueError(f"jrt.Operator: {name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
     return choices[value]
 
 
+def _sum_dtype(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _parsed_data(data: str) -> list[tuple[str, str]]:
+    """Names and extents of "temperature, table[32, 16]"."""
+    members = []
+    position = 0
+    while position < len(data):
+        found = _DATA.match(data, position)
+        if found is None:
+            raise ValueError(f"jrt.Operator: data is {data!r}, but must name members of the feature map, arrays with their "
+                             "extents: 'temperature, table[32, 16]'.")
+        members.append((found[1], found[2] or ""))
+        position = found.end()
+    return members
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Operator:
+class Operator(Operations):
     """One operator: a mixer and its compile-time policies. Immutable and hashable; equal operators share their libraries.
 
     kind          "linear" (prefix linear attention, Based), "window" (sliding window), "convolution" (gated, short) or
                   "hybrid" (linear attention and a window under one normaliser)
     dtype         of inputs and outputs: "float32", "float64", "float16" or "bfloat16"
-    d, dv         dimensions of queries and keys, and of values; not for a convolution. dv defaults to d for a window
-    feature_map   linear, hybrid: "taylor2", "identity", "elu", "relu", "square", "softmax_halves", or the name of a struct
-                  in `source`
+    d, dv         dimensions of queries and keys, and of values; not for a convolution. dv defaults to d for a window, else 64
+    feature_map   linear, hybrid: "taylor2", "taylor2_dense" (the same with the authors' rows of states), "identity", "elu",
+                  "relu", "square", "softmax_halves", "favor" (Performer; calls pass `projection`), "cosformer" (calls pass
+                  `horizon`), or the name of a struct in `source`
+    features      of "favor": how many random features
     mask          linear, hybrid: "prefix", "causal" or "full"
     normaliser    linear: "sum" or "none"
     padding       linear: "drop" or "zero_keys"
     state_dtype   linear, hybrid: type in which states are kept; "float32" (for float64 "float64") by default
     left_window   window, hybrid: keys seen to the left of the query
     rotary        window: whether queries and keys are rotated by their positions
-    kernel_width  convolution: taps
+    kernel_width  convolution: taps, from 2 to 8
     activation    convolution: "silu" or "none"
     source        C++ that defines a feature map of your own (docs/policies.md); its dimensions are its own
+    data          run-time data of that map: members that calls pass by name, arrays (pointers) with their extents, as
+                  "temperature, table[32, 16]"
 
     Operations are methods with keyword arguments, named as the fields of the C++ argument structs (docs/interface.md):
     tensors of shape (batch, tokens, heads, dim), or packed (tokens, heads, dim) with `cu_seqlens`. Outputs may be given; what
     is left out is allocated like the first tensor, if a call needs it. `workspace` is a vector of uint8, allocated if left
     out; give one, and all outputs, and a call allocates nothing and can be captured in a CUDA graph. On the CPU `threads` is
-    the number of threads. A call returns a dictionary of the tensors that it wrote.
+    the number of threads. A call returns a dictionary of the tensors that it wrote. While it runs, other threads of Python
+    run, too.
 
     Errors: ValueError with the library's sentence, that names the argument and both values; `CompileError`."""
 
@@ -71,6 +102,7 @@ class Operator:
     d: int = 16
     dv: int | None = None
     feature_map: str = "taylor2"
+    features: int | None = None
     mask: str = "prefix"
     normaliser: str = "sum"
     padding: str = "drop"
@@ -80,225 +112,180 @@ class Operator:
     kernel_width: int = 3
     activation: str = "silu"
     source: str | None = None
+    data: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _choice("kind", self.kind, _OPERATIONS)
         _choice("dtype", self.dtype, _ELEMENTS)
         _choice("mask", self.mask, _MASKS)
         _choice("normaliser", self.normaliser, _NORMALISERS)
         _choice("padding", self.padding, _PADDINGS)
-        _choice("activation", self.activation, {"silu": 0, "none": 0})
+        _choice("activation", self.activation, _ACTIVATIONS)
         if self.state_dtype is None:
-            object.__setattr__(self, "state_dtype", _sum_dtype(self.dtype))
-        _choice("state_dtype", self.state_dtype, _ELEMENTS)
+            object.__setattr__(self, "state_dtype", self.sum_dtype)
+        _choice("state_dtype", str(self.state_dtype), _ELEMENTS)
         if self.source is None and self.kind in ("linear", "hybrid"):
             _choice("feature_map", self.feature_map, _FEATURE_MAPS)
         elif self.source is not None and not re.fullmatch(r"[A-Za-z_]\w*(::\w+)*", self.feature_map):
             raise ValueError(f"jrt.Operator: feature_map is {self.feature_map!r}, but must be the name of a struct in source.")
+        if self.data is not None and self.source is None:
+            raise ValueError(f"jrt.Operator: data is {self.data!r}, but without source no feature map of your own can have it.")
+        _parsed_data(self.data or "")
         if self.dv is None:
             object.__setattr__(self, "dv", self.d if self.kind == "window" else 64)
-        for name in ("d", "dv", "kernel_width"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"jrt.Operator: {name} is {getattr(self, name)!r}, but must be an int of at least 1.")
+        uses_features = self.feature_map == "favor" and self.source is None
+        if uses_features != (self.features is not None):
+            raise ValueError(f"jrt.Operator: features is {self.features!r}, but " +
+                             ("feature_map 'favor' needs an int." if uses_features else "only feature_map 'favor' has them."))
+        for name, least in (("d", 1), ("dv", 1), ("features", 1), ("left_window", 0), ("kernel_width", 2)):
+            value = getattr(self, name)
+            if not (name == "features" and value is None) and (not isinstance(value, int) or value < least):
+                raise ValueError(f"jrt.Operator: {name} is {value!r}, but must be an int of at least {least}.")
 
     # -- what is compiled ------------------------------------------------------------------------------------------------
 
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What can be compiled; "states" is all operations on states."""
+        return _OPERATIONS[self.kind]
+
+    @property
+    def sum_dtype(self) -> str:
+        """Type in which sums are formed, and of denominators and log_sum_exp."""
+        return _sum_dtype(self.dtype)
+
     @functools.cached_property
-    def key(self):
+    def key(self) -> str:
         """A readable name of the operator, different for different operators."""
-        parts = [self.kind, self.dtype]
+        parts = [self.kind, self.dtype, *self._dimensions()]
         if self.kind in ("linear", "hybrid"):
-            parts += [f"d{self.d}", f"dv{self.dv}", self.feature_map.replace("::", "."), self.mask]
-            parts += [f"state_{self.state_dtype}"] if self.state_dtype != _sum_dtype(self.dtype) else []
+            parts += [self.mask] + ([f"state_{self.state_dtype}"] if self.state_dtype != self.sum_dtype else [])
         if self.kind == "linear":
             parts += [f"normaliser_{self.normaliser}"] if self.normaliser != "sum" else []
             parts += [f"padding_{self.padding}"] if self.padding != "drop" else []
-        if self.kind == "window":
-            parts += [f"d{self.d}", f"dv{self.dv}"] + (["rotary"] if self.rotary else [])
-        if self.kind in ("window", "hybrid"):
-            parts.append(f"left{self.left_window}")
-        if self.kind == "convolution":
-            parts += [f"taps{self.kernel_width}", self.activation]
+        parts += [f"left{self.left_window}"] if self.kind in ("window", "hybrid") else []
+        parts += [self.activation] if self.kind == "convolution" else []
+        if self.source is not None:
+            parts.append(hashlib.sha256(f"{self.source}\0{self.data or ''}".encode()).hexdigest()[:16])
+        return "-".join(parts)
+
+    @functools.cached_property
+    def state_key(self) -> str:
+        """A readable name of what its states are: operators with the same one can use each other's."""
+        parts = [self.kind, *self._dimensions()]
+        if self.kind in ("linear", "hybrid"):
+            parts.append(str(self.state_dtype))
+        if self.kind != "linear":
+            parts.append(self.dtype)
+        parts += [f"left{self.left_window}"] if self.kind in ("window", "hybrid") else []
         if self.source is not None:
             parts.append(hashlib.sha256(self.source.encode()).hexdigest()[:16])
         return "-".join(parts)
 
-    def _config(self):
-        element = _ELEMENTS[self.dtype]
-        includes = []
+    def _dimensions(self) -> list[str]:
         if self.kind == "convolution":
-            body = f"struct Operator : jrt::GatedConvolution<{element}, {self.kernel_width}> {{\n"
-            body += "  using Activation = jrt::NoActivation;\n" if self.activation == "none" else ""
-            return includes, body + "};\n"
+            return [f"taps{self.kernel_width}"]
         if self.kind == "window":
-            body = f"struct Operator : jrt::SlidingWindowAttention<{element}, {self.d}, {self.left_window}> {{\n"
+            return [f"d{self.d}", f"dv{self.dv}"] + (["rotary"] if self.rotary else [])
+        features = [] if self.features is None else [f"features{self.features}"]
+        return [f"d{self.d}", f"dv{self.dv}", self.feature_map.replace("::", "."), *features]
+
+    def _feature_map(self) -> tuple[str, list[str], str]:
+        """C++ type, headers and run-time data."""
+        if self.source is not None:
+            return self.feature_map, [], self.data or ""
+        name, header, data = (text.format(d=self.d, features=self.features) for text in _FEATURE_MAPS[self.feature_map])
+        return name, [header], data
+
+    def _config(self, name: str = "Operator") -> str:
+        """The C++ struct of policies."""
+        element = _ELEMENTS[self.dtype]
+        if self.kind == "convolution":
+            return (f"struct {name} : jrt::GatedConvolution<{element}, {self.kernel_width}> {{\n"
+                    f"  using Activation = {_ACTIVATIONS[self.activation]};\n}};\n")
+        if self.kind == "window":
+            body = f"struct {name} : jrt::SlidingWindowAttention<{element}, {self.d}, {self.left_window}> {{\n"
             body += f"  static constexpr int value_dim = {self.dv};\n"
             body += f"  using Rotary = jrt::RotaryHalves<{self.d}>;\n" if self.rotary else ""
-            return includes, body + "};\n"
-        if self.source is None:
-            name, header = _FEATURE_MAPS[self.feature_map]
-            includes.append(header)
-            feature_map = name.format(d=self.d)
-        else:
-            feature_map = self.feature_map
-        linear = "Operator" if self.kind == "linear" else "Linear"
+            return body + "};\n"
+        linear = name if self.kind == "linear" else f"{name}Linear"
         body = (f"struct {linear} : jrt::PrefixLinearAttention<{element}, {self.d}, {self.dv}> {{\n"
-                f"  using FeatureMap = {feature_map};\n  using Mask = {_MASKS[self.mask]};\n"
-                f"  using StateScalar = {_ELEMENTS[self.state_dtype]};\n")
+                f"  using FeatureMap = {self._feature_map()[0]};\n  using Mask = {_MASKS[self.mask]};\n"
+                f"  using StateScalar = {_ELEMENTS[str(self.state_dtype)]};\n")
         if self.kind == "linear":
             body += f"  using Normaliser = {_NORMALISERS[self.normaliser]};\n  using Padding = {_PADDINGS[self.padding]};\n"
-            return includes, body + "};\n"
-        body += f"}};\nusing Operator = jrt::HybridAttention<Linear, jrt::WindowBeside<Linear, {self.left_window}>>;\n"
-        return includes, body
+            return body + "};\n"
+        return (f"{body}}};\nusing {name} = jrt::HybridAttention<{linear}, jrt::WindowBeside<{linear}, {self.left_window}>>;\n")
 
-    def _source(self, operation, target):
-        includes, config = self._config()
-        header = f"jrt/cpu/{_HEADERS[self.kind]}.hpp" if target == "cpu" else f"jrt/cuda/{_HEADERS[self.kind]}.cuh"
-        lines = [f"// {operation} of {self.key}", f"#include <{header}>", *(f"#include <{name}>" for name in includes),
-                 '#include "jrt_bind/export.hpp"', "namespace {", self.source or "", config + "}  // namespace",
-                 f"JRT_BIND_EXPORT(Operator, {operation})"]
-        return "\n".join(lines) + "\n"
+    def _map_headers(self) -> list[str]:
+        return self._feature_map()[1] if self.kind in ("linear", "hybrid") else []
 
-    def compile(self, *operations, target="cpu"):
-        """Compiles operations (all, if none is named) for "cpu" or a GPU architecture ("90a", "80"), if the cache has not."""
-        for operation in operations or _OPERATIONS[self.kind]:
-            self._bound(operation, target)
+    def _map_data(self) -> str:
+        """C++ that tells the binding what run-time data the feature map has."""
+        if self.kind not in ("linear", "hybrid"):
+            return ""
+        name, _, data = self._feature_map()
+        visits = [f"    visitor.map_array(\"{member}\", map.{member}, {{{extents}}});" if extents else
+                  f"    visitor(\"{member}\", map.{member});" for member, extents in _parsed_data(data)]
+        if not visits:
+            return ""
+        return "\n".join([f"template <>\nstruct jrt::bind::MapData<{name}> {{", "  template <class Map, class Visitor>",
+                          "  static void visit(Map& map, Visitor& visitor) {", *visits, "  }\n};"])
+
+    def source_of(self, operation: str, target: str) -> str:
+        """The C++ file that is compiled for an operation, or for "states"."""
+        if operation == "states":
+            export = "JRT_BIND_EXPORT_SUMS(Operator)" if self.kind == "linear" else "JRT_BIND_EXPORT_STATES(Operator)"
+            return _file(f"states of {self.state_key}", [f"jrt/mixer/{_HEADERS[self.kind]}.hpp", *self._map_headers(),
+                                                         "jrt_bind/states.hpp"],
+                         ["namespace {", self.source or "", self._config() + "}  // namespace", export])
+        backend = f"jrt/cpu/{_HEADERS[self.kind]}.hpp" if target == "cpu" else f"jrt/cuda/{_HEADERS[self.kind]}.cuh"
+        return _file(f"{operation} of {self.key}", [backend, *self._map_headers(), "jrt_bind/export.hpp"],
+                     ["namespace {", self.source or "", self._config() + "}  // namespace", self._map_data(),
+                      f"JRT_BIND_EXPORT(Operator, {operation})"])
+
+    def source_of_conversion(self, destination: "Operator", target: str) -> str:
+        """The C++ file that is compiled for `copy_states` to another operator's states."""
+        sources = list(dict.fromkeys(operator.source or "" for operator in (self, destination)))
+        return _file(f"states of {self.state_key} to {destination.state_key}",
+                     [f"jrt/mixer/{_HEADERS[self.kind]}.hpp", *self._map_headers(), "jrt_bind/states.hpp"],
+                     ["namespace {", *sources, self._config("Source") + destination._config("Destination") + "}  // namespace",
+                      "JRT_BIND_EXPORT_CONVERSION(Source, Destination)"])
+
+    def compile(self, *operations: str, target: str = "cpu") -> None:
+        """Compiles operations (all, if none is named) for "cpu" or a GPU architecture ("90a", "80"), if the cache has not.
+        "states" are all operations on states."""
+        if not _TARGET.fullmatch(target):
+            raise ValueError(f"jrt.Operator: target is {target!r}, but must be 'cpu' or a GPU architecture, as '90a' or '80'.")
+        if target == "90":
+            raise ValueError("jrt.Operator: target is '90', which leaves Hopper's own kernels out; use '90a'.")
+        for operation in operations or self.operations:
+            if operation == "states":
+                _calls.bound_states(self, target)
+            else:
+                self._bound(operation, target)
 
     @functools.cached_property
-    def _bounds(self):
+    def _bounds(self) -> dict[tuple[str, str], _calls.Bound]:
         return {}
 
-    def _bound(self, operation, target):
+    def _bound(self, operation: str, target: str) -> _calls.Bound:
         bound = self._bounds.get((operation, target))
         if bound is not None:
             return bound
-        if operation not in _OPERATIONS[self.kind]:
+        if operation not in self.operations or operation == "states":
             raise ValueError(f"jrt.Operator: {operation!r} is no operation of {self.kind!r}; "
-                             f"those are {', '.join(_OPERATIONS[self.kind])}.")
-        return self._bounds.setdefault((operation, target), _load(self, operation, target))
-
-    # -- operations ------------------------------------------------------------------------------------------------------
-
-    def prefill(self, *, workspace=None, threads=1, **tensors):
-        """Outputs of whole prompts, and the states after them; see the class."""
-        return self._call("prefill", tensors, workspace, threads)
-
-    def backward(self, *, workspace=None, threads=1, **tensors):
-        """Gradients of a prefill's inputs. Those that are wanted are given as outputs, or named in `wanted`."""
-        return self._call("backward", tensors, workspace, threads)
-
-    def accumulate(self, *, workspace=None, threads=1, **tensors):
-        """Adds keys and values to states, without outputs."""
-        return self._call("accumulate", tensors, workspace, threads)
-
-    def decode_step(self, *, workspace=None, threads=1, **tensors):
-        """Outputs of new tokens from states, which move on."""
-        return self._call("decode_step", tensors, workspace, threads)
-
-    def staged_step(self, *, workspace=None, threads=1, **tensors):
-        """Outputs of new tokens whose keys and values go to a staging buffer; states stay as they are."""
-        return self._call("staged_step", tensors, workspace, threads)
-
-    def commit(self, *, workspace=None, threads=1, **tensors):
-        """Adds the accepted ones of the staged tokens to the states."""
-        return self._call("commit", tensors, workspace, threads)
-
-    def workspace_bytes(self, operation, *, threads=1, **tensors):
-        """Bytes of workspace that a call of `operation` with these tensors needs."""
-        return self._bound(operation, _tensors.target_of(tensors)).workspace_bytes(tensors, threads)
-
-    def new_states(self, slots, heads, like):
-        """A cleared pool of states, (slots, heads, elements of a head), on the device of the tensor `like`."""
-        elements = self._bound("decode_step", _tensors.target_of({"like": like})).head_elements
-        dtype = {"linear": self.state_dtype, "hybrid": "int64"}.get(self.kind, self.dtype)
-        return _tensors.zeros(like, (slots, heads, elements), dtype)
-
-    def _call(self, operation, tensors, workspace, threads):
-        return self._bound(operation, _tensors.target_of(tensors)).run(tensors, workspace, threads)
+                             f"those are {', '.join(self.operations)}.")
+        return self._bounds.setdefault((operation, target), _calls.bound(self, operation, target))
 
 
-class _Bound:
-    """A compiled operation: its argument names, in order, and its functions."""
-
-    def __init__(self, operator, operation, module):
-        self._operator = operator
-        self._operation = operation
-        self._run = module["run"]
-        self._workspace_bytes = module["workspace_bytes"]
-        fields, elements = str(module["describe"]()).split(";")
-        self._kinds = dict(field.split(":") for field in fields.split(","))
-        self._names = list(self._kinds)
-        self.head_elements = int(elements)
-
-    def _check(self, tensors):
-        for name, value in tensors.items():
-            if name not in self._kinds:
-                raise ValueError(f"{self._operation}: there is no argument {name!r}; those are {', '.join(self._names)}.")
-            _tensors.check(self._operation, name, value)
-
-    def _arguments(self, tensors):
-        return [_tensors.passed(name, tensors.get(name)) for name in self._names]
-
-    def workspace_bytes(self, tensors, threads):
-        self._check(tensors)
-        return int(self._workspace_bytes(*self._arguments(tensors), None, threads))
-
-    def call(self, tensors, threads, workspace=None):
-        """Runs with outputs that are given and names that are right; allocates the workspace, if it is not given."""
-        arguments = self._arguments(tensors)
-        if workspace is None:
-            size = self._workspace_bytes(*arguments, None, threads)
-            workspace = _tensors.empty(_tensors.first_of(tensors), (size,), "uint8") if size > 0 else None
-        self._run(*arguments, _tensors.passed("workspace", workspace), threads)
-
-    def run(self, tensors, workspace, threads):
-        tensors = dict(tensors)
-        wanted = tensors.pop("wanted", ())
-        self._check(tensors)
-        self._allocate(tensors, wanted)
-        _tensors.check(self._operation, "workspace", workspace)
-        self.call(tensors, threads, workspace)
-        return {name: tensors[name] for name, kind in self._kinds.items()
-                if kind in ("output", "states") and tensors.get(name) is not None}
-
-    def _allocate(self, tensors, wanted):
-        """Makes the outputs that a call must have, and those that it asks for."""
-        like = _tensors.first_of(tensors)
-        first = tensors.get("query", tensors.get("input"))
-        if self._operation in ("prefill", "decode_step", "staged_step") and tensors.get("output") is None and first is not None:
-            shape = list(first.shape)
-            if "value" in tensors:
-                shape[-1] = tensors["value"].shape[-1]
-            tensors["output"] = _tensors.empty(like, shape, self._operator.dtype)
-        names = [wanted] if isinstance(wanted, str) else list(wanted)
-        for name in names:
-            if self._kinds.get(name) != "output":
-                raise ValueError(f"{self._operation}: 'wanted' has {name!r}, which is no output of it.")
-            if tensors.get(name) is None:
-                tensors[name] = self._new_output(name, tensors, like)
-
-    def _new_output(self, name, tensors, like):
-        if name in ("denominators", "log_sum_exp"):
-            first = tensors["query"]
-            return _tensors.empty(like, [*first.shape[:-1], 1], _sum_dtype(self._operator.dtype))
-        source = name.removesuffix("_gradient")
-        if tensors.get(source) is None:
-            raise ValueError(f"{self._operation}: 'wanted' has {name!r}, but there is no argument {source!r}.")
-        return _tensors.empty(like, tensors[source].shape, self._operator.dtype)
+def _file(title: str, headers: list[str], lines: list[str]) -> str:
+    includes = [f"#include \"{name}\"" for name in dict.fromkeys(headers)]
+    return "\n".join([f"// {title}", *includes, *(line for line in lines if line)]) + "\n"
 
 
-def _sum_dtype(dtype):
-    return "float64" if dtype == "float64" else "float32"
-
-
-@functools.cache
-def _load(operator, operation, target):
-    """Equal operators share what is loaded."""
-    path = _compile.library(target, f"{operator.key}.{operation}", operator._source(operation, target))
-    return _Bound(operator, operation, tvm_ffi.load_module(str(path)))
-
-
-def prebuild(operators, operations=None, target="cpu"):
+def prebuild(operators: Iterable[Operator], operations: Iterable[str] | None = None, target: str = "cpu") -> None:
     """Compiles operations (all, if None) of some operators for "cpu" or a GPU architecture, so that no later call does."""
+    operations = tuple(operations or ())
     for operator in operators:
-        operator.compile(*(operations or ()), target=target)
+        operator.compile(*operations, target=target)

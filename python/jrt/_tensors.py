@@ -3,30 +3,49 @@
 
 import functools
 import sys
+import types
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Protocol
 
 import tvm_ffi
 
 
+class Tensor(Protocol):
+    """Anything with a shape that speaks DLPack: a tensor of PyTorch, an array of NumPy, CuPy, …"""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def __dlpack__(self) -> Callable[..., Any]: ...
+
+    @property
+    def __dlpack_device__(self) -> Callable[..., Any]: ...
+
+
 @functools.cache
-def _is_torch_type(kind):
-    return kind.__module__.split(".")[0] == "torch"
+def _is_torch_type(kind: Hashable) -> bool:
+    return getattr(kind, "__module__", "").split(".")[0] == "torch"
 
 
-def _is_torch(tensor):
-    return _is_torch_type(type(tensor))
+def _is_torch(tensor: Any) -> bool:
+    return _is_torch_type(tensor.__class__)
 
 
-def first_of(tensors):
+def first_of(tensors: Mapping[str, Any]) -> Any:
     """The first tensor of a call."""
     for tensor in tensors.values():
-        if hasattr(tensor, "__dlpack__"):
+        if hasattr(tensor, "__dlpack__") or isinstance(tensor, types.ModuleType):
             return tensor
     raise ValueError("jrt: the call has no tensor.")
 
 
-def target_of(tensors):
-    """What the call's operation is compiled for: "cpu" or a GPU architecture."""
+def target_of(tensors: Mapping[str, Any]) -> str:
+    """What the call's operation is compiled for: "cpu" or a GPU architecture. A framework itself stands for its default
+    device."""
     first = first_of(tensors)
+    if isinstance(first, types.ModuleType):
+        first = empty(first, (), "float32")
     if _is_torch(first) and first.device.type == "cpu":
         return "cpu"
     kind, index = first.__dlpack_device__()
@@ -38,13 +57,13 @@ def target_of(tensors):
 
 
 @functools.cache
-def _architecture(index):
-    torch = sys.modules.get("torch")
+def _architecture(index: int) -> str:
+    torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(index)
     else:
         try:
-            import cupy  # tensors on a GPU that are not PyTorch's
+            import cupy  # type: ignore[import-not-found, unused-ignore]  # tensors on a GPU that are not PyTorch's
         except ImportError:
             raise ValueError("jrt: tensors are on a GPU whose architecture is not known; import torch, or install "
                              "cupy.") from None
@@ -54,42 +73,64 @@ def _architecture(index):
     return "90a" if (major, minor) == (9, 0) else f"{major}{minor}"
 
 
-def empty(like, shape, dtype):
-    """A new tensor of the framework and on the device of `like`."""
+def empty(like: Any, shape: Iterable[int], dtype: str) -> Any:
+    """A new tensor of the framework and on the device of `like`, a tensor or the framework itself."""
     shape = tuple(int(extent) for extent in shape)
-    if _is_torch(like):
+    if _is_torch(like) or like is sys.modules.get("torch"):
         import torch
 
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=getattr(like, "device", None))
     module = _array_module(like)
-    return module.empty(shape, dtype=dtype)
+    return module.empty(shape, dtype=_numpy_dtype(dtype))
 
 
-def zeros(like, shape, dtype):
+def zeros(like: Any, shape: Iterable[int], dtype: str) -> Any:
     tensor = empty(like, shape, dtype)
     tensor[...] = 0
     return tensor
 
 
-def _array_module(like):
-    name = type(like).__module__.split(".")[0]
+def int32(like: Any, numbers: Iterable[int]) -> Any:
+    """A vector of them, on the device of `like`."""
+    if _is_torch(like):
+        import torch
+
+        return torch.tensor(list(numbers), dtype=torch.int32, device=like.device)
+    return _array_module(like).asarray(list(numbers), dtype="int32")
+
+
+def _array_module(like: Any) -> Any:
+    name = like.__name__ if isinstance(like, types.ModuleType) else type(like).__module__.split(".")[0]
     if name in ("numpy", "cupy"):
         return sys.modules[name]
-    raise ValueError(f"jrt: outputs of {name} tensors cannot be allocated here; give all outputs and the workspace.")
+    raise ValueError(f"jrt: tensors of {name} cannot be allocated here; give all outputs and the workspace.")
 
 
-def check(operation, name, value):
+def _numpy_dtype(dtype: str) -> Any:
+    if dtype != "bfloat16":
+        return dtype
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ValueError("jrt: NumPy has no bfloat16; install ml_dtypes, or use PyTorch's tensors.") from None
+    return ml_dtypes.bfloat16
+
+
+def check(operation: str, name: str, value: Any) -> None:
     """Whether a value can be an argument at all."""
     if value is not None and not isinstance(value, (int, float)) and not hasattr(value, "__dlpack__"):
         raise ValueError(f"{operation}: argument {name!r} is a {type(value).__name__}, but must be a tensor, a number or None.")
 
 
-def passed(name, value):
+def passed(name: str, value: Any) -> Any:
     """A value as the binding takes it."""
     if value is None or isinstance(value, (int, float)):
         return value
-    if _is_torch_type(type(value)):
+    if _is_torch(value):
         return value.detach() if value.requires_grad else value
+    dtype: Any = getattr(value, "dtype", None)
+    if getattr(dtype, "kind", "") == "V" and dtype.name == "bfloat16":
+        value = value.view("uint16")  # DLPack of NumPy does not know the type: the bits pass
     try:
         return tvm_ffi.from_dlpack(value)
     except BufferError as error:

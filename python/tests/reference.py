@@ -46,3 +46,36 @@ def convolution(inputs, weight, gate):
 
 def error(actual, expected):
     return np.linalg.norm(actual.astype(np.float64) - expected) / np.linalg.norm(expected)
+
+
+def taylor_features(x):
+    """In the authors' order: 1 | x | vec(x xᵀ), scaled so that products of two are 1 + s + s²/2, s = q·k/√d."""
+    x = x.astype(np.float64)
+    d = x.shape[-1]
+    pairs = (x[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], d * d)
+    return np.concatenate([np.ones((*x.shape[:-1], 1)), x / d**0.25, pairs / np.sqrt(2 * d)], axis=-1)
+
+
+def feature_attention(query_features, key_features, value):
+    """Causal attention with φ(q)·φ(k) as weights, from features (B, T, H, D)."""
+    weights = np.tril(np.einsum("bihr,bjhr->bhij", query_features, key_features))
+    sums = np.einsum("bhij,bjhc->bihc", weights, value.astype(np.float64))
+    return sums / weights.sum(-1).transpose(0, 2, 1)[..., None]
+
+
+def hybrid_attention(query, key, value, left):
+    query, key, value = (tensor.astype(np.float64) for tensor in (query, key, value))
+    tokens = query.shape[1]
+    distance = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
+    scores = np.einsum("bihc,bjhc->bhij", query, key) / np.sqrt(query.shape[-1])
+    weights = np.tril(np.where(distance <= left, np.exp(scores), taylor(scores)))
+    return np.einsum("bhij,bjhc->bihc", weights / weights.sum(-1, keepdims=True), value)
+
+
+def rotated(x, angles):
+    """(B, T, H, d) with pair i of token t turned by t · angles[i]."""
+    x = x.astype(np.float64)
+    half = x.shape[-1] // 2
+    turn = np.arange(x.shape[1])[:, None, None] * angles
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * np.cos(turn) - second * np.sin(turn), first * np.sin(turn) + second * np.cos(turn)], axis=-1)

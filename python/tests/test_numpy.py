@@ -1,34 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-import os
-import subprocess
-import sys
+"""Operations on tokens, from NumPy."""
+
+import pathlib
+import re
 import threading
+import time
 
 import jrt
 import numpy as np
 import pytest
-from jrt import _compile
-from reference import convolution, error, linear_attention, window_attention
-
-LINEAR = jrt.Operator(dtype="float32", d=16, dv=24)
-
-
-def inputs(batch=2, tokens=70, prefix=30, heads=2, query_heads=4, d=16, dv=24, dtype="float32", seed=0):
-    random = np.random.default_rng(seed)
-    shapes = {"query": (batch, tokens, query_heads, d), "key": (batch, tokens, heads, d), "value": (batch, tokens, heads, dv),
-              "key_encoder": (batch, prefix, heads, d), "value_encoder": (batch, prefix, heads, dv)}
-    return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+from jrt import _calls
+from operators import CONVOLUTION, HYBRID, LINEAR, WINDOW, inputs
+from reference import convolution, error, feature_attention, hybrid_attention, linear_attention, rotated, window_attention
 
 
 def expected(tensors):
     return linear_attention(*(tensors[name] for name in ("query", "key", "value", "key_encoder", "value_encoder")))
 
 
-@pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("float16", 2e-3)])
+@pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 1e-2)])
 def test_prefill_agrees_with_the_formula(dtype, bound):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
     tensors = inputs(dtype=dtype)
-    output = jrt.Operator(dtype=dtype, d=16, dv=24).prefill(**tensors)["output"]
-    assert output.dtype == dtype and output.shape == (2, 70, 4, 24)
+    output = jrt.Operator(dtype=dtype, d=16, dv=64).prefill(**tensors)["output"]
+    assert output.dtype == dtype and output.shape == (2, 70, 4, 64)
     assert error(output, expected(tensors)) < bound
 
 
@@ -55,9 +51,9 @@ def test_packed_sequences_are_those_apart():
     np.testing.assert_array_equal(packed[20:], LINEAR.prefill(**last)["output"][0])
 
 
-def test_no_tokens():
-    output = LINEAR.prefill(**inputs(tokens=0, prefix=0))["output"]
-    assert output.shape == (2, 0, 4, 24)
+@pytest.mark.parametrize("sizes, shape", [({"tokens": 0, "prefix": 0}, (2, 0, 4, 64)), ({"batch": 0}, (0, 70, 4, 64))])
+def test_nothing_to_do(sizes, shape):
+    assert LINEAR.prefill(**inputs(**sizes))["output"].shape == shape
 
 
 def test_decode_steps_continue_a_prefill():
@@ -93,42 +89,144 @@ def test_gradients_agree_with_finite_differences():
         assert error(gradients[f"{name}_gradient"], numeric) < 1e-7, name
 
 
-def test_window_and_convolution():
-    tensors = inputs(heads=3, query_heads=3, d=16, dv=16)
-    window = jrt.Operator(kind="window", dtype="float32", d=16, left_window=8)
-    qkv = [tensors[name] for name in ("query", "key", "value")]
-    output = window.prefill(query=qkv[0], key=qkv[1], value=qkv[2])["output"]
-    assert error(output, window_attention(*qkv, left=8)) < 1e-5
+def test_windows_rotate_queries_and_keys():
+    query, key, value = (inputs(heads=3, query_heads=3, dv=16)[name] for name in ("query", "key", "value"))
+    angles = 10000.0 ** (-np.arange(8) / 8)
+    for arguments, turn in (({}, angles), ({"rotary_base": 500}, 500.0 ** (-np.arange(8) / 8)),
+                            ({"rotary_frequencies": angles / 4}, angles / 4),
+                            ({"rotary_frequencies": 0 * angles}, 0 * angles)):
+        output = WINDOW.prefill(query=query, key=key, value=value, **arguments)["output"]
+        assert error(output, window_attention(rotated(query, turn), rotated(key, turn), value, left=8)) < 1e-5
+    scaled = WINDOW.prefill(query=query, key=key, value=value, scale=1e-9)["output"]
+    assert error(scaled[:, 0], value[:, 0]) < 1e-6 and error(scaled[:, 20], value[:, 12:21].mean(1)) < 1e-6
+    with pytest.raises(ValueError, match="'rotary_frequencies' must be a contiguous vector of 8 angles"):
+        WINDOW.prefill(query=query, key=key, value=value, rotary_frequencies=angles[:4].copy())
+    with pytest.raises(ValueError, match="'rotary_base' is -1, but must be more than 0"):
+        WINDOW.prefill(query=query, key=key, value=value, rotary_base=-1)
 
+
+def test_both_attentions_in_one():
+    tensors = inputs(query_heads=2)
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    output = HYBRID.prefill(query=query, key=key, value=value, wanted="log_sum_exp")
+    assert output["log_sum_exp"].shape == (2, 70, 2, 1)
+    assert error(output["output"], hybrid_attention(query, key, value, left=8)) < 1e-5
+
+
+def test_convolution_with_staged_tokens():
     random = np.random.default_rng(1)
-    signal, gate = (random.standard_normal((2, 50, 12)).astype("float32") for _ in range(2))
+    signal, gate = (random.standard_normal((2, 20, 1, 12)).astype("float32") for _ in range(2))
     weight = random.standard_normal((12, 3)).astype("float32")
-    taps = jrt.Operator(kind="convolution", dtype="float32")
-    output = taps.prefill(input=signal[:, :, None], gate=gate[:, :, None], weight=weight)["output"]
-    assert error(output[:, :, 0], convolution(signal, weight, gate)) < 1e-5
+    whole = CONVOLUTION.prefill(input=signal, gate=gate, weight=weight)["output"]
+    assert error(whole[:, :, 0], convolution(signal[:, :, 0], weight, gate[:, :, 0])) < 1e-5
     with pytest.raises(ValueError, match="'weight' has 24 elements, but channels and taps ask for 36"):
-        taps.prefill(input=signal[:, :, None], weight=weight[:8].copy())
+        CONVOLUTION.prefill(input=signal, weight=weight[:8].copy())
+    states = CONVOLUTION.new_states(2, 12, like=signal)
+    staging = CONVOLUTION.new_staging(2, 4, 12, like=signal)
+    CONVOLUTION.prefill(input=signal[:, :10], weight=weight, final_state=states)
+    before = states.copy()
+    for first in (0, 2):
+        drafted = slice(10 + first, 12 + first)
+        step = CONVOLUTION.staged_step(input=signal[:, drafted], gate=gate[:, drafted], weight=weight, state=states,
+                                       staging=staging, already_staged=first)
+        assert error(step["output"], whole[:, drafted]) < 1e-6
+    np.testing.assert_array_equal(states, before)
+    CONVOLUTION.commit(staging=staging, accepted_tokens=np.array([4, 1], "int32"), source=states)
+    np.testing.assert_array_equal(states, np.stack([signal[0, 12:14, 0].T, signal[1, 9:11, 0].T]))
 
 
-def test_a_feature_map_of_ones_own():
-    source = """
-struct SquarePlusOne {
-  static constexpr int input_dim = 16, feature_dim = 16;
-  static constexpr const char* name = "square plus one";
-  static constexpr bool nonnegative_kernel = true, has_closed_form = false, needs_position = false;
-  template <class T> void expand(const T* x, T* features) const {
-    for (int i = 0; i < 16; ++i) features[i] = x[i] * x[i] + T(1);
-  }
-};"""
-    tensors = inputs(batch=1, query_heads=2)
-    operator = jrt.Operator(dtype="float32", d=16, dv=24, feature_map="SquarePlusOne", source=source, mask="causal")
-    output = operator.prefill(query=tensors["query"], key=tensors["key"], value=tensors["value"])["output"]
-    features = [tensors[name].astype("float64") ** 2 + 1 for name in ("query", "key")]
-    weights = np.tril(np.einsum("bihc,bjhc->bhij", *features))
-    sums = np.einsum("bhij,bjhc->bihc", weights, tensors["value"].astype("float64"))
-    assert error(output, sums / weights.sum(-1).transpose(0, 2, 1)[..., None]) < 1e-5
+def test_favor_takes_its_projection():
+    features = 32
+    random = np.random.default_rng(2)
+    projection = random.standard_normal((features, 16)).astype("float32")
+    tensors = inputs(query_heads=2)
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    operator = jrt.Operator(d=16, dv=64, feature_map="favor", features=features, mask="causal")
+
+    def expanded(x):
+        x = x.astype("float64") / 2  # d^(1/4)
+        return np.exp(x @ projection.T.astype("float64") - (x * x).sum(-1, keepdims=True) / 2) / np.sqrt(features)
+
+    output = operator.prefill(query=query, key=key, value=value, projection=projection)["output"]
+    assert error(output, feature_attention(expanded(query), expanded(key), value)) < 1e-5
+    for wrong, message in ((None, r"'projection' is missing, but the feature map needs it, with shape \(32, 16\)"),
+                           (projection.T, r"'projection' has shape \(16, 32\), but must have \(32, 16\)"),
+                           (np.asfortranarray(projection), "'projection' must be contiguous"),
+                           (projection.astype("float64"), "'projection' has dtype float64")):
+        with pytest.raises(ValueError, match=message):
+            operator.prefill(query=query, key=key, value=value, projection=wrong)
+    with pytest.raises(ValueError, match="there is no argument 'horizon'"):
+        operator.prefill(query=query, key=key, value=value, projection=projection, horizon=7)
+
+
+def test_cosformer_takes_its_horizon():
+    tensors = inputs(query_heads=2)
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    operator = jrt.Operator(d=16, dv=64, feature_map="cosformer", mask="causal")
+
+    def expanded(x):
+        x = np.maximum(x.astype("float64"), 0)
+        angle = np.pi / 2 * np.arange(1, 71)[:, None, None] / 100
+        return np.concatenate([x * np.sin(angle), x * np.cos(angle)], axis=-1)
+
+    output = operator.prefill(query=query, key=key, value=value, horizon=100)["output"]
+    assert error(output, feature_attention(expanded(query), expanded(key), value)) < 1e-5
+    for horizon, message in ((None, "horizon = 0, but must be at least 1"), (50, "reaches position 70.*max_position = 50"),
+                             ("far", "'horizon' is a str")):
+        with pytest.raises(ValueError, match=message):
+            operator.prefill(query=query, key=key, value=value, horizon=horizon)
+
+
+def test_examples_of_the_readme():
+    text = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    first, states, maps = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "torch" not in block)
+    names = {}
+    exec(first, names)
+    query, key, value, y = (names[name] for name in ("q", "k", "v", "y"))
+    assert error(y, linear_attention(query, key, value, key, value)) < 1e-5
+    exec(states, names)
+    assert names["y"].shape == (3, 1, 4, 64) and not names["y"][2].any() and names["pool"].taken == [names["slot"]]
+    exec(maps, names)
+    mine = names["mine"]
+    features = [x.astype("float64")**2 + 0.5 for x in (query, key)]
+    assert error(names["y"], feature_attention(*features, value)) < 1e-5
+
+    table = np.random.default_rng(3).random(16).astype("float32")
+    for arguments, shift in (({}, 1), ({"shift": 2}, 2)):
+        output = mine.prefill(query=query, key=key, value=value, table=table, **arguments)["output"]
+        features = [table * x.astype("float64")**2 + shift for x in (query, key)]
+        assert error(output, feature_attention(*features, value)) < 1e-5
+    with pytest.raises(ValueError, match=r"'table' is missing, but the feature map needs it, with shape \(16,\)"):
+        mine.prefill(query=query, key=key, value=value)
+    with pytest.raises(ValueError, match="'shift' is a str"):
+        mine.prefill(query=query, key=key, value=value, table=table, shift="1")
+
+
+def test_errors_of_the_compiler_are_shown():
     with pytest.raises(jrt.CompileError, match="no_such_name"):
         jrt.Operator(feature_map="Map", source="struct Map { no_such_name x; };").compile("prefill")
+    with pytest.raises(ValueError, match="data has 'scale', but prefill has an argument of that name"):
+        _calls.Bound(LINEAR, "prefill", "cpu", dict.fromkeys(("run", "workspace_bytes", "kernels")) |
+                     {"describe": lambda: "query:tensor,scale:number,scale:number;1;1"})
+
+
+def test_other_threads_run_during_a_call():
+    tensors = inputs(batch=1, tokens=60000, prefix=1, heads=1, query_heads=1)
+    running, ticks = threading.Event(), 0
+
+    def call():
+        running.set()
+        LINEAR.prefill(**tensors)
+        running.clear()
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    running.wait()
+    while running.is_set():
+        time.sleep(1e-3)
+        ticks += 1
+    caller.join()
+    assert ticks >= 5  # of some 100: a call that kept the interpreter's lock would let this loop run once or twice
 
 
 def test_threads_and_given_memory_change_nothing():
@@ -170,39 +268,3 @@ def test_wrong_arguments_are_named(spoil, message):
     spoil(tensors)
     with pytest.raises(ValueError, match=message):
         LINEAR.prefill(**tensors)
-
-
-def test_different_operators_have_different_names():
-    operators = [jrt.Operator(dtype="bfloat16"), jrt.Operator(dtype="bfloat16", state_dtype="bfloat16"),
-                 jrt.Operator(dtype="float16", state_dtype="float16"), jrt.Operator(dtype="float16"),
-                 jrt.Operator(normaliser="none"), jrt.Operator(padding="zero_keys"), jrt.Operator(mask="causal"),
-                 jrt.Operator(kind="hybrid"), jrt.Operator(kind="hybrid", left_window=64), jrt.Operator(kind="window"),
-                 jrt.Operator(kind="window", rotary=True), jrt.Operator(kind="convolution"),
-                 jrt.Operator(kind="convolution", activation="none"), jrt.Operator(kind="convolution", kernel_width=4)]
-    assert len({operator.key for operator in operators}) == len(operators)
-    assert jrt.Operator(dtype="float64", state_dtype="float64").key == jrt.Operator(dtype="float64").key
-
-
-def test_the_version_is_the_librarys():
-    folder = next(folder for folder in _compile._include_folders() if (folder / "jrt" / "version.hpp").is_file())
-    lines = (folder / "jrt" / "version.hpp").read_text().splitlines()
-    numbers = [line.split()[2] for line in lines if line.startswith(("#define JRT_VERSION_M", "#define JRT_VERSION_P"))]
-    assert jrt.__version__ == ".".join(numbers)
-
-
-def test_wrong_operators_are_named():
-    with pytest.raises(ValueError, match="kind is 'lstm', but must be one of"):
-        jrt.Operator(kind="lstm")
-    with pytest.raises(ValueError, match="d is 0, but must be an int of at least 1"):
-        jrt.Operator(d=0)
-    with pytest.raises(ValueError, match="'accumulate' is no operation of 'window'"):
-        jrt.Operator(kind="window").compile("accumulate")
-
-
-def test_without_compiling_a_missing_operator_is_an_error(tmp_path):
-    code = "import jrt; jrt.Operator().compile('prefill')"
-    environment = dict(os.environ, JRT_DISABLE_JIT="1", JRT_CACHE_DIR=str(tmp_path),
-                       PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert "JRT_DISABLE_JIT is set" in result.stderr

@@ -21,7 +21,7 @@ bool uses_hopper(const Problem<Config>& problem) {
   BackwardArgs<Config> args;
   args.query = args.key = query.view();
   args.value = args.output_gradient = value.view();
-  return detail::cuda::Backward<Config>(args, problem.query.shape.batch, Concurrent::execution()).on_hopper();
+  return detail::cuda::Backward<Config>(args, problem.query.shape.batch, Concurrent::execution()).kernels().hopper;
 }
 
 struct CausalPower : Causal<BFloat16, 16, 72> {

@@ -33,10 +33,9 @@ bool has_kernels() {
 
 template <class C>
 bool uses_hopper(const PrefillArgs<C>& args, const Cuda& on) {
-  detail::cuda::Prefill<C> work(args, args.query.batch, args.key.heads, on);
-  detail::Arena counting;
-  work.take(counting);
-  return work.on_hopper();
+  const KernelKinds kinds = kernels_of(args, on);
+  CHECK(kinds.any());
+  return kinds.hopper;
 }
 
 template <class C>

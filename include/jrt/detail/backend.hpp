@@ -22,7 +22,8 @@ struct NoBackend {
 
 /// What one kind of execution provides independently of mixers: operations on whole states;
 /// `with_workspace(bytes, on, operation)`, which runs `operation(workspace)` with memory for the call; `host_reads_arrays`,
-/// whether slots, lengths and the like are in host memory. A backend's header specialises it.
+/// whether slots, lengths and the like are in host memory; and `kernels`, if all calls have the same. A backend's header
+/// specialises it.
 template <class Execution>
 struct Backend : NoBackend<Execution> {};
 
@@ -31,6 +32,7 @@ struct Backend : NoBackend<Execution> {};
 ///     check(args)                        the first error that the host can find in them
 ///     workspace_bytes(args, on)
 ///     run(args, workspace, on)           checks, then runs
+///     kernels(args, on)                  which kernels `run` would select, unless the backend has but one kind
 ///
 /// and the verbs in the public headers forward to these. A new operation is one overload of each in each mixer.
 template <class Config, class Execution>

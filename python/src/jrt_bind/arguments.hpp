@@ -3,12 +3,11 @@
 
 #include <tvm/ffi/any.h>
 #include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/error.h>
 #include <tvm/ffi/function.h>
 
-#include <cstddef>
+#include <algorithm>
 #include <cstdint>
-#include <cstdio>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -16,91 +15,15 @@
 
 #include "jrt/decode.hpp"
 #include "jrt/numeric.hpp"
+#include "jrt/policy/rotary.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
 #include "jrt/tensor_view.hpp"
+#include "jrt_bind/tensors.hpp"
 
 /// From DLPack tensors to the arguments of the library's operations. What only the binding can see is checked here: types,
 /// devices, ranks, that rows are contiguous and arrays long enough. All else is checked by the operation itself.
 namespace jrt::bind {
-
-using Tensor = tvm::ffi::TensorView;
-
-/// Raises Python's ValueError.
-template <class... Parts>
-[[noreturn]] void refuse(const char* format, Parts... parts) {
-  char message[512];
-  std::snprintf(message, sizeof message, format, parts...);
-  throw tvm::ffi::Error("ValueError", message, "");
-}
-
-// -- types and devices ---------------------------------------------------------------------------------------------------
-
-template <class T>
-struct DtypeOf;
-template <>
-struct DtypeOf<float> {
-  static constexpr DLDataType type{kDLFloat, 32, 1};
-};
-template <>
-struct DtypeOf<double> {
-  static constexpr DLDataType type{kDLFloat, 64, 1};
-};
-template <>
-struct DtypeOf<Half> {
-  static constexpr DLDataType type{kDLFloat, 16, 1};
-};
-template <>
-struct DtypeOf<BFloat16> {
-  static constexpr DLDataType type{kDLBfloat, 16, 1};
-};
-template <>
-struct DtypeOf<std::int32_t> {
-  static constexpr DLDataType type{kDLInt, 32, 1};
-};
-template <>
-struct DtypeOf<std::uint8_t> {
-  static constexpr DLDataType type{kDLUInt, 8, 1};
-};
-template <>
-struct DtypeOf<std::uint64_t> {
-  static constexpr DLDataType type{kDLUInt, 64, 1};
-};
-
-inline std::string name_of(DLDataType type) {
-  const char* kind = type.code == kDLFloat    ? "float"
-                     : type.code == kDLBfloat ? "bfloat"
-                     : type.code == kDLInt    ? "int"
-                     : type.code == kDLUInt   ? "uint"
-                     : type.code == kDLBool   ? "bool"
-                                              : "type ";
-  return type.code == kDLBool ? kind : kind + std::to_string(type.bits);
-}
-inline std::string name_of(DLDevice device) {
-  const char* kind = device.device_type == kDLCPU ? "cpu" : device.device_type == kDLCUDA ? "cuda" : "device type ";
-  return device.device_type == kDLCPU ? kind : std::string(kind) + ":" + std::to_string(device.device_id);
-}
-
-template <class T>
-void check_dtype(const char* operation, const char* name, const Tensor& tensor) {
-  using E = std::remove_const_t<T>;
-  const DLDataType actual = tensor.dtype();
-  const DLDataType expected = DtypeOf<E>::type;
-  // A byte may be a bool, and a word of a state is whatever has its size.
-  const bool as_good = (std::is_same_v<E, std::uint8_t> && actual.code == kDLBool) ||
-                       (std::is_same_v<E, std::uint64_t> && actual.code == kDLInt);
-  if (actual.lanes != 1 || actual.bits != expected.bits || (actual.code != expected.code && !as_good)) {
-    refuse("%s: argument '%s' has dtype %s, but the operator's is %s.", operation, name, name_of(actual).c_str(),
-           name_of(expected).c_str());
-  }
-}
-
-template <class T>
-T* data_of(const Tensor& tensor) {
-  return reinterpret_cast<T*>(static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset());
-}
-
-// -- arguments -----------------------------------------------------------------------------------------------------------
 
 /// Reads the fields of an argument struct from positional arguments, in the order in which `fields` visits them. Each field
 /// that is None stays as it is.
@@ -180,9 +103,7 @@ class Reader {
   template <class T>
   requires(Element<std::remove_const_t<T>>) void operator()(const char* name, T*& parameters) {
     if (const auto tensor = next_tensor<T>(name)) {
-      if (!tensor->IsContiguous()) {
-        refuse("%s: argument '%s' must be contiguous.", operation_, name);
-      }
+      check_contiguous(name, *tensor);
       parameters = data_of<T>(*tensor);
       parameters_.push_back({name, tensor->numel()});
     }
@@ -201,10 +122,104 @@ class Reader {
     }
   }
 
-  void operator()(const char* name, std::int64_t& number) { read_number(name, number); }
-  void operator()(const char* name, double& number) { read_number(name, number); }
+  template <class T>
+  requires(std::is_arithmetic_v<T>) void operator()(const char* name, T& number) { read_number(name, number); }
 
-  std::optional<Tensor> next_tensor_of_bytes(const char* name) { return next_tensor<std::uint8_t>(name); }
+  /// An array that a feature map points to.
+  template <class T>
+  void map_array(const char* name, const T*& data, std::initializer_list<std::int64_t> shape) {
+    const auto tensor = next_tensor<T>(name);
+    if (!tensor) {
+      refuse("%s: argument '%s' is missing, but the feature map needs it, with shape %s.", operation_, name,
+             name_of(shape).c_str());
+    }
+    if (tensor->ndim() != static_cast<int>(shape.size()) ||
+        !std::equal(shape.begin(), shape.end(), tensor->shape().begin())) {
+      const tvm::ffi::ShapeView actual = tensor->shape();
+      refuse("%s: argument '%s' has shape %s, but must have %s.", operation_, name, name_of(actual).c_str(),
+             name_of(shape).c_str());
+    }
+    check_contiguous(name, *tensor);
+    data = data_of<const T>(*tensor);
+  }
+
+  /// The base of its frequencies, or the angle of each pair for each token in radians, in memory of the host.
+  template <int d>
+  void operator()(const char* name, RotaryHalves<d>& rotary) {
+    double base = 0;
+    read_number((std::string(name) + "_base").c_str(), base);
+    if (base != 0) {
+      if (!(base > 0)) {
+        refuse("%s: argument '%s_base' is %g, but must be more than 0.", operation_, name, base);
+      }
+      rotary = RotaryHalves<d>(base);
+    }
+    const std::string frequencies = std::string(name) + "_frequencies";
+    if (const auto tensor = next_host_tensor<double>(frequencies.c_str())) {
+      if (tensor->ndim() != 1 || tensor->size(0) != d / 2 || !tensor->IsContiguous()) {
+        refuse("%s: argument '%s' must be a contiguous vector of %d angles, one for each pair.", operation_,
+               frequencies.c_str(), d / 2);
+      }
+      for (int i = 0; i < d / 2; ++i) {
+        rotary.set_frequency(i, static_cast<long double>(data_of<double>(*tensor)[i]));
+      }
+    }
+  }
+
+  /// Any argument, unread.
+  tvm::ffi::AnyView next(const char* name) {
+    if (next_ >= arguments_.size()) {
+      refuse("%s: argument '%s' is missing.", operation_, name);
+    }
+    return arguments_[next_++];
+  }
+  /// A tensor of any type on the call's device.
+  std::optional<Tensor> next_tensor(const char* name) {
+    const auto tensor = tensor_of(name, next(name));
+    if (!tensor) {
+      return std::nullopt;
+    }
+    const DLDevice device = tensor->device();
+    if (device.device_type != device_type_ || (device_id_ >= 0 && device.device_id != device_id_)) {
+      const DLDevice expected{device_type_, device_id_ < 0 ? 0 : device_id_};
+      refuse("%s: argument '%s' is on %s, but the call's tensors are on %s.", operation_, name, name_of(device).c_str(),
+             name_of(expected).c_str());
+    }
+    device_id_ = device.device_id;
+    return *tensor;
+  }
+  template <class T>
+  std::optional<Tensor> next_tensor(const char* name) {
+    const auto tensor = next_tensor(name);
+    if (tensor) {
+      check_dtype<T>(operation_, name, *tensor);
+    }
+    return tensor;
+  }
+  Tensor needed_tensor(const char* name) {
+    const auto tensor = next_tensor(name);
+    if (!tensor) {
+      refuse("%s: argument '%s' is missing.", operation_, name);
+    }
+    return *tensor;
+  }
+  /// A tensor in memory of the host, wherever the call's are.
+  template <class T>
+  std::optional<Tensor> next_host_tensor(const char* name) {
+    const auto tensor = tensor_of(name, next(name));
+    if (tensor && tensor->device().device_type != kDLCPU && tensor->device().device_type != kDLCUDAHost) {
+      refuse("%s: argument '%s' is on %s, but must be on the cpu.", operation_, name, name_of(tensor->device()).c_str());
+    }
+    if (tensor) {
+      check_dtype<T>(operation_, name, *tensor);
+    }
+    return tensor;
+  }
+  void check_contiguous(const char* name, const Tensor& tensor) const {
+    if (!tensor.IsContiguous()) {
+      refuse("%s: argument '%s' must be contiguous.", operation_, name);
+    }
+  }
 
   /// Lengths of arrays and parameters, once all extents are known.
   void check_lengths(std::int64_t sequences, std::int64_t channels, std::int64_t taps) const {
@@ -217,8 +232,18 @@ class Reader {
                    "channels and taps ask for");
     }
   }
+  /// The length that all arrays have; `otherwise` where there are none.
+  [[nodiscard]] std::int64_t common_length(std::int64_t otherwise) const {
+    for (const Length& array : arrays_) {
+      if (array.length != arrays_.front().length) {
+        refuse("%s: argument '%s' has %lld elements, but '%s' has %lld.", operation_, array.name.c_str(),
+               static_cast<long long>(array.length), arrays_.front().name.c_str(),
+               static_cast<long long>(arrays_.front().length));
+      }
+    }
+    return arrays_.empty() ? otherwise : arrays_.front().length;
+  }
   [[nodiscard]] int device_id() const { return device_id_; }
-  [[nodiscard]] int read() const { return next_; }
 
  private:
   struct Length {
@@ -227,16 +252,7 @@ class Reader {
     std::int64_t more = 0;  // than sequences
   };
 
-  tvm::ffi::AnyView next(const char* name) {
-    if (next_ >= arguments_.size()) {
-      refuse("%s: argument '%s' is missing.", operation_, name);
-    }
-    return arguments_[next_++];
-  }
-
-  template <class T>
-  std::optional<Tensor> next_tensor(const char* name) {
-    const tvm::ffi::AnyView any = next(name);
+  std::optional<Tensor> tensor_of(const char* name, const tvm::ffi::AnyView& any) const {
     if (any == nullptr) {
       return std::nullopt;
     }
@@ -244,14 +260,6 @@ class Reader {
     if (!tensor) {
       refuse("%s: argument '%s' is no tensor.", operation_, name);
     }
-    const DLDevice device = tensor->device();
-    if (device.device_type != device_type_ || (device_id_ >= 0 && device.device_id != device_id_)) {
-      const DLDevice expected{device_type_, device_id_ < 0 ? 0 : device_id_};
-      refuse("%s: argument '%s' is on %s, but the call's tensors are on %s.", operation_, name, name_of(device).c_str(),
-             name_of(expected).c_str());
-    }
-    device_id_ = device.device_id;
-    check_dtype<T>(operation_, name, *tensor);
     return *tensor;
   }
 
@@ -299,90 +307,5 @@ class Reader {
   std::vector<Length> arrays_;
   std::vector<Length> parameters_;
 };
-
-/// Names of the arguments, as `Reader` takes them.
-class NameList {
- public:
-  template <class T>
-  void operator()(const char* name, const TensorView<T>& /*view*/) {
-    add(name, std::is_const_v<T> ? "tensor" : "output");
-  }
-  template <class Format>
-  void operator()(const char* name, const StateSlots<Format>& /*states*/) {
-    add(name, "states");
-    add((std::string(name) + "_slots").c_str(), "array");
-  }
-  void operator()(const char* /*name*/, const Sequences& /*sequences*/) {
-    for (const char* name :
-         {"cu_seqlens", "cu_encoder_seqlens", "seq_lens", "prefix_lens", "left_pads", "first_positions"}) {
-      add(name, "array");
-    }
-    add("max_tokens", "number");
-  }
-  template <class T>
-  void operator()(const char* name, T* const& /*data*/) {
-    add(name, Element<std::remove_const_t<T>> ? (std::is_const_v<T> ? "tensor" : "output") : "array");
-  }
-  template <class Config>
-  void operator()(const char* name, const StagingView<Config>& /*staging*/) {
-    add(name, "output");
-  }
-  void operator()(const char* name, const std::int64_t& /*number*/) { add(name, "number"); }
-  void operator()(const char* name, const double& /*number*/) { add(name, "number"); }
-
-  [[nodiscard]] const std::string& names() const { return names_; }
-
- private:
-  void add(const char* name, const char* kind) { names_ += (names_.empty() ? "" : ",") + std::string(name) + ":" + kind; }
-
-  std::string names_;
-};
-
-/// Visits the fields of any mixer's argument struct that a binding sets, by name. Feature maps and rotations have no
-/// run-time data here.
-template <class Args, class Visitor>
-void visit_fields(Args& args, Visitor& visit) {
-#define JRT_BIND_FIELD(field)               \
-  if constexpr (requires { args.field; }) { \
-    visit(#field, args.field);              \
-  }
-  JRT_BIND_FIELD(query)
-  JRT_BIND_FIELD(key)
-  JRT_BIND_FIELD(value)
-  JRT_BIND_FIELD(key_encoder)
-  JRT_BIND_FIELD(value_encoder)
-  JRT_BIND_FIELD(input)
-  JRT_BIND_FIELD(gate)
-  JRT_BIND_FIELD(weight)
-  JRT_BIND_FIELD(bias)
-  JRT_BIND_FIELD(output)
-  JRT_BIND_FIELD(denominators)
-  JRT_BIND_FIELD(log_sum_exp)
-  JRT_BIND_FIELD(sequences)
-  JRT_BIND_FIELD(initial_state)
-  JRT_BIND_FIELD(final_state)
-  JRT_BIND_FIELD(has_initial_state)
-  JRT_BIND_FIELD(source)
-  JRT_BIND_FIELD(destination)
-  JRT_BIND_FIELD(state)
-  JRT_BIND_FIELD(staging)
-  JRT_BIND_FIELD(already_staged)
-  JRT_BIND_FIELD(accepted_tokens)
-  JRT_BIND_FIELD(first_positions)
-  JRT_BIND_FIELD(scale)
-  JRT_BIND_FIELD(output_gradient)
-  JRT_BIND_FIELD(final_state_gradient)
-  JRT_BIND_FIELD(query_gradient)
-  JRT_BIND_FIELD(key_gradient)
-  JRT_BIND_FIELD(value_gradient)
-  JRT_BIND_FIELD(key_encoder_gradient)
-  JRT_BIND_FIELD(value_encoder_gradient)
-  JRT_BIND_FIELD(input_gradient)
-  JRT_BIND_FIELD(gate_gradient)
-  JRT_BIND_FIELD(weight_gradient)
-  JRT_BIND_FIELD(bias_gradient)
-  JRT_BIND_FIELD(initial_state_gradient)
-#undef JRT_BIND_FIELD
-}
 
 }  // namespace jrt::bind

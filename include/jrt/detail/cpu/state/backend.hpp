@@ -12,6 +12,7 @@
 #include "jrt/detail/cpu/state/exchange.hpp"
 #include "jrt/detail/cpu/state/operations.hpp"
 #include "jrt/execution/cpu.hpp"
+#include "jrt/kernels.hpp"
 
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
@@ -185,6 +186,7 @@ namespace jrt::detail {
 template <Executor E>
 struct Backend<Cpu<E>> : cpu::StateBackend<E> {
   static constexpr bool host_reads_arrays = true;
+  static constexpr KernelKinds kernels{.cpu = true};
 
   template <class Operation>
   static Status with_workspace(std::size_t bytes, const Cpu<E>& /*on*/, const Operation& operation) {

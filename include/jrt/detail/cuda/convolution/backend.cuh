@@ -11,6 +11,7 @@
 #include "jrt/detail/cuda/convolution/launch.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/execution/cuda.cuh"
+#include "jrt/kernels.hpp"
 #include "jrt/workspace.hpp"
 
 namespace jrt::detail {
@@ -25,6 +26,11 @@ struct MixerBackend<Config, Cuda> {
     check.take(check_shapes(args));
     check_implicit_slots(check, args, sequences_of(args));
     return check.status();
+  }
+
+  template <class Args>
+  static KernelKinds kernels(const Args& /*args*/, const Cuda& /*on*/) {
+    return {.ordinary_units = true};
   }
 
   template <class Args>

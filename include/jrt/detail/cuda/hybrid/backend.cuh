@@ -17,6 +17,7 @@
 #include "jrt/detail/shared/hybrid/gradients.hpp"
 #include "jrt/detail/shared/hybrid/parts.hpp"
 #include "jrt/detail/shared/hybrid/steps.hpp"
+#include "jrt/kernels.hpp"
 #include "jrt/workspace.hpp"
 
 namespace jrt::detail {
@@ -48,6 +49,20 @@ class LinearPartPrefill {
     }
     rest_.bytes = rest_bytes();
     rest_.data = arena.take<std::byte>(static_cast<std::int64_t>(rest_.bytes));
+  }
+
+  /// Those of the steps that `run` takes.
+  [[nodiscard]] KernelKinds kernels() const {
+    if constexpr (in_steps) {
+      KernelKinds kinds;
+      if constexpr (Steps::reads_encoder) {
+        kinds = steps_.has_encoder() ? selected(fastest<typename Steps::Encoder>(steps_.encoder(between()))) : kinds;
+      }
+      kinds = steps_.has_first() ? kinds | portable_kernels<typename Steps::First> : kinds;
+      return steps_.has_others() ? kinds | selected(fastest<typename Steps::Others>(steps_.others(between(), {}))) : kinds;
+    } else {
+      return portable_kernels<Whole>;
+    }
   }
 
   Status run(const Denominators& denominators) const {
@@ -83,6 +98,12 @@ class LinearPartPrefill {
     } else {
       return counted_bytes(portable<Whole>(Parts::linear(args_, {})));
     }
+  }
+
+  template <class Part>
+  static KernelKinds selected(Part part) {
+    part.select();
+    return part.kernels();
   }
 
   Status run_steps(const Denominators& denominators) const {
@@ -143,6 +164,8 @@ class HybridBackward {
   ~HybridBackward() = default;
 
   [[nodiscard]] std::size_t workspace_bytes() const { return larger(linear_.workspace_bytes(), counted_bytes(window_)); }
+
+  [[nodiscard]] KernelKinds kernels() const { return linear_.kernels() | window_.kernels(); }
 
   Status run(const Workspace& workspace, const Cuda& on) {
     Arena of_linear(workspace);
@@ -246,6 +269,16 @@ struct MixerBackend<Config, Cuda> {
                                      : cuda::device_status("backward", on.error());
   }
 
+  template <class Args>
+  static KernelKinds kernels(const Args& args, const Cuda& on) {
+    return part_of(args, on).kernels() |
+           MixerBackend<typename Parts::Ring, Cuda>::kernels_of_call(Parts::window(args, {}), on);
+  }
+  static KernelKinds kernels(const CommitArgs<Config>& /*args*/, const Cuda& /*on*/) { return {.ordinary_units = true}; }
+  static KernelKinds kernels(const BackwardArgs<Config>& args, const Cuda& on) {
+    return cuda::HybridBackward<Config>(args, on).kernels();
+  }
+
  private:
   using Parts = HybridParts<Config>;
   using Denominator = typename Parts::Denominator;
@@ -269,6 +302,7 @@ struct MixerBackend<Config, Cuda> {
       rest_.bytes = step_bytes(step_);
       rest_.data = arena.take<std::byte>(static_cast<std::int64_t>(rest_.bytes));
     }
+    [[nodiscard]] static KernelKinds kernels() { return {.ordinary_units = true}; }
     Status run(const typename Parts::Denominators& denominators) {
       step_.denominators = denominators;
       return cuda::launch_step(name_, cuda::step_of(step_), rest_, on_);

@@ -12,6 +12,7 @@
 #include "jrt/detail/cuda/linear/step.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/detail/shared/linear/step_operator.hpp"
+#include "jrt/kernels.hpp"
 
 namespace jrt::detail {
 
@@ -103,7 +104,23 @@ struct MixerBackend<Config, Cuda> {
     return checker.ok() ? cuda::launch_step(operation_name(args), call, workspace, on) : checker.status();
   }
 
+  static KernelKinds kernels(const PrefillArgs<Config>& args, const Cuda& on) { return selected(prefill_of(args, on)); }
+  static KernelKinds kernels(const AccumulateArgs<Config>& args, const Cuda& on) {
+    return selected(accumulate_of(args, on));
+  }
+  static KernelKinds kernels(const BackwardArgs<Config>& args, const Cuda& on) { return backward_of(args, on).kernels(); }
+  template <StepArgsOf<Config> Args>
+  static KernelKinds kernels(const Args& /*args*/, const Cuda& /*on*/) {
+    return {.ordinary_units = true};
+  }
+
  private:
+  template <class Work>
+  static KernelKinds selected(Work work) {
+    work.select();
+    return work.kernels();
+  }
+
   /// Checks the last position, where it follows from the views alone.
   template <class Args>
   static void check_last_position(Checker& check, const char* operation, const Args& args, std::int64_t tokens) {

@@ -9,6 +9,7 @@
 #include "jrt/detail/cuda/linear/backward_portable.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/kernels.hpp"
 #include "jrt/workspace.hpp"
 
 namespace jrt::detail::cuda {
@@ -25,7 +26,9 @@ class Backward {
         may_take_hopper_(on.kernels() == CudaKernels::automatic && Hopper::available(on)),
         on_hopper_(may_take_hopper_ && Hopper::serves(args)) {}
 
-  [[nodiscard]] bool on_hopper() const { return on_hopper_; }
+  [[nodiscard]] KernelKinds kernels() const {
+    return on_hopper_ ? KernelKinds{.hopper = true} : KernelKinds{.ordinary_units = true};
+  }
 
   /// The larger of both: the tensors' addresses are not known when the workspace is sized.
   [[nodiscard]] std::size_t workspace_bytes() const {

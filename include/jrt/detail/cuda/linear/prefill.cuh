@@ -9,6 +9,7 @@
 #include "jrt/detail/cuda/linear/prefill_portable.cuh"
 #include "jrt/detail/cuda/linear/sm90/prefill.cuh"
 #include "jrt/detail/integer.hpp"
+#include "jrt/kernels.hpp"
 #include "jrt/workspace.hpp"
 
 namespace jrt::detail::cuda {
@@ -39,9 +40,12 @@ class Prefill {
     return on_hopper_ ? larger(bytes, counted_bytes(hopper_)) : bytes;
   }
 
-  /// Selects the kernels for the tensors, which exist by now, and takes their workspace.
+  /// Selects the kernels for the tensors, which exist by now.
+  void select() { on_hopper_ = on_hopper_ && hopper_.describe_tensors(); }
+
+  /// Selects the kernels and takes their workspace.
   void take(Arena& arena) {
-    on_hopper_ = on_hopper_ && hopper_.describe_tensors();
+    select();
     if (on_hopper_) {
       hopper_.take(arena);
     } else {
@@ -49,8 +53,8 @@ class Prefill {
     }
   }
 
-  /// Whether the kernels for sm_90a are selected. Valid after `take`.
-  [[nodiscard]] bool on_hopper() const { return on_hopper_; }
+  /// The selected kernels.
+  [[nodiscard]] KernelKinds kernels() const { return on_hopper_ ? KernelKinds{.hopper = true} : portable_kernels<Config>; }
 
   Status run(const char* operation, const Cuda& on) const {
     return on_hopper_ ? hopper_.run(operation, on) : portable_.run(operation, on);

@@ -11,6 +11,7 @@
 #include "jrt/detail/cuda/linear/simt_engine.cuh"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/kernels.hpp"
 #include "jrt/workspace.hpp"
 
 /// Prefill on every GPU from sm_80 on: the kernels of prefill_call.cuh with an engine that processes a segment.
@@ -21,6 +22,10 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 template <class Config>
 using PortableEngine = std::conditional_t<MmaEngine<Config>::supported && !consumes_evicted_keys<Config>, MmaEngine<Config>,
                                           SimtEngine<Config>>;
+
+template <class Config>
+inline constexpr KernelKinds portable_kernels{.matrix_units = std::is_same_v<PortableEngine<Config>, MmaEngine<Config>>,
+                                              .ordinary_units = std::is_same_v<PortableEngine<Config>, SimtEngine<Config>>};
 
 template <class Config>
 using PortableCall = PrefillCall<Config, PortableEngine<Config>>;

@@ -14,6 +14,7 @@
 #include "jrt/detail/cuda/window/step.cuh"
 #include "jrt/detail/cuda/window/tiles.cuh"
 #include "jrt/detail/plan/sequence_runs.hpp"
+#include "jrt/kernels.hpp"
 
 namespace jrt::detail {
 
@@ -66,15 +67,36 @@ struct MixerBackend<Config, Cuda> {
                : status;
   }
 
+  /// A prefill or a step.
+  template <class Args>
+  static KernelKinds kernels(const Args& args, const Cuda& on) {
+    return kernels_of_call(window_call(args), on);
+  }
+  static KernelKinds kernels(const BackwardArgs<Config>& args, const Cuda& /*on*/) {
+    const auto call = window_call(args);
+    return cuda::WindowBackward<Config>(call).kernels();
+  }
+  static KernelKinds kernels(const CommitArgs<Config>& /*args*/, const Cuda& /*on*/) { return {.ordinary_units = true}; }
+
+  /// Those that `run_call` selects.
+  static KernelKinds kernels_of_call(const WindowCall<Config>& call, const Cuda& on) {
+    cuda::HopperWindowCall<Config> on_hopper;
+    const Kernel kernel = select(call, on, on_hopper);
+    return {.hopper = kernel == Kernel::hopper,
+            .matrix_units = kernel == Kernel::tiles,
+            .ordinary_units = kernel == Kernel::step || kernel == Kernel::queries};
+  }
+
   /// Writes outputs, then the caches or the staging buffer; arguments are checked. The hybrid mixer calls this, too.
   static Status run_call(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
-    const bool aligned = rows_aligned_everywhere(call);
+    cuda::HopperWindowCall<Config> on_hopper;
+    const Kernel kernel = select(call, on, on_hopper);
     if constexpr (cuda::WindowStepLayout<Config>::supported) {
-      if (aligned && cuda::is_window_step(call, on)) {
+      if (kernel == Kernel::step) {
         return cuda::launch_window_steps(operation, call, on);
       }
     }
-    const Status status = launch(operation, call, aligned, on);
+    const Status status = launch(operation, call, kernel, on_hopper, on);
     if (!status.ok() || (call.final.empty() && !call.stages())) {
       return status;
     }
@@ -83,25 +105,46 @@ struct MixerBackend<Config, Cuda> {
   }
 
  private:
-  static Status launch(const char* operation, const WindowCall<Config>& call, bool aligned, const Cuda& on) {
-    if constexpr (cuda::targets_hopper && cuda::HopperWindowLayout<Config>::supported) {
-      cuda::HopperWindowCall<Config> on_hopper;
+  enum class Kernel { step, hopper, tiles, queries };
+
+  static constexpr bool has_hopper = cuda::targets_hopper && cuda::HopperWindowLayout<Config>::supported;
+
+  /// The kernel for a call; if it is Hopper's own, `on_hopper` describes the tensors.
+  static Kernel select(const WindowCall<Config>& call, const Cuda& on, cuda::HopperWindowCall<Config>& on_hopper) {
+    const bool aligned = rows_aligned_everywhere(call);
+    if (aligned && cuda::is_window_step(call, on)) {
+      return Kernel::step;
+    }
+    if constexpr (has_hopper) {
       if (aligned && call.query.tokens >= cuda::HopperWindowLayout<Config>::tile &&
           cuda::HopperWindow<Config>::available(on) && cuda::HopperWindow<Config>::describe_tensors(call, on_hopper)) {
+        return Kernel::hopper;
+      }
+    }
+    // A tile of rows pays from a few queries on.
+    return cuda::WindowTileLayout<Config>::supported && aligned && call.query.tokens >= cuda::window_tiles_tuning.min_tokens
+               ? Kernel::tiles
+               : Kernel::queries;
+  }
+
+  static Status launch(const char* operation, const WindowCall<Config>& call, Kernel kernel,
+                       cuda::HopperWindowCall<Config>& on_hopper, const Cuda& on) {
+    if constexpr (has_hopper) {
+      if (kernel == Kernel::hopper) {
         return cuda::HopperWindow<Config>::run(operation, on_hopper, on);
       }
     }
     if constexpr (cuda::WindowTileLayout<Config>::supported) {
       using Layout = cuda::WindowTileLayout<Config>;
-      // A tile of rows pays from a few queries on.
-      if (aligned && call.query.tokens >= cuda::window_tiles_tuning.min_tokens) {
+      if (kernel == Kernel::tiles) {
         const std::int64_t runs = runs_of(call, Layout::rows);
         return cuda::launch(operation, cuda::window_tiles<Config>,
                             {runs * call.query.heads, Layout::threads, Layout::shared_bytes}, on, call, runs);
       }
     }
     return cuda::launch(operation, cuda::window_queries<Config>,
-                        {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call, aligned);
+                        {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call,
+                        rows_aligned_everywhere(call));
   }
 
   static std::int64_t runs_of(const WindowCall<Config>& call, std::int64_t run) {

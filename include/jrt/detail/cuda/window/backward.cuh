@@ -12,6 +12,7 @@
 #include "jrt/detail/cuda/window/backward_tiles.cuh"
 #include "jrt/detail/plan/sequence_runs.hpp"
 #include "jrt/detail/shared/window/backward_call.hpp"
+#include "jrt/kernels.hpp"
 #include "jrt/status.hpp"
 #include "jrt/workspace.hpp"
 
@@ -31,13 +32,17 @@ class WindowBackward {
 
   void take(Arena& arena) { row_sums_ = arena.take<RowSums>(call_.query.batch * call_.query.tokens * call_.query.heads); }
 
+  [[nodiscard]] KernelKinds kernels() const {
+    return on_tiles() ? KernelKinds{.matrix_units = true} : KernelKinds{.ordinary_units = true};
+  }
+
   Status run(const Cuda& on) const {
     const bool wants_keys = call_.wants_key() || call_.wants_value();
     if (!wants_keys && !call_.wants_query()) {
       return {};
     }
     if constexpr (WindowBackwardLayout<Config>::supported) {
-      if (rows_aligned_everywhere() && call_.query.tokens <= WindowBackwardLayout<Config>::max_tokens) {
+      if (on_tiles()) {
         using Layout = WindowBackwardLayout<Config>;
         const std::int64_t runs = runs_of(Layout::tile);
         const Grid queries{runs * call_.query.heads, Layout::threads, Layout::shared_bytes};
@@ -58,6 +63,12 @@ class WindowBackward {
   }
 
  private:
+  /// Whether matrix units compute tiles of scores.
+  [[nodiscard]] bool on_tiles() const {
+    using Layout = WindowBackwardLayout<Config>;
+    return Layout::supported && rows_aligned_everywhere() && call_.query.tokens <= Layout::max_tokens;
+  }
+
   [[nodiscard]] std::int64_t runs_of(std::int64_t run) const {
     return row_runs(call_.sequences, call_.query.batch, call_.query.tokens, run);
   }

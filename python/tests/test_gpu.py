@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package on a CUDA device, with PyTorch's tensors."""
+
+import warnings
+
+import jrt
+import numpy as np
+import pytest
+from operators import inputs
+from reference import error, feature_attention, linear_attention
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+ON_HOPPER = torch.cuda.get_device_capability() == (9, 0)
+LINEAR = jrt.Operator(dtype="bfloat16", d=16, dv=64)
+
+
+def on_gpu(tensors, dtype=torch.bfloat16):
+    return {name: torch.from_numpy(tensor).to("cuda", dtype) for name, tensor in tensors.items()}
+
+
+def int32(*numbers):
+    return torch.tensor(numbers, dtype=torch.int32, device="cuda")
+
+
+def as_numpy(tensor):
+    return tensor.double().cpu().numpy()
+
+
+def test_kernels_that_serve_a_call():
+    tensors = on_gpu(inputs(tokens=300, prefix=0))
+    tensors = {name: tensors[name] for name in ("query", "key", "value")}
+    fast = "Hopper (sm_90a)" if ON_HOPPER else "portable, matrix units"
+    assert LINEAR.kernels("prefill", **tensors) == fast
+    odd = torch.empty(tensors["query"].numel() + 1, dtype=torch.bfloat16, device="cuda")[1:].view(tensors["query"].shape)
+    assert LINEAR.kernels("prefill", **dict(tensors, query=odd)) == "portable, matrix units"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = LINEAR.prefill(**tensors)["output"]
+    assert error(as_numpy(output), linear_attention(*map(as_numpy, tensors.values()))) < 1e-2
+    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    precise = jrt.Operator(dtype="float32", d=16, dv=64)
+    assert precise.kernels("prefill", **floats) == "portable, ordinary units"
+    if ON_HOPPER:
+        with pytest.warns(jrt.PortableKernelsWarning, match="prefill of linear-float32"):
+            precise.prefill(**floats)
+
+
+def test_states_are_forked_saved_and_loaded():
+    tensors = on_gpu(inputs(tokens=200, prefix=0))
+    tensors = {name: tensors[name] for name in ("query", "key", "value")}
+    whole = LINEAR.prefill(**tensors)["output"]
+    pool = jrt.StatePool(LINEAR, slots=8, heads=2, like=whole)
+    assert pool.states.is_cuda and pool.states.dtype == torch.float32
+    slots = pool.allocate_many(2)
+    LINEAR.prefill(**{name: tensor[:, :120] for name, tensor in tensors.items()}, final_state=pool.states,
+                   final_state_slots=pool.indices(slots))
+    forked = pool.fork_many(slots)
+    loaded = pool.load(pool.save(slots))
+    for each in (forked, loaded, slots):
+        output = LINEAR.prefill(**{name: tensor[:, 120:] for name, tensor in tensors.items()}, initial_state=pool.states,
+                                initial_state_slots=pool.indices(each))["output"]
+        assert error(as_numpy(output), as_numpy(whole[:, 120:])) < 1e-2
+    saved = LINEAR.save_states(pool.states, source_slots=int32(*slots))
+    pinned = torch.zeros(len(saved), dtype=torch.uint8).pin_memory()
+    LINEAR.save_states(pool.states, source_slots=int32(*slots), buffer=pinned)
+    torch.cuda.synchronize()
+    assert pinned.numpy().tobytes() == saved
+    other = LINEAR.new_states(2, 2, like=whole)
+    LINEAR.load_states(pinned, other)
+    torch.testing.assert_close(other, pool.states[slots], rtol=0, atol=0)
+    LINEAR.merge_states(other, other, source_slots=int32(0), destination_slots=int32(1))
+    torch.testing.assert_close(other[1], pool.states[slots].sum(0))
+    dense = LINEAR.export_states(other)
+    assert dense["sums"].shape == (2, 2, 273, 64) and dense["sums"].is_cuda
+    back = LINEAR.new_states(2, 2, like=whole)
+    LINEAR.import_states(back, **dense)
+    torch.testing.assert_close(back, other, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="'states_slots' is on cpu, but the call's tensors are on cuda:0"):
+        LINEAR.clear_states(other, states_slots=int32(0).cpu())
+    with pytest.raises(ValueError, match="'value' is on cpu"):
+        LINEAR.prefill(**dict(tensors, value=tensors["value"].cpu()))
+
+
+def test_data_of_a_feature_map():
+    tensors = on_gpu(inputs(query_heads=2), torch.float32)
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    projection = torch.randn(32, 16, generator=torch.Generator().manual_seed(1)).cuda()
+    operator = jrt.Operator(d=16, dv=64, feature_map="favor", features=32, mask="causal")
+
+    def expanded(x):
+        x = as_numpy(x) / 2  # d^(1/4)
+        return np.exp(x @ as_numpy(projection).T - (x * x).sum(-1, keepdims=True) / 2) / np.sqrt(32)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jrt.PortableKernelsWarning)
+        output = operator.prefill(query=query, key=key, value=value, projection=projection)["output"]
+    assert error(as_numpy(output), feature_attention(expanded(query), expanded(key), as_numpy(value))) < 1e-4
+    with pytest.raises(ValueError, match="'projection' is on cpu"):
+        operator.prefill(query=query, key=key, value=value, projection=projection.cpu())

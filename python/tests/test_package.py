@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package around the calls: operators, the cache, the command line, documentation."""
+
+import inspect
+import os
+import re
+import resource
+import subprocess
+import sys
+import warnings
+
+import jrt
+import numpy as np
+import pytest
+from jrt import _calls, _compile, _operations
+from jrt.__main__ import main as command_line
+from operators import CONVOLUTION, HYBRID, LINEAR, WINDOW, inputs
+
+
+def test_different_operators_have_different_names():
+    operators = [jrt.Operator(dtype="bfloat16"), jrt.Operator(dtype="bfloat16", state_dtype="bfloat16"),
+                 jrt.Operator(dtype="float16", state_dtype="float16"), jrt.Operator(dtype="float16"),
+                 jrt.Operator(normaliser="none"), jrt.Operator(padding="zero_keys"), jrt.Operator(mask="causal"),
+                 jrt.Operator(kind="hybrid"), jrt.Operator(kind="hybrid", left_window=64), jrt.Operator(kind="window"),
+                 jrt.Operator(kind="window", rotary=True), jrt.Operator(kind="convolution"),
+                 jrt.Operator(kind="convolution", activation="none"), jrt.Operator(kind="convolution", kernel_width=4)]
+    assert len({operator.key for operator in operators}) == len(operators)
+    assert jrt.Operator(dtype="float64", state_dtype="float64").key == jrt.Operator(dtype="float64").key
+
+
+def test_the_version_is_the_librarys():
+    folder = next(folder for folder in _compile._include_folders() if (folder / "jrt" / "version.hpp").is_file())
+    lines = (folder / "jrt" / "version.hpp").read_text().splitlines()
+    numbers = [line.split()[2] for line in lines if line.startswith(("#define JRT_VERSION_M", "#define JRT_VERSION_P"))]
+    assert jrt.__version__ == ".".join(numbers)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"kind": "lstm"}, "kind is 'lstm', but must be one of"),
+    ({"d": 0}, "d is 0, but must be an int of at least 1"),
+    ({"kernel_width": 1}, "kernel_width is 1, but must be an int of at least 2"),
+    ({"feature_map": "favor"}, "features is None, but feature_map 'favor' needs an int"),
+    ({"features": 8}, "features is 8, but only feature_map 'favor' has them"),
+    ({"data": "table[3]"}, "without source no feature map of your own can have it"),
+    ({"source": "struct A {};", "feature_map": "A", "data": "table[x]"}, "data is .*, but must name members"),
+    ({"source": "struct A {};", "feature_map": "A b"}, "feature_map is 'A b', but must be the name of a struct"),
+])
+def test_wrong_operators_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        jrt.Operator(**settings)
+
+
+@pytest.mark.parametrize("operation, target, message", [
+    ("accumulate", "cpu", "'accumulate' is no operation of 'window'"),
+    ("prefill", "90", "leaves Hopper's own kernels out; use '90a'"),
+    ("prefill", "hopper", "target is 'hopper', but must be"),
+])
+def test_wrong_compilations_are_named(operation, target, message):
+    with pytest.raises(ValueError, match=message):
+        jrt.Operator(kind="window").compile(operation, target=target)
+
+
+def test_the_command_line_keeps_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JRT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    prebuild = ("prebuild", "kind=linear", "dtype=float32", "d=8", "dv=8", "mask=causal", "--operations", "prefill")
+
+    def in_another_process(jit):
+        monkeypatch.setenv("JRT_DISABLE_JIT", "0" if jit else "1")
+        return subprocess.run([sys.executable, "-m", "jrt", *prebuild], capture_output=True, text=True, check=False)
+
+    assert "JRT_DISABLE_JIT is set" in in_another_process(jit=False).stderr
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = in_another_process(jit=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    # The budget of one operation on the CPU, in seconds of processor time, Python's own start included.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+    name = "linear-float32-d8-dv8-taylor2-causal.prefill"
+    assert f"compiled {name} in" in result.stderr
+    result = in_another_process(jit=False)
+    assert result.returncode == 0 and result.stderr == ""  # from the cache
+
+    command_line(["list"])
+    assert re.fullmatch(rf" *\d+\.\d\d MB  jrt-.*/{re.escape(name)}\n", capsys.readouterr().out)
+    for wrong, message in (("width=3", "'width' is no setting of an operator"), ("rotary=yes", "must be true or false"),
+                           ("d=many", "d is 'many', but must be an int"), ("kind=lstm", "kind is 'lstm', but must be one of")):
+        with pytest.raises(SystemExit, match=message):
+            command_line(["prebuild", wrong])
+    command_line(["clean"])
+    assert not tmp_path.exists()
+
+
+def test_kernels_that_serve_a_call():
+    assert re.fullmatch(r"CPU(, (AVX-512|AVX2|AVX|SSE2|NEON))?", LINEAR.kernels("prefill", **inputs()))
+    with pytest.raises(ValueError, match="prefill: argument 'value' has tokens = 3, but query's is 70"):
+        tensors = inputs()
+        LINEAR.kernels("prefill", **dict(tensors, value=tensors["value"][:, :3]))
+
+
+def test_portable_kernels_on_hopper_are_told_once():
+    def bound(operator, operation, served_by):
+        functions = {"run": lambda *_: None, "workspace_bytes": lambda *_: 0, "kernels": lambda *_: served_by,
+                     "describe": lambda: "query:tensor,output:output;16;8"}
+        return _calls.Bound(operator, operation, "90a", functions)
+
+    query = np.zeros((1, 100, 1, 16), "float32")
+    slow = bound(LINEAR, "prefill", "portable, ordinary units")
+    with pytest.warns(jrt.PortableKernelsWarning, match="prefill of linear-float32.* runs on kernels that every GPU has"):
+        slow.run({"query": query}, None, 1)
+    window = bound(jrt.Operator(kind="window"), "prefill", "portable, matrix units")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slow.run({"query": query}, None, 1)
+        bound(LINEAR, "prefill", "Hopper (sm_90a)").run({"query": query}, None, 1)
+        bound(LINEAR, "decode_step", "portable, ordinary units").run({"query": query}, None, 1)
+        window.run({"query": query[:, :1]}, None, 1)  # one token is no work for a tile
+    with pytest.warns(jrt.PortableKernelsWarning):
+        window.run({"query": query}, None, 1)
+
+
+def test_signatures_name_every_argument():
+    for operator, operation in ((LINEAR, "prefill"), (LINEAR, "decode_step"), (WINDOW, "prefill"), (HYBRID, "prefill"),
+                                (CONVOLUTION, "prefill"), (CONVOLUTION, "staged_step"), (CONVOLUTION, "commit")):
+        method = getattr(_operations.Operations, operation)
+        parameters = inspect.signature(method).parameters
+        assert set(operator._bound(operation, "cpu")._names) <= set(parameters), (operator.kind, operation)
+        assert all(parameter.annotation is not parameter.empty for name, parameter in parameters.items() if name != "self")
+    for name in dir(jrt.Operator) + [f"StatePool.{name}" for name in dir(jrt.StatePool)]:
+        owner, _, member = name.rpartition(".")
+        if not member.startswith("_") and callable(function := getattr(jrt.StatePool if owner else jrt.Operator, member)):
+            assert inspect.getdoc(function), name
