@@ -40,6 +40,8 @@ class Call:
         names = [sums if name == "sums" else name for name in names]
         # The last element of what `pick` gets is None, for arguments that are never given.
         self._pick = python_operator.itemgetter(*(names.index(name) if name in names else -1 for name in bound._names))
+        self._bound = bound
+        self._given = names
         self._run = bound._run
         self._workspace_bytes = bound._workspace_bytes
         self._sizes = {}
@@ -51,7 +53,9 @@ class Call:
         arguments = self._pick((*tensors, None))
         threads = torch.get_num_threads() if self._on_cpu else 1
         size = self._sizes.get((shapes, threads))
-        if size is None:
+        if size is None:  # new extents: other kernels may serve them, too
+            if self._bound._may_disappoint:
+                self._bound._warn_of_portable_kernels(dict(zip(self._given, tensors)), arguments, threads)
             size = self._sizes[shapes, threads] = self._workspace_bytes(*arguments, None, threads)
         workspace = tensors[0].new_empty(size, dtype=torch.uint8) if size > 0 else None
         self._run(*arguments, workspace, threads)
