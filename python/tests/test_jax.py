@@ -7,7 +7,7 @@ pytest.importorskip("jax_tvm_ffi", reason="jax-tvm-ffi, which JAX's calls go thr
 
 import jax.numpy as jnp  # noqa: E402
 import jrt.jax  # noqa: E402
-from reference import convolution, error, linear_attention, window_attention  # noqa: E402
+from reference import convolution, error, linear_attention, readme_example, window_attention  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +125,15 @@ def test_packed_sequences_are_those_apart():
         return jnp.concatenate(parts)
 
     check(packed, apart, arrays)
+
+
+def test_the_example_of_the_readme():
+    names = {}
+    exec(readme_example("jrt.jax"), names)
+    query, key, value, y = (names[name] for name in ("q", "k", "v", "y"))
+    expected = plain_linear(query, key, value, key[:, :500], value[:, :500])
+    assert jnp.linalg.norm(y - expected) <= 1e-5 * jnp.linalg.norm(expected)
+    assert names["gradient"].shape == query.shape
 
 
 def test_vmap_is_a_row_of_calls():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import jrt.torch  # noqa: E402
+from reference import readme_example  # noqa: E402
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -116,6 +117,14 @@ def test_autocast_decides_the_type(device):
     assert (output - expected).norm() <= 1e-2 * expected.norm()
     gradients = torch.autograd.grad(output.float().sum(), tensors)
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
+
+
+def test_the_example_of_the_readme():
+    names = {}
+    exec(readme_example("y.sum().backward()"), names)
+    query, key, value, y = (names[name].detach() for name in ("q", "k", "v", "y"))
+    expected = linear_reference(query, key, value, key[:, :500], value[:, :500])
+    assert (y - expected).norm() <= 1e-5 * expected.norm() and names["q"].grad.any()
 
 
 def test_autocast_leaves_float64_alone():

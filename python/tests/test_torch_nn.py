@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from jrt.torch import nn  # noqa: E402
 from jrt.torch.language_model import LanguageModel  # noqa: E402
+from reference import readme_example  # noqa: E402
 
 DATA = pathlib.Path(__file__).resolve().parent.parent.parent / "tests" / "data"
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -93,6 +94,18 @@ def test_the_authors_model(tiny, device):
     assert (logits - expected).norm() <= 1e-13 * expected.norm()
     assert torch.equal(model.generate(tokens, 12), golden["greedy"][:, 20:].to(device))
     tiny.to("cpu")
+
+
+def test_the_example_of_the_readme(monkeypatch):
+    monkeypatch.chdir(DATA.parent.parent)
+    names = {}
+    exec(readme_example("LanguageModel"), names)
+    model, tokens, answer = (names[name] for name in ("model", "tokens", "answer"))
+    assert answer.shape == (2, 12) and names["hidden"].shape == (2, 20, 64)
+    for row, (prompt, token) in enumerate(((0, 3), (0, 4))):
+        whole = model(torch.cat([tokens[prompt], torch.tensor([token])])[None])[0, -1]
+        assert (names["logits"][row, 0] - whole).norm() <= 1e-4 * whole.norm()
+    assert names["states"].positions.tolist() == [0, 0, 20, 0, 0, 21, 0, 21]
 
 
 def test_published_checkpoints_load_as_they_are(tiny):
