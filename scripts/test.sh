@@ -31,7 +31,7 @@ check_python() {
   "$python" -m pip install -q --disable-pip-version-check "setuptools>=61" wheel numpy pytest "apache-tvm-ffi>=0.1.10,<0.2" ||
     { echo "skipped: pip cannot reach the packages that it needs"; return 0; }
   "$python" -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps .
-  JRT_CACHE_DIR="$PWD/build/python/cache" "$python" -m pytest -q -p no:cacheprovider python/tests
+  JRT_CACHE_DIR="$PWD/build/python/cache" "$python" -m pytest -q -rs -p no:cacheprovider python/tests
 }
 
 run_preset release

@@ -163,7 +163,8 @@ def test_favor_takes_its_projection():
 
 def test_examples_of_the_readme():
     text = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-    first, states, maps = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "torch" not in block)
+    first, states, maps = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+                            if not re.search("torch|jax", block))
     names = {}
     exec(first, names)
     query, key, value, y = (names[name] for name in ("q", "k", "v", "y"))

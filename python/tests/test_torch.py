@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import jrt.torch  # noqa: E402
+from reference import readme_example  # noqa: E402
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -91,12 +92,13 @@ def test_ops_pass_pytorchs_own_check(device):
     query, key, value = (tensor.detach() for tensor in random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32), device=device))
     jrt.torch.prefix_linear_attention(query, key, value)  # registers the operator's name
     name = "linear-float64-d16-dv32-taylor2-prefix"
-    inputs = (query, key, value, None, None, None, None, None, None)
+    inputs = (query, key, value, None, None, None, None, None, None, None)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.jrt.attention.default, (*inputs, name, True), test_utils=tests)
-    output, sums = torch.ops.jrt.attention(*inputs, name, True)
+    torch.library.opcheck(torch.ops.jrt.attention.default, (*inputs, name, True, True), test_utils=tests)
+    output, sums, state = torch.ops.jrt.attention(*inputs, name, True, True)
     torch.library.opcheck(torch.ops.jrt.attention_backward.default,
-                          (output, output, sums, *inputs, name, [True, True, False, False, False]), test_utils=tests)
+                          (output, state, output, sums, *inputs, name, [True, True, False, False, False, False]),
+                          test_utils=tests)
 
 
 def test_gradients_are_taken_once():
@@ -115,6 +117,56 @@ def test_autocast_decides_the_type(device):
     assert (output - expected).norm() <= 1e-2 * expected.norm()
     gradients = torch.autograd.grad(output.float().sum(), tensors)
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
+
+
+def test_the_example_of_the_readme():
+    names = {}
+    exec(readme_example("y.sum().backward()"), names)
+    query, key, value, y = (names[name].detach() for name in ("q", "k", "v", "y"))
+    expected = linear_reference(query, key, value, key[:, :500], value[:, :500])
+    assert (y - expected).norm() <= 1e-5 * expected.norm() and names["q"].grad.any()
+
+
+def test_autocast_leaves_float64_alone():
+    tensors = random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32))
+    signal, weight = (tensor.detach() for tensor in random((2, 50, 8), (8, 3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = jrt.torch.based(*tensors)
+        assert jrt.torch.gated_convolution(signal, weight).dtype == torch.float64
+    assert (output - linear_reference(*tensors)).norm() <= 1e-11 * output.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_packed_sequences_are_those_apart(device):
+    tensors = random((60, 2, 16), (60, 2, 16), (60, 2, 32), (25, 2, 16), (25, 2, 32), device=device)
+    lengths, encoders, prefixes = [20, 0, 40], [10, 0, 15], [7, 0, 15]
+    offsets = [torch.tensor([0, *counts], device=device).cumsum(0, dtype=torch.int32) for counts in (lengths, encoders)]
+    output = jrt.torch.prefix_linear_attention(
+        *tensors, cu_seqlens=offsets[0], cu_encoder_seqlens=offsets[1],
+        prefix_lens=torch.tensor(prefixes, dtype=torch.int32, device=device))
+    parts = []
+    for start, encoder_start, length, prefix in zip(offsets[0], offsets[1], lengths, prefixes):
+        rows = [tensor[start:start + length][None] for tensor in tensors[:3]]
+        rows += [tensor[encoder_start:encoder_start + prefix][None] for tensor in tensors[3:]]
+        parts.append(linear_reference(*rows)[0])
+    expected = torch.cat(parts)
+    gradient = torch.randn_like(output)
+    for actual, right in zip((output, *torch.autograd.grad(output, tensors, gradient)),
+                             (expected, *torch.autograd.grad(expected, tensors, gradient))):
+        assert (actual - right).norm() <= 1e-11 * right.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_prompt_in_pieces_has_the_gradients_of_the_whole(device, graph):
+    def pieces(query, key, value, key_encoder, value_encoder):
+        first, state = jrt.torch.prefix_linear_attention(query[:, :23], key[:, :23], value[:, :23], key_encoder, value_encoder,
+                                                         return_state=True)
+        last = jrt.torch.prefix_linear_attention(query[:, 23:], key[:, 23:], value[:, 23:], initial_state=state)
+        return torch.cat([first, last], dim=1)
+
+    tensors = random((2, 60, 2, 16), (2, 60, 2, 16), (2, 60, 2, 32), (2, 20, 2, 16), (2, 20, 2, 32), device=device)
+    check(torch.compile(pieces, fullgraph=True, backend="aot_eager") if graph else pieces, linear_reference, tensors, 1e-11)
 
 
 def test_wrong_arguments_are_named():

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled operations as PyTorch calls them: eagerly, with as little as possible between the caller and the kernel.
+
+A `Call` is one operation of one operator on one device. It knows which of the tensors that it is given go where in the
+compiled function's arguments, and remembers the workspace that calls of a shape need.
+"""
+
+import functools
+import operator as python_operator
+
+import torch
+
+from jrt import _tensors
+from jrt._operator import Operator
+
+_ELEMENTS = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+_named = {}
+
+# What operators are told apart by here, for each kind.
+SETTINGS = {"linear": ("d", "dv", "feature_map", "normaliser", "mask", "padding", "source"),
+            "window": ("d", "dv", "left_window", "rotary"), "hybrid": ("d", "dv", "left_window", "mask"),
+            "convolution": ("kernel_width", "activation")}
+
+# What calls are given, in this order. Those of an operation that the operator does not have are dropped.
+ATTENTION = ("query", "key", "value", "key_encoder", "value_encoder", "cu_seqlens", "cu_encoder_seqlens", "prefix_lens",
+             "left_pads", "initial_state")
+ATTENTION_OUTPUTS = ("output", "sums", "final_state")
+ATTENTION_GRADIENTS = ("output_gradient", "final_state_gradient", "query_gradient", "key_gradient", "value_gradient",
+                       "key_encoder_gradient", "value_encoder_gradient", "initial_state_gradient")
+CONVOLUTION = ("input", "weight", "gate", "bias", "cu_seqlens", "left_pads")
+CONVOLUTION_GRADIENTS = ("output_gradient", "input_gradient", "weight_gradient", "gate_gradient", "bias_gradient")
+
+
+class Call:
+    """An operation of an operator, for tensors on one device."""
+
+    def __init__(self, operator, operation, device, names):
+        bound = operator._bound(operation, _tensors.target_of({"": torch.empty(0, device=device)}))
+        sums = "denominators" if operator.kind == "linear" else "log_sum_exp"
+        names = [sums if name == "sums" else name for name in names]
+        # The last element of what `pick` gets is None, for arguments that are never given.
+        self._pick = python_operator.itemgetter(*(names.index(name) if name in names else -1 for name in bound._names))
+        self._bound = bound
+        self._given = names
+        self._run = bound._run
+        self._workspace_bytes = bound._workspace_bytes
+        self._sizes = {}
+        self._on_cpu = device.type == "cpu"
+        self.head_elements = bound.head_elements
+
+    def __call__(self, tensors, shapes):
+        """Runs with `tensors`, of which `shapes` has what the workspace's size depends on."""
+        arguments = self._pick((*tensors, None))
+        threads = torch.get_num_threads() if self._on_cpu else 1
+        size = self._sizes.get((shapes, threads))
+        if size is None:  # new extents: other kernels may serve them, too
+            if self._bound._may_disappoint:
+                self._bound._warn_of_portable_kernels(dict(zip(self._given, tensors)), arguments, threads)
+            size = self._sizes[shapes, threads] = self._workspace_bytes(*arguments, None, threads)
+        workspace = tensors[0].new_empty(size, dtype=torch.uint8) if size > 0 else None
+        self._run(*arguments, workspace, threads)
+
+
+class Calls:
+    """The calls of one operator on one device. Its name is what ops, which take strings, know the operator by."""
+
+    def __init__(self, operator, device):
+        self.name = operator.key
+        self.operator = operator
+        self._device = device
+        self.has_sums = operator.kind != "linear" or operator.normaliser == "sum"
+        self.sum_dtype = torch.float64 if operator.dtype == "float64" else torch.float32
+        self.state_dtype = getattr(torch, operator.state_dtype)
+
+    @functools.cached_property
+    def prefill(self):
+        names = CONVOLUTION + ("output",) if self.operator.kind == "convolution" else ATTENTION + ATTENTION_OUTPUTS
+        return Call(self.operator, "prefill", self._device, names)
+
+    @functools.cached_property
+    def backward(self):
+        names = (CONVOLUTION + CONVOLUTION_GRADIENTS if self.operator.kind == "convolution" else
+                 ATTENTION + ("output", "sums") + ATTENTION_GRADIENTS)
+        return Call(self.operator, "backward", self._device, names)
+
+
+@functools.cache
+def calls(device, dtype, kind, *settings):
+    """The calls of an operator, whose settings are the values of SETTINGS."""
+    if dtype not in _ELEMENTS:
+        raise ValueError(f"jrt: tensors have dtype {str(dtype).removeprefix('torch.')}, but must have float32, float64, "
+                         "float16 or bfloat16.")
+    operator = Operator(kind=kind, dtype=_ELEMENTS[dtype], **dict(zip(SETTINGS[kind], settings)))
+    return _named.setdefault((operator.key, device), Calls(operator, device))
+
+
+def named(name, device):
+    """The calls of the operator that `calls` gave a name, on a device."""
+    found = _named.get((name, device))
+    if found is None:  # a graph that was traced for another device
+        operator = next(calls.operator for (key, _), calls in _named.items() if key == name)
+        found = _named.setdefault((name, device), Calls(operator, device))
+    return found
+
+
+# -- forward and gradients, for tensors that have memory -------------------------------------------------------------------
+
+
+def _extents(inputs):
+    """What else a workspace's size depends on: the encoder region, packed sequences, and whether there is a state."""
+    _, _, _, key_encoder, _, cu_seqlens, _, _, _, initial_state = inputs
+    if key_encoder is None and cu_seqlens is None and initial_state is None:
+        return ()
+    return key_encoder is not None and key_encoder.shape, cu_seqlens is not None and cu_seqlens.shape, initial_state is None
+
+
+def attention(operation, inputs, saves, returns_state):
+    """(output, sums, final state) of ATTENTION's tensors, the latter two if they are wanted."""
+    outputs = new_outputs(operation, inputs, saves, returns_state)
+    operation.prefill((*inputs, *outputs), (inputs[0].shape, inputs[1].shape, saves, returns_state, *_extents(inputs)))
+    return outputs
+
+
+def new_outputs(operation, inputs, saves, returns_state):
+    """New output, sums and state of a call; None for those that are not wanted."""
+    query = inputs[0]
+    query_shape = query.shape
+    rows = query_shape[:-1]
+    output = query.new_empty((*rows, inputs[2].shape[-1]))
+    sums = query.new_empty((*rows, 1), dtype=operation.sum_dtype) if saves and operation.has_sums else None
+    state = None
+    if returns_state:
+        sequences = query_shape[0] if inputs[5] is None else inputs[5].shape[0] - 1
+        state = query.new_zeros((sequences, inputs[1].shape[-2], operation.prefill.head_elements),
+                                dtype=operation.state_dtype)
+    return output, sums, state
+
+
+def attention_backward(operation, output_gradient, state_gradient, output, sums, inputs, wanted):
+    """Gradients of query, key, value, key_encoder, value_encoder and initial_state; None for those that are not wanted."""
+    gradients = new_gradients(operation, inputs, wanted)
+    if not operation.has_sums:
+        output = sums = None
+    operation.backward((*inputs, output, sums, output_gradient, state_gradient, *gradients),
+                       (inputs[0].shape, inputs[1].shape, state_gradient is None, *wanted, *_extents(inputs)))
+    return gradients
+
+
+def new_gradients(operation, inputs, wanted):
+    sources = (*inputs[:5], inputs[9])
+    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else None
+                 for tensor, want in zip(sources, wanted)]
+    if wanted[5]:  # what pads a head's state is not written
+        gradients[5] = torch.zeros_like(inputs[9], dtype=operation.sum_dtype, memory_format=torch.contiguous_format)
+    return gradients
+
+
+def convolution(operation, input, weight, gate, bias, cu_seqlens, left_pads):
+    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    operation.prefill(
+        (input.unsqueeze(-2), weight, None if gate is None else gate.unsqueeze(-2), bias, cu_seqlens, left_pads,
+         output.unsqueeze(-2)),
+        (input.shape, cu_seqlens is not None and cu_seqlens.shape))
+    return output
+
+
+def convolution_backward(operation, output_gradient, input, weight, gate, bias, cu_seqlens, left_pads, wanted):
+    """Gradients of input, weight, gate and bias; None for those that are not wanted."""
+    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else None
+                 for tensor, want in zip((input, weight, gate, bias), wanted)]
+    rows = [None if tensor is None else tensor.unsqueeze(-2)
+            for tensor in (input, gate, output_gradient, gradients[0], gradients[2])]
+    operation.backward(
+        (rows[0], weight, rows[1], bias, cu_seqlens, left_pads, rows[2], rows[3], gradients[1], rows[4], gradients[3]),
+        (input.shape, cu_seqlens is not None and cu_seqlens.shape, *wanted))
+    return gradients
