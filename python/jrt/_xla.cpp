@@ -6,8 +6,10 @@
 #include <tvm/ffi/container/shape.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/dtype.h>
+#include <tvm/ffi/error.h>
 #include <tvm/ffi/function.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -15,20 +17,33 @@ namespace {
 
 namespace ffi = tvm::ffi;
 
+constexpr std::size_t most_arguments = 64;
+
+/// Refuses more than there is room for.
+void check_count(std::size_t count) {
+  if (count > most_arguments) {
+    throw ffi::Error("ValueError", "jrt.jax: an operation has more arguments than calls from XLA have room for.", "");
+  }
+}
+
 /// Calls `function` with the arguments in their places: `places` has for each of them its index in what is given, or -1.
 void call(const ffi::Function& function, const ffi::Shape& places, std::int64_t threads, const ffi::AnyView* given,
           ffi::Any* result) {
-  std::vector<ffi::AnyView> arguments;
-  arguments.reserve(places.size() + 1);
+  ffi::AnyView arguments[most_arguments + 1];  // None, where nothing is assigned
+  std::int32_t count = 0;
   for (const std::int64_t place : places) {
-    arguments.push_back(place < 0 ? ffi::AnyView(nullptr) : given[place]);
+    if (place >= 0) {
+      arguments[count] = given[place];
+    }
+    ++count;
   }
-  arguments.emplace_back(threads);
-  function.CallPacked(arguments.data(), static_cast<std::int32_t>(arguments.size()), result);
+  arguments[count++] = threads;
+  function.CallPacked(arguments, count, result);
 }
 
 /// A function of inputs and outputs, as XLA passes them.
 ffi::Function arranged(ffi::Function function, ffi::Shape places, std::int64_t threads) {
+  check_count(places.size());
   return ffi::Function::FromPacked([function, places, threads](ffi::PackedArgs given, ffi::Any* result) {
     call(function, places, threads, given.data(), result);
   });
@@ -41,7 +56,9 @@ std::int64_t workspace_bytes(ffi::Function function, ffi::Shape places, std::int
   std::vector<DLTensor> tensors(shapes.size());
   std::vector<std::vector<std::int32_t>> numbers(shapes.size());
   std::vector<std::vector<std::int64_t>> strides(shapes.size());
-  std::vector<ffi::AnyView> given;
+  check_count(places.size());
+  check_count(shapes.size());
+  ffi::AnyView given[most_arguments];
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const ffi::Shape shape = shapes[static_cast<std::int64_t>(i)];
     strides[i].assign(shape.size(), 1);
@@ -57,10 +74,10 @@ std::int64_t workspace_bytes(ffi::Function function, ffi::Shape places, std::int
     tensors[i] = {data, {static_cast<DLDeviceType>(device_type), 0}, static_cast<std::int32_t>(shape.size()),
                   type, const_cast<std::int64_t*>(shape.data()),     strides[i].data(),
                   0};
-    given.emplace_back(&tensors[i]);
+    given[i] = &tensors[i];
   }
   ffi::Any result;
-  call(function, places, threads, given.data(), &result);
+  call(function, places, threads, given, &result);
   return result.cast<std::int64_t>();
 }
 

@@ -36,14 +36,17 @@ __all__ = ["based", "gated_convolution", "hybrid_attention", "prefix_linear_atte
 
 @functools.cache
 def _between():
-    """Functions between XLA's calls and compiled operations; host code, whatever the platform."""
+    """Functions between XLA's calls and compiled operations: host code, whatever the platform."""
     source = (pathlib.Path(__file__).resolve().parent / "_xla.cpp").read_text()
     digest = hashlib.sha256(source.encode()).hexdigest()[:10]
     return tvm_ffi.load_module(str(_compile.library("cpu", f"xla-{digest}", source)))
 
 
 @functools.cache
-def _architecture():
+def _target_of(platform):
+    """What operations are compiled for: "cpu" or a GPU architecture."""
+    if platform == "cpu":
+        return platform
     major, minor = jax.devices("cuda")[0].compute_capability.split(".")
     return "90a" if (major, minor) == ("9", "0") else major + minor  # only "90a" has the kernels for Hopper
 
@@ -51,7 +54,7 @@ def _architecture():
 @functools.cache
 def _target(operator, operation, platform, names, threads):
     """The name of XLA's target of an operation that is given tensors with these names, and its bound operation and places."""
-    bound = operator._bound(operation, "cpu" if platform == "cpu" else _architecture())
+    bound = operator._bound(operation, _target_of(platform))
     places = [names.index(name) if name in names else -1 for name in (*bound._names, "workspace")]
     name = f"jrt.{operator.key}.{operation}({','.join(names)})"
     jax_tvm_ffi.register_ffi_target(name, _between().arranged(bound._run, tvm_ffi.Shape(places), threads),
@@ -69,9 +72,9 @@ def _call(operator, operation, platform, inputs, outputs, cleared=()):
     name, bound, places = _target(operator, operation, platform, names, threads)
     arrays = [*inputs.values(), *zeros.values()]
     tensors = [*arrays, *outputs.values()]
-    size = _between().workspace_bytes(bound._workspace_bytes, tvm_ffi.Shape([*places[:-1], -1]), threads,
-                                      1 if platform == "cpu" else 2, [tvm_ffi.Shape(tensor.shape) for tensor in tensors],
-                                      [tvm_ffi.dtype(str(tensor.dtype)) for tensor in tensors])
+    size = _between().workspace_bytes(
+        bound._workspace_bytes, tvm_ffi.Shape([*places[:-1], -1]), threads, 1 if platform == "cpu" else 2,
+        [tvm_ffi.Shape(tensor.shape) for tensor in tensors], [tvm_ffi.dtype(str(tensor.dtype)) for tensor in tensors])
     shapes = [*outputs.values(), jax.ShapeDtypeStruct((max(size, 1),), jnp.uint8)]
     aliases = {len(inputs) + i: list(outputs).index(name.removesuffix(" = 0")) for i, name in enumerate(zeros)}
     results = jax.ffi.ffi_call(name, shapes, vmap_method="sequential", input_output_aliases=aliases)(*arrays)
@@ -116,7 +119,7 @@ def _prefill(operator, platform, saves, returns_state, inputs):
         outputs[sums] = jax.ShapeDtypeStruct((*query.shape[:-1], 1), _sum_dtype(operator))
     if returns_state:
         sequences = query.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        elements = operator._bound("prefill", "cpu" if platform == "cpu" else _architecture()).head_elements
+        elements = operator._bound("prefill", _target_of(platform)).head_elements
         outputs["final_state"] = jax.ShapeDtypeStruct((sequences, inputs["key"].shape[-2], elements), operator.state_dtype)
     return _call(operator, "prefill", platform, inputs, outputs, cleared=("final_state",))
 
