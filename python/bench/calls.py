@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a call from PyTorch costs beside its kernels, and a training step of the mixer beside PyTorch's attention.
+"""What a call from PyTorch costs beside its kernels, and a training step of the mixer beside PyTorch's attention and, where
+it is installed, flash-linear-attention's Based.
 
     calls.py [--tokens 256]
 
@@ -86,6 +87,10 @@ def main():
         "op.prefill": lambda: operator.prefill(query=small[0], key=small[1], value=small[2]),
         "jrt.torch.based": lambda: jrt.torch.based(*small),
     }
+    try:
+        from fla.ops.based import parallel_based
+    except ImportError:
+        parallel_based = None
     for name, call in calls.items():
         slow, fast = eager(call), replayed(call)
         print(f"{name:32} T {arguments.tokens}: eager {slow:7.1f} us, in a graph {fast:6.1f} us, "
@@ -100,6 +105,9 @@ def main():
             flash = milliseconds(step(softmax, tensors(batch, count, 64, 64, 64)), 5)
         print(f"forward and backward, B {batch} N {count}: jrt.torch.based {own:.3f} ms, FlashAttention-2 {flash:.2f} ms, "
               f"ratio {flash / own:.1f}")
+        if parallel_based is not None:
+            peer = milliseconds(step(parallel_based, tensors(batch, count, 16, 16, 64)), 5)
+            print(f"    flash-linear-attention's parallel_based {peer:.2f} ms, ratio {peer / own:.1f}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ class Bound:
                 raise ValueError(f"jrt.Operator: data has {name!r}, but {operation} has an argument of that name.")
         self._kinds = dict(field.split(":") for field in fields.split(","))
         self._names = list(self._kinds)
+        self._written = [name for name, kind in self._kinds.items() if kind in ("output", "states")]
+        self._places = {name: place for place, name in enumerate(self._names)}
         self.head_elements = int(head_elements)
         self.staged_elements = int(staged_elements)
         self._may_disappoint = target == "90a" and (operator.kind, operation) in _HOPPER_SERVES
@@ -59,7 +61,10 @@ class Bound:
             _tensors.check(self._operation, name, value)
 
     def _arguments(self, tensors: Mapping[str, Any]) -> list[Any]:
-        return [_tensors.passed(name, tensors.get(name)) for name in self._names]
+        arguments: list[Any] = [None] * len(self._names)
+        for name, value in tensors.items():
+            arguments[self._places[name]] = _tensors.passed(name, value)
+        return arguments
 
     def workspace_bytes(self, tensors: Mapping[str, Any], threads: int) -> int:
         self._check(tensors)
@@ -89,8 +94,7 @@ class Bound:
         self._allocate(tensors, wanted)
         _tensors.check(self._operation, "workspace", workspace)
         self.call(tensors, threads, workspace)
-        return {name: tensors[name] for name, kind in self._kinds.items()
-                if kind in ("output", "states") and tensors.get(name) is not None}
+        return {name: tensors[name] for name in self._written if tensors.get(name) is not None}
 
     def _warn_of_portable_kernels(self, tensors: Mapping[str, Any], arguments: list[Any], threads: int) -> None:
         """Once for an operation of an operator."""

@@ -83,7 +83,7 @@ TEST_CASE_TEMPLATE("used for aligned tensors of 16-bit elements with d = 16", C,
   args.key_encoder.batch_stride = 0;  // broadcast
   CHECK_FALSE(uses_hopper(args, on));
   args = views.args;
-  args.output.head_stride += 2;
+  args.output.data += 1;
   CHECK_FALSE(uses_hopper(args, on));
   for (const Layout layout : {Layout::packed, Layout::spaced}) {
     CHECK_FALSE(uses_hopper(Views<C>(problem, layout).args, on));

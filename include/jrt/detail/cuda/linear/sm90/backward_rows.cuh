@@ -135,8 +135,9 @@ class BackwardRows {
       store_blocks(to + ((j + lane / 16) ^ (lane % 8)) * 16, pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
     }
     at.token += 16 * warp_;
-    const int rows = present - 16 * warp_;
-    if (rows >= 16) {
+    const int rows = smaller(present - 16 * warp_, 16);
+    // The copy engine stores no tile that begins before row 0, though it loads such tiles.
+    if (rows == 16 && (key_delay<Config> == 0 || at.token >= 0)) {
       async_proxy_fence();
       __syncwarp();
       store_tile(&map, own, at);
