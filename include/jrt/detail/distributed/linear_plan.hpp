@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "jrt/detail/distributed/index_arrays.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/plan/segment.hpp"
+#include "jrt/detail/plan/token_range.hpp"
+#include "jrt/distributed/context_layout.hpp"
+#include "jrt/status.hpp"
+
+/// The integer arithmetic of context-parallel linear attention: which sums each rank forms, where they lie in what all
+/// ranks gather, and in which order they are added up.
+///
+/// A rank's tokens are segments, each of one sequence: a whole piece, or, if the operator's split depends on tokens alone,
+/// the segments of the whole sequence, cut where ranks meet. Every segment of a divided sequence has a sum; the state that
+/// it starts from is the initial state, then all encoder sums, then the sums of all segments before it, always in this
+/// order. Scans are lists of codes, one list for each divided sequence:
+///
+///     code >= 0      running += sums[code]
+///     code < 0       states[~code] = running
+///
+/// from running = 0.
+namespace jrt::detail {
+
+/// Pieces or segments of pieces.
+struct SegmentRule {
+  std::int64_t (*segments)(std::int64_t tokens) = nullptr;  // of a whole sequence; null: pieces are not divided
+  std::int64_t chunk = 1;                                   // tokens; segments are whole chunks
+  bool reads_future = false;                                // whether the mask reads all tokens
+  std::int64_t delay = 0;                                   // tokens by which a state lags behind (hybrid attention)
+
+  /// `function(begin, end)` for every segment of a range of a sequence of `tokens` tokens.
+  template <class Function>
+  void for_segments(const TokenRange& piece, std::int64_t tokens, const Function& function) const {
+    if (segments == nullptr) {
+      if (piece.size() > 0) {
+        function(piece);
+      }
+      return;
+    }
+    const std::int64_t count = clamped(tokens);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const TokenRange whole = segment_of({0, tokens}, count, i, chunk);
+      const TokenRange part{larger(whole.begin, piece.begin), smaller(whole.end, piece.end)};
+      if (part.size() > 0) {
+        function(part);
+      }
+    }
+  }
+  /// Segments of a whole sequence.
+  [[nodiscard]] std::int64_t clamped(std::int64_t tokens) const {
+    const std::int64_t chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
+    return segments == nullptr ? 1 : smaller(larger<std::int64_t>(1, segments(tokens)), chunks);
+  }
+};
+
+enum LinearArray {
+  token_offsets,           // [segments + 1] in the rank's tokens
+  prefix_offsets,          // [segments + 1] in the rank's encoder region
+  prefix_lengths,          // [segments] encoder tokens that the segment reads itself
+  token_positions,         // [segments] tokens of the sequence before the segment
+  token_sums,              // [segments] slot of the segment's sum
+  encoder_offsets,         // [encoder segments + 1]
+  encoder_positions,       // [encoder segments]
+  encoder_sums,            // [encoder segments] slot of the sum
+  initial_states,          // [sequences] segment that starts from the caller's state
+  initial_sums,            // [sequences] slot in which the caller's state enters the scan
+  final_states,            // [sequences] segment whose final state is the caller's
+  forward_scans,           // [scans + 1]
+  forward_codes,           //
+  reverse_sums,            // [segments]
+  final_gradients,         // [sequences] segment that ends with the caller's gradient
+  final_gradient_sums,     // [sequences] slot in which the caller's gradient enters the scan
+  reverse_scans,           // [scans + 1]
+  reverse_codes,           //
+  encoder_gradients,       // [encoder segments] state that holds R for them
+  initial_gradients,       // [sequences] state that holds the gradient of the caller's initial state
+  linear_arrays,
+};
+
+/// Plan of one rank. Slots of gathered sums are rank · gathered + entry; sums that no other rank needs follow.
+class LinearPlan {
+ public:
+  IndexArrays<linear_arrays> arrays;
+  std::int64_t sequences = 0;
+  std::int64_t tokens = 0;            // of this rank
+  std::int64_t encoder_tokens = 0;    // likewise
+  std::int64_t segments = 0;          // of tokens
+  std::int64_t encoder_segments = 0;  //
+  std::int64_t totals = 0;            // states after `segments` others: sums over all queries, for encoder and initial state
+  std::int64_t gathered = 0;          // sums that each rank contributes, forward
+  std::int64_t gathered_back = 0;     // likewise, backward
+  std::int64_t own_sums = 0;          // that only this rank needs, forward and backward
+  std::int64_t scans = 0;
+  std::int64_t longest_segment = 0;   // tokens
+  bool reads_initial_state = false;   // of the caller, on this rank
+  int rank = 0;
+  int ranks = 0;
+
+  [[nodiscard]] std::int64_t sum_slots() const { return ranks * gathered + own_sums; }
+  [[nodiscard]] std::int64_t sum_slots_back() const { return ranks * gathered_back + own_sums; }
+
+  Status make(const ContextLayout& layout, int of_rank, const SegmentRule& rule) {
+    Status status = check_layout(layout, of_rank);
+    if (!status.ok()) {
+      return status;
+    }
+    rank = of_rank;
+    ranks = layout.ranks;
+    sequences = layout.sequences;
+    const std::unique_ptr<std::int64_t[]> entries(new (std::nothrow) std::int64_t[2 * static_cast<std::size_t>(ranks)]);
+    if (entries == nullptr) {
+      return Status::error(StatusCode::out_of_memory, "context plan: no memory for ranks = %d.", ranks);
+    }
+    count_gathered(layout, rule, entries.get());
+    return arrays.fill([&](auto& writer) { Builder<std::decay_t<decltype(writer)>>{*this, layout, rule, writer, entries.get()}.run(); });
+  }
+
+  /// Whether more than one rank has a part of a sequence.
+  static bool is_shared(const ContextLayout& layout, std::int64_t sequence) {
+    int holders = 0;
+    for (int q = 0; q < layout.ranks; ++q) {
+      holders += layout.piece(q, sequence) + layout.encoder_piece(q, sequence) > 0 ? 1 : 0;
+    }
+    return holders > 1;
+  }
+
+ private:
+  static TokenRange piece_of(const ContextLayout& layout, int q, std::int64_t g) {
+    const std::int64_t first = layout.first_token(q, g);
+    return {first, first + layout.piece(q, g)};
+  }
+  static TokenRange encoder_piece_of(const ContextLayout& layout, int q, std::int64_t g) {
+    const std::int64_t first = layout.first_encoder_token(q, g);
+    return {first, first + layout.encoder_piece(q, g)};
+  }
+  /// First and last rank with tokens of a sequence.
+  static int first_rank(const ContextLayout& layout, std::int64_t g) {
+    int q = 0;
+    while (q < layout.ranks - 1 && layout.piece(q, g) == 0) {
+      ++q;
+    }
+    return q;
+  }
+  static int last_rank(const ContextLayout& layout, std::int64_t g) {
+    int q = layout.ranks - 1;
+    while (q > 0 && layout.piece(q, g) == 0) {
+      --q;
+    }
+    return q;
+  }
+  static std::int64_t count_segments(const SegmentRule& rule, const TokenRange& piece, std::int64_t tokens) {
+    std::int64_t count = 0;
+    rule.for_segments(piece, tokens, [&](const TokenRange&) { ++count; });
+    return count;
+  }
+  /// Sums of a shared sequence that a rank contributes.
+  static std::int64_t entries_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
+    return (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0) +
+           count_segments(rule, encoder_piece_of(layout, q, g), layout.first_encoder_token(layout.ranks, g)) +
+           count_segments(rule, piece_of(layout, q, g), layout.first_token(layout.ranks, g));
+  }
+  static std::int64_t entries_back_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
+    return (q == last_rank(layout, g) ? 1 : 0) +
+           count_segments(rule, piece_of(layout, q, g), layout.first_token(layout.ranks, g));
+  }
+
+  void count_gathered(const ContextLayout& layout, const SegmentRule& rule, std::int64_t* entries) {
+    std::int64_t* const back = entries + ranks;
+    gathered = 0;
+    gathered_back = 0;
+    for (int q = 0; q < ranks; ++q) {
+      entries[q] = 0;
+      back[q] = 0;
+      for (std::int64_t g = 0; g < sequences; ++g) {
+        if (is_shared(layout, g)) {
+          entries[q] += entries_of(layout, rule, q, g);
+          back[q] += entries_back_of(layout, rule, q, g);
+        }
+      }
+      gathered = larger(gathered, entries[q]);
+      gathered_back = larger(gathered_back, back[q]);
+    }
+  }
+
+  /// Writes the arrays; run twice, with the same results.
+  template <class Writer>
+  struct Builder {
+    LinearPlan& plan;
+    const ContextLayout& layout;
+    const SegmentRule& rule;
+    Writer& writer;
+    std::int64_t* next;  // [ranks] entries of the sequences before, forward; then backward
+    std::int64_t total_segments = 0;
+
+    void run() {
+      plan.tokens = 0;
+      plan.encoder_tokens = 0;
+      plan.segments = 0;
+      plan.encoder_segments = 0;
+      plan.own_sums = 0;
+      plan.longest_segment = 0;
+      plan.reads_initial_state = false;
+      for (int i = 0; i < 2 * plan.ranks; ++i) {
+        next[i] = 0;
+      }
+      plan.totals = 0;
+      for (std::int64_t g = 0; g < plan.sequences; ++g) {
+        total_segments += larger<std::int64_t>(
+            count_segments(rule, piece_of(layout, plan.rank, g), layout.first_token(plan.ranks, g)),
+            layout.encoder_piece(plan.rank, g) > 0 ? 1 : 0);
+      }
+      for (const int offsets : {token_offsets, prefix_offsets, encoder_offsets, forward_scans, reverse_scans}) {
+        writer.push(offsets, 0);
+      }
+      for (std::int64_t g = 0; g < plan.sequences; ++g) {
+        sequence(g);
+      }
+      plan.scans = writer.used(forward_scans) - 1;
+    }
+
+    void sequence(std::int64_t g) {
+      const int r = plan.rank;
+      const std::int64_t whole = layout.first_token(plan.ranks, g);
+      const std::int64_t whole_encoder = layout.first_encoder_token(plan.ranks, g);
+      const bool shared = is_shared(layout, g);
+      const bool divided = shared || rule.clamped(whole) > 1 || rule.clamped(whole_encoder) > 1;
+      const TokenRange piece = piece_of(layout, r, g);
+      const TokenRange encoder = encoder_piece_of(layout, r, g);
+      const bool holds = piece.size() > 0;
+      const bool starts = holds && r == first_rank(layout, g) && layout.continues(g);
+      const bool ends = holds && r == last_rank(layout, g);
+      const std::int64_t first_segment = plan.segments;
+      const std::int64_t own = plan.ranks * plan.gathered + plan.own_sums;
+      const std::int64_t own_back = plan.ranks * plan.gathered_back + plan.own_sums;
+      // Entries of this sequence lie one after the other: initial state, encoder, tokens; backward: final gradient, tokens.
+      const auto entry = [&](int q) { return shared ? q * plan.gathered + next[q] : own; };
+      const auto entry_back = [&](int q) { return shared ? q * plan.gathered_back + next[plan.ranks + q] : own_back; };
+      const auto encoder_entry = [&](int q) { return entry(q) + (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0); };
+      const auto token_entry = [&](int q) {
+        return encoder_entry(q) + count_segments(rule, encoder_piece_of(layout, q, g), whole_encoder);
+      };
+      const auto token_entry_back = [&](int q) { return entry_back(q) + (q == last_rank(layout, g) ? 1 : 0); };
+      const auto segments_of = [&](int q) { return count_segments(rule, piece_of(layout, q, g), whole); };
+
+      std::int64_t index = 0;
+      rule.for_segments(piece, whole, [&](const TokenRange& range) {
+        const bool last = range.end == whole && !rule.reads_future;
+        const bool first = range.begin == 0 && whole_encoder == 0 && !layout.continues(g) && !rule.reads_future;
+        plan.tokens += range.size();
+        plan.longest_segment = larger(plan.longest_segment, range.size());
+        writer.push(token_offsets, plan.tokens);
+        writer.push(prefix_offsets, plan.encoder_tokens + encoder.size());
+        writer.push(prefix_lengths, divided ? 0 : encoder.size());
+        writer.push(token_positions, layout.first_position(g) + range.begin);
+        writer.push(token_sums, divided && !last ? token_entry(r) + index : -1);
+        writer.push(reverse_sums, divided && !first ? token_entry_back(r) + index : -1);
+        ++plan.segments;
+        ++index;
+      });
+      if (!holds && encoder.size() > 0) {
+        // A segment without tokens, so that the rows of the encoder region belong to one.
+        writer.push(token_offsets, plan.tokens);
+        writer.push(prefix_offsets, plan.encoder_tokens + encoder.size());
+        writer.push(prefix_lengths, 0);
+        writer.push(token_positions, 0);
+        writer.push(token_sums, -1);
+        writer.push(reverse_sums, -1);
+        ++plan.segments;
+      }
+      const std::int64_t total = total_segments + plan.totals;
+      const bool has_total = divided && (encoder.size() > 0 || starts);
+      plan.totals += has_total ? 1 : 0;
+      index = 0;
+      rule.for_segments(encoder, whole_encoder, [&](const TokenRange& range) {
+        plan.encoder_tokens += range.size();
+        plan.longest_segment = larger(plan.longest_segment, range.size());
+        writer.push(encoder_offsets, plan.encoder_tokens);
+        writer.push(encoder_positions, layout.first_position(g) + range.begin);
+        writer.push(encoder_sums, divided ? encoder_entry(r) + index : -1);
+        writer.push(encoder_gradients, divided ? total : first_segment);
+        ++plan.encoder_segments;
+        ++index;
+      });
+      plan.reads_initial_state = plan.reads_initial_state || starts;
+      writer.push(initial_states, starts && !divided ? first_segment : -1);
+      writer.push(initial_sums, starts && divided ? entry(r) : -1);
+      writer.push(final_states, holds ? plan.segments - 1 : -1);
+      writer.push(final_gradients, ends && !divided ? first_segment : -1);
+      writer.push(final_gradient_sums, ends && divided ? entry_back(r) : -1);
+      writer.push(initial_gradients, !starts ? -1 : (divided ? total : first_segment));
+
+      if (plan.segments > first_segment) {
+        if (divided && holds) {
+          forward_scan(g, first_segment, entry, encoder_entry, token_entry, segments_of);
+        } else {
+          writer.push(forward_codes, ~first_segment);  // empty, unless the caller's state follows
+        }
+        writer.push(forward_scans, writer.used(forward_codes));
+        if (!(divided && holds)) {
+          writer.push(reverse_codes, ~first_segment);  // likewise
+        }
+        if (divided && (holds || has_total)) {
+          reverse_scan(g, first_segment, has_total, total, entry_back, token_entry_back, segments_of);
+        }
+        writer.push(reverse_scans, writer.used(reverse_codes));
+      }
+      if (shared) {
+        for (int q = 0; q < plan.ranks; ++q) {
+          next[q] += entries_of(layout, rule, q, g);
+          next[plan.ranks + q] += entries_back_of(layout, rule, q, g);
+        }
+      } else if (divided) {
+        plan.own_sums += larger(entries_of(layout, rule, r, g), entries_back_of(layout, rule, r, g));
+      }
+    }
+
+    template <class Entry, class EncoderEntry, class TokenEntry, class SegmentsOf>
+    void forward_scan(std::int64_t g, std::int64_t first_segment, const Entry& entry, const EncoderEntry& encoder_entry,
+                      const TokenEntry& token_entry, const SegmentsOf& segments_of) {
+      const std::int64_t whole_encoder = layout.first_encoder_token(plan.ranks, g);
+      if (layout.continues(g)) {
+        writer.push(forward_codes, entry(first_rank(layout, g)));
+      }
+      for (int q = 0; q < plan.ranks; ++q) {
+        const std::int64_t count = count_segments(rule, encoder_piece_of(layout, q, g), whole_encoder);
+        for (std::int64_t i = 0; i < count; ++i) {
+          writer.push(forward_codes, encoder_entry(q) + i);
+        }
+      }
+      for (int q = 0; q < (rule.reads_future ? plan.ranks : plan.rank); ++q) {
+        for (std::int64_t i = 0; q != plan.rank && i < segments_of(q); ++i) {
+          writer.push(forward_codes, token_entry(q) + i);
+        }
+      }
+      const std::int64_t own = segments_of(plan.rank);
+      for (std::int64_t i = 0; i < own; ++i) {
+        writer.push(forward_codes, ~(first_segment + i));
+        if (i + 1 < own) {
+          writer.push(forward_codes, token_entry(plan.rank) + i);
+        }
+      }
+    }
+
+    template <class EntryBack, class TokenEntryBack, class SegmentsOf>
+    void reverse_scan(std::int64_t g, std::int64_t first_segment, bool has_total, std::int64_t total,
+                      const EntryBack& entry_back, const TokenEntryBack& token_entry_back, const SegmentsOf& segments_of) {
+      const std::int64_t own = segments_of(plan.rank);
+      writer.push(reverse_codes, entry_back(last_rank(layout, g)));
+      for (int q = plan.ranks - 1; q >= 0; --q) {
+        if (q == plan.rank) {
+          // The mask that reads all tokens has one segment a piece, whose own sum its pass adds; the total comes after it.
+          for (std::int64_t i = own - 1; !rule.reads_future && i >= 0; --i) {
+            writer.push(reverse_codes, ~(first_segment + i));
+            if (i > 0 || has_total) {
+              writer.push(reverse_codes, token_entry_back(plan.rank) + i);
+            }
+          }
+        } else if (q > plan.rank || has_total || rule.reads_future) {
+          for (std::int64_t i = segments_of(q) - 1; i >= 0; --i) {
+            writer.push(reverse_codes, token_entry_back(q) + i);
+          }
+        }
+      }
+      if (rule.reads_future && own > 0) {
+        writer.push(reverse_codes, ~first_segment);
+        if (has_total) {
+          writer.push(reverse_codes, token_entry_back(plan.rank));
+        }
+      }
+      if (has_total) {
+        writer.push(reverse_codes, ~total);
+      }
+    }
+  };
+};
+
+}  // namespace jrt::detail
