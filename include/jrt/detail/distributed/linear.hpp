@@ -37,10 +37,15 @@ inline constexpr bool keeps_segments = [] {
   }
 }();
 
-/// The operator of segments: states in the type of sums.
+/// An operator whose states have the type of sums.
 template <class Config>
-struct SegmentOperator : Config {
+struct StatesOfSums : Config {
   using StateScalar = ConfigCompute<Config>;
+};
+
+/// The operator of segments: likewise.
+template <class Config>
+struct SegmentOperator : StatesOfSums<Config> {
   using Split = std::conditional_t<keeps_segments<Config>, NoSplit, typename Config::Split>;
 };
 template <class Config>
@@ -59,11 +64,11 @@ SegmentRule segment_rule() {
   return rule;
 }
 
-/// Sums of segments, the exchange, and the states from which segments start.
-template <class Config, class Execution>
+/// Sums of segments, the exchange, and the states from which segments start. `InnerT` is the operator of segments.
+template <class Config, class Execution, class InnerT = SegmentConfig<Config>>
 class LinearContextStates {
  public:
-  using Inner = SegmentConfig<Config>;
+  using Inner = InnerT;
   using Format = StateGradientFormatOf<Config>;
   using Element = typename Config::Element;
   using Pool = StatePoolView<Format>;
@@ -125,7 +130,7 @@ class LinearContextStates {
     return sequences;
   }
 
-  /// Makes the states that segments start from.
+  /// Makes the states that segments of divided sequences start from; those of others are empty.
   template <class InitialFormat, class C>
   Status make_starts(const StateSlots<InitialFormat>& initial, C& communicator, const Workspace& workspace) {
     Status status;
@@ -144,10 +149,13 @@ class LinearContextStates {
     if (status.ok() && plan_.scans > 0) {
       status = scan(forward_scans, forward_codes, sums_, starts_);
     }
-    if (status.ok() && plan_.reads_initial_state && plan_.segments > 0) {
-      status = copy_states(initial, Slots{starts_, plan_.arrays[initial_states]}, plan_.sequences, on_);
-    }
     return status;
+  }
+  /// The caller's states for sequences that are not divided.
+  template <class InitialFormat>
+  Status copy_initial(const StateSlots<InitialFormat>& initial) const {
+    return !plan_.reads_initial_state ? Status()
+                                      : copy_states(initial, Slots{starts_, plan_.arrays[initial_states]}, plan_.sequences, on_);
   }
 
   /// All ranks' sums, in place.
@@ -233,6 +241,9 @@ class LinearContextPrefill {
   template <class C>
   Status run(C& communicator) {
     Status status = states_.make_starts(local_.initial_state, communicator, inner_);
+    if (status.ok()) {
+      status = states_.copy_initial(local_.initial_state);
+    }
     if (status.ok() && plan_.segments > 0) {
       status = prefill(prefill_args(), inner_, on_);
       if (status.ok() && !local_.final_state.empty()) {

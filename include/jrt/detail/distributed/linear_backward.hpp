@@ -66,25 +66,27 @@ class LinearContextBackward {
         status = step();
       }
     };
+    then([&] { return states_.copy_initial(local_.initial_state); });
     if (plan_.segments > 0 && plan_.sum_slots_back() > 0) {
       then([&] { return final_gradient_to(sums_, final_gradient_sums); });
       then([&] { return backward(sum_args(), inner_, on_); });
     }
     then([&] { return states_.gather(sums_, plan_.gathered_back, communicator); });
-    if (plan_.segments == 0) {
-      return status;
+    if (plan_.scans > 0) {
+      then([&] { return states_.scan(reverse_scans, reverse_codes, sums_, ends_); });
     }
-    then([&] { return states_.scan(reverse_scans, reverse_codes, sums_, ends_); });
-    if (!local_.final_state_gradient.empty()) {
-      then([&] { return copy_states(local_.final_state_gradient, ends(final_gradients), plan_.sequences, on_); });
+    if (plan_.segments > 0) {
+      if (!local_.final_state_gradient.empty()) {
+        then([&] { return copy_states(local_.final_state_gradient, ends(final_gradients), plan_.sequences, on_); });
+      }
+      then([&] { return backward(gradient_args(), inner_, on_); });
     }
-    then([&] { return backward(gradient_args(), inner_, on_); });
     if (wants_encoder()) {
       then([&] { return fill(row_, larger(Inner::value_dim, Inner::FeatureMap::input_dim), Element{}); });
       then([&] { return fill(denominator_, 1, T(1)); });
       then([&] { return backward(encoder_args(), inner_, on_); });
     }
-    if (!local_.initial_state_gradient.empty()) {
+    if (!local_.initial_state_gradient.empty() && plan_.segments > 0) {
       then([&] { return copy_states(ends(initial_gradients), local_.initial_state_gradient, plan_.sequences, on_); });
     }
     return status;

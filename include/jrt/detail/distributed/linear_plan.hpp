@@ -8,10 +8,11 @@
 #include <type_traits>
 
 #include "jrt/detail/distributed/index_arrays.hpp"
+#include "jrt/detail/distributed/segment_rule.hpp"
 #include "jrt/detail/integer.hpp"
-#include "jrt/detail/plan/segment.hpp"
 #include "jrt/detail/plan/token_range.hpp"
 #include "jrt/distributed/context_layout.hpp"
+#include "jrt/sequences.hpp"
 #include "jrt/status.hpp"
 
 /// The integer arithmetic of context-parallel linear attention: which sums each rank forms, where they lie in what all
@@ -25,45 +26,14 @@
 ///     code >= 0      running += sums[code]
 ///     code < 0       states[~code] = running
 ///
-/// from running = 0.
+/// from running = 0. The state of hybrid attention lags behind: tokens enter it when they leave the window, so that a piece
+/// starts from the sums of the tokens up to `delay` before it.
 namespace jrt::detail {
-
-/// Pieces or segments of pieces.
-struct SegmentRule {
-  std::int64_t (*segments)(std::int64_t tokens) = nullptr;  // of a whole sequence; null: pieces are not divided
-  std::int64_t chunk = 1;                                   // tokens; segments are whole chunks
-  bool reads_future = false;                                // whether the mask reads all tokens
-  std::int64_t delay = 0;                                   // tokens by which a state lags behind (hybrid attention)
-
-  /// `function(begin, end)` for every segment of a range of a sequence of `tokens` tokens.
-  template <class Function>
-  void for_segments(const TokenRange& piece, std::int64_t tokens, const Function& function) const {
-    if (segments == nullptr) {
-      if (piece.size() > 0) {
-        function(piece);
-      }
-      return;
-    }
-    const std::int64_t count = clamped(tokens);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const TokenRange whole = segment_of({0, tokens}, count, i, chunk);
-      const TokenRange part{larger(whole.begin, piece.begin), smaller(whole.end, piece.end)};
-      if (part.size() > 0) {
-        function(part);
-      }
-    }
-  }
-  /// Segments of a whole sequence.
-  [[nodiscard]] std::int64_t clamped(std::int64_t tokens) const {
-    const std::int64_t chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
-    return segments == nullptr ? 1 : smaller(larger<std::int64_t>(1, segments(tokens)), chunks);
-  }
-};
 
 enum LinearArray {
   token_offsets,           // [segments + 1] in the rank's tokens
-  prefix_offsets,          // [segments + 1] in the rank's encoder region
-  prefix_lengths,          // [segments] encoder tokens that the segment reads itself
+  prefix_offsets,          // [segments + 1] in the rank's encoder region; where states lag behind, [pieces + 1]
+  prefix_lengths,          // likewise: encoder tokens that the segment reads itself
   token_positions,         // [segments] tokens of the sequence before the segment
   token_sums,              // [segments] slot of the segment's sum
   encoder_offsets,         // [encoder segments + 1]
@@ -81,6 +51,7 @@ enum LinearArray {
   reverse_codes,           //
   encoder_gradients,       // [encoder segments] state that holds R for them
   initial_gradients,       // [sequences] state that holds the gradient of the caller's initial state
+  divided_pieces,          // [pieces] piece, if its sequence is divided
   linear_arrays,
 };
 
@@ -91,7 +62,8 @@ class LinearPlan {
   std::int64_t sequences = 0;
   std::int64_t tokens = 0;            // of this rank
   std::int64_t encoder_tokens = 0;    // likewise
-  std::int64_t segments = 0;          // of tokens
+  std::int64_t pieces = 0;            // with tokens
+  std::int64_t segments = 0;          // of these
   std::int64_t encoder_segments = 0;  //
   std::int64_t totals = 0;            // states after `segments` others: sums over all queries, for encoder and initial state
   std::int64_t gathered = 0;          // sums that each rank contributes, forward
@@ -119,7 +91,9 @@ class LinearPlan {
       return Status::error(StatusCode::out_of_memory, "context plan: no memory for ranks = %d.", ranks);
     }
     count_gathered(layout, rule, entries.get());
-    return arrays.fill([&](auto& writer) { Builder<std::decay_t<decltype(writer)>>{*this, layout, rule, writer, entries.get()}.run(); });
+    return arrays.fill([&](auto& writer) {
+      Builder<std::decay_t<decltype(writer)>>{*this, layout, rule, writer, entries.get()}.run();
+    });
   }
 
   /// Whether more than one rank has a part of a sequence.
@@ -155,20 +129,48 @@ class LinearPlan {
     }
     return q;
   }
-  static std::int64_t count_segments(const SegmentRule& rule, const TokenRange& piece, std::int64_t tokens) {
+  /// `function(range)` for every segment of a rank's piece of a sequence, in tokens of the sequence. Where states lag behind,
+  /// pieces are cut so that the sums before any rank's state are whole segments.
+  template <class Function>
+  static void for_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g,
+                           const Function& function) {
+    const TokenRange piece = piece_of(layout, q, g);
+    if (rule.delay == 0) {
+      rule.for_segments(piece, layout.first_token(layout.ranks, g), function);
+      return;
+    }
+    std::int64_t begin = piece.begin;
+    for (int r = q + 1; r <= layout.ranks; ++r) {
+      const std::int64_t cut = r == layout.ranks ? piece.end : state_end(layout, rule, r, g);
+      const std::int64_t end = clamped(cut, begin, piece.end);
+      if (end > begin) {
+        function(TokenRange{begin, end});
+      }
+      begin = end;
+    }
+  }
+  static std::int64_t count_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
     std::int64_t count = 0;
-    rule.for_segments(piece, tokens, [&](const TokenRange&) { ++count; });
+    for_segments(layout, rule, q, g, [&](const TokenRange&) { ++count; });
     return count;
+  }
+  static std::int64_t count_encoder_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
+    std::int64_t count = 0;
+    rule.for_segments(encoder_piece_of(layout, q, g), layout.first_encoder_token(layout.ranks, g),
+                      [&](const TokenRange&) { ++count; });
+    return count;
+  }
+  /// Tokens of a sequence that are in the state from which a rank's piece starts.
+  static std::int64_t state_end(const ContextLayout& layout, const SegmentRule& rule, int r, std::int64_t g) {
+    return larger<std::int64_t>(layout.first_token(r, g) - rule.delay, 0);
   }
   /// Sums of a shared sequence that a rank contributes.
   static std::int64_t entries_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
     return (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0) +
-           count_segments(rule, encoder_piece_of(layout, q, g), layout.first_encoder_token(layout.ranks, g)) +
-           count_segments(rule, piece_of(layout, q, g), layout.first_token(layout.ranks, g));
+           count_encoder_segments(layout, rule, q, g) + count_segments(layout, rule, q, g);
   }
   static std::int64_t entries_back_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
-    return (q == last_rank(layout, g) ? 1 : 0) +
-           count_segments(rule, piece_of(layout, q, g), layout.first_token(layout.ranks, g));
+    return (q == last_rank(layout, g) ? 1 : 0) + count_segments(layout, rule, q, g);
   }
 
   void count_gathered(const ContextLayout& layout, const SegmentRule& rule, std::int64_t* entries) {
@@ -202,6 +204,7 @@ class LinearPlan {
     void run() {
       plan.tokens = 0;
       plan.encoder_tokens = 0;
+      plan.pieces = 0;
       plan.segments = 0;
       plan.encoder_segments = 0;
       plan.own_sums = 0;
@@ -212,16 +215,15 @@ class LinearPlan {
       }
       plan.totals = 0;
       for (std::int64_t g = 0; g < plan.sequences; ++g) {
-        total_segments += larger<std::int64_t>(
-            count_segments(rule, piece_of(layout, plan.rank, g), layout.first_token(plan.ranks, g)),
-            layout.encoder_piece(plan.rank, g) > 0 ? 1 : 0);
+        total_segments += count_segments(layout, rule, plan.rank, g);
       }
-      for (const int offsets : {token_offsets, prefix_offsets, encoder_offsets, forward_scans, reverse_scans}) {
+      for (const int offsets : {token_offsets, encoder_offsets, forward_scans, reverse_scans}) {
         writer.push(offsets, 0);
       }
       for (std::int64_t g = 0; g < plan.sequences; ++g) {
         sequence(g);
       }
+      writer.push(prefix_offsets, plan.encoder_tokens);
       plan.scans = writer.used(forward_scans) - 1;
     }
 
@@ -244,36 +246,31 @@ class LinearPlan {
       const auto entry_back = [&](int q) { return shared ? q * plan.gathered_back + next[plan.ranks + q] : own_back; };
       const auto encoder_entry = [&](int q) { return entry(q) + (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0); };
       const auto token_entry = [&](int q) {
-        return encoder_entry(q) + count_segments(rule, encoder_piece_of(layout, q, g), whole_encoder);
+        return encoder_entry(q) + count_encoder_segments(layout, rule, q, g);
       };
       const auto token_entry_back = [&](int q) { return entry_back(q) + (q == last_rank(layout, g) ? 1 : 0); };
-      const auto segments_of = [&](int q) { return count_segments(rule, piece_of(layout, q, g), whole); };
+      const auto segments_of = [&](int q) { return count_segments(layout, rule, q, g); };
 
+      // Sums of later tokens are in no state that a segment starts from.
+      const std::int64_t last_needed =
+          rule.delay > 0 ? state_end(layout, rule, last_rank(layout, g), g) : whole - 1;
       std::int64_t index = 0;
-      rule.for_segments(piece, whole, [&](const TokenRange& range) {
-        const bool last = range.end == whole && !rule.reads_future;
+      for_segments(layout, rule, r, g, [&](const TokenRange& range) {
+        const bool last = range.end > last_needed && !rule.reads_future;
         const bool first = range.begin == 0 && whole_encoder == 0 && !layout.continues(g) && !rule.reads_future;
         plan.tokens += range.size();
         plan.longest_segment = larger(plan.longest_segment, range.size());
         writer.push(token_offsets, plan.tokens);
-        writer.push(prefix_offsets, plan.encoder_tokens + encoder.size());
-        writer.push(prefix_lengths, divided ? 0 : encoder.size());
+        if (rule.delay == 0 || index == 0) {
+          writer.push(prefix_offsets, plan.encoder_tokens + (index == 0 ? 0 : encoder.size()));
+          writer.push(prefix_lengths, divided ? 0 : encoder.size());
+        }
         writer.push(token_positions, layout.first_position(g) + range.begin);
         writer.push(token_sums, divided && !last ? token_entry(r) + index : -1);
         writer.push(reverse_sums, divided && !first ? token_entry_back(r) + index : -1);
         ++plan.segments;
         ++index;
       });
-      if (!holds && encoder.size() > 0) {
-        // A segment without tokens, so that the rows of the encoder region belong to one.
-        writer.push(token_offsets, plan.tokens);
-        writer.push(prefix_offsets, plan.encoder_tokens + encoder.size());
-        writer.push(prefix_lengths, 0);
-        writer.push(token_positions, 0);
-        writer.push(token_sums, -1);
-        writer.push(reverse_sums, -1);
-        ++plan.segments;
-      }
       const std::int64_t total = total_segments + plan.totals;
       const bool has_total = divided && (encoder.size() > 0 || starts);
       plan.totals += has_total ? 1 : 0;
@@ -296,20 +293,23 @@ class LinearPlan {
       writer.push(final_gradient_sums, ends && divided ? entry_back(r) : -1);
       writer.push(initial_gradients, !starts ? -1 : (divided ? total : first_segment));
 
-      if (plan.segments > first_segment) {
+      if (holds || has_total) {
         if (divided && holds) {
-          forward_scan(g, first_segment, entry, encoder_entry, token_entry, segments_of);
-        } else {
-          writer.push(forward_codes, ~first_segment);  // empty, unless the caller's state follows
+          forward_scan(g, rule.delay > 0 ? plan.pieces : first_segment, entry, encoder_entry, token_entry);
+        } else if (holds) {
+          writer.push(forward_codes, ~(rule.delay > 0 ? plan.pieces : first_segment));  // empty, unless a state follows
         }
         writer.push(forward_scans, writer.used(forward_codes));
-        if (!(divided && holds)) {
+        if (divided) {
+          reverse_scan(g, first_segment, has_total, total, entry_back, token_entry_back, segments_of);
+        } else {
           writer.push(reverse_codes, ~first_segment);  // likewise
         }
-        if (divided && (holds || has_total)) {
-          reverse_scan(g, first_segment, has_total, total, entry_back, token_entry_back, segments_of);
-        }
         writer.push(reverse_scans, writer.used(reverse_codes));
+      }
+      if (holds) {
+        writer.push(divided_pieces, divided ? plan.pieces : -1);
+        ++plan.pieces;
       }
       if (shared) {
         for (int q = 0; q < plan.ranks; ++q) {
@@ -321,27 +321,31 @@ class LinearPlan {
       }
     }
 
-    template <class Entry, class EncoderEntry, class TokenEntry, class SegmentsOf>
-    void forward_scan(std::int64_t g, std::int64_t first_segment, const Entry& entry, const EncoderEntry& encoder_entry,
-                      const TokenEntry& token_entry, const SegmentsOf& segments_of) {
-      const std::int64_t whole_encoder = layout.first_encoder_token(plan.ranks, g);
+    template <class Entry, class EncoderEntry, class TokenEntry>
+    void forward_scan(std::int64_t g, std::int64_t first_state, const Entry& entry, const EncoderEntry& encoder_entry,
+                      const TokenEntry& token_entry) {
       if (layout.continues(g)) {
         writer.push(forward_codes, entry(first_rank(layout, g)));
       }
       for (int q = 0; q < plan.ranks; ++q) {
-        const std::int64_t count = count_segments(rule, encoder_piece_of(layout, q, g), whole_encoder);
+        const std::int64_t count = count_encoder_segments(layout, rule, q, g);
         for (std::int64_t i = 0; i < count; ++i) {
           writer.push(forward_codes, encoder_entry(q) + i);
         }
       }
+      const std::int64_t end = state_end(layout, rule, plan.rank, g);
       for (int q = 0; q < (rule.reads_future ? plan.ranks : plan.rank); ++q) {
-        for (std::int64_t i = 0; q != plan.rank && i < segments_of(q); ++i) {
-          writer.push(forward_codes, token_entry(q) + i);
-        }
+        std::int64_t i = token_entry(q);
+        for_segments(layout, rule, q, g, [&](const TokenRange& range) {
+          if (q != plan.rank && (rule.reads_future || range.end <= end)) {
+            writer.push(forward_codes, i);
+          }
+          ++i;
+        });
       }
-      const std::int64_t own = segments_of(plan.rank);
+      const std::int64_t own = rule.delay > 0 ? 1 : count_segments(layout, rule, plan.rank, g);
       for (std::int64_t i = 0; i < own; ++i) {
-        writer.push(forward_codes, ~(first_segment + i));
+        writer.push(forward_codes, ~(first_state + i));
         if (i + 1 < own) {
           writer.push(forward_codes, token_entry(plan.rank) + i);
         }

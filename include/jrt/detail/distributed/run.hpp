@@ -14,8 +14,31 @@
 
 namespace jrt::detail {
 
-/// A mixer's context-parallel calls: check, take the workspace, run. `Prefill` and `Backward` are made of (args, on) and
-/// have `check(check, local, plan)`, `check_inner()`, `take(arena)` and `run(communicator)`.
+/// Checks, takes the workspace and runs. `Work` is made of (args, on) and has `check(check, local, plan)`, `check_inner()`,
+/// `take(arena)` and `run(communicator)`.
+template <class Work, class Args, class C, class Execution>
+Status run_context_call(const char* operation, const Args& args, C& communicator, const Workspace& workspace,
+                        const Execution& on) {
+  Checker check(operation);
+  check_plan(check, args.plan, communicator, on);
+  if (check.ok()) {
+    Work::check(check, args.local, args.plan->details());
+  }
+  if (!check.ok()) {
+    return check.status();
+  }
+  Work work(args, on);
+  check.workspace(workspace, counted_bytes(work));
+  if (!check.ok()) {
+    return check.status();
+  }
+  Arena arena(workspace);
+  work.take(arena);
+  check.take(work.check_inner());
+  return check.ok() ? work.run(communicator) : check.status();
+}
+
+/// A mixer's context-parallel calls.
 template <class Config, class Execution, class Prefill, class Backward>
 struct ContextCalls {
   static std::size_t workspace_bytes(const ContextPrefillArgs<Config>& args, const Execution& on) {
@@ -27,35 +50,12 @@ struct ContextCalls {
   template <class C>
   static Status run(const ContextPrefillArgs<Config>& args, C& communicator, const Workspace& workspace,
                     const Execution& on) {
-    return run_work<Prefill>("prefill", args, communicator, workspace, on);
+    return run_context_call<Prefill>("prefill", args, communicator, workspace, on);
   }
   template <class C>
   static Status run(const ContextBackwardArgs<Config>& args, C& communicator, const Workspace& workspace,
                     const Execution& on) {
-    return run_work<Backward>("backward", args, communicator, workspace, on);
-  }
-
- private:
-  template <class Work, class Args, class C>
-  static Status run_work(const char* operation, const Args& args, C& communicator, const Workspace& workspace,
-                         const Execution& on) {
-    Checker check(operation);
-    check_plan(check, args.plan, communicator, on);
-    if (check.ok()) {
-      Work::check(check, args.local, args.plan->details());
-    }
-    if (!check.ok()) {
-      return check.status();
-    }
-    Work work(args, on);
-    check.workspace(workspace, counted_bytes(work));
-    if (!check.ok()) {
-      return check.status();
-    }
-    Arena arena(workspace);
-    work.take(arena);
-    check.take(work.check_inner());
-    return check.ok() ? work.run(communicator) : check.status();
+    return run_context_call<Backward>("backward", args, communicator, workspace, on);
   }
 };
 

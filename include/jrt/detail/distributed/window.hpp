@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "jrt/backward.hpp"
 #include "jrt/detail/distributed/backend.hpp"
@@ -30,6 +31,21 @@ inline Sequences halo_sequences(const HaloPlan& plan, HaloArray offsets) {
   sequences.count = plan.halos;
   sequences.cu_seqlens = plan.arrays[offsets];
   return sequences;
+}
+
+/// `function(edge, first row in the edges, first row in the halos)` for every edge.
+template <class Function>
+Status for_edges_of(const HaloPlan& plan, const Function& function) {
+  Status status;
+  std::int64_t row = 0;
+  std::int64_t halo_row = 0;
+  for (std::int64_t i = 0; status.ok() && i < plan.halos; ++i) {
+    const HaloPlan::Edge edge = plan.edge(i);
+    status = function(edge, row, halo_row);
+    row += edge.halo + edge.tokens;
+    halo_row += edge.halo;
+  }
+  return status;
 }
 
 /// The caches from which a rank's pieces start, made of the keys and values before them: a prefill over a halo, whose
@@ -78,14 +94,16 @@ class WindowRings {
     if (status.ok() && plan_.reads_initial_state) {
       status = copy_states(initial, StateSlots<Format>{rings_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
     }
-    if (status.ok() && plan_.halos > 0) {
-      status = ContextBackend<Execution>::set_counts(StateSlots<Format>{rings_, plan_.arrays[halo_pieces]},
-                                                     plan_.arrays[halo_counts], plan_.halos, on_);
-      if (status.ok()) {
-        status = prefill(halo_args(), workspace, on_);
-      }
+    return status.ok() ? read_halos(workspace) : status;
+  }
+  /// Makes the caches of pieces that have a halo, all of which are clear.
+  Status read_halos(const Workspace& workspace) const {
+    if (plan_.halos == 0) {
+      return {};
     }
-    return status;
+    const Status status = ContextBackend<Execution>::set_counts(StateSlots<Format>{rings_, plan_.arrays[halo_pieces]},
+                                                                plan_.arrays[halo_counts], plan_.halos, on_);
+    return status.ok() ? prefill(halo_args(), workspace, on_) : status;
   }
 
  private:
@@ -283,19 +301,9 @@ class WindowContextBackward {
     return args;
   }
 
-  /// `function(edge, first row in the edges, first row in the halos)` for every edge.
   template <class Function>
   Status for_edges(const Function& function) const {
-    Status status;
-    std::int64_t row = 0;
-    std::int64_t halo_row = 0;
-    for (std::int64_t i = 0; status.ok() && i < plan_.halos; ++i) {
-      const HaloPlan::Edge edge = plan_.edge(i);
-      status = function(edge, row, halo_row);
-      row += edge.halo + edge.tokens;
-      halo_row += edge.halo;
-    }
-    return status;
+    return for_edges_of(plan_, function);
   }
 
   [[nodiscard]] Status fill_edges() const {
