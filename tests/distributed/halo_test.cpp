@@ -79,7 +79,7 @@ template <ConvolutionConfig Config>
 struct Batch<Config> {
   Tensor<double> input, gate, output_gradient;
   Tensor<double> output, input_gradient, gate_gradient;
-  std::vector<double> weight = random_tensor<double>({1, 1, 1, channels * Config::kernel_width}, 21).values;
+  std::vector<double> weight = random_tensor<double>({1, 1, 1, channels* Config::kernel_width}, 21).values;
   std::vector<double> bias = random_tensor<double>({1, 1, 1, channels}, 22).values;
   std::vector<double> weight_gradient = std::vector<double>(channels * Config::kernel_width);
   std::vector<double> bias_gradient = std::vector<double>(channels);
@@ -295,8 +295,8 @@ TEST_CASE_TEMPLATE("ranks agree with one device", Config, Window, RotatedWindow,
            Pieces{1, {40}},
            Pieces{2, {30, 12}},
            Pieces{3, {30, 0, 20}},
-           Pieces{4, {5, 3, 2, 30}},           // shorter than the window
-           Pieces{4, {1, 1, 0, 1}},            // than the convolution, too
+           Pieces{4, {5, 3, 2, 30}},                            // shorter than the window
+           Pieces{4, {1, 1, 0, 1}},                             // than the convolution, too
            Pieces{3, {12, 5, 0, /**/ 0, 3, 4, /**/ 0, 1, 20}},  // packed
            Pieces{2, {9, 7, 5, 6}},
            Pieces{2, {20, 9, 11, 7}, {}, {1, 1}, {11, 11}},  // from states

@@ -24,7 +24,7 @@ using Model = Stack<Layer<Convolution, heads * dim>, Layer<Hybrid, heads>>;
 /// A key projection that is convolved, then hybrid attention over it: layer 1 reads what layer 0 writes.
 struct Tensors {
   Tensor<double> query, key, value, key_encoder, value_encoder, input, output;
-  std::vector<double> weight = random_tensor<double>({1, 1, 1, heads * dim * 3}, 21).values;
+  std::vector<double> weight = random_tensor<double>({1, 1, 1, heads* dim * 3}, 21).values;
   StatePool<Model> final_states;
 
   Tensors(std::int64_t tokens, std::int64_t encoder, std::int64_t sequences) {
@@ -91,8 +91,7 @@ void compare(const Pieces& pieces) {
     ContextPlan<Hybrid> hybrid;
     Pieces without_encoder = pieces;
     without_encoder.encoder_tokens.clear();
-    Status status =
-        ContextPlan<Convolution>::make(without_encoder.layout(), communicator.rank(), on, convolution);
+    Status status = ContextPlan<Convolution>::make(without_encoder.layout(), communicator.rank(), on, convolution);
     if (status.ok()) {
       status = ContextPlan<Hybrid>::make(pieces.layout(), communicator.rank(), on, hybrid);
     }
@@ -141,7 +140,7 @@ TEST_CASE("a stack with hybrid attention on ranks agrees with one device") {
            Pieces{1, {50}, {20}},
            Pieces{2, {40, 30}, {10, 25}},
            Pieces{3, {40, 0, 20}},
-           Pieces{4, {3, 4, 2, 30}, {3, 0, 2, 8}},                                          // shorter than the window
+           Pieces{4, {3, 4, 2, 30}, {3, 0, 2, 8}},  // shorter than the window
            Pieces{3, {22, 9, 0, /**/ 0, 3, 4, /**/ 0, 1, 30}, {20, 0, 0, /**/ 0, 5, 0, /**/ 0, 4, 2}},  // packed
            Pieces{2, {19, 17, 15, 16}, {4, 3, 2, 1}},
        }) {

@@ -36,7 +36,8 @@ struct Batch {
   StatePool<Format> initial, final_states;
   StatePool<GradientFormat> final_gradient, initial_gradient;
 
-  explicit Batch(const Pieces& pieces, bool filled = true) : Batch(pieces.offsets().back(), pieces.offsets(true).back(), pieces.sequences(), filled) {}
+  explicit Batch(const Pieces& pieces, bool filled = true)
+      : Batch(pieces.offsets().back(), pieces.offsets(true).back(), pieces.sequences(), filled) {}
   Batch(std::int64_t tokens, std::int64_t encoder, std::int64_t sequences, bool filled) {
     const auto make = [&](auto& tensor, std::int64_t rows, std::int64_t of_heads, std::int64_t width, unsigned seed) {
       using Value = typename std::decay_t<decltype(tensor.values)>::value_type;
@@ -149,7 +150,8 @@ Batch<Config> on_ranks(const Pieces& pieces) {
   Batch<Config> whole(pieces);
   std::vector<Batch<Config>> parts;
   for (int r = 0; r < pieces.ranks; ++r) {
-    Batch<Config>& part = parts.emplace_back(pieces.local_tokens(r), pieces.local_tokens(r, true), pieces.sequences(), false);
+    Batch<Config>& part =
+        parts.emplace_back(pieces.local_tokens(r), pieces.local_tokens(r, true), pieces.sequences(), false);
     part.query = pieces.of_rank(given.query, r);
     part.key = pieces.of_rank(given.key, r);
     part.value = pieces.of_rank(given.value, r);
@@ -249,7 +251,10 @@ std::vector<Pieces> one_sequence() {
 std::vector<Pieces> packed() {
   return {
       {2, {60, 40, 0, /**/ 0, 30, 25}, {20, 10, 0, /**/ 0, 0, 5}, {1, 0, 1}},
-      {3, {10, 0, 0, 70, /**/ 0, 0, 9, 50, /**/ 5, 0, 0, 60}, {3, 0, 0, 60, /**/ 0, 0, 2, 0, /**/ 4, 0, 0, 7}, {0, 0, 1, 1}},
+      {3,
+       {10, 0, 0, 70, /**/ 0, 0, 9, 50, /**/ 5, 0, 0, 60},
+       {3, 0, 0, 60, /**/ 0, 0, 2, 0, /**/ 4, 0, 0, 7},
+       {0, 0, 1, 1}},
       {4, {33, 5, /**/ 0, 70, /**/ 0, 11, /**/ 0, 12}, {}, {1, 1}},
   };
 }
@@ -280,7 +285,10 @@ TEST_CASE("segments of fixed length give the same bits on any number of ranks") 
   const std::int64_t prefix = 500;
   for (const int ranks : {1, 2, 3, 4}) {
     CAPTURE(ranks);
-    Pieces pieces{ranks, std::vector<std::int64_t>(static_cast<std::size_t>(ranks)), std::vector<std::int64_t>(static_cast<std::size_t>(ranks)), {1}};
+    Pieces pieces{ranks,
+                  std::vector<std::int64_t>(static_cast<std::size_t>(ranks)),
+                  std::vector<std::int64_t>(static_cast<std::size_t>(ranks)),
+                  {1}};
     divide_at_segments<Config>(tokens, ranks, Cpu{}, pieces.tokens.data());
     divide_at_segments<Config>(prefix, ranks, Cpu{}, pieces.encoder_tokens.data());
     compare<Config>(pieces, 0, 0);

@@ -45,8 +45,7 @@ struct Pieces {
   [[nodiscard]] std::vector<std::int32_t> offsets(bool encoder = false) const {
     std::vector<std::int32_t> offsets{0};
     for (std::int64_t g = 0; g < sequences(); ++g) {
-      const std::int64_t count =
-          encoder ? layout().first_encoder_token(ranks, g) : layout().first_token(ranks, g);
+      const std::int64_t count = encoder ? layout().first_encoder_token(ranks, g) : layout().first_token(ranks, g);
       offsets.push_back(offsets.back() + static_cast<std::int32_t>(count));
     }
     return offsets;
@@ -113,9 +112,9 @@ std::vector<Status> run_ranks(int ranks, const Function& rank_function, int time
   return results;
 }
 
-#define JRT_REQUIRE_RANKS_OK(results)          \
+#define JRT_REQUIRE_RANKS_OK(results)           \
   for (const ::jrt::Status& result : results) { \
-    JRT_REQUIRE_OK(result);                    \
+    JRT_REQUIRE_OK(result);                     \
   }
 
 /// A workspace of exactly the size asked for.

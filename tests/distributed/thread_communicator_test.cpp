@@ -186,8 +186,7 @@ TEST_CASE("layouts that cannot be are refused") {
   CHECK(message(layout, 1) == "context layout: 'tokens' is null.");
   layout.sequences = 2;
   layout.tokens = tokens;
-  CHECK(message(layout, 1) ==
-        "context layout: rank 0 has -1 tokens of sequence 1, but must have from 0 to 2^31 - 1.");
+  CHECK(message(layout, 1) == "context layout: rank 0 has -1 tokens of sequence 1, but must have from 0 to 2^31 - 1.");
   const std::int64_t legal[4] = {5, 1, 3, 4};
   layout.tokens = legal;
   layout.encoder_tokens = encoder;
@@ -195,7 +194,8 @@ TEST_CASE("layouts that cannot be are refused") {
   layout.encoder_tokens = nullptr;
   layout.first_positions = positions;
   CHECK(message(layout, 1) ==
-        "context layout: 'first_positions[0]' is -3, but must be from 0 to 2147483639 (2^31 - 1 less the sequence's tokens).");
+        "context layout: 'first_positions[0]' is -3, but must be from 0 to 2147483639 (2^31 - 1 less the sequence's "
+        "tokens).");
 }
 
 TEST_CASE("tokens are divided evenly, in multiples, with the remainder last") {

@@ -28,9 +28,9 @@ struct IncomingBytes {
 /// Requires:   `rank()`, from 0, and `size()`, the ranks of the group.
 ///             `all_gather(send, receive, bytes, on)`: `bytes` bytes of every rank, in rank order, into `receive`, which
 ///             holds size() · bytes; `send` may be this rank's place in `receive`. Called by all ranks with equal `bytes`.
-///             `exchange(outgoing, incoming, on)`: all these transfers at once, at most one to and one from each rank, never
-///             with itself; the other side's list has the counterpart of each.
-///             `abort()`: the calls of all ranks, those that wait and later ones, end with an error.
+///             `exchange(outgoing, incoming, on)`: all these transfers at once, at most one to and one from each rank,
+///             never with itself; the other side's list has the counterpart of each. `abort()`: the calls of all ranks,
+///             those that wait and later ones, end with an error.
 /// Guarantees: transfers are ordered with the work of `on`: they read what was enqueued (or computed) before, and what
 ///             follows reads what arrived. A failure is a Status; nothing throws.
 /// Tested by:  tests/distributed/

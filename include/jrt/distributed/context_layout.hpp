@@ -14,11 +14,11 @@ namespace jrt {
 ///
 /// A rank's views have batch = 1 and hold its pieces of sequence 0, 1, … one after the other.
 struct ContextLayout {
-  int ranks = 1;                                   ///< of the group
-  std::int64_t sequences = 1;                      ///< of the batch, on all ranks together
-  const std::int64_t* tokens = nullptr;            ///< (ranks, sequences): tokens of each piece
-  const std::int64_t* encoder_tokens = nullptr;    ///< (ranks, sequences): of the encoder region; if null, there is none
-  const std::int64_t* first_positions = nullptr;   ///< (sequences): tokens processed before this call; if null, 0
+  int ranks = 1;                                    ///< of the group
+  std::int64_t sequences = 1;                       ///< of the batch, on all ranks together
+  const std::int64_t* tokens = nullptr;             ///< (ranks, sequences): tokens of each piece
+  const std::int64_t* encoder_tokens = nullptr;     ///< (ranks, sequences): of the encoder region; if null, there is none
+  const std::int64_t* first_positions = nullptr;    ///< (sequences): tokens processed before this call; if null, 0
   const std::uint8_t* has_initial_state = nullptr;  ///< (sequences): not 0 where a sequence has one; if null, none has
 
   [[nodiscard]] std::int64_t piece(int rank, std::int64_t sequence) const { return tokens[rank * sequences + sequence]; }
@@ -101,9 +101,10 @@ inline Status check_layout(const ContextLayout& layout, int rank) {
     for (std::int64_t g = 0; g < layout.sequences; ++g) {
       for (const std::int64_t piece : {layout.piece(q, g), layout.encoder_piece(q, g)}) {
         if (piece < 0 || piece > INT32_MAX) {
-          return Status::error(StatusCode::invalid_argument,
-                               "context layout: rank %d has %lld tokens of sequence %lld, but must have from 0 to 2^31 - 1.",
-                               q, static_cast<long long>(piece), static_cast<long long>(g));
+          return Status::error(
+              StatusCode::invalid_argument,
+              "context layout: rank %d has %lld tokens of sequence %lld, but must have from 0 to 2^31 - 1.", q,
+              static_cast<long long>(piece), static_cast<long long>(g));
         }
       }
       tokens += layout.piece(q, g);

@@ -27,9 +27,10 @@ namespace jrt {
 /// specialises this.
 template <class Config>
 class ContextPlan {
-  static_assert(detail::always_false<Config>,
-                "jrt: ContextPlan needs the configuration of a mixer, with its header: jrt/distributed/linear_attention.hpp, "
-                "window_attention.hpp, gated_convolution.hpp or hybrid_attention.hpp.");
+  static_assert(
+      detail::always_false<Config>,
+      "jrt: ContextPlan needs the configuration of a mixer, with its header: jrt/distributed/linear_attention.hpp, "
+      "window_attention.hpp, gated_convolution.hpp or hybrid_attention.hpp.");
 };
 
 /// Arguments of a context-parallel `prefill`; specialised like `ContextPlan`.
@@ -81,8 +82,8 @@ template <class Config, class Execution>
 }
 
 /// Gradients of the inputs of a context-parallel `prefill` on this rank, from those of its outputs; called by all ranks.
-/// `final_state_gradient` of a sequence is read on the last rank that has tokens of it, and `initial_state_gradient` written
-/// on the first, for sequences that have an initial state. Errors as for `prefill`.
+/// `final_state_gradient` of a sequence is read on the last rank that has tokens of it, and `initial_state_gradient`
+/// written on the first, for sequences that have an initial state. Errors as for `prefill`.
 template <class Config, class C, class Execution>
 requires Communicator<C, Execution> Status backward(const ContextBackwardArgs<Config>& args, C& communicator,
                                                     const Workspace& workspace, const Execution& on) {

@@ -11,8 +11,9 @@
 #include "jrt/mixer/gated_convolution.hpp"
 
 /// Context-parallel gated convolution: a rank gets the K−1 inputs before each of its pieces that begins inside a sequence.
-/// A backward pass exchanges them again and sends their gradients back, which the ranks that have these tokens add to theirs.
-/// Gradients of weights and bias are this rank's share: their sum over all ranks is the gradient, as in data parallelism.
+/// A backward pass exchanges them again and sends their gradients back, which the ranks that have these tokens add to
+/// theirs. Gradients of weights and bias are this rank's share: their sum over all ranks is the gradient, as in data
+/// parallelism.
 ///
 /// Exchanged: (K−1) · C elements for each sequence that two ranks share. Outputs and states are bitwise those of one device
 /// in as much as they do not depend on a call's other tokens; gradients agree within the bounds of "Accuracy".

@@ -38,8 +38,8 @@ class ContextPlan<Config> {
     return plan.plan_.make(layout, rank, detail::segment_rule<Config, Execution>());
   }
 
-  /// Copies the plan's indices into `index_bytes()` bytes of memory that the device of `on` reads, aligned to 4 bytes, which
-  /// must live as long as the plan is used. Not needed on the CPU.
+  /// Copies the plan's indices into `index_bytes()` bytes of memory that the device of `on` reads, aligned to 4 bytes,
+  /// which must live as long as the plan is used. Not needed on the CPU.
   template <class Execution>
   Status place(void* memory, const Execution& on) {
     plan_.arrays.place(static_cast<const std::int32_t*>(memory));
@@ -89,8 +89,8 @@ void divide_at_segments(std::int64_t tokens, int ranks, const Execution& /*on*/,
 /// Arguments of a context-parallel prefill of linear attention.
 template <AttentionConfig Config>
 struct ContextPrefillArgs<Config> {
-  /// This rank's tensors, with the tokens and encoder tokens that the layout gives it; without sequences. Slots are those of
-  /// the layout's sequences; the initial state is read on the first rank that has tokens of a sequence.
+  /// This rank's tensors, with the tokens and encoder tokens that the layout gives it; without sequences. Slots are those
+  /// of the layout's sequences; the initial state is read on the first rank that has tokens of a sequence.
   PrefillArgs<Config> local{};
   const ContextPlan<Config>* plan = nullptr;  ///< for the communicator's rank and size
 };

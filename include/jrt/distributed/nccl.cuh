@@ -18,8 +18,8 @@ namespace jrt {
 /// A group of GPUs connected by NCCL: link `jrt::nccl`. The communicator is the caller's, made by ncclCommInitRank or
 /// ncclCommInitAll for the device on which the calls run, blocking, and not used by other threads meanwhile.
 ///
-/// Calls enqueue their transfers on the execution's stream and return; they can be captured in a CUDA graph. A rank that does
-/// not make its call leaves the streams of the others waiting: `await_ranks` waits with a time limit, then aborts.
+/// Calls enqueue their transfers on the execution's stream and return; they can be captured in a CUDA graph. A rank that
+/// does not make its call leaves the streams of the others waiting: `await_ranks` waits with a time limit, then aborts.
 ///
 /// The library needs no NVLink multicast; where a machine's driver does not allow it, set NCCL_NVLS_ENABLE=0.
 class NcclCommunicator {

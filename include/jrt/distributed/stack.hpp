@@ -75,8 +75,8 @@ struct ContextMixer<Stack<Layers...>, Execution> {
 
 }  // namespace detail
 
-/// Runs the context-parallel prefills of all layers in turn; `before_layer(i)` is called before layer i, as in `prefill` of a
-/// stack. A failure ends the call; later layers are not run. Each layer's arguments are checked when its turn comes.
+/// Runs the context-parallel prefills of all layers in turn; `before_layer(i)` is called before layer i, as in `prefill` of
+/// a stack. A failure ends the call; later layers are not run. Each layer's arguments are checked when its turn comes.
 template <class... Layers, class BeforeLayer, class C, class Execution>
 requires Communicator<C, Execution> Status prefill(const ContextPrefillArgs<Stack<Layers...>>& args,
                                                    const BeforeLayer& before_layer, C& communicator,

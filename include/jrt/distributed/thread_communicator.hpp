@@ -91,8 +91,7 @@ class ThreadGroup {
   template <class Ready, class Missing>
   Status wait(std::unique_lock<std::mutex>& lock, int rank, const char* operation, const Ready& ready,
               const Missing& missing) {
-    const bool in_time =
-        changed_.wait_until(lock, Clock::now() + time_limit_, [&] { return !failure_.ok() || ready(); });
+    const bool in_time = changed_.wait_until(lock, Clock::now() + time_limit_, [&] { return !failure_.ok() || ready(); });
     if (!in_time) {
       fail(Status::error(StatusCode::device_error, "%s: rank %d has waited %lld ms for rank %d.", operation, rank,
                          static_cast<long long>(time_limit_.count()), missing()));
@@ -134,7 +133,7 @@ class ThreadGroup {
   Status failure_;
   int arrived_ = 0;
   std::size_t meetings_ = 0;
-  int copying_ = 0;  // ranks that read the memory of others
+  int copying_ = 0;                         // ranks that read the memory of others
   std::unique_ptr<Published[]> published_;  // [ranks]
   std::unique_ptr<Box[]> boxes_;            // [from][to]
 };

@@ -24,9 +24,10 @@ JRT_DETAIL_HD constexpr std::int64_t joined(std::int32_t low, std::int32_t high)
 /// sums of rows. cpu/distributed and cuda/distributed specialise it.
 template <class Execution>
 struct ContextBackend {
-  static_assert(always_false<Execution>,
-                "jrt: there is no context-parallel backend for this execution argument. Include "
-                "jrt/distributed/cpu.hpp and pass jrt::Cpu, or jrt/distributed/cuda.cuh (with a CUDA compiler) and jrt::Cuda.");
+  static_assert(
+      always_false<Execution>,
+      "jrt: there is no context-parallel backend for this execution argument. Include "
+      "jrt/distributed/cpu.hpp and pass jrt::Cpu, or jrt/distributed/cuda.cuh (with a CUDA compiler) and jrt::Cuda.");
 };
 
 }  // namespace jrt::detail

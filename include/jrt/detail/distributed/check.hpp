@@ -33,10 +33,11 @@ inline void check_no_sequences(Checker& check, const Sequences& sequences, const
                      sequences.seq_lens != nullptr || sequences.prefix_lens != nullptr || sequences.left_pads != nullptr ||
                      sequences.first_positions != nullptr || has_initial_state != nullptr;
   if (check.ok() && given) {
-    check.take(Status::error(StatusCode::invalid_argument,
-                             "context-parallel call: arguments 'local.sequences' and 'local.has_initial_state' must be left "
-                             "out, since the plan's layout says how tokens are divided into sequences (left pads are not "
-                             "supported)."));
+    check.take(
+        Status::error(StatusCode::invalid_argument,
+                      "context-parallel call: arguments 'local.sequences' and 'local.has_initial_state' must be left "
+                      "out, since the plan's layout says how tokens are divided into sequences (left pads are not "
+                      "supported)."));
   }
 }
 

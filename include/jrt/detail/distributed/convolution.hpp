@@ -38,9 +38,7 @@ class CarriedInputs {
     halos_ = packed_rows(arena.take<Element>(plan_.halo_rows * channels), plan_.halo_rows, local_);
     output_ = view_bthd(arena.take<Element>(plan_.halo_rows * channels), {.tokens = plan_.halo_rows, .dim = channels});
   }
-  [[nodiscard]] std::size_t inner_bytes() const {
-    return plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_);
-  }
+  [[nodiscard]] std::size_t inner_bytes() const { return plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_); }
 
   [[nodiscard]] const StatePoolView<Format>& states() const { return states_; }
   [[nodiscard]] const RowTensors<Element>& halos() const { return halos_; }
@@ -146,8 +144,8 @@ class ConvolutionContextPrefill {
 };
 
 /// Gradients of a rank's tokens, whose first sums read the carried inputs; and for each piece that begins inside a sequence
-/// those of the edge: halo and first K−1 tokens as one sequence, in which the halo has no outputs. It gives the gradients of
-/// the halo's inputs, for the ranks that have them.
+/// those of the edge: halo and first K−1 tokens as one sequence, in which the halo has no outputs. It gives the gradients
+/// of the halo's inputs, for the ranks that have them.
 template <class Config, class Execution>
 class ConvolutionContextBackward {
  public:
@@ -267,8 +265,7 @@ class ConvolutionContextBackward {
   Status zero_weight_gradients() const {
     const auto zero = [&](auto* data, std::int64_t count) {
       using Weight = typename Config::Weight;
-      return data == nullptr ? Status()
-                             : Backend::fill_rows(view_bthd(data, {.tokens = 1, .dim = count}), Weight{}, on_);
+      return data == nullptr ? Status() : Backend::fill_rows(view_bthd(data, {.tokens = 1, .dim = count}), Weight{}, on_);
     };
     const Status status = zero(local_.weight_gradient, local_.input.dim * Config::kernel_width);
     return status.ok() ? zero(local_.bias_gradient, local_.input.dim) : status;
@@ -281,8 +278,9 @@ class ConvolutionContextBackward {
 
   [[nodiscard]] Status fill_edges() const {
     return for_edges([&](const HaloPlan::Edge& edge, std::int64_t row, std::int64_t halo_row) {
-      Status status = Backend::copy_rows(TensorView<const Element>(carried_.halos().first).slice_tokens(halo_row, edge.halo),
-                                         input_.slice_tokens(row, edge.halo), on_);
+      Status status =
+          Backend::copy_rows(TensorView<const Element>(carried_.halos().first).slice_tokens(halo_row, edge.halo),
+                             input_.slice_tokens(row, edge.halo), on_);
       const auto tokens = [&](const TensorView<const Element>& from, const TensorView<Element>& to) {
         if (status.ok()) {
           status = Backend::copy_rows(from.slice_tokens(edge.first, edge.tokens),

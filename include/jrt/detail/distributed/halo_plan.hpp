@@ -13,19 +13,19 @@
 namespace jrt::detail {
 
 enum HaloArray {
-  piece_offsets,        // [pieces + 1] in the rank's tokens
-  initial_pieces,       // [sequences] piece that starts from the caller's state
-  final_pieces,         // [sequences] piece whose final state is the caller's
-  halo_offsets,         // [halos + 1] in the rows of all halos
-  halo_pieces,          // [halos] piece that a halo precedes
-  halo_counts,          // [halos][2] tokens of the sequence before the halo, in halves
-  edge_offsets,         // [halos + 1] in the rows of all edges: a halo, then the first tokens of its piece
-  edge_final_pieces,    // [halos] piece, if the edge has all of it; else `pieces`
-  ending_pieces,        // [sequences] piece that ends its sequence
+  piece_offsets,      // [pieces + 1] in the rank's tokens
+  initial_pieces,     // [sequences] piece that starts from the caller's state
+  final_pieces,       // [sequences] piece whose final state is the caller's
+  halo_offsets,       // [halos + 1] in the rows of all halos
+  halo_pieces,        // [halos] piece that a halo precedes
+  halo_counts,        // [halos][2] tokens of the sequence before the halo, in halves
+  edge_offsets,       // [halos + 1] in the rows of all edges: a halo, then the first tokens of its piece
+  edge_final_pieces,  // [halos] piece, if the edge has all of it; else `pieces`
+  ending_pieces,      // [sequences] piece that ends its sequence
   // In host memory:
-  outgoing_copies,      // [copies][4] peer, first token of the rank, rows, first row in the blocks
-  incoming_copies,      // [copies][4] peer, first row in the halos, rows, first row in the blocks
-  edges,                // [halos][3] first token of the rank, rows of the halo, tokens after it
+  outgoing_copies,  // [copies][4] peer, first token of the rank, rows, first row in the blocks
+  incoming_copies,  // [copies][4] peer, first row in the halos, rows, first row in the blocks
+  edges,            // [halos][3] first token of the rank, rows of the halo, tokens after it
   halo_arrays,
 };
 
@@ -120,18 +120,20 @@ class HaloPlan {
         after_it += other > to ? transfers(to, other) : 0;
       }
       if (larger(before_it, after_it) > max_peers) {
-        return Status::error(StatusCode::invalid_argument,
-                             "context layout: the %lld tokens before a rank's own connect rank %d with %d ranks on one side, "
-                             "but with at most %d; use fewer ranks.",
-                             static_cast<long long>(rows), to, larger(before_it, after_it), max_peers);
+        return Status::error(
+            StatusCode::invalid_argument,
+            "context layout: the %lld tokens before a rank's own connect rank %d with %d ranks on one side, "
+            "but with at most %d; use fewer ranks.",
+            static_cast<long long>(rows), to, larger(before_it, after_it), max_peers);
       }
       for (std::int64_t g = 0; g < layout.sequences; ++g) {
         const std::int64_t before = layout.first_token(to, g);
         if (layout.continues(g) && layout.piece(to, g) > 0 && before > 0 && before < rows) {
-          return Status::error(StatusCode::invalid_argument,
-                               "context layout: sequence %lld has an initial state and %lld tokens before rank %d, but must "
-                               "have 0 or at least %lld (the rows that the mixer looks back to).",
-                               static_cast<long long>(g), static_cast<long long>(before), to, static_cast<long long>(rows));
+          return Status::error(
+              StatusCode::invalid_argument,
+              "context layout: sequence %lld has an initial state and %lld tokens before rank %d, but must "
+              "have 0 or at least %lld (the rows that the mixer looks back to).",
+              static_cast<long long>(g), static_cast<long long>(before), to, static_cast<long long>(rows));
         }
       }
     }

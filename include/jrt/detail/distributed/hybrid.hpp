@@ -24,10 +24,11 @@ namespace jrt::detail {
 inline Status check_whole_sequences_continue(const ContextLayout& layout) {
   for (std::int64_t g = 0; layout.tokens != nullptr && g < layout.sequences; ++g) {
     if (layout.continues(g) && LinearPlan::is_shared(layout, g)) {
-      return Status::error(StatusCode::invalid_argument,
-                           "context layout: sequence %lld has an initial state and lies on more than one rank, which hybrid "
-                           "attention does not support.",
-                           static_cast<long long>(g));
+      return Status::error(
+          StatusCode::invalid_argument,
+          "context layout: sequence %lld has an initial state and lies on more than one rank, which hybrid "
+          "attention does not support.",
+          static_cast<long long>(g));
     }
   }
   return {};
@@ -50,8 +51,8 @@ class HybridContextPrefill {
   using Format = StateFormatOf<Config>;
   using RingFormat = StateFormatOf<Window>;
   using Slots = StateSlots<Format>;
-  using SumOperator = std::conditional_t<std::is_same_v<typename Linear::StateScalar, ConfigCompute<Linear>>, Linear,
-                                         StatesOfSums<Linear>>;
+  using SumOperator =
+      std::conditional_t<std::is_same_v<typename Linear::StateScalar, ConfigCompute<Linear>>, Linear, StatesOfSums<Linear>>;
   using States = LinearContextStates<Linear, Execution, SumOperator>;
 
   HybridContextPrefill(const ContextPrefillArgs<Config>& args, const Execution& on)
@@ -74,8 +75,8 @@ class HybridContextPrefill {
     sums_.take(arena);
     rings_.take(arena);
     const std::int64_t pieces = plan_.halo.pieces;
-    states_ = view_pool<Format>(
-        arena.take<typename Format::Scalar>(pieces * local_.key.heads * Format::head_elements), pieces, local_.key.heads);
+    states_ = view_pool<Format>(arena.take<typename Format::Scalar>(pieces * local_.key.heads * Format::head_elements),
+                                pieces, local_.key.heads);
     inner_.bytes = larger(sums_.inner_bytes(), rings_.inner_bytes());
     if (pieces > 0) {
       inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(prefill_args(), on_));
@@ -99,7 +100,8 @@ class HybridContextPrefill {
     then([&] { return clear_states(Slots{states_}, plan_.halo.pieces, on_); });
     if (plan_.halo.reads_initial_state) {
       then([&] {
-        return copy_states(local_.initial_state, Slots{states_, plan_.halo.arrays[initial_pieces]}, plan_.halo.sequences, on_);
+        return copy_states(local_.initial_state, Slots{states_, plan_.halo.arrays[initial_pieces]}, plan_.halo.sequences,
+                           on_);
       });
     }
     then([&] { return place_sums(); });
@@ -133,8 +135,8 @@ class HybridContextPrefill {
       const std::int64_t piece = plan_.halo.arrays.host(halo_pieces)[i];
       status = ContextBackend<Execution>::copy_blocks(
           rings_.rings().head(piece, 0), ring_bytes,
-          reinterpret_cast<std::byte*>(states_.head(piece, 0)) + Format::window_offset_bytes, Format::head_bytes, ring_bytes,
-          heads, on_);
+          reinterpret_cast<std::byte*>(states_.head(piece, 0)) + Format::window_offset_bytes, Format::head_bytes,
+          ring_bytes, heads, on_);
     }
     return status;
   }

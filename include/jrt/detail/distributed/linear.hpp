@@ -49,9 +49,9 @@ struct SegmentOperator : StatesOfSums<Config> {
   using Split = std::conditional_t<keeps_segments<Config>, NoSplit, typename Config::Split>;
 };
 template <class Config>
-using SegmentConfig = std::conditional_t<!keeps_segments<Config> &&
-                                             std::is_same_v<typename Config::StateScalar, ConfigCompute<Config>>,
-                                         Config, SegmentOperator<Config>>;
+using SegmentConfig =
+    std::conditional_t<!keeps_segments<Config> && std::is_same_v<typename Config::StateScalar, ConfigCompute<Config>>,
+                       Config, SegmentOperator<Config>>;
 
 template <class Config, class Execution>
 SegmentRule segment_rule() {
@@ -154,8 +154,9 @@ class LinearContextStates {
   /// The caller's states for sequences that are not divided.
   template <class InitialFormat>
   Status copy_initial(const StateSlots<InitialFormat>& initial) const {
-    return !plan_.reads_initial_state ? Status()
-                                      : copy_states(initial, Slots{starts_, plan_.arrays[initial_states]}, plan_.sequences, on_);
+    return !plan_.reads_initial_state
+               ? Status()
+               : copy_states(initial, Slots{starts_, plan_.arrays[initial_states]}, plan_.sequences, on_);
   }
 
   /// All ranks' sums, in place.

@@ -31,27 +31,27 @@
 namespace jrt::detail {
 
 enum LinearArray {
-  token_offsets,           // [segments + 1] in the rank's tokens
-  prefix_offsets,          // [segments + 1] in the rank's encoder region; where states lag behind, [pieces + 1]
-  prefix_lengths,          // likewise: encoder tokens that the segment reads itself
-  token_positions,         // [segments] tokens of the sequence before the segment
-  token_sums,              // [segments] slot of the segment's sum
-  encoder_offsets,         // [encoder segments + 1]
-  encoder_positions,       // [encoder segments]
-  encoder_sums,            // [encoder segments] slot of the sum
-  initial_states,          // [sequences] segment that starts from the caller's state
-  initial_sums,            // [sequences] slot in which the caller's state enters the scan
-  final_states,            // [sequences] segment whose final state is the caller's
-  forward_scans,           // [scans + 1]
-  forward_codes,           //
-  reverse_sums,            // [segments]
-  final_gradients,         // [sequences] segment that ends with the caller's gradient
-  final_gradient_sums,     // [sequences] slot in which the caller's gradient enters the scan
-  reverse_scans,           // [scans + 1]
-  reverse_codes,           //
-  encoder_gradients,       // [encoder segments] state that holds R for them
-  initial_gradients,       // [sequences] state that holds the gradient of the caller's initial state
-  divided_pieces,          // [pieces] piece, if its sequence is divided
+  token_offsets,        // [segments + 1] in the rank's tokens
+  prefix_offsets,       // [segments + 1] in the rank's encoder region; where states lag behind, [pieces + 1]
+  prefix_lengths,       // likewise: encoder tokens that the segment reads itself
+  token_positions,      // [segments] tokens of the sequence before the segment
+  token_sums,           // [segments] slot of the segment's sum
+  encoder_offsets,      // [encoder segments + 1]
+  encoder_positions,    // [encoder segments]
+  encoder_sums,         // [encoder segments] slot of the sum
+  initial_states,       // [sequences] segment that starts from the caller's state
+  initial_sums,         // [sequences] slot in which the caller's state enters the scan
+  final_states,         // [sequences] segment whose final state is the caller's
+  forward_scans,        // [scans + 1]
+  forward_codes,        //
+  reverse_sums,         // [segments]
+  final_gradients,      // [sequences] segment that ends with the caller's gradient
+  final_gradient_sums,  // [sequences] slot in which the caller's gradient enters the scan
+  reverse_scans,        // [scans + 1]
+  reverse_codes,        //
+  encoder_gradients,    // [encoder segments] state that holds R for them
+  initial_gradients,    // [sequences] state that holds the gradient of the caller's initial state
+  divided_pieces,       // [pieces] piece, if its sequence is divided
   linear_arrays,
 };
 
@@ -65,13 +65,13 @@ class LinearPlan {
   std::int64_t pieces = 0;            // with tokens
   std::int64_t segments = 0;          // of these
   std::int64_t encoder_segments = 0;  //
-  std::int64_t totals = 0;            // states after `segments` others: sums over all queries, for encoder and initial state
-  std::int64_t gathered = 0;          // sums that each rank contributes, forward
-  std::int64_t gathered_back = 0;     // likewise, backward
-  std::int64_t own_sums = 0;          // that only this rank needs, forward and backward
+  std::int64_t totals = 0;         // states after `segments` others: sums over all queries, for encoder and initial state
+  std::int64_t gathered = 0;       // sums that each rank contributes, forward
+  std::int64_t gathered_back = 0;  // likewise, backward
+  std::int64_t own_sums = 0;       // that only this rank needs, forward and backward
   std::int64_t scans = 0;
-  std::int64_t longest_segment = 0;   // tokens
-  bool reads_initial_state = false;   // of the caller, on this rank
+  std::int64_t longest_segment = 0;  // tokens
+  bool reads_initial_state = false;  // of the caller, on this rank
   int rank = 0;
   int ranks = 0;
 
@@ -129,8 +129,8 @@ class LinearPlan {
     }
     return q;
   }
-  /// `function(range)` for every segment of a rank's piece of a sequence, in tokens of the sequence. Where states lag behind,
-  /// pieces are cut so that the sums before any rank's state are whole segments.
+  /// `function(range)` for every segment of a rank's piece of a sequence, in tokens of the sequence. Where states lag
+  /// behind, pieces are cut so that the sums before any rank's state are whole segments.
   template <class Function>
   static void for_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g,
                            const Function& function) {
@@ -166,8 +166,8 @@ class LinearPlan {
   }
   /// Sums of a shared sequence that a rank contributes.
   static std::int64_t entries_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
-    return (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0) +
-           count_encoder_segments(layout, rule, q, g) + count_segments(layout, rule, q, g);
+    return (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0) + count_encoder_segments(layout, rule, q, g) +
+           count_segments(layout, rule, q, g);
   }
   static std::int64_t entries_back_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
     return (q == last_rank(layout, g) ? 1 : 0) + count_segments(layout, rule, q, g);
@@ -244,16 +244,15 @@ class LinearPlan {
       // Entries of this sequence lie one after the other: initial state, encoder, tokens; backward: final gradient, tokens.
       const auto entry = [&](int q) { return shared ? q * plan.gathered + next[q] : own; };
       const auto entry_back = [&](int q) { return shared ? q * plan.gathered_back + next[plan.ranks + q] : own_back; };
-      const auto encoder_entry = [&](int q) { return entry(q) + (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0); };
-      const auto token_entry = [&](int q) {
-        return encoder_entry(q) + count_encoder_segments(layout, rule, q, g);
+      const auto encoder_entry = [&](int q) {
+        return entry(q) + (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0);
       };
+      const auto token_entry = [&](int q) { return encoder_entry(q) + count_encoder_segments(layout, rule, q, g); };
       const auto token_entry_back = [&](int q) { return entry_back(q) + (q == last_rank(layout, g) ? 1 : 0); };
       const auto segments_of = [&](int q) { return count_segments(layout, rule, q, g); };
 
       // Sums of later tokens are in no state that a segment starts from.
-      const std::int64_t last_needed =
-          rule.delay > 0 ? state_end(layout, rule, last_rank(layout, g), g) : whole - 1;
+      const std::int64_t last_needed = rule.delay > 0 ? state_end(layout, rule, last_rank(layout, g), g) : whole - 1;
       std::int64_t index = 0;
       for_segments(layout, rule, r, g, [&](const TokenRange& range) {
         const bool last = range.end > last_needed && !rule.reads_future;

@@ -71,8 +71,8 @@ class HaloContextPlan {
     return plan.plan_.make(layout, rank, Mixer::halo_rows, Mixer::halo_reach);
   }
 
-  /// Copies the plan's indices into `index_bytes()` bytes of memory that the device of `on` reads, aligned to 4 bytes, which
-  /// must live as long as the plan is used. Not needed on the CPU.
+  /// Copies the plan's indices into `index_bytes()` bytes of memory that the device of `on` reads, aligned to 4 bytes,
+  /// which must live as long as the plan is used. Not needed on the CPU.
   template <class Execution>
   Status place(void* memory, const Execution& on) {
     plan_.arrays.place(static_cast<const std::int32_t*>(memory));

@@ -71,9 +71,7 @@ class WindowRings {
     output_ = view_bthd(arena.take<Element>(plan_.halo_rows * heads * Window::value_dim),
                         {.tokens = plan_.halo_rows, .heads = heads, .dim = Window::value_dim});
   }
-  [[nodiscard]] std::size_t inner_bytes() const {
-    return plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_);
-  }
+  [[nodiscard]] std::size_t inner_bytes() const { return plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_); }
 
   [[nodiscard]] const StatePoolView<Format>& rings() const { return rings_; }
   [[nodiscard]] const Rows& halos() const { return halos_; }

@@ -57,8 +57,8 @@ struct SetCounts {
 
 /// `work(row, i)` for the elements of a view's rows, one thread each.
 template <class T, class Work>
-__global__ void __launch_bounds__(state_threads) for_elements(const __grid_constant__ TensorView<T> to,
-                                                              const __grid_constant__ Work work) {
+__global__ void __launch_bounds__(state_threads)
+    for_elements(const __grid_constant__ TensorView<T> to, const __grid_constant__ Work work) {
   const std::int64_t element = std::int64_t{blockIdx.x} * state_threads + threadIdx.x;
   const std::int64_t token = element / (to.heads * to.dim);
   if (token < to.tokens) {
@@ -84,7 +84,9 @@ struct AddRows {
 template <class T>
 struct FillRows {
   T value;
-  __device__ void operator()(T* row, std::int64_t /*token*/, std::int64_t /*head*/, std::int64_t i) const { row[i] = value; }
+  __device__ void operator()(T* row, std::int64_t /*token*/, std::int64_t /*head*/, std::int64_t i) const {
+    row[i] = value;
+  }
 };
 template <class T, class Work>
 Status run_on_rows(const char* operation, const TensorView<T>& to, const Work& work, const Cuda& on) {
@@ -131,10 +133,10 @@ struct ContextBackend<Cuda> {
 
   static Status copy_blocks(const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride,
                             std::int64_t bytes, std::int64_t heads, const Cuda& on) {
-    return cuda::device_status(
-        "copy_blocks", cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_stride), from, static_cast<std::size_t>(from_stride),
-                                         static_cast<std::size_t>(bytes), static_cast<std::size_t>(heads),
-                                         cudaMemcpyDeviceToDevice, on.stream()));
+    return cuda::device_status("copy_blocks",
+                               cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_stride), from,
+                                                 static_cast<std::size_t>(from_stride), static_cast<std::size_t>(bytes),
+                                                 static_cast<std::size_t>(heads), cudaMemcpyDeviceToDevice, on.stream()));
   }
 
   static Status upload(const void* from, void* to, std::size_t bytes, const Cuda& on) {
