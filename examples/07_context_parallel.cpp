@@ -22,8 +22,8 @@ static void require(const jrt::Status& status) {
   }
 }
 
-static std::vector<float> random_numbers(std::int64_t rows, std::int64_t dim) {
-  std::mt19937 generator(static_cast<unsigned>(rows + dim));
+static std::vector<float> random_numbers(std::int64_t rows, std::int64_t dim, unsigned seed) {
+  std::mt19937 generator(seed);
   std::normal_distribution<float> normal;
   std::vector<float> numbers(static_cast<std::size_t>(rows * head_count * dim));
   for (float& number : numbers) {
@@ -33,9 +33,9 @@ static std::vector<float> random_numbers(std::int64_t rows, std::int64_t dim) {
 }
 
 int main() {
-  std::vector<float> query = random_numbers(all_tokens, 16), key = random_numbers(all_tokens, 16),
-                     value = random_numbers(all_tokens, 64);
-  std::vector<float> key_encoder = random_numbers(all_prefix, 16), value_encoder = random_numbers(all_prefix, 64);
+  std::vector<float> query = random_numbers(all_tokens, 16, 1), key = random_numbers(all_tokens, 16, 2);
+  std::vector<float> value = random_numbers(all_tokens, 64, 3), key_encoder = random_numbers(all_prefix, 16, 4);
+  std::vector<float> value_encoder = random_numbers(all_prefix, 64, 5);
   std::vector<float> output(value.size()), of_one_rank;
   std::printf("ranks  time      sent by each  same outputs\n");
   for (const int ranks : {1, 2, 4}) {
@@ -65,14 +65,12 @@ int main() {
       sent[rank] = plan.exchanged_bytes(head_count);
     };
     const auto begin = std::chrono::steady_clock::now();
-    std::vector<std::thread> others;
+    std::vector<std::jthread> others;
     for (int rank = 1; rank < ranks; ++rank) {
       others.emplace_back(run_rank, rank);
     }
     run_rank(0);
-    for (std::thread& other : others) {
-      other.join();
-    }
+    others.clear();  // waits for them
     const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
     of_one_rank = ranks == 1 ? output : of_one_rank;
     const bool same = output == of_one_rank;
