@@ -23,7 +23,8 @@ using Model = Stack<Layer<Convolution, heads * dim>, Layer<Hybrid, heads>>;
 
 /// A key projection that is convolved, then hybrid attention over it: layer 1 reads what layer 0 writes.
 struct Tensors {
-  Tensor<double> query, key, value, key_encoder, value_encoder, input, output;
+  Tensor<double> query, key, value, key_encoder, value_encoder, input, output, log_sum_exp, output_gradient;
+  Tensor<double> query_gradient, key_gradient, value_gradient, key_encoder_gradient, value_encoder_gradient, input_gradient;
   std::vector<double> weight = random_tensor<double>({1, 1, 1, heads* dim * 3}, 21).values;
   StatePool<Model> final_states;
 
@@ -35,6 +36,14 @@ struct Tensors {
     value_encoder = random_tensor<double>({1, encoder, heads, value_dim}, 5);
     input = random_tensor<double>({1, tokens, 1, heads * dim}, 6);
     output = zero_tensor<double>({1, tokens, query_heads, value_dim});
+    log_sum_exp = zero_tensor<double>({1, tokens, query_heads, 1});
+    output_gradient = random_tensor<double>({1, tokens, query_heads, value_dim}, 7);
+    query_gradient = zero_tensor<double>(query.shape);
+    key_gradient = zero_tensor<double>(key.shape);
+    value_gradient = zero_tensor<double>(value.shape);
+    key_encoder_gradient = zero_tensor<double>(key_encoder.shape);
+    value_encoder_gradient = zero_tensor<double>(value_encoder.shape);
+    input_gradient = zero_tensor<double>(input.shape);
     JRT_REQUIRE_OK(StatePool<Model>::allocate(sequences, 1, final_states));
   }
 
@@ -55,8 +64,45 @@ struct Tensors {
       args.value_encoder = view_of(value_encoder);
     }
     args.output = view_of(output);
+    args.log_sum_exp = view_of(log_sum_exp);
     return args;
   }
+
+  BackwardArgs<Convolution> convolution_gradients() {
+    BackwardArgs<Convolution> args;
+    args.input = view_of(input);
+    args.weight = weight.data();
+    args.output_gradient =
+        view_bthd(static_cast<const double*>(key_gradient.values.data()), {.tokens = key.shape.tokens, .dim = heads * dim});
+    args.input_gradient = view_of(input_gradient);
+    return args;
+  }
+  BackwardArgs<Hybrid> hybrid_gradients() {
+    const auto forward = hybrid();
+    BackwardArgs<Hybrid> args;
+    args.query = forward.query;
+    args.key = forward.key;
+    args.value = forward.value;
+    args.key_encoder = forward.key_encoder;
+    args.value_encoder = forward.value_encoder;
+    args.output = forward.output;
+    args.log_sum_exp = forward.log_sum_exp;
+    args.output_gradient = view_of(output_gradient);
+    args.query_gradient = view_of(query_gradient);
+    args.key_gradient = view_of(key_gradient);
+    args.value_gradient = view_of(value_gradient);
+    if (key_encoder.shape.tokens > 0) {
+      args.key_encoder_gradient = view_of(key_encoder_gradient);
+      args.value_encoder_gradient = view_of(value_encoder_gradient);
+    }
+    return args;
+  }
+
+  /// Results of tokens, then of the encoder region.
+  std::vector<Tensor<double>*> results() {
+    return {&output, &log_sum_exp, &query_gradient, &key_gradient, &value_gradient, &input_gradient};
+  }
+  std::vector<Tensor<double>*> encoder_results() { return {&key_encoder_gradient, &value_encoder_gradient}; }
 };
 
 void compare(const Pieces& pieces) {
@@ -72,6 +118,11 @@ void compare(const Pieces& pieces) {
   model.final_state = {one.final_states.view()};
   OwnWorkspace memory(prefill_workspace_bytes(model, Cpu{}));
   JRT_REQUIRE_OK(prefill(model, no_layer, memory.view(), Cpu{}));
+  BackwardArgs<Model> model_gradients;
+  model_gradients.layers = {one.convolution_gradients(), one.hybrid_gradients()};
+  model_gradients.sequences = model.sequences;
+  OwnWorkspace more(backward_workspace_bytes(model_gradients, Cpu{}));
+  JRT_REQUIRE_OK(backward(model_gradients, no_layer, more.view(), Cpu{}));
 
   const Tensors given(offsets.back(), encoder_offsets.back(), pieces.sequences());
   Tensors whole = Tensors(offsets.back(), encoder_offsets.back(), pieces.sequences());
@@ -83,6 +134,7 @@ void compare(const Pieces& pieces) {
     part.key_encoder = pieces.of_rank(given.key_encoder, r, true);
     part.value_encoder = pieces.of_rank(given.value_encoder, r, true);
     part.input = pieces.of_rank(given.input, r);
+    part.output_gradient = pieces.of_rank(given.output_gradient, r);
   }
   const auto results = run_ranks(pieces.ranks, [&](ThreadCommunicator& communicator) {
     Tensors& part = parts[static_cast<std::size_t>(communicator.rank())];
@@ -103,13 +155,34 @@ void compare(const Pieces& pieces) {
                    ContextPrefillArgs<Hybrid>{part.hybrid(), &hybrid}};
     args.final_state = {part.final_states.view()};
     OwnWorkspace workspace(prefill_workspace_bytes(args, on));
-    return prefill(args, no_layer, communicator, workspace.view(), on);
+    status = prefill(args, no_layer, communicator, workspace.view(), on);
+    if (!status.ok()) {
+      return status;
+    }
+    ContextBackwardArgs<Model> gradients;
+    gradients.layers = {ContextBackwardArgs<Convolution>{part.convolution_gradients(), &convolution},
+                        ContextBackwardArgs<Hybrid>{part.hybrid_gradients(), &hybrid}};
+    OwnWorkspace gradient_workspace(backward_workspace_bytes(gradients, on));
+    return backward(gradients, no_layer, communicator, gradient_workspace.view(), on);
   });
   JRT_REQUIRE_RANKS_OK(results);
   for (int r = 0; r < pieces.ranks; ++r) {
-    pieces.put(parts[static_cast<std::size_t>(r)].output, r, whole.output);
+    Tensors& part = parts[static_cast<std::size_t>(r)];
+    for (std::size_t i = 0; i < whole.results().size(); ++i) {
+      pieces.put(*part.results()[i], r, *whole.results()[i]);
+    }
+    for (std::size_t i = 0; i < whole.encoder_results().size(); ++i) {
+      pieces.put(*part.encoder_results()[i], r, *whole.encoder_results()[i], true);
+    }
   }
-  CHECK(relative_error(whole.output.values, one.output.values) <= 1e-12);
+  for (std::size_t i = 0; i < whole.results().size(); ++i) {
+    CAPTURE(i);
+    CHECK(relative_error(whole.results()[i]->values, one.results()[i]->values) <= 1e-12);
+  }
+  for (std::size_t i = 0; i < whole.encoder_results().size(); ++i) {
+    CAPTURE(i);
+    CHECK(relative_error(whole.encoder_results()[i]->values, one.encoder_results()[i]->values) <= 1e-12);
+  }
   for (std::int64_t g = 0; g < pieces.sequences(); ++g) {
     int last = pieces.ranks - 1;
     while (last > 0 && !pieces.any_tokens(last, g)) {

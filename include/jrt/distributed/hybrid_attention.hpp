@@ -6,6 +6,7 @@
 
 #include "jrt/detail/distributed/backend.hpp"
 #include "jrt/detail/distributed/hybrid.hpp"
+#include "jrt/detail/distributed/hybrid_backward.hpp"
 #include "jrt/detail/distributed/run.hpp"
 #include "jrt/distributed/context_parallel.hpp"
 #include "jrt/mixer/hybrid_attention.hpp"
@@ -13,7 +14,9 @@
 
 /// Context-parallel linear and window attention in one mixer: the exchanges of both, for states whose linear part has the
 /// tokens up to L+1 before a piece, and whose ring has those L+1. One normaliser needs nothing more, since each query is on
-/// one rank. Results agree with those of one device within the bounds of "Accuracy". There is no backward pass yet.
+/// one rank. Results agree with those of one device within the bounds of "Accuracy". A backward pass exchanges the rows of
+/// halos twice (each part's), sums of states in both directions, and the halos' gradients twice; its workspace holds a
+/// copy of the rank's tensors, with the halos before each piece.
 namespace jrt {
 
 template <HybridConfig Config>
@@ -29,22 +32,33 @@ class ContextPlan<Config> {
     if (!checked.ok()) {
       return checked;
     }
-    const Status status = plan.plan_.linear.make(layout, rank, rule);
+    Status status = plan.plan_.linear.make(layout, rank, rule);
+    if (status.ok()) {
+      status = plan.plan_.reverse.make(layout, rank, detail::SegmentRule());
+    }
     return status.ok() ? plan.plan_.halo.make(layout, rank, rows, rows - 1) : status;
   }
 
   /// Copies the plan's indices to the device of `on`, as the plans of other mixers.
   template <class Execution>
   Status place(void* memory, const Execution& on) {
-    auto& linear = plan_.linear.arrays;
-    auto& halo = plan_.halo.arrays;
-    std::byte* const rest = static_cast<std::byte*>(memory) + linear.bytes();
-    linear.place(static_cast<const std::int32_t*>(memory));
-    halo.place(reinterpret_cast<const std::int32_t*>(rest));
-    const Status status = detail::ContextBackend<Execution>::upload(linear.host_data(), memory, linear.bytes(), on);
-    return status.ok() ? detail::ContextBackend<Execution>::upload(halo.host_data(), rest, halo.bytes(), on) : status;
+    auto* to = static_cast<std::byte*>(memory);
+    Status status;
+    const auto place_arrays = [&](auto& arrays) {
+      arrays.place(reinterpret_cast<const std::int32_t*>(to));
+      if (status.ok()) {
+        status = detail::ContextBackend<Execution>::upload(arrays.host_data(), to, arrays.bytes(), on);
+      }
+      to += arrays.bytes();
+    };
+    place_arrays(plan_.linear.arrays);
+    place_arrays(plan_.reverse.arrays);
+    place_arrays(plan_.halo.arrays);
+    return status;
   }
-  [[nodiscard]] std::size_t index_bytes() const { return plan_.linear.arrays.bytes() + plan_.halo.arrays.bytes(); }
+  [[nodiscard]] std::size_t index_bytes() const {
+    return plan_.linear.arrays.bytes() + plan_.reverse.arrays.bytes() + plan_.halo.arrays.bytes();
+  }
   [[nodiscard]] bool is_placed() const { return plan_.halo.arrays.is_placed(); }
 
   [[nodiscard]] int rank() const { return plan_.halo.rank; }
@@ -65,21 +79,18 @@ struct ContextPrefillArgs<Config> {
   const ContextPlan<Config>* plan = nullptr;  ///< for the communicator's rank and size
 };
 
+/// Arguments of a context-parallel backward pass of the mixer; without initial states.
+template <HybridConfig Config>
+struct ContextBackwardArgs<Config> {
+  BackwardArgs<Config> local{};
+  const ContextPlan<Config>* plan = nullptr;
+};
+
 namespace detail {
 
 template <HybridConfig Config, class Execution>
-struct ContextMixer<Config, Execution> {
-  using Work = HybridContextPrefill<Config, Execution>;
-
-  static std::size_t workspace_bytes(const ContextPrefillArgs<Config>& args, const Execution& on) {
-    return args.plan == nullptr ? 0 : counted_bytes(Work(args, on));
-  }
-  template <class C>
-  static Status run(const ContextPrefillArgs<Config>& args, C& communicator, const Workspace& workspace,
-                    const Execution& on) {
-    return run_context_call<Work>("prefill", args, communicator, workspace, on);
-  }
-};
+struct ContextMixer<Config, Execution>
+    : ContextCalls<Config, Execution, HybridContextPrefill<Config, Execution>, HybridContextBackward<Config, Execution>> {};
 
 }  // namespace detail
 

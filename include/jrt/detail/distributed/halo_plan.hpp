@@ -21,6 +21,7 @@ enum HaloArray {
   halo_counts,        // [halos][2] tokens of the sequence before the halo, in halves
   edge_offsets,       // [halos + 1] in the rows of all edges: a halo, then the first tokens of its piece
   edge_final_pieces,  // [halos] piece, if the edge has all of it; else `pieces`
+  extended_offsets,   // [pieces + 1] in the rows of all pieces, each after its halo
   ending_pieces,      // [sequences] piece that ends its sequence
   // In host memory:
   outgoing_copies,  // [copies][4] peer, first token of the rank, rows, first row in the blocks
@@ -70,6 +71,13 @@ class HaloPlan {
   [[nodiscard]] Edge edge(std::int64_t i) const {
     const std::int32_t* const entry = arrays.host(edges) + 3 * i;
     return {entry[0], entry[1], entry[2]};
+  }
+  /// Piece `i` with its halo: rows of the halo, and tokens.
+  [[nodiscard]] Edge extended(std::int64_t i) const {
+    const std::int32_t* const first = arrays.host(piece_offsets) + i;
+    const std::int32_t* const row = arrays.host(extended_offsets) + i;
+    const std::int64_t count = first[1] - first[0];
+    return {first[0], row[1] - row[0] - count, count};
   }
 
   /// `rows` tokens before a piece are wanted; its first `reach` tokens look at them.
@@ -154,7 +162,7 @@ class HaloPlan {
       all_pieces += layout.piece(rank, g) > 0 ? 1 : 0;
       any_initial_state = any_initial_state || layout.continues(g);
     }
-    for (const int offsets : {piece_offsets, halo_offsets, edge_offsets}) {
+    for (const int offsets : {piece_offsets, halo_offsets, edge_offsets, extended_offsets}) {
       writer.push(offsets, 0);
     }
     for (std::int64_t g = 0; g < sequences; ++g) {
@@ -186,6 +194,7 @@ class HaloPlan {
         tokens += piece.size();
         ++pieces;
         writer.push(piece_offsets, tokens);
+        writer.push(extended_offsets, tokens + halo_rows);
       }
     }
     write_copies(layout, rows, writer);

@@ -36,7 +36,8 @@ inline Status check_whole_sequences_continue(const ContextLayout& layout) {
 
 /// The plans of the two parts.
 struct HybridPlan {
-  LinearPlan linear;
+  LinearPlan linear;   // of states, which lag behind
+  LinearPlan reverse;  // of gradients of states, one for each piece
   HaloPlan halo;
 };
 

@@ -194,7 +194,10 @@ class LinearContextStates {
 /// Tokens and encoder tokens that a plan gives a rank.
 template <class Config, class Local>
 void check_linear_pieces(Checker& check, const Local& local, const LinearPlan& plan) {
-  check_no_sequences(check, local.sequences, local.has_initial_state);
+  check_no_sequences(check, local.sequences, nullptr);
+  if constexpr (requires { local.has_initial_state; }) {
+    check_no_sequences(check, {}, local.has_initial_state);
+  }
   check_piece(check, "local.query", local.query, plan.tokens);
   check_piece(check, "local.key", local.key, plan.tokens);
   check_piece(check, "local.value", local.value, plan.tokens);

@@ -8,6 +8,31 @@
 
 namespace jrt::detail {
 
+/// The encoder region as tokens whose queries have no gradient, so that R stays as it is: every one of them sees it.
+/// `zeros` are dv zeros, `denominator` is a number that is not 0 (or a logarithm of one).
+template <class Inner, class Local, class T>
+BackwardArgs<Inner> encoder_as_tokens(const Local& local, const typename Inner::Element* zeros, const T* denominator) {
+  const auto broadcast = [&](const auto* data, std::int64_t dim) {
+    auto view = view_bthd(data, {.tokens = local.key_encoder.tokens, .heads = local.key.heads, .dim = dim});
+    view.token_stride = 0;
+    view.head_stride = 0;
+    return view;
+  };
+  BackwardArgs<Inner> args;
+  args.query = local.key_encoder;
+  args.key = local.key_encoder;
+  args.value = local.value_encoder;
+  args.output_gradient = broadcast(zeros, Inner::value_dim);
+  if constexpr (Inner::Normaliser::uses_denominator) {
+    args.output = args.output_gradient;
+    args.denominators = broadcast(denominator, 1);
+  }
+  args.feature_map = local.feature_map;
+  args.key_gradient = local.key_encoder_gradient;
+  args.value_gradient = local.value_encoder_gradient;
+  return args;
+}
+
 /// Gradients, segment by segment as in the prefill: states that segments start from; each segment's Σ φ(q) gᵀ; the exchange
 /// of these, and R after every segment from them; then gradients of tokens, and of the encoder region from R before the
 /// first token.
@@ -45,7 +70,7 @@ class LinearContextBackward {
     states_.take(arena);
     sums_ = states_.take_pool(arena, plan_.sum_slots_back());
     ends_ = states_.take_pool(arena, plan_.segments + plan_.totals);
-    row_ = arena.take<Element>(larger(Inner::value_dim, Inner::FeatureMap::input_dim));
+    row_ = arena.take<Element>(Inner::value_dim);
     denominator_ = arena.take<T>(1);
     inner_.bytes = states_.inner_bytes();
     if (plan_.segments > 0) {
@@ -82,7 +107,7 @@ class LinearContextBackward {
       then([&] { return backward(gradient_args(), inner_, on_); });
     }
     if (wants_encoder()) {
-      then([&] { return fill(row_, larger(Inner::value_dim, Inner::FeatureMap::input_dim), Element{}); });
+      then([&] { return fill(row_, Inner::value_dim, Element{}); });
       then([&] { return fill(denominator_, 1, T(1)); });
       then([&] { return backward(encoder_args(), inner_, on_); });
     }
@@ -144,31 +169,13 @@ class LinearContextBackward {
     return plan_.encoder_tokens > 0 &&
            (local_.key_encoder_gradient.data != nullptr || local_.value_encoder_gradient.data != nullptr);
   }
-  /// The encoder region as tokens whose queries have no gradient, so that R stays as it is: every one of them sees it.
   [[nodiscard]] BackwardArgs<Inner> encoder_args() const {
-    const auto broadcast = [&](const auto* data, std::int64_t dim) {
-      auto view = view_bthd(data, {.tokens = plan_.encoder_tokens, .heads = local_.key.heads, .dim = dim});
-      view.token_stride = 0;
-      view.head_stride = 0;
-      return view;
-    };
-    BackwardArgs<Inner> args;
-    args.query = local_.key_encoder;
-    args.key = local_.key_encoder;
-    args.value = local_.value_encoder;
-    const TensorView<const Element> zeros = broadcast(static_cast<const Element*>(row_), Inner::value_dim);
-    if constexpr (Inner::Normaliser::uses_denominator) {
-      args.output = zeros;
-      args.denominators = broadcast(static_cast<const T*>(denominator_), 1);
-    }
-    args.output_gradient = zeros;
+    BackwardArgs<Inner> args = encoder_as_tokens<Inner>(local_, row_, denominator_);
     args.sequences.count = plan_.encoder_segments;
     args.sequences.cu_seqlens = plan_.arrays[encoder_offsets];
     args.sequences.first_positions = plan_.arrays[encoder_positions];
-    args.feature_map = local_.feature_map;
+    args.sequences.max_tokens = plan_.longest_segment;
     args.final_state_gradient = ends(encoder_gradients);
-    args.key_gradient = local_.key_encoder_gradient;
-    args.value_gradient = local_.value_encoder_gradient;
     return args;
   }
 

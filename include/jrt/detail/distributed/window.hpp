@@ -215,10 +215,9 @@ class WindowContextBackward {
   using T = ComputeType<Element>;
 
   WindowContextBackward(const ContextBackwardArgs<Config>& args, const Execution& on)
-      : local_(args.local),
-        plan_(args.plan->details()),
-        on_(on),
-        exchange_(plan_, {args.local.key, args.local.value}, on) {}
+      : WindowContextBackward(args.local, args.plan->details(), on) {}
+  WindowContextBackward(const BackwardArgs<Config>& local, const HaloPlan& plan, const Execution& on)
+      : local_(local), plan_(plan), on_(on), exchange_(plan_, {local.key, local.value}, on) {}
 
   static void check(Checker& check, const BackwardArgs<Config>& local, const HaloPlan& plan) {
     check_window_pieces(check, local, plan);
