@@ -1,14 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/detail/check/checker.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/status.hpp"
+#include "jrt/workspace.hpp"
 
 namespace jrt::detail {
+
+/// Bytes of workspace that `work` takes. Its tensors and states have addresses while they are counted, which nobody reads:
+/// what the mixers' calls need may depend on which ones they are given.
+template <class Work>
+std::size_t context_bytes(Work work) {
+  Arena counting(Workspace{reinterpret_cast<void*>(Arena::alignment), 0});
+  work.take(counting);
+  return counting.bytes_needed();
+}
 
 /// A plan that was made, for this rank of this group, and placed where the executing device reads it.
 template <class Plan, class C, class Execution>

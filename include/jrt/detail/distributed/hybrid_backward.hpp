@@ -90,7 +90,7 @@ class HybridContextBackward {
     logarithm_ = arena.take<T>(1);
     const BackwardArgs<Window> window = window_args();
     const WindowContextBackward<Window, Execution> window_pass(window, plan_.halo, on_);
-    inner_.bytes = larger(states_.inner_bytes(), counted_bytes(window_pass));
+    inner_.bytes = larger(states_.inner_bytes(), context_bytes(window_pass));
     if (halo.pieces > 0) {
       inner_.bytes = larger(inner_.bytes, backward_workspace_bytes(gradient_args(), on_));
       inner_.bytes = larger(inner_.bytes, backward_workspace_bytes(sum_args(), on_));

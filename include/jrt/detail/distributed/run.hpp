@@ -28,7 +28,7 @@ Status run_context_call(const char* operation, const Args& args, C& communicator
     return check.status();
   }
   Work work(args, on);
-  check.workspace(workspace, counted_bytes(work));
+  check.workspace(workspace, context_bytes(work));
   if (!check.ok()) {
     return check.status();
   }
@@ -42,10 +42,10 @@ Status run_context_call(const char* operation, const Args& args, C& communicator
 template <class Config, class Execution, class Prefill, class Backward>
 struct ContextCalls {
   static std::size_t workspace_bytes(const ContextPrefillArgs<Config>& args, const Execution& on) {
-    return args.plan == nullptr ? 0 : counted_bytes(Prefill(args, on));
+    return args.plan == nullptr ? 0 : context_bytes(Prefill(args, on));
   }
   static std::size_t workspace_bytes(const ContextBackwardArgs<Config>& args, const Execution& on) {
-    return args.plan == nullptr ? 0 : counted_bytes(Backward(args, on));
+    return args.plan == nullptr ? 0 : context_bytes(Backward(args, on));
   }
   template <class C>
   static Status run(const ContextPrefillArgs<Config>& args, C& communicator, const Workspace& workspace,
