@@ -5,6 +5,8 @@
 #include <jrt/backward.hpp>
 #include <jrt/distributed/cpu.hpp>
 #include <jrt/prefill.hpp>
+#include <jrt/reference/linear_attention.hpp>
+#include <jrt/reference/linear_attention_backward.hpp>
 #include <vector>
 
 #include "distributed/pieces.hpp"
@@ -117,9 +119,9 @@ struct Batch {
   }
 };
 
-/// The calls on one rank that has the whole.
+/// The calls on one rank that has the whole, or what the oracle says.
 template <class Config>
-Batch<Config> on_one_device(const Pieces& pieces) {
+Batch<Config> on_one_device(const Pieces& pieces, bool oracle = false) {
   Batch<Config> batch(pieces);
   const auto offsets = pieces.offsets();
   const auto encoder_offsets = pieces.offsets(true);
@@ -135,10 +137,15 @@ Batch<Config> on_one_device(const Pieces& pieces) {
   };
   auto forward = batch.forward();
   set(forward);
-  JRT_REQUIRE_OK(prefill(forward, Cpu{}));
   auto backward_args = batch.backward();
   set(backward_args);
-  JRT_REQUIRE_OK(backward(backward_args, Cpu{}));
+  if (oracle) {
+    reference::prefill(forward);
+    reference::backward(backward_args);
+  } else {
+    JRT_REQUIRE_OK(prefill(forward, Cpu{}));
+    JRT_REQUIRE_OK(backward(backward_args, Cpu{}));
+  }
   return batch;
 }
 
@@ -269,6 +276,19 @@ TEST_CASE_TEMPLATE("ranks agree with one device", Config, Operator<double, Prefi
     CAPTURE(pieces.ranks);
     compare<Config>(pieces, 1e-13, 1e-12);
   }
+}
+
+TEST_CASE("and with the formula") {
+  using Config = Operator<double, PrefixMask, OccupancySplit<>>;
+  const Pieces pieces = packed()[1];
+  auto expected = on_one_device<Config>(pieces, true);
+  auto actual = on_ranks<Config>(pieces);
+  CHECK(relative_error(actual.output.values, expected.output.values) <= 1e-12);
+  CHECK(relative_error(actual.query_gradient.values, expected.query_gradient.values) <= 1e-10);
+  CHECK(relative_error(actual.key_gradient.values, expected.key_gradient.values) <= 1e-10);
+  CHECK(relative_error(actual.value_gradient.values, expected.value_gradient.values) <= 1e-10);
+  CHECK(relative_error(actual.key_encoder_gradient.values, expected.key_encoder_gradient.values) <= 1e-10);
+  CHECK(relative_error(actual.value_encoder_gradient.values, expected.value_encoder_gradient.values) <= 1e-10);
 }
 
 TEST_CASE("so does the mask that reads all tokens") {

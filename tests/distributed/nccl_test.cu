@@ -16,6 +16,16 @@
 
 /// Ranks are threads with a GPU each; against the call on one GPU.
 namespace jrt::test {
+
+/// One rank that has the whole.
+struct Alone {
+  static int rank() { return 0; }
+  static int size() { return 1; }
+  static Status all_gather(const void*, void*, std::size_t, const Cuda&) { return {}; }
+  static Status exchange(std::span<const OutgoingBytes>, std::span<const IncomingBytes>, const Cuda&) { return {}; }
+  static void abort() {}
+};
+
 namespace {
 
 static_assert(Communicator<NcclCommunicator, Cuda>);
@@ -150,15 +160,6 @@ std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& 
   REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
   return {{output.values(), key_gradient.values()}, {window_output.values(), {}}};
 }
-
-/// One rank that has the whole.
-struct Alone {
-  static int rank() { return 0; }
-  static int size() { return 1; }
-  static Status all_gather(const void*, void*, std::size_t, const Cuda&) { return {}; }
-  static Status exchange(std::span<const OutgoingBytes>, std::span<const IncomingBytes>, const Cuda&) { return {}; }
-  [[maybe_unused]] static void abort() {}
-};
 
 TEST_CASE("two GPUs agree with one") {
   if (devices() < 2) {

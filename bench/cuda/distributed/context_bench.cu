@@ -22,8 +22,26 @@
 #include <thread>
 #include <vector>
 
+namespace jrt::bench {
+
+/// A rank of a group of one, or of several that exchange nothing: what calls cost without the exchange.
+struct NoExchange {
+  int of_rank;
+  int ranks;
+  [[nodiscard]] int rank() const { return of_rank; }
+  [[nodiscard]] int size() const { return ranks; }
+  static jrt::Status all_gather(const void*, void*, std::size_t, const jrt::Cuda&) { return {}; }
+  static jrt::Status exchange(std::span<const jrt::OutgoingBytes>, std::span<const jrt::IncomingBytes>, const jrt::Cuda&) {
+    return {};
+  }
+  static void abort() {}
+};
+
+}  // namespace jrt::bench
+
 namespace {
 
+using jrt::bench::NoExchange;
 using E = jrt::BFloat16;
 using Linear = jrt::PrefixLinearAttention<E, 16, 64>;
 using Window = jrt::SlidingWindowAttention<E, 64, 128>;
@@ -90,19 +108,6 @@ struct Tensor {
     const std::int64_t count = tokens * of_heads * dim;
     fill<<<static_cast<unsigned>(count / 256 + 1), 256, 0, stream>>>(memory.as<E>(), count, seed);
   }
-};
-
-/// A rank of a group of one, or of several that exchange nothing: what calls cost without the exchange.
-struct NoExchange {
-  int of_rank;
-  int ranks;
-  [[nodiscard]] int rank() const { return of_rank; }
-  [[nodiscard]] int size() const { return ranks; }
-  static jrt::Status all_gather(const void*, void*, std::size_t, const jrt::Cuda&) { return {}; }
-  static jrt::Status exchange(std::span<const jrt::OutgoingBytes>, std::span<const jrt::IncomingBytes>, const jrt::Cuda&) {
-    return {};
-  }
-  [[maybe_unused]] static void abort() {}
 };
 
 /// Milliseconds of a call, on the device of this thread. All ranks begin together.
