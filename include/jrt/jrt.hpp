@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// Everything that needs no CUDA compiler but adapters/, which need headers of others. tests/headers checks that no public
-/// header is missing.
+/// Everything that needs no CUDA compiler but adapters/, which need headers of others, and distributed/, which few programs
+/// want (distributed/cpu.hpp has it all). tests/headers checks that no public header is missing.
 #include "jrt/backward.hpp"
 #include "jrt/checkpoints.hpp"
 #include "jrt/cpu.hpp"
@@ -12,16 +12,6 @@
 #include "jrt/cpu/window_attention.hpp"
 #include "jrt/decode.hpp"
 #include "jrt/dispatch.hpp"
-#include "jrt/distributed/communicator.hpp"
-#include "jrt/distributed/context_layout.hpp"
-#include "jrt/distributed/context_parallel.hpp"
-#include "jrt/distributed/cpu.hpp"
-#include "jrt/distributed/gated_convolution.hpp"
-#include "jrt/distributed/hybrid_attention.hpp"
-#include "jrt/distributed/linear_attention.hpp"
-#include "jrt/distributed/stack.hpp"
-#include "jrt/distributed/thread_communicator.hpp"
-#include "jrt/distributed/window_attention.hpp"
 #include "jrt/execution/cpu.hpp"
 #include "jrt/executor.hpp"
 #include "jrt/mixer/gated_convolution.hpp"

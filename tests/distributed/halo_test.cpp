@@ -250,7 +250,8 @@ void compare(const Pieces& pieces) {
   std::size_t i = 0;
   Batch<Config>::for_results(all.batch, [&](const auto& tensor, auto, auto) {
     CAPTURE(i);
-    CHECK(relative_error(tensor.values, expected[i++]->values) <= 1e-12);
+    const double bound = ConvolutionConfig<Config> && i == 0 ? 0 : 1e-12;  // outputs of the convolution: the same bits
+    CHECK(relative_error(tensor.values, expected[i++]->values) <= bound);
   });
   for (std::int64_t g = 0; g < sequences; ++g) {
     int last = pieces.ranks - 1;

@@ -85,9 +85,10 @@ class HybridContextBackward {
     query_gradient_ = like(local_.query, rows);
     gradients_ = {like(local_.key, rows), like(local_.value, rows)};
     sums_ = states_.take_pool(arena, plan_.reverse.sum_slots_back());
-    ends_ = states_.take_pool(arena, plan_.reverse.segments + plan_.reverse.totals);
-    row_ = arena.take<Element>(Linear::value_dim);
-    logarithm_ = arena.take<T>(1);
+    ends_ = states_.take_pool(arena, plan_.reverse.gradient_slots());
+    if (wants_encoder()) {
+      encoder_.take(arena, plan_.linear.encoder_tokens, local_.key.heads);
+    }
     const BackwardArgs<Window> window = window_args();
     const WindowContextBackward<Window, Execution> window_pass(window, plan_.halo, on_);
     inner_.bytes = larger(states_.inner_bytes(), context_bytes(window_pass));
@@ -139,8 +140,7 @@ class HybridContextBackward {
     }
     then([&] { return exchange_.gradients(as_input(halos_), {local_.key_gradient, local_.value_gradient}, communicator); });
     if (wants_encoder()) {
-      then([&] { return Backend::fill_rows(view_bthd(row_, {.tokens = 1, .dim = Linear::value_dim}), Element{}, on_); });
-      then([&] { return Backend::fill_rows(view_bthd(logarithm_, {.tokens = 1, .dim = 1}), T(0), on_); });
+      then([&] { return encoder_.fill(on_); });
       then([&] { return backward(encoder_args(), inner_, on_); });
     }
     return status;
@@ -197,7 +197,10 @@ class HybridContextBackward {
   [[nodiscard]] BackwardArgs<Delayed> gradient_args() const {
     BackwardArgs<Delayed> args = extended_args();
     args.final_state_gradient = {ends_, nullptr};
-    args.initial_state_gradient = {ends_, nullptr};
+    args.final_state_gradient.pool.slots = plan_.reverse.segments;
+    args.initial_state_gradient = {ends_, nullptr};  // the slots after those of `final_state_gradient`
+    args.initial_state_gradient.pool.data = ends_.head(plan_.reverse.segments, 0);
+    args.initial_state_gradient.pool.slots = plan_.reverse.segments;
     args.query_gradient = query_gradient_;
     args.key_gradient = gradients_.first;
     args.value_gradient = gradients_.second;
@@ -209,7 +212,7 @@ class HybridContextBackward {
   }
   /// As in LinearContextBackward.
   [[nodiscard]] BackwardArgs<Encoder> encoder_args() const {
-    BackwardArgs<Encoder> args = encoder_as_tokens<Encoder>(local_, row_, logarithm_);
+    BackwardArgs<Encoder> args = encoder_.args(local_);
     args.sequences.count = plan_.reverse.encoder_segments;
     args.sequences.cu_seqlens = plan_.reverse.arrays[encoder_offsets];
     args.final_state_gradient = {ends_, plan_.reverse.arrays[encoder_gradients]};
@@ -285,8 +288,7 @@ class HybridContextBackward {
   TensorView<T> log_sum_exp_;
   Pool sums_;
   Pool ends_;
-  Element* row_ = nullptr;
-  T* logarithm_ = nullptr;
+  EncoderAsTokens<Encoder> encoder_;
   Workspace inner_;
 };
 

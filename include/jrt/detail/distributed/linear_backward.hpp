@@ -9,29 +9,52 @@
 namespace jrt::detail {
 
 /// The encoder region as tokens whose queries have no gradient, so that R stays as it is: every one of them sees it.
-/// `zeros` are dv zeros, `denominator` is a number that is not 0 (or a logarithm of one).
-template <class Inner, class Local, class T>
-BackwardArgs<Inner> encoder_as_tokens(const Local& local, const typename Inner::Element* zeros, const T* denominator) {
-  const auto broadcast = [&](const auto* data, std::int64_t dim) {
-    auto view = view_bthd(data, {.tokens = local.key_encoder.tokens, .heads = local.key.heads, .dim = dim});
-    view.token_stride = 0;
-    view.head_stride = 0;
-    return view;
-  };
-  BackwardArgs<Inner> args;
-  args.query = local.key_encoder;
-  args.key = local.key_encoder;
-  args.value = local.value_encoder;
-  args.output_gradient = broadcast(zeros, Inner::value_dim);
-  if constexpr (Inner::Normaliser::uses_denominator) {
-    args.output = args.output_gradient;
-    args.denominators = broadcast(denominator, 1);
+template <class Inner>
+class EncoderAsTokens {
+ public:
+  using Element = typename Inner::Element;
+  using T = ConfigCompute<Inner>;
+  static constexpr bool normalised = Inner::Normaliser::uses_denominator;
+
+  /// Zeros for outputs and their gradients, and denominators (or logarithms of these), which are nobody's.
+  void take(Arena& arena, std::int64_t tokens, std::int64_t heads) {
+    const auto rows = [&](auto* memory, std::int64_t dim) {
+      return view_bthd(memory, {.tokens = tokens, .heads = heads, .dim = dim});
+    };
+    zeros_ = rows(arena.take<Element>(tokens * heads * Inner::value_dim), Inner::value_dim);
+    if (normalised) {
+      denominators_ = rows(arena.take<T>(tokens * heads), 1);
+    }
   }
-  args.feature_map = local.feature_map;
-  args.key_gradient = local.key_encoder_gradient;
-  args.value_gradient = local.value_encoder_gradient;
-  return args;
-}
+  template <class Execution>
+  Status fill(const Execution& on) const {
+    using Backend = ContextBackend<Execution>;
+    const Status status = Backend::fill_rows(zeros_, Element{}, on);
+    return status.ok() && normalised ? Backend::fill_rows(denominators_, T(1), on) : status;
+  }
+
+  /// Without sequences and states.
+  template <class Local>
+  [[nodiscard]] BackwardArgs<Inner> args(const Local& local) const {
+    BackwardArgs<Inner> args;
+    args.query = local.key_encoder;
+    args.key = local.key_encoder;
+    args.value = local.value_encoder;
+    args.output_gradient = zeros_;
+    if constexpr (normalised) {
+      args.output = zeros_;
+      args.denominators = denominators_;
+    }
+    args.feature_map = local.feature_map;
+    args.key_gradient = local.key_encoder_gradient;
+    args.value_gradient = local.value_encoder_gradient;
+    return args;
+  }
+
+ private:
+  TensorView<Element> zeros_;
+  TensorView<T> denominators_;
+};
 
 /// Gradients, segment by segment as in the prefill: states that segments start from; each segment's Σ φ(q) gᵀ; the exchange
 /// of these, and R after every segment from them; then gradients of tokens, and of the encoder region from R before the
@@ -44,8 +67,6 @@ class LinearContextBackward {
   using Format = typename States::Format;
   using Pool = typename States::Pool;
   using Slots = typename States::Slots;
-  using Element = typename Config::Element;
-  using T = ConfigCompute<Config>;
 
   LinearContextBackward(const ContextBackwardArgs<Config>& args, const Execution& on)
       : local_(args.local), plan_(args.plan->details()), on_(on), states_(args.local, plan_, on) {}
@@ -69,9 +90,10 @@ class LinearContextBackward {
   void take(Arena& arena) {
     states_.take(arena);
     sums_ = states_.take_pool(arena, plan_.sum_slots_back());
-    ends_ = states_.take_pool(arena, plan_.segments + plan_.totals);
-    row_ = arena.take<Element>(Inner::value_dim);
-    denominator_ = arena.take<T>(1);
+    ends_ = states_.take_pool(arena, plan_.gradient_slots());
+    if (wants_encoder()) {
+      encoder_.take(arena, plan_.encoder_tokens, local_.key.heads);
+    }
     inner_.bytes = states_.inner_bytes();
     if (plan_.segments > 0) {
       inner_.bytes = larger(inner_.bytes, backward_workspace_bytes(gradient_args(), on_));
@@ -107,8 +129,7 @@ class LinearContextBackward {
       then([&] { return backward(gradient_args(), inner_, on_); });
     }
     if (wants_encoder()) {
-      then([&] { return fill(row_, Inner::value_dim, Element{}); });
-      then([&] { return fill(denominator_, 1, T(1)); });
+      then([&] { return encoder_.fill(on_); });
       then([&] { return backward(encoder_args(), inner_, on_); });
     }
     if (!local_.initial_state_gradient.empty() && plan_.segments > 0) {
@@ -126,11 +147,6 @@ class LinearContextBackward {
     return local_.final_state_gradient.empty()
                ? clear_states(destination, plan_.sequences, on_)
                : copy_states(local_.final_state_gradient, destination, plan_.sequences, on_);
-  }
-
-  template <class Value>
-  Status fill(Value* memory, std::int64_t count, Value value) const {
-    return ContextBackend<Execution>::fill_rows(view_bthd(memory, {.tokens = 1, .dim = count}), value, on_);
   }
 
   [[nodiscard]] BackwardArgs<Inner> inputs() const {
@@ -154,11 +170,14 @@ class LinearContextBackward {
     args.initial_state_gradient = {sums_, plan_.arrays[reverse_sums]};
     return args;
   }
-  /// Gradients of tokens; R of every segment is replaced by R before it.
+  /// Gradients of tokens, and R before every segment.
   [[nodiscard]] BackwardArgs<Inner> gradient_args() const {
     BackwardArgs<Inner> args = inputs();
     args.final_state_gradient = {ends_, nullptr};
-    args.initial_state_gradient = {ends_, nullptr};
+    args.final_state_gradient.pool.slots = plan_.segments;
+    args.initial_state_gradient = {ends_, nullptr};  // the slots after those of `final_state_gradient`
+    args.initial_state_gradient.pool.data = ends_.head(plan_.segments, 0);
+    args.initial_state_gradient.pool.slots = plan_.segments;
     args.query_gradient = local_.query_gradient;
     args.key_gradient = local_.key_gradient;
     args.value_gradient = local_.value_gradient;
@@ -170,7 +189,7 @@ class LinearContextBackward {
            (local_.key_encoder_gradient.data != nullptr || local_.value_encoder_gradient.data != nullptr);
   }
   [[nodiscard]] BackwardArgs<Inner> encoder_args() const {
-    BackwardArgs<Inner> args = encoder_as_tokens<Inner>(local_, row_, denominator_);
+    BackwardArgs<Inner> args = encoder_.args(local_);
     args.sequences.count = plan_.encoder_segments;
     args.sequences.cu_seqlens = plan_.arrays[encoder_offsets];
     args.sequences.first_positions = plan_.arrays[encoder_positions];
@@ -185,8 +204,7 @@ class LinearContextBackward {
   States states_;
   Pool sums_;
   Pool ends_;
-  Element* row_ = nullptr;
-  T* denominator_ = nullptr;
+  EncoderAsTokens<Inner> encoder_;
   Workspace inner_;
 };
 

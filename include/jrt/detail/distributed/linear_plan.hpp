@@ -76,6 +76,8 @@ class LinearPlan {
   int ranks = 0;
 
   [[nodiscard]] std::int64_t sum_slots() const { return ranks * gathered + own_sums; }
+  /// Of R after every segment, R before it, and totals.
+  [[nodiscard]] std::int64_t gradient_slots() const { return 2 * segments + totals; }
   [[nodiscard]] std::int64_t sum_slots_back() const { return ranks * gathered_back + own_sums; }
 
   Status make(const ContextLayout& layout, int of_rank, const SegmentRule& rule) {
@@ -270,7 +272,9 @@ class LinearPlan {
         ++plan.segments;
         ++index;
       });
-      const std::int64_t total = total_segments + plan.totals;
+      // States of gradients: R after every segment, R before it, and totals.
+      const std::int64_t before = total_segments + first_segment;
+      const std::int64_t total = 2 * total_segments + plan.totals;
       const bool has_total = divided && (encoder.size() > 0 || starts);
       plan.totals += has_total ? 1 : 0;
       index = 0;
@@ -280,7 +284,7 @@ class LinearPlan {
         writer.push(encoder_offsets, plan.encoder_tokens);
         writer.push(encoder_positions, layout.first_position(g) + range.begin);
         writer.push(encoder_sums, divided ? encoder_entry(r) + index : -1);
-        writer.push(encoder_gradients, divided ? total : first_segment);
+        writer.push(encoder_gradients, divided ? total : before);
         ++plan.encoder_segments;
         ++index;
       });
@@ -290,7 +294,7 @@ class LinearPlan {
       writer.push(final_states, holds ? plan.segments - 1 : -1);
       writer.push(final_gradients, ends && !divided ? first_segment : -1);
       writer.push(final_gradient_sums, ends && divided ? entry_back(r) : -1);
-      writer.push(initial_gradients, !starts ? -1 : (divided ? total : first_segment));
+      writer.push(initial_gradients, !starts ? -1 : (divided ? total : before));
 
       if (holds || has_total) {
         if (divided && holds) {
