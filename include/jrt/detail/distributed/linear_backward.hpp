@@ -119,6 +119,10 @@ class LinearContextBackward {
       then([&] { return backward(sum_args(), inner_, on_); });
     }
     then([&] { return states_.gather(sums_, plan_.gathered_back, communicator); });
+    if (!local_.initial_state_gradient.empty() && plan_.segments > 0) {
+      // Their padding, which no pass writes, is copied, too.
+      then([&] { return clear_states(ends(initial_gradients), plan_.sequences, on_); });
+    }
     if (plan_.scans > 0) {
       then([&] { return states_.scan(reverse_scans, reverse_codes, sums_, ends_); });
     }
