@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// Everything that needs no CUDA compiler but adapters/, which need headers of others. tests/headers checks that no public
-/// header is missing.
+/// Everything that needs no CUDA compiler but adapters/, which need headers of others, and distributed/, which few programs
+/// want (distributed/cpu.hpp has it all). tests/headers checks that no public header is missing.
 #include "jrt/backward.hpp"
 #include "jrt/checkpoints.hpp"
 #include "jrt/cpu.hpp"

@@ -20,6 +20,8 @@ namespace jrt {
 ///             below.
 /// Guarantees: results are the same from run to run. They are bitwise the same in any batch if the result depends on
 ///             `tokens` alone.
+/// Optional:   `static constexpr bool depends_on_tokens_alone = true`, a promise by which context-parallel calls
+///             (distributed/) keep the segments of the whole sequence, for the same results on any number of ranks.
 /// Cost:       more than one segment costs a second pass over the keys and values, and workspace for one state per segment
 ///             and head.
 /// Default:    `OccupancySplit`.
@@ -48,6 +50,7 @@ struct OccupancySplit {
 template <std::int64_t SegmentTokens = 4096>
 struct LengthSplit {
   static_assert(SegmentTokens > 0, "LengthSplit: SegmentTokens must be at least 1 token per segment.");
+  static constexpr bool depends_on_tokens_alone = true;
 
   JRT_DETAIL_HD static constexpr std::int64_t segments(std::int64_t tokens, std::int64_t /*heads_in_batch*/,
                                                        std::int64_t /*workers*/) {

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/state/backend.cuh"
+#include "jrt/detail/cuda/state/operations.cuh"
+#include "jrt/detail/distributed/backend.hpp"
+#include "jrt/detail/integer.hpp"
+#include "jrt/execution/cuda.cuh"
+#include "jrt/numeric.hpp"
+#include "jrt/state.hpp"
+#include "jrt/tensor_view.hpp"
+
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
+
+/// One value of one list of codes (distributed/linear_plan.hpp).
+template <class Format>
+struct ScanSums {
+  static constexpr std::int64_t numbers = Format::head_elements;
+  StateScan scan;
+  StatePoolView<Format> sums;
+  StatePoolView<Format> states;
+
+  __device__ void operator()(std::int64_t list, std::int64_t h, std::int64_t i) const {
+    typename Format::Scalar running{};
+    const bool padding = i >= Format::head_values;
+    for (std::int32_t c = scan.offsets[list]; c < scan.offsets[list + 1]; ++c) {
+      const std::int32_t code = scan.codes[c];
+      if (code < 0) {
+        states.head(~code, h)[i] = running;
+      } else if (!padding) {
+        running += sums.head(code, h)[i];
+      }
+    }
+  }
+};
+
+template <class Format>
+struct SetCounts {
+  static constexpr std::int64_t numbers = 1;
+  StateSlots<Format> rings;
+  const std::int32_t* counts;
+
+  __device__ void operator()(std::int64_t b, std::int64_t h, std::int64_t /*i*/) const {
+    if (auto* const head = head_or_null(rings, b, h); head != nullptr) {
+      *reinterpret_cast<std::int64_t*>(head + Format::count_offset) = joined(counts[2 * b], counts[2 * b + 1]);
+    }
+  }
+};
+
+/// `work(row, i)` for the elements of a view's rows, one thread each.
+template <class T, class Work>
+__global__ void __launch_bounds__(state_threads)
+    for_elements(const __grid_constant__ TensorView<T> to, const __grid_constant__ Work work) {
+  const std::int64_t element = std::int64_t{blockIdx.x} * state_threads + threadIdx.x;
+  const std::int64_t token = element / (to.heads * to.dim);
+  if (token < to.tokens) {
+    const std::int64_t head = element / to.dim % to.heads;
+    work(to.row(0, token, head), token, head, element % to.dim);
+  }
+}
+template <class T>
+struct CopyRows {
+  TensorView<const T> from;
+  __device__ void operator()(T* row, std::int64_t token, std::int64_t head, std::int64_t i) const {
+    row[i] = from.row(0, token, head)[i];
+  }
+};
+template <class T>
+struct AddRows {
+  TensorView<const T> from;
+  __device__ void operator()(T* row, std::int64_t token, std::int64_t head, std::int64_t i) const {
+    using Compute = ComputeType<T>;
+    row[i] = convert<T>(convert<Compute>(row[i]) + convert<Compute>(from.row(0, token, head)[i]));
+  }
+};
+template <class T>
+struct FillRows {
+  T value;
+  __device__ void operator()(T* row, std::int64_t /*token*/, std::int64_t /*head*/, std::int64_t i) const {
+    row[i] = value;
+  }
+};
+template <class T, class Work>
+Status run_on_rows(const char* operation, const TensorView<T>& to, const Work& work, const Cuda& on) {
+  const std::int64_t blocks = ceil_div<std::int64_t>(to.tokens * to.heads * to.dim, state_threads);
+  return launch(operation, for_elements<T, Work>, {blocks, state_threads, 0}, on, to, work);
+}
+
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda
+
+namespace jrt::detail {
+
+/// What context-parallel calls do beside the operations of mixers, on a GPU; everything is enqueued on the stream.
+template <>
+struct ContextBackend<Cuda> {
+  /// Tokens of which segments are made: a multiple of what kernels work on at a time.
+  template <class Config>
+  static constexpr std::int64_t segment_chunk = 64;
+
+  template <class Format>
+  static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
+                     const Cuda& on) {
+    return cuda::run_on_states("scan", cuda::ScanSums<Format>{scan, sums, states}, scan.count, states.heads, on);
+  }
+
+  template <class T>
+  static Status copy_rows(const TensorView<const T>& from, const TensorView<T>& to, const Cuda& on) {
+    return cuda::run_on_rows("copy_rows", to, cuda::CopyRows<T>{from}, on);
+  }
+  template <class T>
+  static Status add_rows(const TensorView<const T>& from, const TensorView<T>& to, const Cuda& on) {
+    return cuda::run_on_rows("add_rows", to, cuda::AddRows<T>{from}, on);
+  }
+  template <class T>
+  static Status fill_rows(const TensorView<T>& to, T value, const Cuda& on) {
+    return cuda::run_on_rows("fill_rows", to, cuda::FillRows<T>{value}, on);
+  }
+
+  template <class Format>
+  static Status set_counts(const StateSlots<Format>& rings, const std::int32_t* counts, std::int64_t count,
+                           const Cuda& on) {
+    return cuda::run_on_states("set_counts", cuda::SetCounts<Format>{rings, counts}, count, rings.pool.heads, on);
+  }
+
+  static Status copy_blocks(const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride,
+                            std::int64_t bytes, std::int64_t heads, const Cuda& on) {
+    return cuda::device_status("copy_blocks",
+                               cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_stride), from,
+                                                 static_cast<std::size_t>(from_stride), static_cast<std::size_t>(bytes),
+                                                 static_cast<std::size_t>(heads), cudaMemcpyDeviceToDevice, on.stream()));
+  }
+
+  static Status upload(const void* from, void* to, std::size_t bytes, const Cuda& on) {
+    return cuda::device_status("place", cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, on.stream()));
+  }
+};
+
+}  // namespace jrt::detail

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "jrt/detail/distributed/backend.hpp"
+#include "jrt/detail/distributed/halo_plan.hpp"
+#include "jrt/distributed/communicator.hpp"
+#include "jrt/status.hpp"
+#include "jrt/tensor_view.hpp"
+#include "jrt/workspace.hpp"
+
+namespace jrt::detail {
+
+/// Rows of one or two tensors (keys and values, or inputs alone) that ranks send one another, in one block for each pair.
+template <class Element>
+struct RowTensors {
+  TensorView<Element> first{};
+  TensorView<Element> second{};  // empty if there is one
+
+  [[nodiscard]] std::int64_t row_elements() const { return first.heads * first.dim + second.heads * second.dim; }
+  [[nodiscard]] RowTensors slice(std::int64_t row, std::int64_t count) const {
+    const auto part = [&](const auto& view) { return view.data == nullptr ? view : view.slice_tokens(row, count); };
+    return {part(first), part(second)};
+  }
+};
+
+template <class Element>
+RowTensors<const Element> as_input(const RowTensors<Element>& rows) {
+  return {rows.first, rows.second};
+}
+
+/// Rows of both tensors beside each other, contiguous, `count` of them, with the extents of `like`.
+template <class Element, class Any>
+RowTensors<Element> packed_rows(Element* memory, std::int64_t count, const RowTensors<Any>& like) {
+  const std::int64_t row = like.row_elements();
+  const auto view = [&](const auto& of, std::int64_t offset) {
+    TensorView<Element> part = view_bthd(memory, {.tokens = count, .heads = of.heads, .dim = of.dim});
+    part.token_stride = row;
+    part.batch_stride = count * row;
+    part.data = memory == nullptr ? nullptr : memory + offset;
+    return part;
+  };
+  RowTensors<Element> rows;
+  rows.first = view(like.first, 0);
+  if (like.second.heads > 0) {
+    rows.second = view(like.second, like.first.heads * like.first.dim);
+  }
+  return rows;
+}
+
+template <class Execution, class Element>
+Status copy_rows(const RowTensors<const Element>& from, const RowTensors<Element>& to, const Execution& on) {
+  using Backend = ContextBackend<Execution>;
+  const Status status = Backend::copy_rows(from.first, to.first, on);
+  return status.ok() && to.second.heads > 0 ? Backend::copy_rows(from.second, to.second, on) : status;
+}
+template <class Execution, class Element>
+Status add_rows(const RowTensors<const Element>& from, const RowTensors<Element>& to, const Execution& on) {
+  const auto add = [&](const auto& source, const auto& rows) {
+    return rows.data == nullptr ? Status() : ContextBackend<Execution>::add_rows(source, rows, on);
+  };
+  const Status status = add(from.first, to.first);
+  return status.ok() ? add(from.second, to.second) : status;
+}
+
+/// The exchange of halos, and of their gradients back.
+template <class Element, class Execution>
+class HaloExchange {
+ public:
+  HaloExchange(const HaloPlan& plan, const RowTensors<const Element>& like, const Execution& on)
+      : plan_(plan), like_(like), on_(on) {}
+
+  void take(Arena& arena) {
+    outgoing_ = arena.take<Element>(plan_.outgoing_rows * like_.row_elements());
+    incoming_ = arena.take<Element>(plan_.incoming_rows * like_.row_elements());
+  }
+
+  /// The halos of this rank's pieces: `halos` has `plan.halo_rows` rows.
+  template <class C>
+  Status halos(const RowTensors<const Element>& local, const RowTensors<Element>& halos, C& communicator) const {
+    const auto sent = packed_rows(outgoing_, plan_.outgoing_rows, like_);
+    const auto received = packed_rows(incoming_, plan_.incoming_rows, like_);
+    Status status = for_copies(outgoing_copies, [&](const HaloPlan::Copy& copy) {
+      return copy_rows(local.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on_);
+    });
+    if (status.ok()) {
+      status = exchange(outgoing_copies, outgoing_, incoming_copies, incoming_, communicator);
+    }
+    return !status.ok() ? status : for_copies(incoming_copies, [&](const HaloPlan::Copy& copy) {
+      return copy_rows(as_input(received).slice(copy.block_row, copy.rows), halos.slice(copy.first, copy.rows), on_);
+    });
+  }
+
+  /// Adds the gradients of halos to those of the tokens on their ranks.
+  template <class C>
+  Status gradients(const RowTensors<const Element>& halos, const RowTensors<Element>& local, C& communicator) const {
+    const auto sent = packed_rows(incoming_, plan_.incoming_rows, like_);
+    const auto received = packed_rows(outgoing_, plan_.outgoing_rows, like_);
+    Status status = for_copies(incoming_copies, [&](const HaloPlan::Copy& copy) {
+      return copy_rows(halos.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on_);
+    });
+    if (status.ok()) {
+      status = exchange(incoming_copies, incoming_, outgoing_copies, outgoing_, communicator);
+    }
+    return !status.ok() ? status : for_copies(outgoing_copies, [&](const HaloPlan::Copy& copy) {
+      return add_rows(as_input(received).slice(copy.block_row, copy.rows), local.slice(copy.first, copy.rows), on_);
+    });
+  }
+
+ private:
+  template <class Function>
+  Status for_copies(HaloArray list, const Function& function) const {
+    Status status;
+    const std::int64_t count = list == outgoing_copies ? plan_.outgoing() : plan_.incoming();
+    for (std::int64_t i = 0; status.ok() && i < count; ++i) {
+      status = function(plan_.copy(list, i));
+    }
+    return status;
+  }
+
+  /// Transfers of one block for each peer of a list, made by `transfer(peer, first row, rows)`.
+  template <class Transfer>
+  int for_peers(HaloArray list, const Transfer& transfer) const {
+    const std::int64_t count = list == outgoing_copies ? plan_.outgoing() : plan_.incoming();
+    int peers = 0;
+    for (std::int64_t i = 0; i < count;) {
+      const HaloPlan::Copy first = plan_.copy(list, i);
+      std::int64_t rows = 0;
+      for (; i < count && plan_.copy(list, i).peer == first.peer; ++i) {
+        rows += plan_.copy(list, i).rows;
+      }
+      transfer(peers++, first.peer, first.block_row, rows);
+    }
+    return peers;
+  }
+
+  template <class C>
+  Status exchange(HaloArray send_list, Element* send, HaloArray receive_list, Element* receive, C& communicator) const {
+    OutgoingBytes outgoing[HaloPlan::max_peers];
+    IncomingBytes incoming[HaloPlan::max_peers];
+    const std::int64_t row = like_.row_elements();
+    const auto bytes = [&](std::int64_t rows) { return static_cast<std::size_t>(rows * row) * sizeof(Element); };
+    const int sends = for_peers(send_list, [&](int i, int peer, std::int64_t first, std::int64_t rows) {
+      outgoing[i] = {peer, send + first * row, bytes(rows)};
+    });
+    const int receives = for_peers(receive_list, [&](int i, int peer, std::int64_t first, std::int64_t rows) {
+      incoming[i] = {peer, receive + first * row, bytes(rows)};
+    });
+    if (sends + receives == 0) {
+      return {};
+    }
+    return communicator.exchange(std::span<const OutgoingBytes>(outgoing, static_cast<std::size_t>(sends)),
+                                 std::span<const IncomingBytes>(incoming, static_cast<std::size_t>(receives)), on_);
+  }
+
+  const HaloPlan& plan_;
+  RowTensors<const Element> like_;
+  const Execution& on_;
+  Element* outgoing_ = nullptr;
+  Element* incoming_ = nullptr;
+};
+
+}  // namespace jrt::detail

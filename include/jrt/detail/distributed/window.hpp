@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "jrt/backward.hpp"
+#include "jrt/detail/distributed/backend.hpp"
+#include "jrt/detail/distributed/check.hpp"
+#include "jrt/detail/distributed/halo.hpp"
+#include "jrt/detail/distributed/halo_plan.hpp"
+#include "jrt/distributed/context_parallel.hpp"
+#include "jrt/mixer/window_attention.hpp"
+#include "jrt/prefill.hpp"
+#include "jrt/state_operations.hpp"
+#include "jrt/workspace.hpp"
+
+namespace jrt::detail {
+
+/// The sequences of a rank's pieces, and of its halos and edges.
+inline Sequences piece_sequences(const HaloPlan& plan) {
+  Sequences sequences;
+  sequences.count = plan.pieces;
+  sequences.cu_seqlens = plan.arrays[piece_offsets];
+  return sequences;
+}
+inline Sequences halo_sequences(const HaloPlan& plan, HaloArray offsets) {
+  Sequences sequences;
+  sequences.count = plan.halos;
+  sequences.cu_seqlens = plan.arrays[offsets];
+  return sequences;
+}
+
+/// `function(edge, first row in the edges, first row in the halos)` for every edge.
+template <class Function>
+Status for_edges_of(const HaloPlan& plan, const Function& function) {
+  Status status;
+  std::int64_t row = 0;
+  std::int64_t halo_row = 0;
+  for (std::int64_t i = 0; status.ok() && i < plan.halos; ++i) {
+    const HaloPlan::Edge edge = plan.edge(i);
+    status = function(edge, row, halo_row);
+    row += edge.halo + edge.tokens;
+    halo_row += edge.halo;
+  }
+  return status;
+}
+
+/// The caches from which a rank's pieces start, made of the keys and values before them: a prefill over a halo, whose
+/// outputs nobody reads, leaves its last L+1 keys in the cache.
+template <class Window, class Execution>
+class WindowRings {
+ public:
+  using Element = typename Window::Element;
+  using Format = StateFormatOf<Window>;
+  using Rows = RowTensors<Element>;
+  using Inputs = RowTensors<const Element>;
+
+  WindowRings(const HaloPlan& plan, const Inputs& local, double scale, const typename Window::Rotary& rotary,
+              const Execution& on)
+      : plan_(plan), local_(local), on_(on), exchange_(plan, local, on), scale_(scale), rotary_(rotary) {}
+
+  void take(Arena& arena) {
+    exchange_.take(arena);
+    const std::int64_t heads = local_.first.heads;
+    rings_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * heads * Format::head_elements),
+                               plan_.pieces, heads);
+    halos_ = packed_rows(arena.take<Element>(plan_.halo_rows * local_.row_elements()), plan_.halo_rows, local_);
+    output_ = view_bthd(arena.take<Element>(plan_.halo_rows * heads * Window::value_dim),
+                        {.tokens = plan_.halo_rows, .heads = heads, .dim = Window::value_dim});
+  }
+  [[nodiscard]] std::size_t inner_bytes() const { return plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_); }
+
+  [[nodiscard]] const StatePoolView<Format>& rings() const { return rings_; }
+  [[nodiscard]] const Rows& halos() const { return halos_; }
+  [[nodiscard]] const HaloExchange<Element, Execution>& exchange() const { return exchange_; }
+
+  template <class C>
+  Status receive_halos(C& communicator) const {
+    return exchange_.halos(local_, halos_, communicator);
+  }
+
+  /// After `receive_halos`. `initial` are the caller's caches.
+  template <class Initial>
+  Status make_rings(const StateSlots<Initial>& initial, const Workspace& workspace) const {
+    if (plan_.pieces == 0) {
+      return {};
+    }
+    Status status = clear_states(StateSlots<Format>{rings_}, plan_.pieces, on_);
+    if (status.ok() && plan_.reads_initial_state) {
+      status = copy_states(initial, StateSlots<Format>{rings_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
+    }
+    return status.ok() ? read_halos(workspace) : status;
+  }
+  /// Makes the caches of pieces that have a halo, all of which are clear.
+  Status read_halos(const Workspace& workspace) const {
+    if (plan_.halos == 0) {
+      return {};
+    }
+    const Status status = ContextBackend<Execution>::set_counts(StateSlots<Format>{rings_, plan_.arrays[halo_pieces]},
+                                                                plan_.arrays[halo_counts], plan_.halos, on_);
+    return status.ok() ? prefill(halo_args(), workspace, on_) : status;
+  }
+
+ private:
+  [[nodiscard]] PrefillArgs<Window> halo_args() const {
+    PrefillArgs<Window> args;
+    args.query = halos_.first;  // any finite numbers
+    args.key = halos_.first;
+    args.value = halos_.second;
+    args.output = output_;
+    args.sequences = halo_sequences(plan_, halo_offsets);
+    args.initial_state = {rings_, plan_.arrays[halo_pieces]};
+    args.final_state = args.initial_state;
+    args.scale = scale_;
+    args.rotary = rotary_;
+    return args;
+  }
+
+  const HaloPlan& plan_;
+  Inputs local_;
+  const Execution& on_;
+  HaloExchange<Element, Execution> exchange_;
+  double scale_;
+  typename Window::Rotary rotary_;
+  StatePoolView<Format> rings_;
+  Rows halos_;
+  TensorView<Element> output_;
+};
+
+template <class Local>
+void check_window_pieces(Checker& check, const Local& local, const HaloPlan& plan) {
+  check_no_sequences(check, local.sequences, nullptr);
+  check_piece(check, "local.query", local.query, plan.tokens);
+  check_piece(check, "local.key", local.key, plan.tokens);
+  check_piece(check, "local.value", local.value, plan.tokens);
+}
+
+template <class Config, class Execution>
+class WindowContextPrefill {
+ public:
+  using Format = StateFormatOf<Config>;
+
+  WindowContextPrefill(const ContextPrefillArgs<Config>& args, const Execution& on)
+      : local_(args.local),
+        plan_(args.plan->details()),
+        on_(on),
+        rings_(plan_, {args.local.key, args.local.value}, args.local.scale, args.local.rotary, on) {}
+
+  static void check(Checker& check, const PrefillArgs<Config>& local, const HaloPlan& plan) {
+    check_window_pieces(check, local, plan);
+    check_no_sequences(check, {}, local.has_initial_state);
+    check_context_states(check, "local.initial_state", local.initial_state, plan.sequences, plan.reads_initial_state);
+    check_context_states(check, "local.final_state", local.final_state, plan.sequences, false);
+  }
+  [[nodiscard]] Status check_inner() const {
+    return plan_.pieces == 0 ? Status() : MixerBackend<Config, Execution>::check(prefill_args());
+  }
+
+  void take(Arena& arena) {
+    rings_.take(arena);
+    inner_.bytes = rings_.inner_bytes();
+    if (plan_.pieces > 0) {
+      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(prefill_args(), on_));
+    }
+    inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
+  }
+
+  template <class C>
+  Status run(C& communicator) {
+    Status status = rings_.receive_halos(communicator);
+    if (!status.ok() || plan_.pieces == 0) {
+      return status;
+    }
+    status = rings_.make_rings(local_.initial_state, inner_);
+    if (status.ok()) {
+      status = prefill(prefill_args(), inner_, on_);
+    }
+    if (status.ok() && !local_.final_state.empty()) {
+      status = copy_states(StateSlots<Format>{rings_.rings(), plan_.arrays[final_pieces]}, local_.final_state,
+                           plan_.sequences, on_);
+    }
+    return status;
+  }
+
+ private:
+  [[nodiscard]] PrefillArgs<Config> prefill_args() const {
+    PrefillArgs<Config> args = local_;
+    args.sequences = piece_sequences(plan_);
+    args.initial_state = {rings_.rings()};
+    args.final_state = {};
+    if (!local_.final_state.empty()) {
+      args.final_state = args.initial_state;
+    }
+    return args;
+  }
+
+  const PrefillArgs<Config>& local_;
+  const HaloPlan& plan_;
+  const Execution& on_;
+  WindowRings<Config, Execution> rings_;
+  Workspace inner_;
+};
+
+/// Gradients of the pairs of a rank's queries and keys, with the log-sum-exp over all keys; then, for the first L queries
+/// of each piece that begins inside a sequence, those of the edge: halo and first tokens as one sequence, in which the halo
+/// has no queries. It gives these queries' whole gradients, and those of the halo's keys and values, for the ranks that
+/// have them.
+template <class Config, class Execution>
+class WindowContextBackward {
+ public:
+  using Element = typename Config::Element;
+  using T = ComputeType<Element>;
+
+  WindowContextBackward(const ContextBackwardArgs<Config>& args, const Execution& on)
+      : WindowContextBackward(args.local, args.plan->details(), on) {}
+  WindowContextBackward(const BackwardArgs<Config>& local, const HaloPlan& plan, const Execution& on)
+      : local_(local), plan_(plan), on_(on), exchange_(plan_, {local.key, local.value}, on) {}
+
+  static void check(Checker& check, const BackwardArgs<Config>& local, const HaloPlan& plan) {
+    check_window_pieces(check, local, plan);
+    if (plan.any_initial_state) {
+      check.take(Status::error(StatusCode::invalid_argument,
+                               "backward: the plan's layout has initial states, but gradients through a window's cache are "
+                               "not supported."));
+    }
+  }
+  [[nodiscard]] Status check_inner() const {
+    return plan_.pieces == 0 ? Status() : MixerBackend<Config, Execution>::check(piece_args());
+  }
+
+  void take(Arena& arena) {
+    exchange_.take(arena);
+    const auto rows = [&](auto like, std::int64_t count) {
+      using Value = std::remove_const_t<std::remove_pointer_t<decltype(like.data)>>;
+      return view_bthd(arena.take<Value>(count * like.heads * like.dim),
+                       {.tokens = count, .heads = like.heads, .dim = like.dim});
+    };
+    halos_ = {rows(local_.key, plan_.halo_rows), rows(local_.value, plan_.halo_rows)};
+    query_ = rows(local_.query, plan_.edge_rows);
+    edge_ = {rows(local_.key, plan_.edge_rows), rows(local_.value, plan_.edge_rows)};
+    output_ = rows(local_.output, plan_.edge_rows);
+    log_sum_exp_ = rows(local_.log_sum_exp, plan_.edge_rows);
+    output_gradient_ = rows(local_.output_gradient, plan_.edge_rows);
+    query_gradient_ = rows(local_.query, plan_.edge_rows);
+    gradients_ = {rows(local_.key, plan_.edge_rows), rows(local_.value, plan_.edge_rows)};
+    inner_.bytes = plan_.pieces > 0 ? backward_workspace_bytes(piece_args(), on_) : 0;
+    if (plan_.halos > 0) {
+      inner_.bytes = larger(inner_.bytes, backward_workspace_bytes(edge_args(), on_));
+    }
+    inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
+  }
+
+  template <class C>
+  Status run(C& communicator) {
+    Status status = exchange_.halos(RowTensors<const Element>{local_.key, local_.value}, halos_, communicator);
+    if (status.ok() && plan_.pieces > 0) {
+      status = backward(piece_args(), inner_, on_);
+    }
+    if (status.ok() && plan_.halos > 0) {
+      status = fill_edges();
+      if (status.ok()) {
+        status = backward(edge_args(), inner_, on_);
+      }
+      if (status.ok()) {
+        status = take_from_edges();
+      }
+    }
+    // All ranks exchange both, whichever gradients a rank wants; one that has no place for them drops them.
+    return status.ok() ? exchange_.gradients(as_input(halos_), {local_.key_gradient, local_.value_gradient}, communicator)
+                       : status;
+  }
+
+ private:
+  using Backend = ContextBackend<Execution>;
+
+  [[nodiscard]] BackwardArgs<Config> piece_args() const {
+    BackwardArgs<Config> args = local_;
+    args.sequences = piece_sequences(plan_);
+    return args;
+  }
+  [[nodiscard]] BackwardArgs<Config> edge_args() const {
+    BackwardArgs<Config> args;
+    args.query = query_;
+    args.key = edge_.first;
+    args.value = edge_.second;
+    args.output = output_;
+    args.log_sum_exp = log_sum_exp_;
+    args.sequences = halo_sequences(plan_, edge_offsets);
+    args.scale = local_.scale;
+    args.rotary = local_.rotary;
+    args.output_gradient = output_gradient_;
+    args.query_gradient = query_gradient_;
+    args.key_gradient = gradients_.first;
+    args.value_gradient = gradients_.second;
+    return args;
+  }
+
+  template <class Function>
+  Status for_edges(const Function& function) const {
+    return for_edges_of(plan_, function);
+  }
+
+  [[nodiscard]] Status fill_edges() const {
+    return for_edges([&](const HaloPlan::Edge& edge, std::int64_t row, std::int64_t halo_row) {
+      Status status;
+      const auto then = [&](const Status& next) {
+        if (status.ok()) {
+          status = next;
+        }
+      };
+      const auto tokens = [&](const auto& from, const auto& to, auto of_halo) {
+        then(Backend::fill_rows(to.slice_tokens(row, edge.halo), of_halo, on_));
+        then(Backend::copy_rows(from.slice_tokens(edge.first, edge.tokens), to.slice_tokens(row + edge.halo, edge.tokens),
+                                on_));
+      };
+      tokens(local_.query, query_, Element{});
+      tokens(local_.output, output_, Element{});
+      tokens(local_.output_gradient, output_gradient_, Element{});
+      tokens(local_.log_sum_exp, log_sum_exp_, -std::numeric_limits<T>::infinity());
+      then(copy_rows(as_input(halos_).slice(halo_row, edge.halo), edge_.slice(row, edge.halo), on_));
+      then(copy_rows(RowTensors<const Element>{local_.key, local_.value}.slice(edge.first, edge.tokens),
+                     edge_.slice(row + edge.halo, edge.tokens), on_));
+      return status;
+    });
+  }
+
+  [[nodiscard]] Status take_from_edges() const {
+    return for_edges([&](const HaloPlan::Edge& edge, std::int64_t row, std::int64_t halo_row) {
+      const Status status = copy_rows(as_input(gradients_).slice(row, edge.halo), halos_.slice(halo_row, edge.halo), on_);
+      if (!status.ok() || local_.query_gradient.data == nullptr) {
+        return status;
+      }
+      return Backend::copy_rows(TensorView<const Element>(query_gradient_).slice_tokens(row + edge.halo, edge.tokens),
+                                local_.query_gradient.slice_tokens(edge.first, edge.tokens), on_);
+    });
+  }
+
+  const BackwardArgs<Config>& local_;
+  const HaloPlan& plan_;
+  const Execution& on_;
+  HaloExchange<Element, Execution> exchange_;
+  RowTensors<Element> halos_;  // then their gradients
+  RowTensors<Element> edge_;
+  RowTensors<Element> gradients_;
+  TensorView<Element> query_;
+  TensorView<Element> output_;
+  TensorView<Element> output_gradient_;
+  TensorView<Element> query_gradient_;
+  TensorView<T> log_sum_exp_;
+  Workspace inner_;
+};
+
+}  // namespace jrt::detail
