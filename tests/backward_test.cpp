@@ -50,12 +50,13 @@ TEST_CASE_TEMPLATE("gradients are within the bound of each element type", Config
   check_against_reference<Simple>(problem, loss_with_states(problem));
 }
 
-TEST_CASE("values with a common mean cost the gradients of queries no accuracy") {
-  using Config = Prefix<BFloat16, 16, 64>;
-  Problem<Config> problem({.batch = 1, .tokens = 300, .prefix = 150});
+TEST_CASE_TEMPLATE("values with a common mean cost the gradients of queries no accuracy", Config, Prefix<BFloat16, 16, 64>,
+                   Prefix<Half, 16, 64>, PrefixElu<BFloat16>) {
+  using E = typename Config::Element;
+  Problem<Config> problem({.batch = 1, .tokens = 1000, .prefix = 500, .heads = 1, .query_heads = 1});
   for (auto* const values : {&problem.value, &problem.value_encoder}) {
-    for (BFloat16& value : values->values) {
-      value = convert<BFloat16>(convert<float>(value) + 1.0F);
+    for (E& value : values->values) {
+      value = convert<E>(convert<float>(value) + 1.0F);
     }
   }
   check_against_reference<Simple>(problem, loss_with_states(problem));

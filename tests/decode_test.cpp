@@ -4,11 +4,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <jrt/state_exchange.hpp>
 #include <jrt/state_operations.hpp>
 
 #include "support/backend.hpp"
 #include "support/configs.hpp"
 #include "support/linear_problem.hpp"
+#include "support/staging_among_others.hpp"
 
 namespace jrt::test {
 namespace {
@@ -209,9 +211,8 @@ TEST_CASE_TEMPLATE("staged steps: outputs as if committed, commit of k is k step
 
   typename Backend::template Array<float> states(step.states);
   const StatePoolView<Format> pool = view_pool<Format>(states.data(), 3, 2);
-  StagingView<Config> staging{nullptr, 3, 6, 2};
-  typename Backend::template Array<float> staged(std::vector<float>(staging.bytes() / sizeof(float), poison<float>()));
-  staging.data = staged.data();
+  StagingAmongOthers<Backend, Config> staged(3, 6, 2);
+  const StagingView<Config> staging = staged.view();
   // A draft of one token, then of three, then one more: each sees the rows staged before.
   std::int64_t first = 0;
   for (const std::int64_t width : {1, 3, 1}) {
@@ -226,6 +227,7 @@ TEST_CASE_TEMPLATE("staged steps: outputs as if committed, commit of k is k step
     CHECK(states.read() == step.states);
     first += width;
   }
+  CHECK(staged.others_intact());
 
   typename Backend::template Array<std::int32_t> accepted({5, 0, 2});
   typename Backend::template Array<float> committed(StateNumbers<Config>(step.states.size(), poison<float>()));
@@ -246,6 +248,50 @@ TEST_CASE_TEMPLATE("staged steps: outputs as if committed, commit of k is k step
   CHECK(part(result, 0) == part(used_numbers<Config>(stepped_states), 0));
   CHECK(part(result, 1) == part(used_numbers<Config>(step.states), 1));
   CHECK(part(result, 2) == part(used_numbers<Config>(two_steps), 2));
+}
+
+TEST_CASE_TEMPLATE("calls on ranges of heads do what one call on all does", Backend, JRT_TEST_BACKENDS) {
+  using Config = Causal<float, 16, 64>;
+  using Format = StateFormatOf<Config>;
+  Step<Config> step(2);
+  auto expected_states = step.states;
+  const auto expected = run_decode<Backend>(step.problem, 0, 2, expected_states);
+
+  typename Backend::template Array<float> states(step.states);
+  const StateSlots<Format> all{view_pool<Format>(states.data(), 3, 2)};
+  PlacedStep<Backend, Config> placed(step.problem, 0, 2);
+  for (const std::int64_t head : {0, 1}) {  // each with the two query heads that read it
+    auto args = placed.template args<DecodeArgs<Config>>();
+    args.query = args.query.slice_heads(2 * head, 2);
+    args.key = args.key.slice_heads(head, 1);
+    args.value = args.value.slice_heads(head, 1);
+    args.output = args.output.slice_heads(2 * head, 2);
+    args.source = all.slice_heads(head, 1);
+    JRT_REQUIRE_OK(decode_step(args, Backend::execution()));
+  }
+  CHECK(placed.output.read() == expected);
+  CHECK(used_numbers<Config>(states.read()) == used_numbers<Config>(expected_states));
+
+  // Of one head of the last two sequences: what was saved of it is loaded into the other.
+  const auto last = [&](std::int64_t head) {
+    return StateSlots<Format>{view_pool<Format>(all.pool.head(1, 0), 2, 2)}.slice_heads(head, 1);
+  };
+  std::vector<std::byte> saved(static_cast<std::size_t>(saved_states_bytes<Format>(2, 1)));
+  const auto on = Backend::execution();
+  JRT_REQUIRE_OK(save_states(last(0), 2, saved, on));
+  const auto numbers_before = states.read();  // a backend with a stream has saved by then
+  CHECK(used_numbers<Config>(numbers_before) == used_numbers<Config>(expected_states));
+  JRT_REQUIRE_OK(load_states(std::span<const std::byte>(saved), last(1), 2, on));
+  JRT_REQUIRE_OK(clear_states(last(0), 2, on));
+  const auto head = static_cast<std::ptrdiff_t>(Format::head_elements);
+  const auto numbers = states.read();
+  for (const std::ptrdiff_t slot : {1, 2}) {
+    const auto first = expected_states.begin() + slot * 2 * head;
+    const auto now = numbers.begin() + slot * 2 * head;
+    CHECK(std::all_of(now, now + head, [](float number) { return number == 0; }));
+    CHECK(std::equal(first, first + Format::head_values, now + head));
+  }
+  CHECK(StateSlots<Format>{}.slice_heads(1, 1).empty());
 }
 
 TEST_CASE("commit in place, with padding rows") {

@@ -20,6 +20,7 @@ TEST_CASE("views address the element that their layout says") {
       for (int h = 0; h < 4; ++h) {
         CHECK(*bthd.row(b, t, h) == ((b * 3 + t) * 4 + h) * 5);
         CHECK(*bhtd.row(b, t, h) == ((b * 4 + h) * 3 + t) * 5);
+        CHECK(bhtd.transposed().row(b, h, t) == bhtd.row(b, t, h));
       }
     }
   }

@@ -17,7 +17,7 @@ from attention_peers import HEADS, PINNED, Clock, first_line, random_tensors
 from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-SHAPES = [(16, 8192), (16, 32768), (1, 32768), (8, 2048)]
+SHAPES = [(16, 2048), (16, 8192), (16, 32768), (1, 2048), (1, 8192), (1, 32768), (1, 131072), (8, 2048)]
 
 
 def step(forward, inputs, output_gradient):

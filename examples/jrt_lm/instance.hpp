@@ -8,12 +8,11 @@
 
 namespace jrt_lm {
 
-/// One compiled combination of device, type and kernel shape. The build writes a file for the model of each device and
-/// type, a file for each mixer of given dimensions, and a list of the combinations (CMakeLists.txt).
+/// One compiled combination of device and type. The build writes a file for the model of each, with a list of the mixers
+/// that it chooses from, a file for each mixer of given dimensions, and a list of the combinations (CMakeLists.txt).
 struct Instance {
   DeviceKind device;
   NumberType type;
-  KernelShape shape;
   std::unique_ptr<LanguageModel> (*make)(const ModelConfig&, const WeightSource&, const ModelOptions&);
 };
 

@@ -101,8 +101,8 @@ struct ModelOptions {
   std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
 };
 
-/// Makes a model for one of the combinations of device, type and kernel shape that this program was compiled for; others
-/// are a std::runtime_error that lists those.
+/// Makes a model on a device, with a type and with mixers that this program was compiled for; others are a
+/// std::runtime_error that lists those.
 std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, const WeightSource& weights,
                                           const ModelOptions& options);
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <jrt/dispatch.hpp>
 #include <jrt/mixer/gated_convolution.hpp>
 #include <jrt/mixer/linear_attention.hpp>
 #include <jrt/mixer/window_attention.hpp>
@@ -13,6 +14,8 @@
 #include <jrt/workspace.hpp>
 #include <memory>
 #include <span>
+#include <stdexcept>
+#include <type_traits>
 
 #include "jrt_lm/model_config.hpp"
 
@@ -139,7 +142,6 @@ struct Mixers {
   std::unique_ptr<const Mixer<Execution, LinearTensors<Element>>> linear;
   std::unique_ptr<const Mixer<Execution, WindowTensors<Element>>> window;
   std::unique_ptr<const Rotation<Device, Element>> rotation;
-  KernelShape shape;
 
   [[nodiscard]] const MixerStates<Execution>& states_of(MixerKind kind) const {
     switch (kind) {
@@ -153,18 +155,47 @@ struct Mixers {
   }
 };
 
-/// Those of models of these dimensions.
-template <class Device, class Element, int feature_dim, int head_dim, int left_window, int kernel_width>
+/// The position in a list of operators, `jrt::Operators`, of the one that a model needs.
+template <class Compiled>
+int chosen(const ModelConfig& config, const jrt::OperatorDescription& wanted) {
+  int index = 0;
+  if (const jrt::Status status = Compiled::find(wanted, index); !status) {
+    throw std::runtime_error(config.source + ": " + status.c_str() +
+                             " (JRT_LM_SHAPES in examples/jrt_lm/CMakeLists.txt adds to these)");
+  }
+  return index;
+}
+
+/// Null if the model has none of its kind.
+template <class Compiled, class Execution, class Tensors>
+std::unique_ptr<const Mixer<Execution, Tensors>> chosen_mixer(const ModelConfig& config, MixerKind kind,
+                                                              const jrt::OperatorDescription& wanted) {
+  if (!config.has(kind)) {
+    return nullptr;
+  }
+  return Compiled::visit(chosen<Compiled>(config, wanted),
+                         []<class Config>(std::type_identity<Config>) { return make_mixer<Config, Execution, Tensors>(); });
+}
+
+/// Those that a model has, out of lists of the operators that were compiled.
+template <class Device, class Element, class Convolutions, class Linears, class Windows>
 Mixers<Device, Element> mixers_of(const ModelConfig& config) {
   using Execution = typename Device::Execution;
-  using Convolution = jrt::GatedConvolution<Element, kernel_width>;
-  using Linear = jrt::PrefixLinearAttention<Element, feature_dim, head_dim>;
-  using Window = jrt::SlidingWindowAttention<Element, head_dim, left_window>;
-  return {make_mixer<Convolution, Execution, ConvolutionTensors<Element>>(),
-          make_mixer<Linear, Execution, LinearTensors<Element>>(),
-          make_mixer<Window, Execution, WindowTensors<Element>>(),
-          std::make_unique<CompiledRotation<Device, Element, head_dim>>(config.rotary_base),
-          {feature_dim, head_dim, left_window, kernel_width}};
+  const KernelShape& shape = config.shape;
+  const jrt::OperatorDescription convolution{.kind = "convolution", .kernel_width = shape.kernel_width};
+  const jrt::OperatorDescription linear{.kind = "linear", .d = shape.feature_dim, .dv = shape.head_dim};
+  const jrt::OperatorDescription window{.kind = "window", .d = shape.head_dim, .left_window = shape.left_window};
+  Mixers<Device, Element> mixers{
+      chosen_mixer<Convolutions, Execution, ConvolutionTensors<Element>>(config, MixerKind::convolution, convolution),
+      chosen_mixer<Linears, Execution, LinearTensors<Element>>(config, MixerKind::linear, linear),
+      chosen_mixer<Windows, Execution, WindowTensors<Element>>(config, MixerKind::window, window), nullptr};
+  if (mixers.window != nullptr) {
+    mixers.rotation = Windows::visit(chosen<Windows>(config, window), [&]<class Config>(std::type_identity<Config>) {
+      return std::unique_ptr<const Rotation<Device, Element>>(
+          std::make_unique<CompiledRotation<Device, Element, Config::head_dim>>(config.rotary_base));
+    });
+  }
+  return mixers;
 }
 
 }  // namespace jrt_lm

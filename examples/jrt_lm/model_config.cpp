@@ -275,11 +275,6 @@ const char* name_of(MixerKind kind) {
   }
 }
 
-std::string description(const KernelShape& shape) {
-  return "d = " + std::to_string(shape.feature_dim) + ", head dimension " + std::to_string(shape.head_dim) + ", window " +
-         std::to_string(shape.left_window) + ", convolution " + std::to_string(shape.kernel_width);
-}
-
 bool ModelConfig::has(MixerKind kind) const {
   return std::find(layers.begin(), layers.end(), kind) != layers.end();
 }

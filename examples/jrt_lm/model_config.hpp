@@ -28,9 +28,6 @@ struct KernelShape {
   friend bool operator==(const KernelShape&, const KernelShape&) = default;
 };
 
-/// "d = 16, head dimension 64, window 128, convolution 3"
-std::string description(const KernelShape& shape);
-
 /// A hybrid model in the authors' configuration: RMSNorm and a mixer, RMSNorm and a SwiGLU MLP, both added to the residual
 /// stream, `layers.size()` times; tied embeddings; no position embeddings but the windows' rotation.
 struct ModelConfig {

@@ -330,8 +330,8 @@ class Transformer final : public LanguageModel {
   void attend_linearly(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
     const Layer& layer = weights_.layers[i];
     const std::int64_t heads = config_.heads;
-    const std::int64_t d = mixers_.shape.feature_dim;
-    const std::int64_t dv = mixers_.shape.head_dim;
+    const std::int64_t d = config_.shape.feature_dim;
+    const std::int64_t dv = config_.shape.head_dim;
     const std::int64_t columns = layer.input.out;           // queries, keys, values of all heads
     const std::int64_t encoder_columns = heads * (d + dv);  // keys, values
     Element* const projected = a.projected.data();
@@ -371,7 +371,7 @@ class Transformer final : public LanguageModel {
     const Layer& layer = weights_.layers[i];
     const std::int64_t heads = config_.heads;
     const std::int64_t kv_heads = config_.window_kv_heads;
-    const std::int64_t d = mixers_.shape.head_dim;
+    const std::int64_t d = config_.shape.head_dim;
     const std::int64_t columns = layer.input.out;  // queries, keys, values of all heads
     Element* const projected = a.projected.data();
     project(layer, pass, a);

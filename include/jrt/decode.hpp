@@ -56,9 +56,9 @@ inline constexpr std::int64_t staged_row_elements = 0;
 
 }  // namespace detail
 
-/// Uncommitted tokens of a batch, in the caller's memory: a contiguous (sequence, token, head, row) array. For linear and
-/// window attention a row is the key followed by the value; for the convolution it is the single input of a channel.
-/// Speculative decoding keeps only this small buffer; no state is ever copied for a rollback.
+/// Uncommitted tokens of a batch, in the caller's memory: a contiguous (sequence, token, head, row) array, or a range of
+/// its heads. For linear and window attention a row is the key followed by the value; for the convolution it is the single
+/// input of a channel. Speculative decoding keeps only this small buffer; no state is ever copied for a rollback.
 template <class Config>
 struct StagingView {
   using Element = typename Config::Element;
@@ -66,12 +66,23 @@ struct StagingView {
 
   Element* data = nullptr;
   std::int64_t sequences = 0;
-  std::int64_t tokens = 0;  ///< capacity per sequence
-  std::int64_t heads = 0;   ///< key/value heads, or channels
+  std::int64_t tokens = 0;       ///< capacity per sequence
+  std::int64_t heads = 0;        ///< key/value heads, or channels
+  std::int64_t heads_apart = 0;  ///< heads from one token to the next, where the view has a range of them; 0: `heads`
 
   [[nodiscard]] JRT_DETAIL_HD constexpr Element* row(std::int64_t b, std::int64_t t, std::int64_t h) const {
-    return data + ((b * tokens + t) * heads + h) * row_elements;
+    return data + ((b * tokens + t) * token_stride() + h * row_elements);
   }
+  /// Elements from one token's rows to the next token's.
+  [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t token_stride() const {
+    return (heads_apart == 0 ? heads : heads_apart) * row_elements;
+  }
+  /// Heads [first, first + count) of every token.
+  [[nodiscard]] JRT_DETAIL_HD constexpr StagingView slice_heads(std::int64_t first, std::int64_t count) const {
+    return {data == nullptr ? nullptr : data + first * row_elements, sequences, tokens, count,
+            heads_apart == 0 ? heads : heads_apart};
+  }
+  /// Of the memory of a view of all heads.
   [[nodiscard]] constexpr std::size_t bytes() const {
     return static_cast<std::size_t>(sequences * tokens * heads * row_elements) * sizeof(Element);
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// Everything that needs no CUDA compiler. tests/headers checks that no public header is missing.
+/// Everything that needs no CUDA compiler but adapters/, which need headers of others. tests/headers checks that no public
+/// header is missing.
 #include "jrt/backward.hpp"
 #include "jrt/checkpoints.hpp"
 #include "jrt/cpu.hpp"
@@ -10,6 +11,7 @@
 #include "jrt/cpu/linear_attention.hpp"
 #include "jrt/cpu/window_attention.hpp"
 #include "jrt/decode.hpp"
+#include "jrt/dispatch.hpp"
 #include "jrt/execution/cpu.hpp"
 #include "jrt/executor.hpp"
 #include "jrt/kernels.hpp"
@@ -45,9 +47,11 @@
 #include "jrt/reference/window_attention_backward.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state.hpp"
+#include "jrt/state_description.hpp"
 #include "jrt/state_exchange.hpp"
 #include "jrt/state_operations.hpp"
 #include "jrt/status.hpp"
+#include "jrt/team.hpp"
 #include "jrt/tensor_view.hpp"
 #include "jrt/thread_pool.hpp"
 #include "jrt/version.hpp"

@@ -58,6 +58,12 @@ struct StatePoolView {
     return data + (slot * slot_stride + h * Format::head_elements);
   }
   [[nodiscard]] JRT_DETAIL_HD constexpr bool empty() const { return data == nullptr; }
+
+  /// Heads [first, first + count) of every slot, for calls on a share of the heads: what one rank of a tensor-parallel
+  /// engine holds, or one of several grouped calls. (A stack's pool has one head; slice what `layer_slots` returns.)
+  [[nodiscard]] JRT_DETAIL_HD constexpr StatePoolView slice_heads(std::int64_t first, std::int64_t count) const {
+    return {empty() ? nullptr : data + first * Format::head_elements, slots, count, slot_stride};
+  }
 };
 
 /// View of contiguous slots.
@@ -78,6 +84,12 @@ struct StateSlots {
   const std::int32_t* slots = nullptr;
 
   [[nodiscard]] JRT_DETAIL_HD constexpr bool empty() const { return pool.empty(); }
+
+  /// Heads [first, first + count) of every state.
+  [[nodiscard]] JRT_DETAIL_HD constexpr StateSlots slice_heads(std::int64_t first, std::int64_t count) const {
+    return {pool.slice_heads(first, count), slots};
+  }
+
   [[nodiscard]] JRT_DETAIL_HD constexpr std::int64_t slot(std::int64_t sequence) const {
     return slots == nullptr ? sequence : slots[sequence];
   }

@@ -115,6 +115,18 @@ namespace detail {
 template <class Format>
 inline constexpr std::int64_t saved_headers = 1;
 
+/// Name of the type of a format's values in saved states.
+template <class Format>
+constexpr const char* saved_scalar_name() {
+  if constexpr (requires { Format::scalar_name; }) {
+    return Format::scalar_name;
+  } else if constexpr (saved_headers<Format> == 1) {
+    return element_name<typename Format::Scalar>();
+  } else {
+    return "mixed";
+  }
+}
+
 }  // namespace detail
 
 /// Bytes that `save_states` writes.

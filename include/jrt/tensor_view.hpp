@@ -62,6 +62,12 @@ struct TensorView {
     return slice;
   }
 
+  /// The same elements with tokens and heads exchanged: what was read as (batch, head, token, dim) in the order of a
+  /// tensor's own dimensions becomes (batch, token, head, dim).
+  [[nodiscard]] JRT_DETAIL_HD constexpr TensorView transposed() const {
+    return {data, batch, heads, tokens, dim, batch_stride, head_stride, token_stride};
+  }
+
   /// A view of T converts to a view of const T.
   template <class Const>
   requires(!std::is_const_v<T> && std::is_same_v<Const, const T>) JRT_DETAIL_HD constexpr operator TensorView<Const>()

@@ -440,6 +440,7 @@ TEST_CASE("decode_step, staged_step and commit") {
   staged_refuses("'staging' has tokens left = 5, but must be at least 6", [](S& a) { a.already_staged = 3; });
   staged_refuses("'staging' has sequences = 1, but query's batch is 2", [](S& a) { a.staging.sequences = 1; });
   staged_refuses("'staging' has heads = 3, but key's heads is 2", [](S& a) { a.staging.heads = 3; });
+  staged_refuses("'staging' has heads_apart = 1, but must be at least 2", [](S& a) { a.staging.heads_apart = 1; });
   staged_refuses("'staging' is null", [](S& a) { a.staging.data = nullptr; });
   staged_refuses("'already_staged' has value = -1", [](S& a) { a.already_staged = -1; });
 

@@ -10,6 +10,7 @@
 #include "support/backend.hpp"
 #include "support/convolution_problem.hpp"
 #include "support/fuzz.hpp"
+#include "support/staging_among_others.hpp"
 
 namespace jrt::test {
 namespace {
@@ -256,10 +257,8 @@ void check_staging(std::int64_t channels) {
   typename Backend::template Array<E> states(initial);
   typename Backend::template Array<std::int32_t> slots({0, 1, skip_slot});
   const StateSlots<Format> committed{view_pool<Format>(states.data(), 3, channels), slots.data()};
-  StagingView<Config> staging{nullptr, 3, capacity, channels};
-  const std::vector<E> empty(staging.bytes() / sizeof(E), poison<E>());
-  typename Backend::template Array<E> staged(empty);
-  staging.data = staged.data();
+  StagingAmongOthers<Backend, Config> staged(3, capacity, channels);
+  const StagingView<Config> staging = staged.view();
   std::int64_t first = 0;
   for (const std::int64_t width : {1, 3, 1}) {
     CAPTURE(first);
@@ -279,7 +278,7 @@ void check_staging(std::int64_t channels) {
     first += width;
   }
   CHECK(states.read() == initial);
-  auto wanted = empty;
+  std::vector<E> wanted(staged.rows().size(), poison<E>());
   for (std::int64_t b = 0; b < 2; ++b) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       for (std::int64_t c = 0; c < channels; ++c) {
@@ -287,7 +286,8 @@ void check_staging(std::int64_t channels) {
       }
     }
   }
-  CHECK(std::memcmp(staged.read().data(), wanted.data(), wanted.size() * sizeof(E)) == 0);
+  CHECK(std::memcmp(staged.rows().data(), wanted.data(), wanted.size() * sizeof(E)) == 0);
+  CHECK(staged.others_intact());
 
   for (std::int32_t accepted = 0; accepted <= tokens; ++accepted) {
     CAPTURE(accepted);

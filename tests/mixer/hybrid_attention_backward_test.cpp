@@ -46,10 +46,24 @@ TEST_CASE_TEMPLATE("gradients in every layout", Config, SmallFloat, Published) {
   }
 }
 
-TEST_CASE_TEMPLATE("sequences that are split between workers", Config, SmallFloat, MixedCausal<double, 0>) {
+TEST_CASE_TEMPLATE("sequences that are split between workers", Config, SmallFloat, MixedCausal<double, 0>, Published) {
   const std::int64_t prefix = Config::Linear::Mask::reads_encoder ? 700 : 0;
   check_gradients<Concurrent>(
       HybridProblem<Config>({.batch = 1, .tokens = 1500, .prefix = prefix, .heads = 1, .query_heads = 1}));
+}
+
+#if defined(JRT_TEST_CUDA)
+TEST_CASE("sequences that are split between workers, two slices of values on Hopper") {
+  check_gradients<Concurrent>(HybridProblem<Mixed<BFloat16, 128, 16, 112>>(
+      {.batch = 1, .tokens = 1500, .prefix = 700, .heads = 1, .query_heads = 1}));
+}
+#endif
+
+TEST_CASE("sequences of several lengths, some within the window") {
+  HybridProblem<Published> problem({.batch = 4, .tokens = 300, .prefix = 90, .heads = 2, .query_heads = 4});
+  problem.sequences.seq_lens = {300, 129, 0, 130};
+  problem.sequences.prefix_lens = {90, 0, 0, 64};
+  check_gradients<Simple>(problem);
 }
 
 TEST_CASE("positions without a token have gradient 0") {

@@ -14,6 +14,7 @@
 #include "support/configs.hpp"
 #include "support/fuzz.hpp"
 #include "support/hybrid_problem.hpp"
+#include "support/staging_among_others.hpp"
 
 namespace jrt::test {
 namespace {
@@ -381,9 +382,8 @@ void check_staged(std::int64_t before) {
 
   typename Backend::template Array<std::uint64_t> memory(states);
   const StatePoolView<Format> pool = view_pool<Format>(memory.data(), batch, 2);
-  StagingView<Config> staging{nullptr, batch, drafted + 1, 2};
-  typename Backend::template Array<E> staged(std::vector<E>(staging.bytes() / sizeof(E), poison<E>()));
-  staging.data = staged.data();
+  StagingAmongOthers<Backend, Config> staged(batch, drafted + 1, 2);
+  const StagingView<Config> staging = staged.view();
   std::int64_t first = 0;
   for (const std::int64_t width : {1, 3, 1, 0, 6}) {
     CAPTURE(first);
@@ -398,6 +398,7 @@ void check_staged(std::int64_t before) {
     first += width;
   }
   CHECK(memory.read() == states);
+  CHECK(staged.others_intact());
 
   std::vector<std::int32_t> counts;
   for (std::int32_t b = 0; b < batch; ++b) {

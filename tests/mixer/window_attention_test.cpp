@@ -9,6 +9,7 @@
 
 #include "support/backend.hpp"
 #include "support/fuzz.hpp"
+#include "support/staging_among_others.hpp"
 #include "support/window_problem.hpp"
 
 namespace jrt::test {
@@ -338,9 +339,8 @@ void check_staged(std::int64_t before) {
 
   typename Backend::template Array<E> memory(caches);
   const StatePoolView<Format> pool = view_pool<Format>(memory.data(), batch, 2);
-  StagingView<Config> staging{nullptr, batch, drafted + 1, 2};
-  typename Backend::template Array<E> staged(std::vector<E>(staging.bytes() / sizeof(E), poison<E>()));
-  staging.data = staged.data();
+  StagingAmongOthers<Backend, Config> staged(batch, drafted + 1, 2);
+  const StagingView<Config> staging = staged.view();
   std::int64_t first = 0;
   for (const std::int64_t width : {1, 3, 1, 0, 3}) {
     CAPTURE(first);
@@ -356,6 +356,7 @@ void check_staged(std::int64_t before) {
   }
   const auto committed_before = memory.read();
   CHECK(std::memcmp(committed_before.data(), caches.data(), caches.size() * sizeof(E)) == 0);
+  CHECK(staged.others_intact());
 
   std::vector<std::int32_t> counts;
   for (std::int32_t b = 0; b < batch; ++b) {

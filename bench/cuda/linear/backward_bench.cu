@@ -6,6 +6,7 @@
 //     forward_backward/...                  the prefill that stores outputs and denominators, and it
 //
 // The bytes that must move are each tensor once: inputs, outputs, denominators and gradients.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -140,6 +141,10 @@ void backward_linear(benchmark::State& state, const PrefillCase& problem_case, b
     time_calls(state, work, call);
   }
   state.counters["workspace_bytes"] = static_cast<double>(memory.size());
+  // What a step holds beside its inputs: output, denominators and gradients, and its workspace.
+  const double gradient_numbers = (tokens + encoder) * (d + dv) + tokens * d;
+  state.counters["step_bytes"] = tokens * (sizeof(E) * dv + sizeof(float)) + gradient_numbers * sizeof(E) +
+                                 static_cast<double>(std::max(forward_memory.size(), memory.size()));
 }
 
 template <class Config>
@@ -166,7 +171,11 @@ using Causal = BasedLinearAttention<BFloat16, 16, 64>;
                                        {.batch = 16, .tokens = 8192, .layout = Layout::token_major},
                                        {.batch = 16, .tokens = 8150},
                                        {.batch = 16, .tokens = 32768},
+                                       {.batch = 16, .tokens = 2048},
+                                       {.batch = 1, .tokens = 2048},
+                                       {.batch = 1, .tokens = 8192},
                                        {.batch = 1, .tokens = 32768},
+                                       {.batch = 1, .tokens = 131072},
                                        {.batch = 1, .tokens = 32768, .graph = true},
                                        {.batch = 8, .tokens = 2048}});
   add<Causal>("causal/bfloat16/dv64", {{.batch = 16, .tokens = 8192}});

@@ -60,6 +60,7 @@ struct AnyStaging {
   std::int64_t sequences;
   std::int64_t tokens;
   std::int64_t heads;
+  std::int64_t heads_apart;
 
   template <class Config>
   AnyStaging(const StagingView<Config>& staging)
@@ -67,7 +68,8 @@ struct AnyStaging {
         alignment(alignof(typename Config::Element)),
         sequences(staging.sequences),
         tokens(staging.tokens),
-        heads(staging.heads) {}
+        heads(staging.heads),
+        heads_apart(staging.heads_apart) {}
 };
 
 /// What a mixer says of its tokens in a staged step, for messages.
@@ -90,6 +92,7 @@ inline void check_staging(Checker& check, const AnyStaging& staging) {
   check.at_least("staging", "sequences", staging.sequences, 0);
   check.at_least("staging", "tokens", staging.tokens, 0);
   check.at_least("staging", "heads", staging.heads, 1);
+  check.at_least("staging", "heads_apart", staging.heads_apart, staging.heads_apart == 0 ? 0 : staging.heads);
   if (staging.sequences > 0 && staging.tokens > 0) {
     check.not_null("staging", staging.data);
     check.aligned("staging", staging.data, staging.alignment);

@@ -156,7 +156,7 @@ class ConvolutionBlock : public ConvolutionTaps<Config, convolution_channels<Con
 /// The staged inputs of one sequence.
 template <class Config>
 Rows<typename Config::Element> staged_rows(const StagingView<Config>& staging, std::int64_t b) {
-  return {staging.row(b, 0, 0), staging.heads};
+  return {staging.row(b, 0, 0), staging.token_stride()};
 }
 
 /// Outputs of rows [first, end) of sequence `b`, for the channels from `channel` on.

@@ -24,8 +24,9 @@ inline namespace JRT_DETAIL_CPU_ABI {
 ///                        is the gradient of the initial state, and gives those of the encoder region.
 ///
 /// A mask that reads all tokens has the whole sums in place of the running ones. A sequence that is split takes the three
-/// rounds of a prefill (segment sums, state scan, segment gradients), in both directions at once. The split does not depend
-/// on the number of workers, so neither do the results.
+/// rounds of a prefill (segment sums, state scan, segment gradients), in both directions at once, or one after the other
+/// where the second needs the products of outputs that the first forms again. The split does not depend on the number of
+/// workers, so neither do the results.
 template <AttentionConfig Config>
 class Backward {
  public:
@@ -57,6 +58,7 @@ class Backward {
     forward_states_ = arena.take<T>(total * heads_ * State::elements);
     reverse_states_ = arena.take<T>(total * heads_ * State::elements);
     scratch_base_ = arena.take<T>(workers_ * scratch_elements());
+    passes_.take(arena);
   }
 
   template <Executor E>
@@ -64,23 +66,40 @@ class Backward {
     for (int w = 0; w < workers_; ++w) {
       scratch_of(w).clear();
     }
-    if (total_items_ > 0) {
-      executor.run(total_items_ * heads_, [this](std::int64_t task, int worker) {
-        Scratch scratch = scratch_of(worker);
-        sum(task / heads_, task % heads_, scratch);
-      });
-      executor.run(sequences_ * heads_, [this](std::int64_t task, int) { scan(task / heads_, task % heads_); });
+    if constexpr (recomputes_output_products<Config>) {
+      run_passes(executor, {.reverse = false});
+      if (passes_.wants_reverse()) {
+        run_passes(executor, {.forward = false});
+      }
+    } else {
+      run_passes(executor, {});
     }
-    executor.run(sequences_ * max_tasks_ * heads_, [this](std::int64_t task, int worker) {
-      const std::int64_t item = task / heads_;
-      Scratch scratch = scratch_of(worker);
-      gradients(item / max_tasks_, item % max_tasks_, task % heads_, scratch);
-    });
   }
 
  private:
   using Plan = PrefillPlan;
   using Scratch = typename Passes::Scratch;
+
+  template <Executor E>
+  void run_passes(E&& executor, const Directions& directions) {
+    if (total_items_ > 0) {
+      executor.run(total_items_ * heads_, [&](std::int64_t task, int worker) {
+        Scratch scratch = scratch_of(worker);
+        sum(task / heads_, task % heads_, directions, scratch);
+      });
+      executor.run(sequences_ * heads_, [&](std::int64_t task, int) { scan(task / heads_, task % heads_, directions); });
+    }
+    executor.run(sequences_ * max_tasks_ * heads_, [&](std::int64_t task, int worker) {
+      const std::int64_t item = task / heads_;
+      Scratch scratch = scratch_of(worker);
+      gradients(item / max_tasks_, item % max_tasks_, task % heads_, directions, scratch);
+    });
+  }
+
+  [[nodiscard]] bool goes_forward(const Directions& directions) const {
+    return directions.forward && passes_.wants_forward();
+  }
+  [[nodiscard]] bool goes_back(const Directions& directions) const { return directions.reverse && passes_.wants_reverse(); }
 
   [[nodiscard]] Plan plan_of(std::int64_t b) const {
     return passes_.plan_of({sequences_ * heads_, backward_workers, chunk_tokens}, b);
@@ -96,7 +115,7 @@ class Backward {
     return {reverse_states_ + (item * heads_ + head) * State::elements};
   }
 
-  void sum(std::int64_t item, std::int64_t head, Scratch& scratch) const {
+  void sum(std::int64_t item, std::int64_t head, const Directions& directions, Scratch& scratch) const {
     const std::int64_t b = std::upper_bound(first_items_, first_items_ + sequences_ + 1, item) - first_items_ - 1;
     const Plan plan = plan_of(b);
     const std::int64_t index = item - first_items_[b];
@@ -104,19 +123,21 @@ class Backward {
       return;  // the total
     }
     const State forward = forward_state(item, head);
-    forward.clear();
+    if (goes_forward(directions)) {
+      forward.clear();
+    }
     if (index < plan.encoder_segments) {
-      if (passes_.wants_queries()) {
+      if (goes_forward(directions)) {
         const TokenRange range = segment_of(plan.encoder, plan.encoder_segments, index, chunk_tokens);
         passes_.add_encoder(plan, range, head, forward, scratch.keys);
       }
       return;
     }
     const TokenRange range = segment_of(plan.tokens, plan.token_segments, index - plan.encoder_segments, chunk_tokens);
-    if (passes_.wants_queries()) {
+    if (goes_forward(directions)) {
       passes_.add_tokens(plan, range, head, forward, scratch.keys);
     }
-    if (passes_.wants_reverse()) {
+    if (goes_back(directions)) {
       const State reverse = reverse_state(item, head);
       reverse.clear();
       passes_.add_queries(plan.span, range, head, reverse, scratch.queries);
@@ -133,7 +154,7 @@ class Backward {
   }
 
   /// Replaces the sums of token segments by the states that their passes start from, unless the mask reads all tokens.
-  void scan(std::int64_t b, std::int64_t head) const {
+  void scan(std::int64_t b, std::int64_t head, const Directions& directions) const {
     const Plan plan = plan_of(b);
     if (!plan.split()) {
       return;
@@ -141,7 +162,7 @@ class Backward {
     const std::int64_t first = first_items_[b];
     const std::int64_t tokens = first + plan.encoder_segments;
     const std::int64_t end = first + plan.items();
-    if (passes_.wants_queries()) {
+    if (goes_forward(directions)) {
       const State total = forward_state(end, head);
       total.clear();
       passes_.add_initial_state(b, head, total);
@@ -153,7 +174,7 @@ class Backward {
         }
       }
     }
-    if (passes_.wants_reverse()) {
+    if (goes_back(directions)) {
       const State total = reverse_state(end, head);
       total.clear();
       passes_.add_final_gradient(b, head, total);
@@ -168,9 +189,10 @@ class Backward {
     }
   }
 
-  void gradients(std::int64_t b, std::int64_t task, std::int64_t head, Scratch& scratch) const {
+  void gradients(std::int64_t b, std::int64_t task, std::int64_t head, const Directions& directions,
+                 Scratch& scratch) const {
     const Plan plan = plan_of(b);
-    if (task == 0) {
+    if (task == 0 && directions.forward) {
       passes_.zero_gradients(plan, head);
     }
     if (plan.skipped || task >= (plan.split() ? plan.items() : 1)) {
@@ -180,17 +202,23 @@ class Backward {
       const std::int64_t item = first_items_[b] + task;
       const std::int64_t total = first_items_[b] + plan.items();
       if (task < plan.encoder_segments) {
-        const TokenRange range = segment_of(plan.encoder, plan.encoder_segments, task, chunk_tokens);
-        passes_.encoder_pass(plan, range, head, reverse_state(total, head), scratch);
-      } else {
-        const TokenRange range = segment_of(plan.tokens, plan.token_segments, task - plan.encoder_segments, chunk_tokens);
+        if (directions.reverse) {
+          const TokenRange range = segment_of(plan.encoder, plan.encoder_segments, task, chunk_tokens);
+          passes_.encoder_pass(plan, range, head, reverse_state(total, head), scratch);
+        }
+        return;
+      }
+      const TokenRange range = segment_of(plan.tokens, plan.token_segments, task - plan.encoder_segments, chunk_tokens);
+      if (directions.forward) {
         passes_.query_pass(plan, range, head, forward_state(full ? total : item, head), scratch);
+      }
+      if (directions.reverse) {
         passes_.key_pass(plan, range, head, reverse_state(full ? total : item, head), scratch);
       }
       return;
     }
     const State state{scratch.state};
-    if (passes_.wants_queries()) {
+    if (goes_forward(directions)) {
       state.clear();
       passes_.add_initial_state(b, head, state);
       passes_.add_encoder(plan, plan.encoder, head, state, scratch.keys);
@@ -199,7 +227,7 @@ class Backward {
       }
       passes_.query_pass(plan, plan.tokens, head, state, scratch);
     }
-    if (passes_.wants_reverse()) {
+    if (goes_back(directions)) {
       state.clear();
       passes_.add_final_gradient(b, head, state);
       if constexpr (full) {

@@ -12,9 +12,9 @@
 #include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/linear/chunk.hpp"
 #include "jrt/detail/cpu/linear/expansion_gradient.hpp"
+#include "jrt/detail/cpu/linear/query_chunk.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
-#include "jrt/detail/plan/token_range.hpp"
-#include "jrt/detail/shared/linear/denominators.hpp"
+#include "jrt/detail/shared/linear/output_products.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/tensor_view.hpp"
@@ -33,113 +33,6 @@
 /// Gradients of features and of inputs have a row for each feature or component and a column for each token.
 namespace jrt::detail::cpu {
 inline namespace JRT_DETAIL_CPU_ABI {
-
-/// The queries of a chunk with the gradients of their outputs: g_i = [f(n_i) dy_i, f'(n_i)/f(n_i) (dy_i · y_i)].
-template <AttentionConfig Config>
-struct QueryChunk {
-  using T = ConfigCompute<Config>;
-  using Map = typename Config::FeatureMap;
-  using Keys = KeyChunk<Config>;
-  using State = typename Keys::State;
-  using Expansion = typename Keys::Expansion;
-  static constexpr std::ptrdiff_t column_stride = Keys::score_stride;
-
-  T* inputs = nullptr;                // [chunk_tokens][Expansion::input_stride]
-  T* inputs_by_token = nullptr;       // [input_dim][column_stride]
-  T* features = nullptr;              // [chunk_tokens][feature_stride], padding 0
-  T* gradient = nullptr;              // [chunk_tokens][State::stride], padding 0: g without its last component
-  T* gradient_by_token = nullptr;     // [value_dim][column_stride]
-  T* denominator_gradient = nullptr;  // [column_stride], the last component of g
-  T* output = nullptr;                // [State::stride], padding 0
-  int tokens = 0;
-
-  void take(Arena& arena) {
-    inputs = arena.take<T>(std::int64_t{chunk_tokens} * Expansion::input_stride);
-    inputs_by_token = arena.take<T>(Map::input_dim * column_stride);
-    features = arena.take<T>(std::int64_t{chunk_tokens} * Keys::feature_stride + Expansion::feature_overrun);
-    gradient = arena.take<T>(std::int64_t{chunk_tokens} * State::stride);
-    gradient_by_token = arena.take<T>(State::columns * column_stride);
-    denominator_gradient = arena.take<T>(column_stride);
-    output = arena.take<T>(State::stride);
-  }
-
-  void clear() const {
-    std::memset(features, 0, sizeof(T) * chunk_tokens * Keys::feature_stride);
-    std::memset(gradient, 0, sizeof(T) * chunk_tokens * State::stride);
-    std::memset(output, 0, sizeof(T) * State::stride);
-  }
-
-  /// Reads tokens `range` of query head `head`. Prefetches those of `next` meanwhile.
-  void read(const BackwardArgs<Config>& args, const SequenceSpan& span, const TokenRange& range, const TokenRange& next,
-            std::int64_t head) {
-    const auto rows_of = [&](const auto& view) {
-      return RowPrefetch(view, span.batch_row, span.first_token + next.begin, span.first_token + next.end, head);
-    };
-    const RowPrefetch next_queries = rows_of(args.query);
-    const RowPrefetch next_gradients = rows_of(args.output_gradient);
-    const RowPrefetch next_outputs = has_denominators<Config> ? rows_of(args.output) : RowPrefetch{};
-    tokens = static_cast<int>(range.size());
-    for (int t = 0; t < tokens; ++t) {
-      const std::int64_t token = span.first_token + range.begin + t;
-      next_queries.issue(t, 1);
-      next_gradients.issue(t, 1);
-      next_outputs.issue(t, 1);
-      Expansion::write_input(args.query.row(span.batch_row, token, head),
-                             inputs + std::ptrdiff_t{t} * Expansion::input_stride);
-      T* const row = gradient + std::ptrdiff_t{t} * State::stride;
-      convert_row(args.output_gradient.row(span.batch_row, token, head), row, State::columns);
-      denominator_gradient[t] = 0;
-      if constexpr (has_denominators<Config>) {
-        convert_row(args.output.row(span.batch_row, token, head), output, State::columns);
-        scale(*args.denominators.row(span.batch_row, token, head), dot(output, row, State::stride), row,
-              denominator_gradient + t);
-      }
-    }
-  }
-
-  /// Fills the matrices by token; columns after the last are 0.
-  void transpose_rows() const {
-    transpose(inputs, Expansion::input_stride, tokens, Map::input_dim, inputs_by_token, column_stride);
-    transpose(gradient, State::stride, tokens, State::columns, gradient_by_token, column_stride);
-    for (std::ptrdiff_t t = tokens; t < column_stride; ++t) {
-      denominator_gradient[t] = 0;
-    }
-  }
-
-  void expand(const Map& map, const SequenceSpan& span, std::int64_t first) const {
-    for (int t = 0; t < tokens; ++t) {
-      Expansion::expand_query(map, inputs + std::ptrdiff_t{t} * Expansion::input_stride,
-                              features + std::ptrdiff_t{t} * Keys::feature_stride, span.position(first + t));
-    }
-  }
-
-  /// R += Σ φ(q) gᵀ, its last column with it.
-  void add_to(const State& reverse) const {
-    multiply_tiles(reverse.sums(), State::stride, State::rows, State::stride,
-                   Product<T>{Left<T>{features, 1, Keys::feature_stride}, Right<T>{gradient, State::stride}, tokens}, true);
-    if constexpr (has_denominators<Config>) {
-      T* const last = reverse.normaliser();
-      for (int r = 0; r < State::normaliser_rows; r += lanes<T>) {
-        Packet<T> sums = load(last + r);
-        for (int t = 0; t < tokens; ++t) {
-          sums = multiply_add(broadcast(denominator_gradient[t]),
-                              load(features + std::ptrdiff_t{t} * Keys::feature_stride + r), sums);
-        }
-        store(last + r, sums);
-      }
-    }
-  }
-
- private:
-  static void scale(T denominator, T product, T* row, T* last) {
-    const T factor = Config::Normaliser::factor(denominator);
-    for (int c = 0; c < State::columns; ++c) {
-      row[c] *= factor;
-    }
-    // A query that saw no key has the output 0 whatever it is: no gradient.
-    *last = factor == T(0) ? T(0) : Config::Normaliser::factor_derivative(denominator) / factor * product;
-  }
-};
 
 /// A chunk's scores and the gradients of its features, with what is added up inside the chunk.
 template <AttentionConfig Config>
@@ -162,6 +55,7 @@ struct GradientChunk {
   T* features_gradient = nullptr;  // [feature_dim][column_stride]
   T* inputs_gradient = nullptr;    // [input_dim][column_stride]
   T* values_gradient = nullptr;    // [chunk_tokens][State::stride]
+  T* output_products = nullptr;    // [column_stride]: dy·y
 
   void take(Arena& arena) {
     values_by_token = arena.take<T>(State::columns * column_stride);
@@ -171,6 +65,7 @@ struct GradientChunk {
     features_gradient = arena.take<T>(State::rows * column_stride);
     inputs_gradient = arena.take<T>(Map::input_dim * column_stride);
     values_gradient = arena.take<T>(std::int64_t{chunk_tokens} * State::stride);
+    output_products = arena.take<T>(recomputes_output_products<Config> ? column_stride : 0);
   }
 
   void clear() const {
@@ -182,27 +77,44 @@ struct GradientChunk {
   // -- queries ---------------------------------------------------------------------------------------------------------
 
   /// Gradients of the chunk's queries into `inputs_gradient`, from the state before the chunk and, unless `keys` is null,
-  /// the chunk itself.
+  /// the chunk itself. Where dy·y is formed again, it is here, and the last components of g with it.
   void of_queries(const Queries& queries, const State& state, const Keys* keys, const Map& map, const SequenceSpan& span,
                   std::int64_t first) const {
     const int columns = padded_to_lanes<T>(queries.tokens);
     queries.transpose_rows();
-    multiply_tiles(
-        features_gradient, column_stride, State::rows, columns,
-        {{Left<T>{state.sums(), State::stride, 1}, Right<T>{queries.gradient_by_token, column_stride}, State::columns},
-         {Left<T>{state.normaliser(), 1, 1}, Right<T>{queries.denominator_gradient, column_stride}, 1}},
-        false, {{}, {}}, 0);
+    const Product<T> through_state{Left<T>{state.sums(), State::stride, 1},
+                                   Right<T>{queries.gradient_by_token, column_stride}, State::columns};
+    if constexpr (recomputes_output_products<Config>) {
+      multiply(features_gradient, State::rows, columns, through_state);
+      std::memset(output_products, 0, sizeof(T) * column_stride);
+    } else {
+      multiply_tiles(features_gradient, column_stride, State::rows, columns,
+                     {through_state, {Left<T>{state.normaliser(), 1, 1}, last_components(queries), 1}}, false, {{}, {}}, 0);
+    }
     std::memset(inputs_gradient, 0, sizeof(T) * Map::input_dim * column_stride);
     if (keys != nullptr) {
       pairs_of_queries(queries, *keys, map);
-      if constexpr (Map::has_closed_form) {
+      if constexpr (!Map::has_closed_form) {
+        add_pairs_of_queries(*keys, columns);
+      }
+    }
+    if constexpr (recomputes_output_products<Config>) {
+      queries.expand(map, span, first);
+      recompute_denominator_gradients(queries);
+      add_product(features_gradient, State::rows, columns,
+                  {Left<T>{state.normaliser(), 1, 1}, last_components(queries), 1});
+      if (keys != nullptr) {
+        finish_pairs_of_queries(queries, *keys, map);
+        if constexpr (!Map::has_closed_form) {
+          add_pairs_of_queries(*keys, columns);
+        }
+      }
+    }
+    if constexpr (Map::has_closed_form) {
+      if (keys != nullptr) {
         multiply(
             inputs_gradient, Map::input_dim, columns,
             {Left<T>{keys->inputs, 1, Expansion::input_stride}, Right<T>{pairs_gradient, column_stride}, keys->tokens});
-      } else {
-        add_product(
-            features_gradient, State::rows, columns,
-            {Left<T>{keys->features, 1, Keys::feature_stride}, Right<T>{pairs_gradient, column_stride}, keys->tokens});
       }
     }
     Gradient::add_query(map,
@@ -269,6 +181,42 @@ struct GradientChunk {
     multiply_tiles(result, column_stride, rows, columns, product, true);
   }
 
+  static Right<T> last_components(const Queries& queries) { return {queries.denominator_gradient, column_stride}; }
+
+  /// features_gradient += Σ_j pairs_gradient[j] φ(k_j).
+  void add_pairs_of_queries(const Keys& keys, int columns) const {
+    add_product(features_gradient, State::rows, columns,
+                {Left<T>{keys.features, 1, Keys::feature_stride}, Right<T>{pairs_gradient, column_stride}, keys.tokens});
+  }
+
+  /// Adds φ(q)·features_gradient to the products, and makes the last components of g of them.
+  void recompute_denominator_gradients(const Queries& queries) const {
+    for (int r = 0; r < State::rows; ++r) {
+      const T* const of_feature = features_gradient + r * column_stride;
+      for (int t = 0; t < queries.tokens; ++t) {
+        output_products[t] += queries.features[std::ptrdiff_t{t} * Keys::feature_stride + r] * of_feature[t];
+      }
+    }
+    for (int t = 0; t < queries.tokens; ++t) {
+      queries.denominator_gradient[t] = queries.denominator_factor[t] * output_products[t];
+    }
+  }
+
+  /// Replaces the pairs by what the last components of g add to them: all of it with a closed form, that alone without.
+  void finish_pairs_of_queries(const Queries& queries, const Keys& keys, [[maybe_unused]] const Map& map) const {
+    const int columns = padded_to_lanes<T>(queries.tokens);
+    for (int j = 0; j < keys.tokens; ++j) {
+      T* const of_key = pairs_gradient + j * column_stride;
+      for (int i = j; i < columns; ++i) {
+        if constexpr (Map::has_closed_form) {
+          of_key[i] = (of_key[i] + queries.denominator_gradient[i]) * map.kernel_derivative(scores[j * column_stride + i]);
+        } else {
+          of_key[i] = queries.denominator_gradient[i];
+        }
+      }
+    }
+  }
+
   /// values_gradient[j] += Σ_{i>=j} w_ij g_i.
   void add_weighted_gradients(const Queries& queries, int tokens) const {
     for (int row = 0; row < tokens; row += tile_rows) {
@@ -281,7 +229,8 @@ struct GradientChunk {
     }
   }
 
-  /// pairs_gradient[j][i] for keys j and queries i; 0 for i < j.
+  /// pairs_gradient[j][i] for keys j and queries i; 0 for i < j. Where dy·y is formed again, without the last components of
+  /// g and the kernel's derivative: `finish_pairs_of_queries` brings them.
   void pairs_of_queries(const Queries& queries, const Keys& keys, [[maybe_unused]] const Map& map) const {
     const int columns = padded_to_lanes<T>(queries.tokens);
     for (int row = 0; row < keys.tokens; row += tile_rows) {
@@ -303,10 +252,13 @@ struct GradientChunk {
         std::memset(of_key, 0, sizeof(T) * static_cast<std::size_t>(unseen));
         for (int i = unseen; i < columns; ++i) {
           T pair = of_key[i] + queries.denominator_gradient[i];
-          if constexpr (Map::has_closed_form) {
+          if constexpr (Map::has_closed_form && !recomputes_output_products<Config>) {
             pair *= map.kernel_derivative(score[r * column_stride + i]);
           }
           of_key[i] = i >= row + r ? pair : T(0);
+          if constexpr (Map::has_closed_form && recomputes_output_products<Config>) {
+            output_products[i] += of_key[i] * map.kernel(score[r * column_stride + i]);
+          }
         }
       }
     }

@@ -11,6 +11,7 @@
 #include "jrt/detail/cpu/linear/gradient_chunk.hpp"
 #include "jrt/detail/plan/backward_plan.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/detail/shared/linear/output_products.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/tensor_view.hpp"
 #include "jrt/workspace.hpp"
@@ -53,11 +54,19 @@ class GradientPasses {
 
   explicit GradientPasses(const BackwardArgs<Config>& args) : args_(args), inputs_(inputs_of(args)) {}
 
+  /// Takes what the passes leave to each other.
+  void take(Arena& arena) {
+    denominator_gradients_ = denominator_gradients_of(args_, arena.take<T>(denominator_gradients_size(args_)));
+  }
+
   [[nodiscard]] Plan plan_of(const SplitLimits& limits, std::int64_t b) const {
     return plan_backward(args_, inputs_, limits, b);
   }
 
-  [[nodiscard]] bool wants_queries() const { return wanted(args_.query_gradient); }
+  /// Whether the query pass has anything to do: gradients of queries, or dy·y for the key pass.
+  [[nodiscard]] bool wants_forward() const {
+    return wanted(args_.query_gradient) || (recomputes_output_products<Config> && wants_reverse());
+  }
   /// Whether anything needs R.
   [[nodiscard]] bool wants_reverse() const {
     return wants_tokens() || wants_encoder() || !args_.initial_state_gradient.empty();
@@ -77,7 +86,7 @@ class GradientPasses {
     for (std::int64_t chunk = ceil_div<std::int64_t>(range.size(), chunk_tokens) - 1; chunk >= 0; --chunk) {
       const TokenRange tokens = chunk_of(range, chunk);
       for (std::int64_t h = head * query_group(); h < (head + 1) * query_group(); ++h) {
-        queries.read(args_, span, tokens, chunk_of(range, chunk - 1), h);
+        queries.read(args_, denominator_gradients_, span, tokens, chunk_of(range, chunk - 1), h);
         queries.expand(args_.feature_map, span, tokens.begin);
         queries.add_to(reverse);
       }
@@ -103,7 +112,7 @@ class GradientPasses {
   /// Gradients of queries. The state goes from that before the range to that after it, unless the mask reads all tokens.
   void query_pass(const Plan& plan, const TokenRange& range, std::int64_t head, const State& state,
                   Scratch& scratch) const {
-    if (!wants_queries()) {
+    if (!wants_forward()) {
       return;
     }
     if constexpr (full) {
@@ -134,7 +143,7 @@ class GradientPasses {
       }
       if constexpr (!full) {
         for (std::int64_t h = head * query_group(); h < (head + 1) * query_group(); ++h) {
-          scratch.queries.read(args_, plan.span, tokens, next, h);
+          scratch.queries.read(args_, denominator_gradients_, plan.span, tokens, next, h);
           scratch.queries.expand(args_.feature_map, plan.span, tokens.begin);
           if (wants_tokens()) {
             scratch.chunk.add_queries(scratch.queries, scratch.keys, args_.feature_map, wants_keys, wants_values);
@@ -213,11 +222,19 @@ class GradientPasses {
         scratch.keys.read(source, tokens, args_.feature_map, false);
       }
       for (std::int64_t h = head * query_group(); h < (head + 1) * query_group(); ++h) {
-        scratch.queries.read(args_, plan.span, tokens, chunk_from(range, begin + chunk_tokens), h);
+        scratch.queries.read(args_, {}, plan.span, tokens, chunk_from(range, begin + chunk_tokens), h);
         scratch.chunk.of_queries(scratch.queries, state, with_keys ? &scratch.keys : nullptr, args_.feature_map, plan.span,
                                  tokens.begin);
-        write_columns(Rows{args_.query_gradient, plan.span.batch_row, plan.span.first_token, h}, tokens, 0,
-                      scratch.chunk.inputs_gradient, Queries::column_stride);
+        if (wanted(args_.query_gradient)) {
+          write_columns(Rows{args_.query_gradient, plan.span.batch_row, plan.span.first_token, h}, tokens, 0,
+                        scratch.chunk.inputs_gradient, Queries::column_stride);
+        }
+        if constexpr (recomputes_output_products<Config>) {
+          for (int t = 0; t < scratch.queries.tokens; ++t) {
+            *denominator_gradients_.row(plan.span.batch_row, plan.span.first_token + tokens.begin + t, h) =
+                scratch.queries.denominator_gradient[t];
+          }
+        }
       }
       if constexpr (with_keys) {
         scratch.keys.add_to(state, source, chunk_from(range, begin + chunk_tokens));
@@ -261,6 +278,7 @@ class GradientPasses {
 
   const BackwardArgs<Config>& args_;
   PrefillArgs<Config> inputs_;
+  TensorView<T> denominator_gradients_;
 };
 
 }  // namespace JRT_DETAIL_CPU_ABI

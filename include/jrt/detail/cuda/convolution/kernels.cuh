@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) store_inputs(
   ConvolutionInputs<Config> inputs;
   std::int64_t position = 0;
   if (call.accepted_tokens != nullptr) {
-    inputs = {call.staging.row(b, 0, 0), call.channels, carried_inputs(call.source, call.has_source, b)};
+    inputs = {call.staging.row(b, 0, 0), call.staging.token_stride(), carried_inputs(call.source, call.has_source, b)};
     position = clamped(call.accepted_tokens[b], 0, call.staging.tokens);
   } else {
     const SequenceSpan span = span_of(call, b);
@@ -126,12 +126,13 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) convolve_step
     return;
   }
   channels.load_weights(call.weight, call.bias);
-  channels.start({is_staged ? call.staging.row(b, 0, 0) : nullptr, call.channels, carried_inputs(call.source, nullptr, b)},
+  channels.start({is_staged ? call.staging.row(b, 0, 0) : nullptr, call.staging.token_stride(),
+                  carried_inputs(call.source, nullptr, b)},
                  call.already_staged, slots_aligned(call.source.pool));
   channels.template walk<at_a_time>(
       {call.input.row(b, 0, 0), call.input.token_stride, call.gate.data == nullptr ? nullptr : call.gate.row(b, 0, 0),
        call.gate.token_stride, call.output.row(b, 0, 0), call.output.token_stride,
-       is_staged ? call.staging.row(b, call.already_staged, 0) : nullptr, call.channels},
+       is_staged ? call.staging.row(b, call.already_staged, 0) : nullptr, call.staging.token_stride()},
       tokens);
   if (!call.destination.empty()) {
     channels.store_carried(call.destination.pool.head(call.destination.slot(b), 0), slots_aligned(call.destination.pool));

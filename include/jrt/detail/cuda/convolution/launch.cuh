@@ -29,7 +29,7 @@ bool view_aligned(const TensorView<E>& view) {
 template <class Config>
 bool takes_vectors(const ConvolutionCall<Config>& call) {
   return view_aligned(call.input) && view_aligned(call.gate) && view_aligned(call.output) &&
-         (call.staging.data == nullptr || rows_aligned(call.staging.data, call.channels));
+         (call.staging.data == nullptr || rows_aligned(call.staging.data, call.staging.token_stride()));
 }
 
 /// A grid of one thread for each item and group of channels.

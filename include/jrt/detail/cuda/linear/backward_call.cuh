@@ -10,6 +10,7 @@
 #include "jrt/detail/cuda/linear/prefill_call.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/backward_plan.hpp"
+#include "jrt/detail/shared/linear/output_products.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/state.hpp"
 #include "jrt/workspace.hpp"
@@ -20,9 +21,11 @@
 ///
 ///     gradient_sums       every segment's own Σ φ(k)vᵀ (encoder segments too) and Σ φ(q)gᵀ;
 ///     gradient_scan       from the first segment on for S, from the last back for R: every sum is replaced by the state
-///     that
-///                         its pass starts from; the whole R is kept, for the encoder region and the initial state;
+///                         that its pass starts from; the whole R is kept, for the encoder region and the initial state;
 ///     segment_gradients   the passes.
+///
+/// Both directions go at once, or one after the other where the second needs what the first leaves of the outputs
+/// (output_products.hpp).
 ///
 /// Every sum has a fixed order: no atomics, and the same bits from run to run.
 namespace jrt::detail::cuda {
@@ -43,6 +46,8 @@ struct BackwardCall {
   T* forward_states = nullptr;  // [sequences][max_items() + 1][heads][state_elements]; the last is the whole sum
   T* reverse_states = nullptr;  // likewise
   std::byte* scratch = nullptr;
+  Directions directions;                // of the kernels that run
+  TensorView<T> denominator_gradients;  // where one direction goes after the other
 
   static constexpr bool full = Config::Mask::reads_future;
   static constexpr std::int64_t state_elements = round_up<std::int64_t>(Format::head_values, 16);
@@ -54,13 +59,18 @@ struct BackwardCall {
   [[nodiscard]] __host__ __device__ std::int64_t max_items() const {
     return may_split() ? limits.max_encoder_segments + limits.max_token_segments : 1;
   }
-  [[nodiscard]] __host__ __device__ bool wants_queries() const { return args.query_gradient.data != nullptr; }
   [[nodiscard]] __host__ __device__ bool wants_tokens() const {
     return args.key_gradient.data != nullptr || args.value_gradient.data != nullptr;
   }
   [[nodiscard]] __host__ __device__ bool wants_encoder() const {
     return args.key_encoder_gradient.data != nullptr || args.value_encoder_gradient.data != nullptr;
   }
+  /// Whether the forward direction has anything to do: gradients of queries, or what the other direction needs.
+  [[nodiscard]] __host__ __device__ bool wants_forward() const {
+    return args.query_gradient.data != nullptr || (recomputes_output_products<Config> && wants_reverse());
+  }
+  [[nodiscard]] __host__ __device__ bool goes_forward() const { return directions.forward && wants_forward(); }
+  [[nodiscard]] __host__ __device__ bool goes_back() const { return directions.reverse && wants_reverse(); }
   /// Whether anything needs R.
   [[nodiscard]] __host__ __device__ bool wants_reverse() const {
     return wants_tokens() || wants_encoder() || !args.initial_state_gradient.empty();
@@ -98,6 +108,7 @@ struct BackwardCall {
       forward_states = arena.take<T>(elements);
       reverse_states = arena.take<T>(elements);
     }
+    denominator_gradients = denominator_gradients_of(args, arena.take<T>(denominator_gradients_size(args)));
   }
 };
 
@@ -117,7 +128,7 @@ __global__ void __launch_bounds__(state_scan_tuning.threads) gradient_scan(const
   }
   const std::int64_t stride = call.heads * Call::state_elements;
   const std::int64_t items = plan.items();
-  if (call.wants_queries()) {
+  if (call.goes_forward()) {
     const auto* const initial = call.initial_state(b, head);
     T running = initial != nullptr ? convert<T>(initial[i]) : T(0);
     T* const states = call.forward_state(b, 0, head) + i;
@@ -130,7 +141,7 @@ __global__ void __launch_bounds__(state_scan_tuning.threads) gradient_scan(const
     }
     states[call.max_items() * stride] = running;
   }
-  if (call.wants_reverse()) {
+  if (call.goes_back()) {
     const T* const final = call.final_gradient(b, head);
     T running = final != nullptr ? final[i] : T(0);
     T* const states = call.reverse_state(b, 0, head) + i;

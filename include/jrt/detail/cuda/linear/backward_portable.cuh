@@ -21,16 +21,19 @@ extern __shared__ __align__(16) std::byte gradient_shared_memory[];
 /// The directions of a pass.
 enum class Direction { forward, reverse };
 
-/// Item, head and direction of a block. Directions and heads vary fastest.
+/// Item, head and direction of a block. Directions, where both go at once, and heads vary fastest.
 struct GradientItem {
   std::int64_t sequence = 0;
   std::int64_t item = 0;
   std::int64_t head = 0;
   Direction direction = Direction::forward;
 
-  __device__ GradientItem(std::int64_t block, std::int64_t items, std::int64_t heads) {
-    direction = block % 2 == 0 ? Direction::forward : Direction::reverse;
-    block /= 2;
+  __device__ GradientItem(std::int64_t block, std::int64_t items, std::int64_t heads, const Directions& directions) {
+    direction = directions.forward ? Direction::forward : Direction::reverse;
+    if (directions.forward && directions.reverse) {
+      direction = block % 2 == 0 ? Direction::forward : Direction::reverse;
+      block /= 2;
+    }
     head = block % heads;
     block /= heads;
     item = block % items;
@@ -40,18 +43,19 @@ struct GradientItem {
 
 template <class Config>
 __device__ SimtGradients<Config> gradients_of(const BackwardCall<Config>& call, std::byte* shared) {
-  return {call.args, shared, call.scratch + std::int64_t{blockIdx.x} * SimtGradients<Config>::scratch_bytes};
+  return {call.args, call.denominator_gradients, shared,
+          call.scratch + std::int64_t{blockIdx.x} * SimtGradients<Config>::scratch_bytes};
 }
 
 template <class Config>
 __global__ void __launch_bounds__(SimtGradients<Config>::threads, simt_gradient_tuning.blocks)
     gradient_sums(const __grid_constant__ BackwardCall<Config> call) {
   using T = typename BackwardCall<Config>::T;
-  const GradientItem at(blockIdx.x, call.max_items(), call.heads);
+  const GradientItem at(blockIdx.x, call.max_items(), call.heads, call.directions);
   const PrefillPlan plan = call.plan_of(at.sequence);
   const bool forward = at.direction == Direction::forward;
   const bool of_encoder = at.item < plan.encoder_segments;
-  const bool wanted = forward ? call.wants_queries() : call.wants_reverse() && !of_encoder;
+  const bool wanted = forward ? call.goes_forward() : call.goes_back() && !of_encoder;
   if (plan.skipped || !plan.split() || at.item >= plan.items() || !wanted) {
     return;
   }
@@ -117,13 +121,13 @@ __global__ void __launch_bounds__(SimtGradients<Config>::threads, simt_gradient_
     segment_gradients(const __grid_constant__ BackwardCall<Config> call) {
   using T = typename BackwardCall<Config>::T;
   constexpr bool full = BackwardCall<Config>::full;
-  const GradientItem at(blockIdx.x, call.max_items(), call.heads);
+  const GradientItem at(blockIdx.x, call.max_items(), call.heads, call.directions);
   const PrefillPlan plan = call.plan_of(at.sequence);
   const bool forward = at.direction == Direction::forward;
   if (at.item == 0 && forward) {
     zero_gradients(call, plan, at.head);
   }
-  const bool wanted = forward ? call.wants_queries() : call.wants_reverse();
+  const bool wanted = forward ? call.goes_forward() : call.goes_back();
   if (plan.skipped || !wanted || at.item >= (plan.split() ? plan.items() : 1)) {
     return;
   }
@@ -179,21 +183,33 @@ class PortableBackward {
   }
 
   Status run(const char* operation, const Cuda& on) const {
-    const Grid grid{blocks(), Engine::threads, Engine::shared_bytes};
-    Status status;
-    if (call_.may_split()) {
-      status = launch(operation, gradient_sums<Config>, grid, on, call_);
-      if (status.ok()) {
-        constexpr std::int64_t numbers = Call::Format::normaliser_offset + Call::Format::rows;
-        const std::int64_t scan_blocks =
-            call_.sequences * call_.heads * ceil_div<std::int64_t>(numbers, state_scan_tuning.threads);
-        status = launch(operation, gradient_scan<Call>, {scan_blocks, state_scan_tuning.threads, 0}, on, call_);
-      }
+    if constexpr (recomputes_output_products<Config>) {
+      const Status status = run_passes(operation, on, {.reverse = false});
+      return status.ok() && call_.wants_reverse() ? run_passes(operation, on, {.forward = false}) : status;
+    } else {
+      return run_passes(operation, on, {});
     }
-    return status.ok() ? launch(operation, segment_gradients<Config>, grid, on, call_) : status;
   }
 
  private:
+  Status run_passes(const char* operation, const Cuda& on, const Directions& directions) const {
+    Call call = call_;
+    call.directions = directions;
+    const bool both = directions.forward && directions.reverse;
+    const Grid grid{both ? blocks() : blocks() / 2, Engine::threads, Engine::shared_bytes};
+    Status status;
+    if (call.may_split()) {
+      status = launch(operation, gradient_sums<Config>, grid, on, call);
+      if (status.ok()) {
+        constexpr std::int64_t numbers = Call::Format::normaliser_offset + Call::Format::rows;
+        const std::int64_t scan_blocks =
+            call.sequences * call.heads * ceil_div<std::int64_t>(numbers, state_scan_tuning.threads);
+        status = launch(operation, gradient_scan<Call>, {scan_blocks, state_scan_tuning.threads, 0}, on, call);
+      }
+    }
+    return status.ok() ? launch(operation, segment_gradients<Config>, grid, on, call) : status;
+  }
+
   [[nodiscard]] std::int64_t blocks() const { return call_.sequences * call_.max_items() * call_.heads * 2; }
 
   Call call_;

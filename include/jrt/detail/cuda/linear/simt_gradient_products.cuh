@@ -24,8 +24,10 @@ class SimtGradientProducts {
   static constexpr int threads = simt_gradient_tuning.threads;
   static constexpr int chunk = Layout::chunk;
 
-  /// `shared` and `scratch` are this block's.
-  __device__ SimtGradientProducts(const BackwardArgs<Config>& args, void* shared, void* scratch) : args_(args) {
+  /// `shared` and `scratch` are this block's; `denominator_gradients` as output_products.hpp has them.
+  __device__ SimtGradientProducts(const BackwardArgs<Config>& args, const TensorView<T>& denominator_gradients,
+                                  void* shared, void* scratch)
+      : args_(args), denominator_gradients_(denominator_gradients) {
     T* next = static_cast<T*>(shared);
     T* far = static_cast<T*>(scratch);
     const auto take = [](T*& from, std::int64_t elements) {
@@ -127,14 +129,11 @@ class SimtGradientProducts {
   }
 
   /// For queries i and keys j <= i of the chunk: weights[i][j] and pairs_gradient[i][j] = g_i · [v_j, 1], with a closed
-  /// form times the kernel's derivative.
+  /// form times the kernel's derivative. Not `finished`, scores take the place of weights of a closed form, and that
+  /// factor is left out.
+  template <bool finished>
   __device__ void pair(int tokens) {
-    for (int index = thread(); index < chunk * chunk; index += threads) {
-      const int i = index / chunk;
-      const int j = index % chunk;
-      if (i >= tokens || j > i) {
-        continue;
-      }
+    for_pairs(tokens, [&](int i, int j) {
       T gradient = denominator_gradient_[i];
       for (int c = 0; c < Layout::columns; c += 4) {
         const auto g = load_vector<4>(gradient_ + i * Layout::value_stride + c);
@@ -149,8 +148,10 @@ class SimtGradientProducts {
         for (int c = 0; c < Map::input_dim; ++c) {
           weight += query_inputs_[i * Layout::input_stride + c] * key_inputs_[j * Layout::input_stride + c];
         }
-        gradient *= args_.feature_map.kernel_derivative(weight);
-        weight = args_.feature_map.kernel(weight);
+        if constexpr (finished) {
+          gradient *= args_.feature_map.kernel_derivative(weight);
+          weight = args_.feature_map.kernel(weight);
+        }
       } else {
         for (int r = 0; r < Layout::rows; ++r) {
           weight += query_features_[i * Layout::feature_stride + r] * key_features_[j * Layout::feature_stride + r];
@@ -158,6 +159,51 @@ class SimtGradientProducts {
       }
       weights_[i * Layout::score_stride + j] = weight;
       pairs_gradient_[i * Layout::score_stride + j] = gradient;
+    });
+  }
+
+  /// Sums of numerator · g and of the denominator of a query.
+  struct OutputSums {
+    T product = 0;
+    T denominator = 0;
+  };
+
+  /// Those of query t, from features_gradient = S g and, `with_pairs`, those not finished; a lane's share of them.
+  template <bool with_pairs>
+  __device__ OutputSums output_sums(int t, int lane, int lanes) const {
+    OutputSums sums;
+    for (int r = lane; r < Layout::rows; r += lanes) {
+      const T feature = query_features_[t * Layout::feature_stride + r];
+      sums.product += feature * features_gradient_[t * Layout::feature_stride + r];
+      sums.denominator += feature * last_column_[r];
+    }
+    for (int j = lane; with_pairs && j <= t; j += lanes) {
+      T weight = weights_[t * Layout::score_stride + j];
+      if constexpr (Map::has_closed_form) {
+        weight = args_.feature_map.kernel(weight);
+      }
+      sums.product += weight * pairs_gradient_[t * Layout::score_stride + j];
+      sums.denominator += weight;
+    }
+    return sums;
+  }
+
+  /// Brings the last component of g to features_gradient and, `with_pairs`, to those not finished, and finishes them.
+  template <bool with_pairs>
+  __device__ void add_denominator_gradients(int tokens) {
+    for (int index = thread(); index < tokens * Layout::rows; index += threads) {
+      const int t = index / Layout::rows;
+      const int r = index % Layout::rows;
+      features_gradient_[t * Layout::feature_stride + r] += last_column_[r] * denominator_gradient_[t];
+    }
+    if constexpr (with_pairs) {
+      for_pairs(tokens, [&](int i, int j) {
+        T& gradient = pairs_gradient_[i * Layout::score_stride + j];
+        gradient += denominator_gradient_[i];
+        if constexpr (Map::has_closed_form) {
+          gradient *= args_.feature_map.kernel_derivative(weights_[i * Layout::score_stride + j]);
+        }
+      });
     }
   }
 
@@ -229,6 +275,18 @@ class SimtGradientProducts {
     }
   }
 
+  /// Calls `function(i, j)` for queries i and keys j <= i of the chunk.
+  template <class Function>
+  __device__ void for_pairs(int tokens, const Function& function) {
+    for (int index = thread(); index < chunk * chunk; index += threads) {
+      const int i = index / chunk;
+      const int j = index % chunk;
+      if (i < tokens && j <= i) {
+        function(i, j);
+      }
+    }
+  }
+
   __device__ void clear_inputs_gradient() {
     for (int i = thread(); i < chunk * Layout::input_stride; i += threads) {
       inputs_gradient_[i] = T(0);
@@ -236,6 +294,7 @@ class SimtGradientProducts {
   }
 
   const BackwardArgs<Config>& args_;
+  const TensorView<T>& denominator_gradients_;
   T* values_;                // [chunk][value_stride]
   T* gradient_;              // [chunk][value_stride], g of the queries without its last component
   T* values_gradient_;       // [chunk][value_stride]

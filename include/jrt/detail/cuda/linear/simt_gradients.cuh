@@ -11,6 +11,7 @@
 #include "jrt/detail/plan/token_range.hpp"
 #include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/detail/shared/linear/output_products.hpp"
 #include "jrt/mixer/linear_attention.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/tensor_view.hpp"
@@ -88,7 +89,7 @@ class SimtGradients : private SimtGradientProducts<Config> {
     for (std::int64_t begin = last_chunk(range); begin >= range.begin; begin -= chunk) {
       const int tokens = tokens_from(range, begin);
       for (std::int64_t h = head * group; h < (head + 1) * group; ++h) {
-        read_queries(span, begin, tokens, h);
+        read_queries<false>(span, begin, tokens, h);
         __syncthreads();
         expand<Side::query>(query_inputs_, query_features_, span, begin, tokens);
         __syncthreads();
@@ -119,18 +120,30 @@ class SimtGradients : private SimtGradientProducts<Config> {
       const int tokens = tokens_from(range, begin);
       if constexpr (with_keys) {
         read_keys(source, begin, tokens);
-        __syncthreads();
-        expand<Side::key>(key_inputs_, key_features_, source.span, begin, tokens);
+        if constexpr (!shares_features) {
+          __syncthreads();
+          expand<Side::key>(key_inputs_, key_features_, source.span, begin, tokens);
+        }
       }
       for (std::int64_t h = source.head * group; h < (source.head + 1) * group; ++h) {
-        read_queries(source.span, begin, tokens, h);
+        read_queries<recomputes>(source.span, begin, tokens, h);
         clear_inputs_gradient();
         __syncthreads();
+        if constexpr (recomputes) {
+          expand<Side::query>(query_inputs_, query_features_, source.span, begin, tokens);
+          __syncthreads();
+        }
         if constexpr (with_keys) {
-          pair(tokens);
+          Products::template pair<!recomputes>(tokens);
         }
         multiply_state(gradient_, denominator_gradient_, tokens);
         __syncthreads();
+        if constexpr (recomputes) {
+          recompute_denominator_gradients<with_keys>(source.span, begin, tokens, h);
+          __syncthreads();
+          Products::template add_denominator_gradients<with_keys>(tokens);
+          __syncthreads();
+        }
         if constexpr (with_keys) {
           if constexpr (Map::has_closed_form) {
             add_pairs(inputs_gradient_, Layout::input_stride, Map::input_dim, key_inputs_, Layout::input_stride, tokens,
@@ -148,6 +161,10 @@ class SimtGradients : private SimtGradientProducts<Config> {
         __syncthreads();
       }
       if constexpr (with_keys) {
+        if constexpr (shares_features) {
+          expand<Side::key>(key_inputs_, key_features_, source.span, begin, tokens);
+          __syncthreads();
+        }
         update(key_features_, values_, nullptr, tokens);
         __syncthreads();
       }
@@ -170,13 +187,13 @@ class SimtGradients : private SimtGradientProducts<Config> {
       multiply_features(tokens);
       __syncthreads();
       for (std::int64_t h = source.head * group; with_queries && h < (source.head + 1) * group; ++h) {
-        read_queries(source.span, begin, tokens, h);
+        read_queries<false>(source.span, begin, tokens, h);
         __syncthreads();
         if constexpr (!Map::has_closed_form) {
           expand<Side::query>(query_inputs_, query_features_, source.span, begin, tokens);
           __syncthreads();
         }
-        pair(tokens);
+        Products::template pair<true>(tokens);
         __syncthreads();
         add_weighted_gradients(tokens);
         if constexpr (Map::has_closed_form) {
@@ -203,9 +220,13 @@ class SimtGradients : private SimtGradientProducts<Config> {
 
  private:
   static constexpr bool full = Config::Mask::reads_future;
+  static constexpr bool recomputes = recomputes_output_products<Config>;
+  /// Whether the query pass needs the features of queries and of keys in one array.
+  static constexpr bool shares_features = recomputes && Map::has_closed_form;
 
   using Products::args_;
   using Products::denominator_gradient_;
+  using Products::denominator_gradients_;
   using Products::features_gradient_;
   using Products::gradient_;
   using Products::inputs_gradient_;
@@ -223,7 +244,6 @@ class SimtGradients : private SimtGradientProducts<Config> {
   using Products::clear_inputs_gradient;
   using Products::multiply_features;
   using Products::multiply_state;
-  using Products::pair;
   using Products::thread;
   using Products::update;
 
@@ -248,7 +268,18 @@ class SimtGradients : private SimtGradientProducts<Config> {
     }
   }
 
-  /// Queries and g = [f(n) dy, f'(n)/f(n) (dy · y)]; a row of dy is read by neighbouring lanes.
+  /// Lanes that read a row of outputs or gradients together.
+  static constexpr int row_lanes = 8;
+  /// Calls `function(t, whether the token is there)` on the lanes of every token, all lanes of a warp together.
+  template <class Function>
+  static __device__ void for_rows(int tokens, const Function& function) {
+    for (int t = thread() / row_lanes; t < round_up(tokens, 32 / row_lanes); t += threads / row_lanes) {
+      function(t < tokens ? t : 0, t < tokens);
+    }
+  }
+
+  /// Queries and g = [f(n) dy, f'(n)/f(n) (dy · y)]. The last component is 0 where it is yet `to_be_formed`.
+  template <bool to_be_formed>
   __device__ void read_queries(const SequenceSpan& span, std::int64_t begin, int tokens, std::int64_t head) {
     for (int i = thread(); i < tokens * Map::input_dim; i += threads) {
       const int t = i / Map::input_dim;
@@ -256,32 +287,58 @@ class SimtGradients : private SimtGradientProducts<Config> {
       query_inputs_[t * Layout::input_stride + c] =
           convert<T>(args_.query.row(span.batch_row, span.first_token + begin + t, head)[c]);
     }
-    constexpr int lanes = 8;
-    for (int t = thread() / lanes; t < round_up(tokens, 32 / lanes); t += threads / lanes) {
-      const bool there = t < tokens;
-      const std::int64_t token = span.first_token + begin + (there ? t : 0);
+    const int lane = thread() % row_lanes;
+    for_rows(tokens, [&](int t, bool there) {
+      const std::int64_t token = span.first_token + begin + t;
       const Element* const dy = args_.output_gradient.row(span.batch_row, token, head);
       T factor = 1;
       T last = 0;
       if constexpr (has_denominators<Config>) {
-        const Element* const y = args_.output.row(span.batch_row, token, head);
-        T product = 0;
-        for (int c = thread() % lanes; c < Format::columns; c += lanes) {
-          product += convert<T>(y[c]) * convert<T>(dy[c]);
-        }
-        product = warp_sum<lanes>(product);
         const T denominator = *args_.denominators.row(span.batch_row, token, head);
         factor = Config::Normaliser::factor(denominator);
-        // A query that saw no key has the output 0 whatever it is: no gradient.
-        last = factor == T(0) ? T(0) : Config::Normaliser::factor_derivative(denominator) / factor * product;
+        if constexpr (!recomputes) {
+          const Element* const y = args_.output.row(span.batch_row, token, head);
+          T product = 0;
+          for (int c = lane; c < Format::columns; c += row_lanes) {
+            product += convert<T>(y[c]) * convert<T>(dy[c]);
+          }
+          last = denominator_gradient(denominator, warp_sum<row_lanes>(product));
+        } else if constexpr (!to_be_formed) {
+          last = *denominator_gradients_.row(span.batch_row, token, head);
+        }
       }
-      for (int c = thread() % lanes; there && c < Layout::columns; c += lanes) {
+      for (int c = lane; there && c < Layout::columns; c += row_lanes) {
         gradient_[t * Layout::value_stride + c] = c < Format::columns ? convert<T>(dy[c]) * factor : T(0);
       }
-      if (there && thread() % lanes == 0) {
+      if (there && lane == 0) {
         denominator_gradient_[t] = last;
       }
-    }
+    });
+  }
+
+  /// The last components of g from the numerators and denominators as the sums give them; kept for the key pass. The
+  /// prefill's denominators come of rounded weights, and do not go with these numerators where few keys nearly cancel.
+  template <bool with_keys>
+  __device__ void recompute_denominator_gradients(const SequenceSpan& span, std::int64_t begin, int tokens,
+                                                  std::int64_t head) {
+    const int lane = thread() % row_lanes;
+    for_rows(tokens, [&](int t, bool there) {
+      const auto own = Products::template output_sums<with_keys>(t, lane, row_lanes);
+      const T product = warp_sum<row_lanes>(own.product);
+      const T denominator = warp_sum<row_lanes>(own.denominator);
+      if (there && lane == 0) {
+        const std::int64_t token = span.first_token + begin + t;
+        const T last = denominator_gradient(denominator, product);
+        denominator_gradient_[t] = last;
+        *denominator_gradients_.row(span.batch_row, token, head) = last;
+      }
+    });
+  }
+
+  /// f'(n)/f(n) (dy · y). A query that saw no key has the output 0 whatever it is: no gradient.
+  static __device__ T denominator_gradient(T denominator, T product) {
+    const T factor = Config::Normaliser::factor(denominator);
+    return factor == T(0) ? T(0) : Config::Normaliser::factor_derivative(denominator) / factor * product;
   }
 
   template <Side side>

@@ -103,7 +103,7 @@ struct StepCall {
 
 template <class Config>
 StagingView<StepOnly<Config>> step_staging(const StagingView<Config>& view) {
-  return {view.data, view.sequences, view.tokens, view.heads};
+  return {view.data, view.sequences, view.tokens, view.heads, view.heads_apart};
 }
 
 /// The fields shared by a step and a staged step.

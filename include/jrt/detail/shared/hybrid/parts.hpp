@@ -66,7 +66,7 @@ struct HybridParts {
   }
   static auto rings(const StateSlots<Format>& slots) { return part_slots<Ring>(slots, Format::window_offset_bytes); }
   static StagingView<Ring> staging(const StagingView<Config>& view) {
-    return {view.data, view.sequences, view.tokens, view.heads};
+    return {view.data, view.sequences, view.tokens, view.heads, view.heads_apart};
   }
 
   template <class Args>

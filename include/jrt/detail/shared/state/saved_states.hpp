@@ -27,13 +27,7 @@ SavedStatesHeader saved_header(std::int64_t count, std::int64_t heads) {
   std::memcpy(header.magic, SavedStatesHeader::expected_magic, sizeof header.magic);
   header.byte_order = SavedStatesHeader::expected_byte_order;
   header.version = SavedStatesHeader::current_version;
-  if constexpr (requires { Format::scalar_name; }) {
-    copy_name(header.scalar, Format::scalar_name);
-  } else if constexpr (saved_headers<Format> == 1) {
-    copy_name(header.scalar, element_name<typename Format::Scalar>());
-  } else {
-    copy_name(header.scalar, "mixed");
-  }
+  copy_name(header.scalar, saved_scalar_name<Format>());
   copy_name(header.feature_map, Format::name);
   header.input_dim = Format::input_dim;
   header.rows = Format::rows;

@@ -84,7 +84,7 @@ struct WindowKeys {
   /// `view` holds `already` rows before this call's.
   JRT_DETAIL_HD void set_staging(const StagingView<Config>& view, std::int64_t b, std::int64_t head, std::int64_t already) {
     staged = view.row(b, 0, head);
-    staged_stride = view.heads * StagingView<Config>::row_elements;
+    staged_stride = view.token_stride();
     staged_tokens = already;
   }
 };

@@ -30,8 +30,9 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Whether the backward pass of an operator has kernels for sm_90a in this translation unit. Served: bfloat16 elements,
 /// Taylor2<16> in symmetric packing, dv a multiple of 8 (in slices of 64), prefix and causal masks, any differentiable
-/// normaliser, DropPadding, any split; and of what is known at run time, all that `HopperBackward::serves` admits: dense,
-/// packed and padded sequences, prefixes, states, grouped heads, any subset of gradients.
+/// normaliser, DropPadding, any split, delayed keys; and of what is known at run time, all that `HopperBackward::serves`
+/// admits: dense, packed and padded sequences (delayed keys: not these two), prefixes, states, grouped heads, any subset of
+/// gradients.
 template <class Config>
 inline constexpr bool has_hopper_backward = targets_hopper&& BackwardTiles<Config>::supported;
 
@@ -65,6 +66,12 @@ class HopperBackward {
   /// Whether the copy engine and 16-byte accesses can reach all tensors of a call, by the views alone: rows start at
   /// multiples of 16 bytes, strides are positive.
   static bool serves(const BackwardArgs<Config>& args) {
+    if (key_delay<Config> != 0 && (args.sequences.cu_seqlens != nullptr || args.sequences.left_pads != nullptr)) {
+      return false;  // the keys before a sequence's first are not zeros
+    }
+    if (Tiles::given_products && !reachable(args.output)) {
+      return false;
+    }
     return reachable(args.query) && reachable(args.key) && reachable(args.value) && reachable(args.key_encoder) &&
            reachable(args.value_encoder) && reachable(args.output_gradient) && reachable(args.query_gradient) &&
            reachable(args.key_gradient) && reachable(args.value_gradient) && reachable(args.key_encoder_gradient) &&
@@ -76,10 +83,11 @@ class HopperBackward {
       : query_gradient_(args.query_gradient),
         key_gradient_(args.key_gradient),
         value_gradient_(args.value_gradient),
-        key_encoder_gradient_(args.key_encoder_gradient),
-        output_gradient_(args.output_gradient) {
+        key_encoder_gradient_(args.key_encoder_gradient) {
     call_.args = inputs_of(args);
     call_.denominators = args.denominators;
+    call_.output = args.output;
+    call_.output_gradient = args.output_gradient;
     call_.query_gradient = args.query_gradient;
     call_.key_gradient = args.key_gradient;
     call_.value_gradient = args.value_gradient;
@@ -115,6 +123,11 @@ class HopperBackward {
         view = view_bhtd(arena.take<Element>(shape.batch * shape.tokens * shape.heads * shape.dim), shape);
       }
     };
+    if constexpr (Tiles::given_products) {
+      const auto& output = call_.output;
+      call_.output_products = view_bthd(arena.take<float>(output.batch * output.tokens * output.heads),
+                                        {output.batch, output.tokens, output.heads, 1});
+    }
     call_.records = arena.take<std::byte>(sliced_heads * call_.record_chunks * TokenRecord::bytes);
     if (call_.may_split()) {
       starts_ = arena.take<float>(items * call_.heads * Call::partial_elements);
@@ -158,6 +171,11 @@ class HopperBackward {
         then(sum_gradients_sm90<Config>, {call.record_chunks * to.heads, 128, 0, false}, call, from, to);
       }
     };
+    if constexpr (Tiles::given_products) {
+      const auto& products = call.output_products;
+      then(output_products_sm90<Config>,
+           {ceil_div<std::int64_t>(products.batch * products.tokens * products.heads, 32), 256, 0, false}, call);
+    }
     if (call.may_split()) {
       then(segment_sums_sm90<Config>,
            {sums.sequences * sums.max_items() * sums.heads * HopperLayout<Config>::slices,
@@ -168,7 +186,7 @@ class HopperBackward {
     using Queries = BackwardLayout<Config, BackwardPass::queries>;
     using Keys = BackwardLayout<Config, BackwardPass::keys>;
     then(segment_gradients_sm90<Config, BackwardPass::queries>,
-         {blocks, Tiles::threads, Queries::shared_bytes, call.may_split()}, call, keys);
+         {blocks, Tiles::threads, Queries::shared_bytes, call.may_split() || Tiles::given_products}, call, keys);
     if (!keys) {
       add_up(call.query_gradient, query_gradient_);
       return status;
@@ -239,7 +257,7 @@ class HopperBackward {
         describe(args.query, inputs, maps.query) && describe(args.key, inputs, maps.key) &&
         describe(args.value, values, maps.value) && describe(args.key_encoder, inputs, maps.key_encoder) &&
         describe(args.value_encoder, values, maps.value_encoder) &&
-        describe(output_gradient_, values, maps.output_gradient) &&
+        describe(call_.output_gradient, values, maps.output_gradient) &&
         describe(call_.value_gradient, stores, maps.value_gradient) &&
         describe(call_.value_encoder_gradient, stores, maps.value_encoder_gradient) &&
         describe(args.value, summed_values, sums.value) && describe(args.value_encoder, summed_values, sums.value_encoder);
@@ -265,7 +283,6 @@ class HopperBackward {
   TensorView<Element> key_gradient_;
   TensorView<Element> value_gradient_;
   TensorView<Element> key_encoder_gradient_;
-  TensorView<const Element> output_gradient_;
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

@@ -41,6 +41,9 @@ struct HopperBackwardCall {
 
   PrefillArgs<Config> args;  // of the prefill, without its output and final state
   TensorView<const float> denominators;
+  TensorView<const Element> output;           // with `output_gradient` and `output_products`, if c comes of them
+  TensorView<const Element> output_gradient;  //
+  TensorView<float> output_products;          // dy·y of every query
   // In the workspace where they are terms of sums:
   TensorView<Element> query_gradient;  // for every sliced query head, like the next
   TensorView<Element> key_gradient;
@@ -132,10 +135,13 @@ __device__ void zero_rows_outside(const TensorView<Element>& view, std::int64_t 
 
 /// The block's chunks in the order in which it works on them, and the copies that load them: first those of the encoder
 /// region, which are only summed (pass `queries` of a sequence that is not split), then its own, in pass `keys` from the
-/// last to the first.
+/// last to the first. Delayed keys are those so many tokens before; where there is no such token, the copy engine makes
+/// them and their values zero, so that nothing comes of them: a zero key only adds to the constant feature of z, of which
+/// no gradient depends.
 template <class Config, BackwardPass pass>
 struct BackwardSchedule {
   using Layout = BackwardLayout<Config, pass>;
+  static constexpr int delay = static_cast<int>(key_delay<Config>);
 
   TokenRun encoder;
   TokenRun own;
@@ -151,7 +157,9 @@ struct BackwardSchedule {
         head(warp_uniform(static_cast<int>(item.head))),
         key_head(warp_uniform(static_cast<int>(item.head / call.group))),
         slice(Layout::slices == 1 ? 0 : warp_uniform(item.slice)),
-        records(call.records_of(plan, sliced_head(item), own_tokens.begin)) {}
+        records(call.records_of(plan, sliced_head(item), own_tokens.begin)) {
+    own.first += delay;  // of the queries
+  }
 
   static __device__ std::int64_t sliced_head(const BlockItem& item) { return item.head * Layout::slices + item.slice; }
   [[nodiscard]] __device__ int column() const { return slice * Layout::columns; }
@@ -190,9 +198,9 @@ struct BackwardSchedule {
     const int chunk = own_chunk(n);
     const int token = own.first + chunk * Layout::chunk;
     barrier_expect(barrier, 2 * Layout::input_tile + 2 * Layout::value_tile + (Layout::queries ? 0 : TokenRecord::bytes));
-    load_tile(Layout::queries ? input : row_input, &maps.key, {0, token, key_head, own.row}, barrier);
+    load_tile(Layout::queries ? input : row_input, &maps.key, {0, token - delay, key_head, own.row}, barrier);
     load_tile(Layout::queries ? row_input : input, &maps.query, {0, token, head, own.row}, barrier);
-    load_tile(Layout::queries ? value : row_value, &maps.value, {column(), token, key_head, own.row}, barrier);
+    load_tile(Layout::queries ? value : row_value, &maps.value, {column(), token - delay, key_head, own.row}, barrier);
     load_tile(Layout::queries ? row_value : value, &maps.output_gradient, {column(), token, head, own.row}, barrier);
     if constexpr (!Layout::queries) {
       load_record(stage, chunk, barrier);

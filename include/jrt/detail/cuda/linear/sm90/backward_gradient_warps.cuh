@@ -110,12 +110,15 @@ class GradientWarps {
 
   /// The chunk's first token in gradients of inputs, which have a row for each sliced head.
   [[nodiscard]] __device__ TileCoordinates place(const Tiles& tiles) const {
-    return {0, schedule_.own.first + tiles.chunk * Layout::chunk, schedule_.head * Layout::slices + schedule_.slice,
-            schedule_.own.row};
+    return {0, first_row(tiles), schedule_.head * Layout::slices + schedule_.slice, schedule_.own.row};
   }
   /// The same in gradients of values, which have a row for each query head.
   [[nodiscard]] __device__ TileCoordinates value_place(const Tiles& tiles) const {
-    return {schedule_.column(), schedule_.own.first + tiles.chunk * Layout::chunk, schedule_.head, schedule_.own.row};
+    return {schedule_.column(), first_row(tiles), schedule_.head, schedule_.own.row};
+  }
+  /// Negative where delayed keys are no token's.
+  [[nodiscard]] __device__ int first_row(const Tiles& tiles) const {
+    return schedule_.own.first + tiles.chunk * Layout::chunk - (Layout::queries ? 0 : Schedule::delay);
   }
 
   /// Which of 16 columns, k of the chunk's four times 16, this warp's rows see: all (columns before the rows in pass

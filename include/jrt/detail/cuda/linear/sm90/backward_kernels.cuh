@@ -8,10 +8,12 @@
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/sm90/target.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/core/warp_sum.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_call.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_key_warps.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_query_warps.cuh"
 #include "jrt/detail/cuda/linear/sm90/backward_state_warps.cuh"
+#include "jrt/detail/plan/backward_plan.hpp"
 #include "jrt/detail/plan/segment.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
 
@@ -41,7 +43,8 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
     }
     await_previous_kernel();
     if (item.segment == 0) {
-      const TokenRange present = plan.skipped ? TokenRange{0, 0} : plan.tokens;
+      const TokenRange kept = Layout::queries ? plan.tokens : keys_with_gradient<Config>(plan);
+      const TokenRange present = plan.skipped ? TokenRange{0, 0} : kept;
       const auto zero = [&](const auto& view, std::int64_t head) {
         zero_rows_outside(view, plan.span.batch_row, plan.span.first_token, present, plan.span.row_tokens, head);
       };
@@ -94,6 +97,32 @@ __global__ void __launch_bounds__(hopper_threads<BackwardTiles<Config>::threads>
       __syncwarp();
       gradient_warps.write_gradients();
     }
+  }
+}
+
+/// dy·y of every query, where pass `queries` does not form it from the sums. Eight lanes take a row.
+template <class Config>
+__global__ void __launch_bounds__(256) output_products_sm90(const __grid_constant__ HopperBackwardCall<Config> call) {
+  constexpr int lanes = 8;
+  const auto& of = call.output_products;
+  const std::int64_t row = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / lanes;
+  const bool there = row < of.batch * of.tokens * of.heads;
+  const std::int64_t head = there ? row % of.heads : 0;
+  const std::int64_t token = there ? row / of.heads % of.tokens : 0;
+  const std::int64_t b = there ? row / of.heads / of.tokens : 0;
+  let_next_kernel_start();
+  await_previous_kernel();
+  float product = 0;
+  for (int c = static_cast<int>(threadIdx.x % lanes) * 8; c < Config::value_dim; c += lanes * 8) {
+    const auto y = load_vector<8>(call.output.row(b, token, head) + c);
+    const auto dy = load_vector<8>(call.output_gradient.row(b, token, head) + c);
+    for (int e = 0; e < 8; ++e) {
+      product += convert<float>(y[e]) * convert<float>(dy[e]);
+    }
+  }
+  product = warp_sum<lanes>(product);
+  if (there && threadIdx.x % lanes == 0) {
+    *of.row(b, token, head) = product;
   }
 }
 

@@ -42,7 +42,9 @@ struct BackwardTiles {
   static constexpr bool normalised = has_denominators<Config>;
   static constexpr bool supported = HopperLayout<Config>::supported && std::is_same_v<typename Config::Element, BFloat16> &&
                                     !Config::Mask::reads_future && !Config::Padding::keeps_padded_keys &&
-                                    !consumes_evicted_keys<Config> && !is_linear_part<Config> && key_delay<Config> == 0;
+                                    !consumes_evicted_keys<Config> && !is_linear_part<Config>;
+  /// Whether c comes from the outputs: where the operator's sums are but a part of them.
+  static constexpr bool given_products = normalised && key_delay<Config> != 0;
 
   // Shared memory starts after the 1024 bytes that CUDA reserves, as in HopperLayout.
   static constexpr SharedAddress base = 1024;

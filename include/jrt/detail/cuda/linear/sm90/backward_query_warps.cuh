@@ -24,7 +24,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///     dq = f (D + c̃ U)/16
 ///
 /// So dy·y is not taken from the rounded output, which need not be read at all: where values have a common mean that
-/// rounding would be the largest error of dq. A normaliser without denominator needs D alone, with m = 0.
+/// rounding would be the largest error of dq. A normaliser without denominator needs D alone, with m = 0. Where the sums
+/// are but a part of the output, c comes from the outputs, and a is not formed.
 template <class Config>
 class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
  public:
@@ -41,10 +42,18 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
  private:
   using Base::call_, Base::schedule_, Base::rows_, Base::lane, Base::load_floats;
   static constexpr bool normalised = Layout::normalised;
+  static constexpr bool given_products = Layout::given_products;
+  static constexpr bool forms_products = normalised && !given_products;
 
   __device__ void step(const Tiles& tiles) const {
     float denominators[2] = {1, 1};
-    load_denominators(tiles, denominators);  // early; needed at the end
+    float products_given[2] = {0, 0};
+    load_of_queries(call_.denominators, tiles, denominators);  // early; needed at the end
+    if constexpr (given_products) {
+      if (schedule_.slice == 0) {  // c is a sum over slices
+        load_of_queries(call_.output_products, tiles, products_given);
+      }
+    }
     // The end of a sequence is zeroed by then; and the first means are fresh.
     if (tiles.n + 1 == schedule_.own_chunks() || (normalised && tiles.n < 3)) {
       this->await_state(tiles);
@@ -95,7 +104,7 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
       fence_accumulators(features);
       fence_accumulators(normaliser_sums);
       gradient.start(own_sums);
-      gradient.template add_first<normalised>(tiles.x, rows_.warp(), features, numerators);
+      gradient.template add_first<forms_products>(tiles.x, rows_.warp(), features, numerators);
     }
     float features[40];
     Rows::multiply_state(features, tiles.y, tiles.state + PublishedState::half);
@@ -107,9 +116,9 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
       add_linear_moments(tiles, normaliser_sums);
     }
     barrier_arrive(Layout::state_free + 8 * tiles.buffer);
-    gradient.template add_second<normalised>(inputs, features, numerators);
+    gradient.template add_second<forms_products>(inputs, features, numerators);
     float factors[2] = {1, 1};
-    finish(tiles, denominators, means, numerators, normaliser_sums, gradient, factors);
+    finish(tiles, denominators, products_given, means, numerators, normaliser_sums, gradient, factors);
     gradient.store(call_.query_gradient, this->place(tiles), rows_.row(), schedule_.tokens_from(tiles.chunk), factors[0],
                    factors[1]);
   }
@@ -118,15 +127,16 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
     return Layout::moments + tiles.buffer * PublishedMoments::bytes;
   }
 
-  __device__ void load_denominators(const Tiles& tiles, float (&denominators)[2]) const {
+  /// Numbers of this lane's two queries.
+  template <class T>
+  __device__ void load_of_queries(const TensorView<T>& view, const Tiles& tiles, float (&numbers)[2]) const {
     if constexpr (normalised) {
       const std::int64_t first = schedule_.own.first + tiles.chunk * Layout::chunk;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int t = rows_.row() + 8 * h;
-        denominators[h] = t < schedule_.tokens_from(tiles.chunk)
-                              ? *call_.denominators.row(schedule_.own.row, first + t, schedule_.head)
-                              : 0.0F;
+        numbers[h] =
+            t < schedule_.tokens_from(tiles.chunk) ? *view.row(schedule_.own.row, first + t, schedule_.head) : 0.0F;
       }
     }
   }
@@ -187,7 +197,7 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
             const float x = j < h || (j == h ? sees[e] : all) ? own : 0.0F;
             v[e] = 4 + s;
             w[e] = x * v[e];
-            if constexpr (normalised) {
+            if constexpr (forms_products) {
               numerators[h] = fmaf(x, fmaf(s, fmaf(s, 1.0F / 32, 0.25F), 1.0F), numerators[h]);
             }
           }
@@ -213,13 +223,22 @@ class QueryGradientWarps : public GradientWarps<Config, BackwardPass::queries> {
   }
 
   /// f and c of this lane's rows: adds c̃ U, and writes the record of the chunk. Both are 0 where there is no token.
-  __device__ void finish(const Tiles& tiles, const float (&denominators)[2], const float (&means)[2],
-                         float (&numerators)[2], const float (&normaliser_sums)[8], InputGradient<Config>& gradient,
-                         float (&factors)[2]) const {
+  __device__ void finish(const Tiles& tiles, const float (&denominators)[2],
+                         [[maybe_unused]] const float (&products_given)[2], const float (&means)[2], float (&numerators)[2],
+                         const float (&normaliser_sums)[8], InputGradient<Config>& gradient, float (&factors)[2]) const {
     using Normaliser = typename Config::Normaliser;
     float c[2] = {0, 0};
     float centred[2] = {0, 0};
-    if constexpr (normalised) {
+    if constexpr (given_products) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        factors[h] = Normaliser::factor(denominators[h]);
+        const float ratio = Normaliser::factor_derivative(denominators[h]) / (factors[h] * factors[h]);
+        c[h] = factors[h] == 0 ? 0.0F : ratio * products_given[h];
+        centred[h] = c[h] + means[h];
+      }
+      gradient.add(normaliser_sums, centred);
+    } else if constexpr (normalised) {
       sum_lanes(numerators);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {

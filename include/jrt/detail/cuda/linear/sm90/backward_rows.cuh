@@ -148,6 +148,9 @@ class BackwardRows {
         if (Config::value_dim % Tiles::columns != 0 && at.column + 8 * piece >= Config::value_dim) {
           break;
         }
+        if (key_delay<Config> != 0 && at.token + t < 0) {
+          continue;
+        }
         Pair pairs[4];
         load_pairs(pairs, SharedNumbers::at(own + t * Tiles::value_row + (piece ^ (t % 8)) * 16));
         *reinterpret_cast<uint4*>(view.row(at.row, at.token + t, at.head) + at.column + 8 * piece) =
@@ -289,7 +292,7 @@ class InputGradient {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float factor = (h == 0 ? first_factor : second_factor) / 16;
-      if (token + 8 * h < present) {
+      if (token + 8 * h < present && (key_delay<Config> == 0 || at.token + token + 8 * h >= 0)) {
         auto* const to = reinterpret_cast<Pair*>(view.row(at.row, at.token + token + 8 * h, at.head)) + lane() % 4;
         to[0] = Numbers::rounded(direct_[h][0] * factor, direct_[h][1] * factor);
         to[4] = Numbers::rounded(direct_[h][2] * factor, direct_[h][3] * factor);
