@@ -15,7 +15,7 @@ and of l > M tokens with M as it was trained or with all of the prompt. Accuracy
 as greedy generation gives them; "tokens" are those that go through the model for it.
 """
 
-import pathlib
+import json
 
 import torch
 
@@ -106,7 +106,7 @@ def long(model, prompts, region):
 
 def evaluate(run, arguments):
     """A row for each length of prompts and each way to read them."""
-    model, region = load_model(run, arguments, "short_prompts"), run.shape.enc_length
+    model, region = load_model(run, arguments, "short_prompts_training"), run.shape.enc_length
     number, rows = trained_facts(arguments.setting), []
     for facts in (number // 8, number // 4, number // 2, number, 2 * number, 4 * number):
         prompts, right = (tensor.to(arguments.device) for tensor in run.task.examples(facts))
@@ -129,10 +129,14 @@ def table(evaluations):
 def main():
     arguments = parser_of(__doc__, ("small", "smoke"), "short_prompts").parse_args()
     runs = runs_of(arguments.setting, arguments)
-    run_all(runs, arguments, "short_prompts")
-    text = table([evaluate(run, arguments) for run in runs])
-    print(f"\nM = {runs[0].shape.enc_length}\n\n{text}\n")
-    pathlib.Path(arguments.folder / f"short_prompts_{arguments.setting}.md").write_text(text + "\n")
+    rows = run_all(runs, arguments, "short_prompts_training")
+    evaluations = [evaluate(run, arguments) for run in runs]
+    first = rows[0]
+    origin = (f"M = {runs[0].shape.enc_length}; {len(rows)} seeds, {sum(row['seconds'] for row in rows):.0f} s, on "
+              f"{first['device']}; PyTorch {first['torch']}; {first['date']}. `{first['command']}`")
+    path = arguments.folder / f"short_prompts_{arguments.setting}.json"
+    path.write_text(json.dumps({"origin": origin, "evaluations": evaluations}, indent=1) + "\n")
+    print(f"\n{origin}\n\n{table(evaluations)}\n")
 
 
 if __name__ == "__main__":
