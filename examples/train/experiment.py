@@ -3,6 +3,7 @@
 skipped, and an unfinished one goes on from its checkpoint, so a figure can be made in pieces (--minutes)."""
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import math
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from models import Shape, new_model, save_for_jrt_lm, state_bytes
+from models import Shape, new_model, operators, save_for_jrt_lm, state_bytes
 from training import Settings, fit
 
 
@@ -81,15 +82,32 @@ def results_path(arguments, results):
     return arguments.json or arguments.folder / f"{results}_{arguments.setting}.json"
 
 
+def prepare(wanted, device):
+    """Compiles what the cache lacks of some operators, for forward and backward passes, several at a time."""
+    target = "cpu"
+    if torch.device(device).type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        target = f"{major}{minor}" + ("a" if major == 9 else "")
+    with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+        jobs = [pool.submit(operator.compile, operation, target=target)
+                for operator in dict.fromkeys(wanted) for operation in ("prefill", "backward")]
+        for job in jobs:
+            job.result()
+
+
+def _number_type(device):
+    return "bfloat16" if torch.device(device).type == "cuda" else "float32"
+
+
 def run_all(runs, arguments, results):
     """Makes what is missing of the runs. Returns all rows; exits with code 3 where --minutes are over before that."""
     path = results_path(arguments, results)
     deadline = time.monotonic() + 60 * arguments.minutes
-    for run in runs:
-        if arguments.only and arguments.only not in run.name:
-            continue
-        if any(row["name"] == run.name for row in read_rows(path)):
-            continue
+    done = {row["name"] for row in read_rows(path)}
+    missing = [run for run in runs if run.name not in done and (arguments.only or "") in run.name]
+    prepare([operator for run in missing for operator in operators(run.kind, run.shape, _number_type(arguments.device))],
+            arguments.device)
+    for run in missing:
         if time.monotonic() > deadline or (row := _row(run, arguments, results, deadline)) is None:
             print("The time is over; the same command goes on from here.")
             raise SystemExit(3)

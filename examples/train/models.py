@@ -152,6 +152,15 @@ def new_model(kind, shape, seed):
     return Transformer(shape) if kind == "transformer" else Recurrent(kind, shape)
 
 
+def operators(kind, shape, dtype):
+    """The library's operators of a model, to be compiled before the first step."""
+    if kind == "transformer":
+        return []
+    return [jrt.Operator(kind="convolution", dtype=dtype, kernel_width=3),
+            jrt.Operator(kind="linear", dtype=dtype, d=shape.feature_dim, dv=shape.width // shape.heads,
+                         mask="prefix" if kind == "jrt" else "causal", feature_map="elu" if kind == "elu" else "taylor2")]
+
+
 def state_bytes(kind, shape):
     """float32 numbers that decoding keeps of a sequence, whatever its length; None for the Transformer, whose cache grows."""
     if kind == "transformer":

@@ -5,6 +5,7 @@
     task.evaluate(model, device)         accuracies by the name of what was asked
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,11 @@ import mqar
 import set_disjointness
 from losses import Batch, causal_batch, jrt_batch, prefix_lengths
 from training import autocast
+
+
+# Every run of a figure is asked the same.
+_disjoint_examples = functools.cache(set_disjointness.published)
+_recall_examples = functools.cache(mqar.published)
 
 
 @torch.no_grad()
@@ -52,7 +58,7 @@ class SetDisjointness:
         result = {}
         for seed, (short, long) in enumerate(self.tests):
             for first, second in ((short, long), (long, short)):
-                tokens, answers = (torch.from_numpy(array) for array in set_disjointness.published(
+                tokens, answers = (torch.from_numpy(array) for array in _disjoint_examples(
                     self.vocabulary, first, second, self.test_count, 1000 + seed))
                 positions = torch.full((len(tokens), 1), tokens.shape[1] - 1)
                 result[f"{first}_{second}"] = accuracy(model, tokens, positions, answers.unsqueeze(1), device)
@@ -74,8 +80,8 @@ class Recall:
     def evaluate(self, model, device):
         result = {}
         for seed, (length, pairs) in enumerate(self.tests):
-            examples = (torch.from_numpy(array) for array in mqar.published(self.vocabulary, length, pairs, self.test_count,
-                                                                            1000 + seed))
+            examples = (torch.from_numpy(array) for array in _recall_examples(self.vocabulary, length, pairs, self.test_count,
+                                                                              1000 + seed))
             result[f"{length}_{pairs}"] = accuracy(model, *examples, device)
         return result
 

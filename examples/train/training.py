@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -74,17 +75,23 @@ class Trainer:
     def _captured(self, batch):
         """The graph of this batch's shape and the tensors that it reads; None while it is too early."""
         shape = tuple(tensor.shape for tensor in batch.tensors())
-        entry = self._graphs.setdefault(shape, [0, None, None])
-        entry[0] += 1
-        if entry[0] <= self.EAGER_STEPS:
+        if isinstance(self._graphs.get(shape), tuple):
+            return self._graphs[shape]
+        self._graphs[shape] = steps = self._graphs.get(shape, 0) + 1
+        if steps <= self.EAGER_STEPS:
             return None
-        if entry[1] is None:
-            entry[2] = type(batch)(*(tensor.clone() for tensor in batch.tensors()))
-            entry[1] = torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(entry[1], stream=torch.cuda.current_stream()):
-                self._update(entry[2])
-        return entry[1:]
+        graph, inputs = torch.cuda.CUDAGraph(), type(batch)(*(tensor.clone() for tensor in batch.tensors()))
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                self._update(inputs)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            print(f"No CUDA graphs: {str(error).splitlines()[0]}", flush=True)
+            self._graphs = None
+            return None
+        self._graphs[shape] = graph, inputs
+        return graph, inputs
 
     def train(self, batch):
         """One step. With graphs the current stream must not be the default one."""
@@ -122,8 +129,11 @@ def generator_of(device, seed, step):
 
 
 def stream_of(device):
-    """A stream for training with graphs, as a context; on the CPU nothing."""
-    return torch.cuda.stream(torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None)
+    """A stream for training with graphs, as a context, behind all that was asked for before; on the CPU nothing."""
+    if torch.device(device).type != "cuda":
+        return nullcontext()
+    torch.cuda.synchronize(device)
+    return torch.cuda.stream(torch.cuda.Stream(device))
 
 
 def fit(model, task, settings, seed, *, name="", checkpoint=None, deadline=math.inf, log_every=None, save_every=60.0):
