@@ -46,9 +46,12 @@ def is_short_first(slice_name):
     return first < second
 
 
-def order_mean(row, short_first):
-    """Mean accuracy over the list lengths of one order."""
-    return figures.mean([value for name, value in row["accuracy"].items() if is_short_first(name) == short_first])
+def order_mean(row, short_first, longest=False):
+    """Mean accuracy over the list lengths of one order, or that of the longest lists alone."""
+    names = [name for name in row["accuracy"] if is_short_first(name) == short_first]
+    if longest:
+        names = [max(names, key=lambda name: sum(map(int, name.split("_"))))]
+    return figures.mean([row["accuracy"][name] for name in names])
 
 
 def table(rows):
@@ -57,11 +60,13 @@ def table(rows):
         sizes = sorted({row["state_bytes"] for row in rows if row["kind"] == kind}, key=lambda size: size or 0)
         for size in sizes:
             same = [row for row in rows if row["kind"] == kind and row["state_bytes"] == size]
-            short, long = ([order_mean(row, first) for row in same] for first in (True, False))
-            gap = [a - b for a, b in zip(short, long)]
-            body.append([TITLES[kind], "grows" if size is None else size, len(same),
-                         *map(figures.mean_and_spread, (short, long, gap))])
-    return figures.table(["model", "state, bytes", "seeds", "short first", "long first", "gap"], body)
+            cells = []
+            for longest in (False, True):
+                short, long = ([order_mean(row, first, longest) for row in same] for first in (True, False))
+                cells += [short, long, [a - b for a, b in zip(short, long)]]
+            body.append([TITLES[kind], "grows" if size is None else size, len(same), *map(figures.mean_and_spread, cells)])
+    return figures.table(["model", "state, bytes", "seeds", "short first", "long first", "gap", "longest lists: short first",
+                          "long first", "gap"], body)
 
 
 def plot(rows):
