@@ -31,7 +31,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 import figures
-from experiment import device_name
+import jrt
+from experiment import device_name, prepare
 from jrt.torch.language_model import LanguageModel
 from jrt.torch.nn import LinearAttention
 from models import FullAttention
@@ -58,6 +59,17 @@ def configuration(layout, encoder_tokens):
             "alt_mixer_layers": list(range(1, layers - 1, 5)), "alt_mixer_2_layers": list(range(2, layers, 5)),
             "alt_mixer_2": {"_target_": f"{module}.slide_attention.SlidingAttention", "window_size": 256},
             "mlp_fc1_bias": False, "mlp_fc2_bias": False, "qkv_proj_bias": False, "out_proj_bias": False}
+
+
+def operators(names, layout, dtype):
+    """The library's operators of these models."""
+    width, _, heads, _ = LAYOUTS[layout]
+    masks = [mask for name, mask in (("jrt JRT-RNN", "prefix"), ("jrt Based", "causal")) if name in names]
+    found = [jrt.Operator(kind="linear", dtype=dtype, d=16, dv=width // heads, mask=mask) for mask in masks]
+    if masks or "fla Based" in names:
+        found += [jrt.Operator(kind="window", dtype=dtype, d=width // heads, dv=width // heads, left_window=128),
+                  jrt.Operator(kind="convolution", dtype=dtype, kernel_width=3)]
+    return found
 
 
 class FlaAttention(LinearAttention):
@@ -201,8 +213,10 @@ def main():
     results = {"device": device_name(arguments.device), "torch": torch.__version__, "layout": arguments.layout,
                "date": datetime.date.today().isoformat(), "compiled": arguments.compile, "results": []}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    names = arguments.models or MODELS
+    prepare(operators(names, arguments.layout, "bfloat16" if arguments.device == "cuda" else "float32"), arguments.device)
     for tokens in arguments.tokens:
-        for name in arguments.models or MODELS:
+        for name in names:
             row = measured(name, arguments.layout, max(1, arguments.tokens_per_step // tokens), tokens, arguments.device,
                            arguments)
             results["results"].append(row)
