@@ -4,8 +4,9 @@
 
     figure2.py --setting small|smoke [--minutes 8] [--device cpu|cuda]
 
-Causal linear attention (based), the encoder region over both lists (jrt), both lists read twice (repeated), and a Transformer. Claims:
-based is better if the short list comes first, by a gap that shrinks with the state; jrt and repeated have no such gap.
+Causal linear attention (based), the encoder region over both lists (jrt), both lists read twice (repeated), and a
+Transformer. Claims: based is better if the short list comes first, by a gap that shrinks with the state; jrt and repeated
+have no such gap.
 The smoke setting fails (exit code 1) unless losses fall below what SMOKE_LOSS says.
 """
 

@@ -84,7 +84,8 @@ def svg(title, x_label, panels, x_names=str):
                 parts.append(text(left - 8, y_of(value) + 4, f"{value:g}", anchor="end"))
         parts += [text(x_of(x), bottom + 18, escape(x_names(x)), 11) for x in xs]
         parts.append(f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#444444"/>')
-        parts += [text(left + WIDTH / 2, TOP - 10, escape(panel.title), 13), text(left + WIDTH / 2, bottom + 36, escape(x_label))]
+        centre = left + WIDTH / 2
+        parts += [text(centre, TOP - 10, escape(panel.title), 13), text(centre, bottom + 36, escape(x_label))]
         for line in panel.lines:
             parts += _line(line, colours[line.name], x_of, y_of)
     for index, name in enumerate(names):

@@ -13,9 +13,9 @@ MASKED_SHARE = 0.15
 
 @dataclass
 class Batch:
-    """Tokens (batch, T); positions (batch, n) of the logits that count, and their targets (batch, n). `before` are targets at the
-    first M positions, IGNORED where there is none, which count a quarter. `prefix_lens` (batch) int32: the encoder region of
-    each sequence where the model is to have another than its own."""
+    """Tokens (batch, T); positions (batch, n) of the logits that count, and their targets (batch, n). `before` are targets at
+    the first M positions, IGNORED where there is none, which count a quarter. `prefix_lens` (batch) int32: the encoder
+    region of each sequence where the model is to have another than its own."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -24,7 +24,8 @@ class Batch:
     prefix_lens: torch.Tensor | None = None
 
     def tensors(self):
-        return [tensor for tensor in (self.tokens, self.positions, self.targets, self.before, self.prefix_lens) if tensor is not None]
+        every = (self.tokens, self.positions, self.targets, self.before, self.prefix_lens)
+        return [tensor for tensor in every if tensor is not None]
 
 
 def mean_cross_entropy(logits, targets):

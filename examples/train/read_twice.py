@@ -4,7 +4,8 @@
 
     read_twice.py --setting small|smoke [--minutes 8] [--device cpu|cuda]
 
-Based, linear attention with the features elu(x) + 1, JRT-RNN and a Transformer. Claim: two readings gain, most where the state is small.
+Based, linear attention with the features elu(x) + 1, JRT-RNN and a Transformer. Claim: two readings gain, most where the
+state is small.
 """
 
 import dataclasses

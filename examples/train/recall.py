@@ -4,8 +4,8 @@
 
     recall.py --setting small|smoke [--minutes 8] [--device cpu|cuda]
 
-Based, linear attention with the features elu(x) + 1, and a Transformer, all causal: how much a state can recall, without any question of
-order. Two layers of attention, as in the other figures.
+Based, linear attention with the features elu(x) + 1, and a Transformer, all causal: how much a state can recall, without any
+question of order.
 """
 
 import pathlib

@@ -4,8 +4,8 @@
 
     science.py [--add build/train/figure2_small.json …]
 
---add copies results there first. Between <!-- table NAME --> and <!-- end --> the page gets what NAME.json says: runs, card, date and
-commands, then the table; or that it was not yet run.
+--add copies results there first. Between <!-- table NAME --> and <!-- end --> the page gets what NAME.json says: runs, card,
+date and command, then the table; or that it was not yet run.
 """
 
 import argparse

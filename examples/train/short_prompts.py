@@ -63,7 +63,8 @@ def answer(model, tokens, prefix, left_pads=None, grows=False):
     lengths = {} if left_pads is None else {"left_pads": left_pads}
     answers = []
     for more in range(ANSWER_TOKENS):
-        answers.append(next_token(model, tokens, prefix_lens=prefix_lengths(tokens, prefix + (more if grows else 0)), **lengths))
+        prefix_lens = prefix_lengths(tokens, prefix + (more if grows else 0))
+        answers.append(next_token(model, tokens, prefix_lens=prefix_lens, **lengths))
         tokens = torch.cat([tokens, answers[-1]], dim=1)
     return torch.cat(answers, dim=1), read
 

@@ -9,10 +9,10 @@
     fla Based      the same with flash-linear-attention's kernels in place of jrt's linear attention, where it is installed
     FA2, cuDNN     softmax attention of PyTorch's, the backend pinned, in every layer
 
-A step is loss, gradients and AdamW, bfloat16 autocast, weights and their averages in float32. All sequences of a step have 32768
-tokens together. Layers, MLPs and the loss are the same code; only mixers differ. Where activations do not fit, each layer is computed
-again in the backward pass, and the row says so. Median of steps after two to warm up, each waited for; memory is all that was
-allocated at once.
+A step is loss, gradients and AdamW, bfloat16 autocast, weights and their averages in float32. All sequences of a step have
+32768 tokens together. Layers, MLPs and the loss are the same code; only mixers differ. Where activations do not fit, each
+layer is computed again in the backward pass, and the row says so. Median of steps after two to warm up, each waited for;
+memory is all that was allocated at once.
 """
 
 import argparse

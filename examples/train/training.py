@@ -138,8 +138,8 @@ def stream_of(device):
 
 def fit(model, task, settings, seed, *, name="", checkpoint=None, deadline=math.inf, log_every=None, save_every=60.0):
     """Trains for `settings.steps` steps on `task.batch(step, count, generator)`. Returns the log, [[step, mean loss since the
-    last entry], …], and the seconds that it took; (None, seconds) where `deadline` (of time.monotonic) came first: the checkpoint has
-    the state, and the next call goes on from it. Progress goes to standard output."""
+    last entry], …], and the seconds that it took; (None, seconds) where `deadline` (of time.monotonic) came first: the
+    checkpoint has the state, and the next call goes on from it. Progress goes to standard output."""
     trainer = Trainer(model, settings)
     losses, spent = [], 0.0
     if checkpoint is not None and pathlib.Path(checkpoint).is_file():

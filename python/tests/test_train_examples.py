@@ -46,7 +46,8 @@ def generator(seed=1):
 @pytest.mark.parametrize("arguments, rows, answers", [
     ((24, 4, 8), ["1 23 12 14 18 2 19 11 7 20 16 18 15 13 3", "1 9 10 16 21 2 18 13 4 5 11 22 21 23 3",
                   "1 20 14 11 8 2 22 7 15 9 16 20 18 4 3"], [18, 21, 20]),
-    ((2048, 4, 16), ["1 556 1974 1027 851 2 2028 467 1223 1925 771 776 751 1890 1989 914 684 1726 1556 1342 1995 556 3"], [556]),
+    ((2048, 4, 16),
+     ["1 556 1974 1027 851 2 2028 467 1223 1925 771 776 751 1890 1989 914 684 1726 1556 1342 1995 556 3"], [556]),
 ])
 def test_the_authors_set_disjointness(arguments, rows, answers):
     tokens, found = set_disjointness.published(*arguments, len(rows), 0)
@@ -179,7 +180,8 @@ def test_set_disjointness_is_learned(tmp_path):
 
 
 def jrt_lm():
-    paths = [os.environ.get("JRT_LM"), *(ROOT / "build" / build / "examples/jrt_lm/jrt_lm" for build in ("release", "quickstart"))]
+    builds = [ROOT / "build" / build / "examples/jrt_lm/jrt_lm" for build in ("release", "quickstart")]
+    paths = [os.environ.get("JRT_LM"), *builds]
     return next((str(path) for path in paths if path and os.access(path, os.X_OK)), None)
 
 
@@ -211,7 +213,8 @@ def test_ways_to_read_short_prompts():
     assert padded.tolist() == [[0, 0, 5, 6, 7]] and pads.tolist() == [2]
     model = models.new_model("jrt", dataclasses.replace(SHAPE, enc_length=8), 1).eval()
     ways = short_prompts.short(model, prompts, 8)
-    assert {name: read for name, (_, read) in ways.items()} == {"shortened": 4, "left padded": 9, "read twice": 9, "iterative": 7}
+    read = {name: tokens for name, (_, tokens) in ways.items()}
+    assert read == {"shortened": 4, "left padded": 9, "read twice": 9, "iterative": 7}
     # Padding whose positions are dropped changes nothing: that is what "shortened" stands for.
     dropped, _ = short_prompts.answer(model, padded, 5, pads)
     assert torch.equal(dropped, ways["shortened"][0])
