@@ -31,12 +31,12 @@ def runs_of(setting, arguments):
         settings = Settings(arguments.steps or 300, 64, arguments.rate or 5e-3, graphs=not arguments.no_graphs)
         shape = Shape(36, width=32, layers=4, heads=2, feature_dim=4, hidden=64)
         return [Run(kind, shape, task, settings, 1) for kind in RECURRENT]
-    task = SetDisjointness(512, ((4, 16), (8, 32), (4, 64), (4, 128)), ((4, 16), (8, 32), (4, 64), (4, 128), (4, 192)))
-    settings = Settings(arguments.steps or 8000, 256, arguments.rate or 2e-3, graphs=not arguments.no_graphs)
-    runs = []
-    for seed in (1, 2):
-        for feature_dim in (4, 8, 16):
-            shape = Shape(512, width=64, layers=4, heads=2, feature_dim=feature_dim)
+    task = SetDisjointness(1024, ((4, 16), (4, 64), (8, 128), (4, 256)), ((4, 16), (4, 64), (4, 128), (8, 128), (4, 256)))
+    settings = Settings(arguments.steps or 10000, 128, arguments.rate or 3e-3, graphs=not arguments.no_graphs)
+    width, runs = arguments.width or 64, []
+    for seed in arguments.seeds:
+        for feature_dim in arguments.dims:
+            shape = Shape(1024, width=width, layers=4, heads=2, feature_dim=feature_dim, hidden=2 * width)
             runs += [Run(kind, shape, task, settings, seed) for kind in RECURRENT]
         runs.append(Run("transformer", shape, task, settings, seed))
     return runs
@@ -84,8 +84,16 @@ def plot(rows):
     return figures.svg("Set disjointness", "state of a sequence, KiB", panels, lambda size: f"{size / 1024:.1f}")
 
 
+def numbers(text):
+    return tuple(int(number) for number in text.split(","))
+
+
 def main():
-    arguments = parser_of(__doc__, ("small", "smoke"), "figure2").parse_args()
+    parser = parser_of(__doc__, ("small", "smoke"), "figure2")
+    parser.add_argument("--dims", type=numbers, default=(4, 8, 16), help="of keys, which set the state's size (small)")
+    parser.add_argument("--width", type=int, help="of the models (small)")
+    parser.add_argument("--seeds", type=numbers, default=(1, 2), help="(small)")
+    arguments = parser.parse_args()
     rows = run_all(runs_of(arguments.setting, arguments), arguments, "figure2")
     text = table(rows)
     print(f"\n{text}\n")
