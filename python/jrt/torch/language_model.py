@@ -58,8 +58,8 @@ def _new_mixer(section, config, padding):
         settings = {"feature_dim": section.get("feature_dim") or 16, "padding": padding}
         if kind == "LinearAttention":
             return LinearAttention(width, section.get("num_heads") or 16, **settings)
-        return PrefixLinearAttention(width, section.get("num_heads") or heads,
-                                     enc_length=_first(section, "enc_length", default=_first(config, "enc_length")), **settings)
+        length = section["enc_length"] if section.get("enc_length") is not None else _first(config, "enc_length")
+        return PrefixLinearAttention(width, section.get("num_heads") or heads, enc_length=length, **settings)
     if kind in ("SlidingAttention", "SlidingsMHA"):
         head_dim = width // heads
         return SlidingWindow(width, heads, num_heads_kv=_first(config, "num_head_kv", "n_head_kv", default=heads),
@@ -149,12 +149,16 @@ class LanguageModel(nn.Module):
             return {name: value for name, value in lengths.items() if name != "left_pads"}
         return lengths
 
-    def forward(self, tokens, **lengths):
-        """Logits of every token. Lengths: cu_seqlens, prefix_lens, left_pads, as in `jrt.torch.nn`."""
+    def hidden(self, tokens, **lengths):
+        """Hidden states of every token, with gradients; `logits` turns those rows into logits that a loss needs."""
         x = self._embedded(tokens)
         for layer in self.transformer.layers:
             x = layer(x, **self._lengths(layer, lengths))
-        return self._logits(x)
+        return x
+
+    def forward(self, tokens, **lengths):
+        """Logits of every token. Lengths: cu_seqlens, prefix_lens, left_pads, as in `jrt.torch.nn`."""
+        return self._logits(self.hidden(tokens, **lengths))
 
     def new_states(self, slots):
         """Empty states for so many sequences."""
@@ -180,7 +184,7 @@ class LanguageModel(nn.Module):
         return x
 
     def logits(self, x):
-        """Logits of rows of `prefill`'s hidden states."""
+        """Logits of rows of `prefill`'s or `hidden`'s states."""
         return self._logits(x)
 
     @torch.no_grad()
