@@ -190,7 +190,7 @@ void compare(const Pieces& pieces) {
     }
     // The rings are the last bytes of a slot: equal to the bit.
     const auto ring = [&](StatePool<Model>& pool) {
-      const std::int32_t slot = static_cast<std::int32_t>(g);
+      const auto slot = static_cast<std::int32_t>(g);
       const auto slots = layer_slots<1>(StateSlots<Model>{pool.view(), &slot});
       using Format = StateFormatOf<Hybrid>;
       const auto* const head = reinterpret_cast<const std::byte*>(slots.pool.head(slot, heads - 1));

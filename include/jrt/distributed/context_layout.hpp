@@ -67,8 +67,8 @@ inline void divide_packed(const std::int32_t* cu_seqlens, std::int64_t sequences
   for (int rank = 0; rank < ranks; ++rank) {
     const std::int64_t rank_begin = rank == 0 ? 0 : rank_ends[rank - 1];
     for (std::int64_t g = 0; g < sequences; ++g) {
-      const std::int64_t begin = detail::larger<std::int64_t>(cu_seqlens[g], rank_begin);
-      const std::int64_t end = detail::smaller<std::int64_t>(cu_seqlens[g + 1], rank_ends[rank]);
+      const auto begin = detail::larger<std::int64_t>(cu_seqlens[g], rank_begin);
+      const auto end = detail::smaller<std::int64_t>(cu_seqlens[g + 1], rank_ends[rank]);
       pieces[rank * sequences + g] = detail::larger<std::int64_t>(end - begin, 0);
     }
   }

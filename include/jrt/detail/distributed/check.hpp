@@ -16,6 +16,7 @@ namespace jrt::detail {
 /// what the mixers' calls need may depend on which ones they are given.
 template <class Work>
 std::size_t context_bytes(Work work) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
   Arena counting(Workspace{reinterpret_cast<void*>(Arena::alignment), 0});
   work.take(counting);
   return counting.bytes_needed();

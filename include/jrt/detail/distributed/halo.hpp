@@ -123,7 +123,7 @@ class HaloExchange {
 
   /// Transfers of one block for each peer of a list, made by `transfer(peer, first row, rows)`.
   template <class Transfer>
-  int for_peers(HaloArray list, const Transfer& transfer) const {
+  [[nodiscard]] int for_peers(HaloArray list, const Transfer& transfer) const {
     const std::int64_t count = list == outgoing_copies ? plan_.outgoing() : plan_.incoming();
     int peers = 0;
     for (std::int64_t i = 0; i < count;) {

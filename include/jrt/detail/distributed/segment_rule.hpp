@@ -36,7 +36,7 @@ struct SegmentRule {
   }
   /// Segments of a whole sequence.
   [[nodiscard]] std::int64_t clamped(std::int64_t tokens) const {
-    const std::int64_t chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
+    const auto chunks = larger<std::int64_t>(1, ceil_div(tokens, chunk));
     return segments == nullptr ? 1 : smaller(larger<std::int64_t>(1, segments(tokens)), chunks);
   }
 };
