@@ -3,7 +3,7 @@
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tvm_ffi
@@ -56,14 +56,15 @@ class Bound:
 
     def _check(self, tensors: Mapping[str, Any]) -> None:
         for name, value in tensors.items():
-            if name not in self._kinds:
+            kind = self._kinds.get(name)
+            if kind is None:
                 raise ValueError(f"{self._operation}: there is no argument {name!r}; those are {', '.join(self._names)}.")
-            _tensors.check(self._operation, name, value)
+            _tensors.check(self._operation, name, value, is_number=kind == "number")
 
     def _arguments(self, tensors: Mapping[str, Any]) -> list[Any]:
         arguments: list[Any] = [None] * len(self._names)
         for name, value in tensors.items():
-            arguments[self._places[name]] = _tensors.passed(name, value)
+            arguments[self._places[name]] = _tensors.passed(name, value, name in self._written)
         return arguments
 
     def workspace_bytes(self, tensors: Mapping[str, Any], threads: int) -> int:
@@ -85,7 +86,7 @@ class Bound:
         if workspace is None:
             size = self._workspace_bytes(*arguments, None, threads)
             workspace = _tensors.empty(_tensors.first_of(tensors), (size,), "uint8") if size > 0 else None
-        self._run(*arguments, _tensors.passed("workspace", workspace), threads)
+        self._run(*arguments, _tensors.passed("workspace", workspace, True), threads)
 
     def run(self, tensors: Mapping[str, Any], workspace: Any, threads: int) -> dict[str, Any]:
         tensors = dict(tensors)
@@ -111,26 +112,35 @@ class Bound:
         """Makes the outputs that a call must have, and those that it asks for."""
         like = _tensors.first_of(tensors)
         first = tensors.get("query", tensors.get("input"))
+        try:
+            names = [wanted] if isinstance(wanted, str) else list(wanted)
+        except TypeError:
+            raise ValueError(f"{self._operation}: 'wanted' is {wanted!r}, but must be names of outputs.") from None
+        ranks = [len(tensors[name].shape) for name in ("query", "value", "input") if tensors.get(name) is not None]
+        if any(rank not in (3, 4) for rank in ranks):
+            return  # the operation refuses them
+        # Rows that lie in no packed sequence are not written.
+        new = _tensors.empty if tensors.get("cu_seqlens") is None else _tensors.zeros
         if self._operation in ("prefill", "decode_step", "staged_step") and tensors.get("output") is None and first is not None:
             shape = list(first.shape)
             if tensors.get("value") is not None:
                 shape[-1] = tensors["value"].shape[-1]
-            tensors["output"] = _tensors.empty(like, shape, self._operator.dtype)
-        names = [wanted] if isinstance(wanted, str) else list(wanted)
+            tensors["output"] = new(like, shape, self._operator.dtype)
         for name in names:
-            if self._kinds.get(name) != "output":
+            if not isinstance(name, str) or self._kinds.get(name) != "output":
                 raise ValueError(f"{self._operation}: 'wanted' has {name!r}, which is no output of it.")
             if tensors.get(name) is None:
-                tensors[name] = self._new_output(name, tensors, like)
+                tensors[name] = self._new_output(name, tensors, like, new)
 
-    def _new_output(self, name: str, tensors: Mapping[str, Any], like: Any) -> Any:
+    def _new_output(self, name: str, tensors: Mapping[str, Any], like: Any, new: Callable[..., Any]) -> Any:
         if name in ("denominators", "log_sum_exp"):
-            first = tensors["query"]
-            return _tensors.empty(like, [*first.shape[:-1], 1], self._operator.sum_dtype)
+            if tensors.get("query") is None:
+                raise ValueError(f"{self._operation}: 'wanted' has {name!r}, but there is no argument 'query'.")
+            return new(like, [*tensors["query"].shape[:-1], 1], self._operator.sum_dtype)
         source = name.removesuffix("_gradient")
         if tensors.get(source) is None:
             raise ValueError(f"{self._operation}: 'wanted' has {name!r}, but there is no argument {source!r}.")
-        return _tensors.empty(like, tensors[source].shape, self._operator.dtype)
+        return new(like, tensors[source].shape, self._operator.dtype)
 
 
 class BoundStates:

@@ -6,11 +6,13 @@ and what it compiles for. A library in it has a readable name, and its C++ sourc
 """
 
 import functools
+import glob
 import hashlib
 import os
 import pathlib
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,12 +60,17 @@ def _digest_of_sources() -> str:
 
 @functools.cache
 def _version_of(compiler: str) -> str:
-    path = shutil.which(compiler)
+    command = shlex.split(compiler)
+    path = shutil.which(command[0])
     if path is None:
-        raise CompileError(f"jrt: the compiler {compiler} was not found on PATH; it is needed to compile an operator.")
-    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"\d+\.\d+(?:\.\d+)?", text)
-    return f"{pathlib.Path(path).name}-{found[-1] if found else 'unknown'}"
+        raise CompileError(f"jrt: the compiler {command[0]} was not found; it is needed to compile an operator. Install it, or "
+                           "name another by CXX (for GPUs CUDA_HOME).")
+    result = subprocess.run([path, *command[1:], "--version"], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise CompileError(f"jrt: {compiler} --version fails, so it is no compiler that can be used.\n{result.stderr}")
+    found = re.findall(r"\d+\.\d+(?:\.\d+)?", result.stdout)
+    name = "-".join([pathlib.Path(path).name, *command[1:]])
+    return f"{re.sub('[^A-Za-z0-9_.+=-]', '_', name)}-{found[-1] if found else 'unknown'}"
 
 
 @functools.cache
@@ -77,7 +84,8 @@ def _host_processor() -> str:
 
 
 def _cpu_compiler() -> str:
-    return os.environ.get("CXX", "g++")
+    """A command, maybe with arguments, as "ccache g++"."""
+    return os.environ.get("CXX", "").strip() or "g++"
 
 
 def _cuda_compiler() -> str:
@@ -93,10 +101,12 @@ def cache_root() -> pathlib.Path:
 
 def cache_folder(target: str) -> pathlib.Path:
     """The folder of libraries for a target, below `cache_root`: "cpu", or a GPU architecture as "90a"."""
-    compiler = _version_of(_cpu_compiler() if target == "cpu" else _cuda_compiler())
+    return cache_root() / _folder_name(target, _version_of(_cpu_compiler() if target == "cpu" else _cuda_compiler()))
+
+
+def _folder_name(target: str, compiler: str) -> str:
     architecture = f"sm_{target}" if target != "cpu" else _host_processor()
-    name = f"jrt-{_digest_of_sources()}-ffi-{tvm_ffi.__version__}-{compiler}-{architecture}"
-    return cache_root() / name
+    return f"jrt-{_digest_of_sources()}-ffi-{tvm_ffi.__version__}-{compiler}-{architecture}"
 
 
 def _command(target: str, source: pathlib.Path, library: pathlib.Path) -> list[str]:
@@ -105,8 +115,8 @@ def _command(target: str, source: pathlib.Path, library: pathlib.Path) -> list[s
     ffi = pathlib.Path(find_libtvm_ffi())
     link = [f"-L{ffi.parent}", "-ltvm_ffi"]
     if target == "cpu":
-        return [_cpu_compiler(), "-std=c++20", "-O3", "-march=native", "-DNDEBUG", "-fPIC", "-shared", "-fvisibility=hidden",
-                *includes, "-isystem", str(_eigen_folder()), str(source), "-o", str(library), *link]
+        return [*shlex.split(_cpu_compiler()), "-std=c++20", "-O3", "-march=native", "-DNDEBUG", "-fPIC", "-shared",
+                "-fvisibility=hidden", *includes, "-isystem", str(_eigen_folder()), str(source), "-o", str(library), *link]
     return [_cuda_compiler(), "-std=c++20", "-O3", "-DNDEBUG", f"-gencode=arch=compute_{target},code=sm_{target}",
             "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "-shared", "-cudart=shared", *includes,
             str(source), "-o", str(library), *link]
@@ -115,14 +125,30 @@ def _command(target: str, source: pathlib.Path, library: pathlib.Path) -> list[s
 def library(target: str, key: str, source: str) -> pathlib.Path:
     """Path of the library of `source` for `target`, compiled if the cache does not have it.
 
+    Where there is no compiler, a library that any other has compiled for this processor serves.
     Errors: `CompileError` with the compiler's output; with `JRT_DISABLE_JIT` set to anything but 0, where it is missing."""
-    folder = cache_folder(target)
+    try:
+        folder = cache_folder(target)
+    except CompileError:
+        compiled = sorted(cache_root().glob(f"{_folder_name(target, '*')}/{glob.escape(key)}.so"))
+        if compiled:
+            return compiled[-1]
+        raise
     path = folder / f"{key}.so"
     if path.is_file():
         return path
     if os.environ.get("JRT_DISABLE_JIT", "0") not in ("", "0"):
         raise CompileError(f"jrt: {key} is not in {folder}, and JRT_DISABLE_JIT is set. Compile it before with jrt.prebuild "
                            "or python3 -m jrt prebuild.")
+    try:
+        return _compiled(target, key, source, folder)
+    except OSError as error:
+        raise CompileError(f"jrt: {key} cannot be compiled into {folder}: {error}. JRT_CACHE_DIR names another "
+                           "folder.") from error
+
+
+def _compiled(target: str, key: str, source: str, folder: pathlib.Path) -> pathlib.Path:
+    path = folder / f"{key}.so"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / f"{key}.lock")):
         if path.is_file():

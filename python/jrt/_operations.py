@@ -262,8 +262,15 @@ class Operations:
         return self._states_function(name, _tensors.first_of(on))(*_passed(name, tensors), threads)
 
 
+# What operations on states write.
+_WRITTEN = {"clear_states": ("states",), "copy_states": ("destination",), "merge_states": ("destination",),
+            "export_states": ("sums", "normaliser"), "import_states": ("destination",), "save_states": ("buffer",),
+            "load_states": ("destination",)}
+
+
 def _passed(operation: str, tensors: list[tuple[str, Any]]) -> list[Any]:
     for name, value in tensors:
         if not isinstance(value, bytes):
             _tensors.check(operation, name, value)
-    return [value if isinstance(value, bytes) else _tensors.passed(name, value) for name, value in tensors]
+    written = _WRITTEN[operation]
+    return [value if isinstance(value, bytes) else _tensors.passed(name, value, name in written) for name, value in tensors]

@@ -36,12 +36,13 @@ _OPERATIONS = {
     "convolution": ("prefill", "backward", "decode_step", "staged_step", "commit", "states"),
     "hybrid": ("prefill", "backward", "decode_step", "staged_step", "commit", "states"),
 }
+_MOST = 2**31 - 1  # of an int of C++
 _TARGET = re.compile(r"cpu|\d{2,3}[af]?")
 _DATA = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\[\s*(\d+(?:\s*,\s*\d+)*)\s*\])?\s*(?:,|$)")
 
 
 def _choice(name: str, value: str, choices: dict[str, Any]) -> Any:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"jrt.Operator: {name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
     return choices[value]
 
@@ -124,6 +125,10 @@ class Operator(Operations):
         if self.state_dtype is None:
             object.__setattr__(self, "state_dtype", self.sum_dtype)
         _choice("state_dtype", str(self.state_dtype), _ELEMENTS)
+        for name in ("feature_map", "source", "data"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "feature_map"):
+                raise ValueError(f"jrt.Operator: {name} is {value!r}, but must be a str.")
         if self.source is None and self.kind in ("linear", "hybrid"):
             _choice("feature_map", self.feature_map, _FEATURE_MAPS)
         elif self.source is not None and not re.fullmatch(r"[A-Za-z_]\w*(::\w+)*", self.feature_map):
@@ -137,10 +142,20 @@ class Operator(Operations):
         if uses_features != (self.features is not None):
             raise ValueError(f"jrt.Operator: features is {self.features!r}, but " +
                              ("feature_map 'favor' needs an int." if uses_features else "only feature_map 'favor' has them."))
-        for name, least in (("d", 1), ("dv", 1), ("features", 1), ("left_window", 0), ("kernel_width", 2)):
+        for name, least, most in (("d", 1, _MOST), ("dv", 1, _MOST), ("features", 1, _MOST), ("left_window", 0, _MOST),
+                                  ("kernel_width", 2, 8)):
             value = getattr(self, name)
-            if not (name == "features" and value is None) and (not isinstance(value, int) or value < least):
-                raise ValueError(f"jrt.Operator: {name} is {value!r}, but must be an int of at least {least}.")
+            if not (name == "features" and value is None) and (type(value) is not int or not least <= value <= most):
+                raise ValueError(f"jrt.Operator: {name} is {value!r}, but must be an int of at least {least}" +
+                                 (f" and at most {most}." if most < _MOST or type(value) is int and value > most else "."))
+        if not isinstance(self.rotary, bool):
+            raise ValueError(f"jrt.Operator: rotary is {self.rotary!r}, but must be True or False.")
+        if self.kind == "window" and self.rotary and self.d % 2 != 0:
+            raise ValueError(f"jrt.Operator: d is {self.d}, but must be even with rotary, which turns pairs.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings, for pickle and copy; what is loaded stays in its process."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     # -- what is compiled ------------------------------------------------------------------------------------------------
 
@@ -284,8 +299,9 @@ def _file(title: str, headers: list[str], lines: list[str]) -> str:
     return "\n".join([f"// {title}", *includes, *(line for line in lines if line)]) + "\n"
 
 
-def prebuild(operators: Iterable[Operator], operations: Iterable[str] | None = None, target: str = "cpu") -> None:
+def prebuild(operators: Operator | Iterable[Operator], operations: str | Iterable[str] | None = None,
+             target: str = "cpu") -> None:
     """Compiles operations (all, if None) of some operators for "cpu" or a GPU architecture, so that no later call does."""
-    operations = tuple(operations or ())
-    for operator in operators:
+    operations = (operations,) if isinstance(operations, str) else tuple(operations or ())
+    for operator in [operators] if isinstance(operators, Operator) else operators:
         operator.compile(*operations, target=target)

@@ -79,7 +79,7 @@ def empty(like: Any, shape: Iterable[int], dtype: str) -> Any:
     if _is_torch(like) or like is sys.modules.get("torch"):
         import torch
 
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=getattr(like, "device", None))
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device if _is_torch(like) else None)
     module = _array_module(like)
     return module.empty(shape, dtype=_numpy_dtype(dtype))
 
@@ -116,22 +116,41 @@ def _numpy_dtype(dtype: str) -> Any:
     return ml_dtypes.bfloat16
 
 
-def check(operation: str, name: str, value: Any) -> None:
+def check(operation: str, name: str, value: Any, *, is_number: bool = False) -> None:
     """Whether a value can be an argument at all."""
-    if value is not None and not isinstance(value, (int, float)) and not hasattr(value, "__dlpack__"):
-        raise ValueError(f"{operation}: argument {name!r} is a {type(value).__name__}, but must be a tensor, a number or None.")
+    if value is not None and not (isinstance(value, (int, float)) if is_number else hasattr(value, "__dlpack__")):
+        raise ValueError(f"{operation}: argument {name!r} is a {type(value).__name__}, but must be "
+                         f"{'a number' if is_number else 'a tensor'} or None.")
 
 
-def passed(name: str, value: Any) -> Any:
-    """A value as the binding takes it."""
+def passed(name: str, value: Any, written: bool = False) -> Any:
+    """A value as the binding takes it; `written`, if the call writes it."""
     if value is None or isinstance(value, (int, float)):
         return value
     if _is_torch(value):
-        return value.detach() if value.requires_grad else value
+        if not value.requires_grad:
+            return value
+        if written and sys.modules["torch"].is_grad_enabled():
+            raise ValueError(f"jrt: argument {name!r} requires a gradient, but the call writes it where autograd does not see "
+                             "it; pass a tensor that requires none, or call under torch.no_grad().")
+        return value.detach()
     dtype: Any = getattr(value, "dtype", None)
     if getattr(dtype, "kind", "") == "V" and dtype.name == "bfloat16":
         value = value.view("uint16")  # DLPack of NumPy does not know the type: the bits pass
     try:
         return tvm_ffi.from_dlpack(value)
     except BufferError as error:
+        interface = getattr(value, "__array_interface__", None)
+        if interface is not None and interface["data"][1]:  # NumPy's DLPack has no read-only tensors
+            if written:
+                raise ValueError(f"jrt: argument {name!r} is a read-only array, but the call writes it.") from None
+            return passed(name, _writable_view(value, interface))
         raise ValueError(f"jrt: argument {name!r} cannot be passed on: {error}") from error
+
+
+def _writable_view(array: Any, interface: dict[str, Any]) -> Any:
+    """A read-only array of NumPy as one that passes by DLPack; nobody writes it."""
+    import numpy
+
+    view = types.SimpleNamespace(__array_interface__=interface | {"data": (interface["data"][0], False)}, array=array)
+    return numpy.asarray(view)

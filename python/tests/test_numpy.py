@@ -214,6 +214,17 @@ def test_other_threads_run_during_a_call():
     assert ticks >= 5  # of some 100: a call that kept the interpreter's lock would let this loop run once or twice
 
 
+def test_read_only_arrays_are_read_and_never_written():
+    tensors = inputs()
+    expected = LINEAR.prefill(**tensors)["output"]
+    for tensor in tensors.values():
+        tensor.flags.writeable = False
+    assert np.array_equal(LINEAR.prefill(**tensors)["output"], expected)
+    expected.flags.writeable = False
+    with pytest.raises(ValueError, match="argument 'output' is a read-only array"):
+        LINEAR.prefill(**tensors, output=expected)
+
+
 def test_threads_and_given_memory_change_nothing():
     tensors = inputs(tokens=600)
     plain = LINEAR.prefill(**tensors)["output"]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package around the calls: operators, the cache, the command line, documentation."""
 
+import copy
 import inspect
 import os
+import pickle
 import re
 import resource
 import subprocess
@@ -59,6 +61,18 @@ def test_wrong_operators_are_named(settings, message):
 def test_wrong_compilations_are_named(operation, target, message):
     with pytest.raises(ValueError, match=message):
         jrt.Operator(kind="window").compile(operation, target=target)
+
+
+def test_operators_are_copied_and_pickled():
+    operator = jrt.Operator(kind="window", dtype="float32", d=16, rotary=True)
+    assert copy.deepcopy(operator) == pickle.loads(pickle.dumps(operator)) == operator
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JRT_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(jrt.CompileError, match="cannot be compiled into .*JRT_CACHE_DIR names another"):
+        jrt.Operator(d=3).compile("prefill")
 
 
 def test_the_command_line_compiles_and_cleans(tmp_path, monkeypatch, capsys):
