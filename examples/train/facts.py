@@ -3,7 +3,7 @@
 
     name relation value   name relation value   …   ask name answer   relation value
 
-A name stands once in a document; a relation's values are a class of their own, so that there is grammar to learn, too. Who
+A relation's values are a class of their own. Who
 reads document and question once must remember every fact, for the question comes last. Who reads both twice knows the
 question the second time: JRT-Prompt.
 """
@@ -20,9 +20,9 @@ ANSWER_TOKENS = 2
 class Corpus:
     """Extents of the vocabulary; its last token masks."""
 
-    names: int = 256
-    relations: int = 4
-    values: int = 16  # of each relation
+    names: int = 64
+    relations: int = 1
+    values: int = 32  # of each relation
 
     @property
     def vocabulary(self):
@@ -32,8 +32,10 @@ class Corpus:
     def mask(self):
         return self.vocabulary - 1
 
-    def documents(self, facts, count, generator):
-        """Documents (count, 3·facts), questions (count, 3) and answers (count, 2)."""
+    def documents(self, facts, count, generator, places=None, questions=1):
+        """Documents (count, 3·places), questions (count, questions, 3) and their answers (count, questions, 2). With more
+        places than facts some facts are repeated, at any place."""
+        places = places or facts
         if facts > self.names:
             raise ValueError(f"documents: {facts} facts need as many names, but there are {self.names}.")
         device = generator.device
@@ -42,11 +44,17 @@ class Corpus:
         values = torch.randint(self.values, (count, facts), generator=generator, device=device)
         values += FIRST + self.names + self.relations + relations * self.values
         relations += FIRST + self.names
-        documents = torch.stack([names, relations, values], dim=-1).flatten(1)
-        asked = torch.randint(facts, (count, 1), generator=generator, device=device)
+        documents = torch.stack([names, relations, values], dim=-1)
+        if places > facts:
+            more = torch.randint(facts, (count, places - facts), generator=generator, device=device)
+            filled = torch.cat([torch.arange(facts, device=device).expand(count, -1), more], dim=1)
+            order = torch.rand(count, places, generator=generator, device=device).argsort(dim=1)
+            documents = documents.gather(1, filled.gather(1, order).unsqueeze(-1).expand(-1, -1, 3))
+        documents = documents.flatten(1)
+        asked = torch.randint(facts, (count, questions), generator=generator, device=device)
         name, relation, value = (tensor.gather(1, asked) for tensor in (names, relations, values))
-        questions = torch.cat([torch.full_like(name, ASK), name, torch.full_like(name, ANSWER)], dim=1)
-        return documents, questions, torch.cat([relation, value], dim=1)
+        asked = torch.stack([torch.full_like(name, ASK), name, torch.full_like(name, ANSWER)], dim=-1)
+        return documents, asked, torch.stack([relation, value], dim=-1)
 
 
 def prompts(documents, questions, readings):

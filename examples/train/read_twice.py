@@ -23,12 +23,12 @@ TITLES = {"based": "Based", "elu": "linear attention, elu + 1", "jrt": "JRT-RNN"
 
 def runs_of(setting, arguments):
     if setting == "smoke":
-        task = Facts(Corpus(16, 2, 4), (4,), (4,), test_count=200)
+        task = Facts(Corpus(16, 1, 8), (2, 4), (4,), test_count=200)
         settings = Settings(arguments.steps or 300, 32, arguments.rate or 5e-3, graphs=not arguments.no_graphs)
         shape = Shape(task.corpus.vocabulary, width=32, layers=4, heads=2, feature_dim=4, hidden=64)
         return [Run(kind, shape, dataclasses.replace(task, encoder=kind == "jrt"), settings, 1) for kind in ("based", "jrt")]
-    task = Facts(Corpus(), (8, 16, 32), (8, 16, 32))
-    settings = Settings(arguments.steps or 8000, 128, arguments.rate or 2e-3, graphs=not arguments.no_graphs)
+    task = Facts(Corpus(), (2, 4, 8, 16, 32), (8, 16, 32))
+    settings = Settings(arguments.steps or 10000, 128, arguments.rate or 3e-3, graphs=not arguments.no_graphs)
     runs = []
     for seed in (1, 2):
         for feature_dim in (4, 8, 16):

@@ -26,7 +26,7 @@ def runs_of(setting, arguments):
         shape = Shape(32, width=32, layers=4, heads=2, feature_dim=4, hidden=64)
         return [Run("based", shape, task, settings, 1)]
     task = Recall(512, ((64, 4), (64, 8), (64, 16), (128, 32)), ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64)))
-    settings = Settings(arguments.steps or 5000, 256, arguments.rate or 2e-3, graphs=not arguments.no_graphs)
+    settings = Settings(arguments.steps or 5000, 256, arguments.rate or 3e-3, graphs=not arguments.no_graphs)
     runs = []
     for seed in (1, 2):
         for feature_dim in (4, 8, 16):

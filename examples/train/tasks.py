@@ -91,31 +91,35 @@ class Facts:
     """Language models of documents with a question, read once and twice in turn (or as `readings` says).
 
     With `encoder` the loss is JRT-RNN's, M the tokens before the question's last: that one, which the answer follows, is
-    the first of the decoder region."""
+    the first of the decoder region. Documents of training have `places` facts, so that M does not change where their number
+    does. (Few facts are where models learn first to tell them apart.) After the first question, which evaluation asks alone,
+    training has more `questions` with their answers, which tell more for the same reading."""
 
     corpus: facts.Corpus
     numbers_of_facts: tuple
     tests: tuple
     readings: tuple = (1, 2)
     encoder: bool = False
+    places: int | None = None
+    questions: int = 4
     test_count: int = 1000
 
     def batch(self, step, count, generator):
         number = self.numbers_of_facts[step % len(self.numbers_of_facts)]
         readings = self.readings[step // len(self.numbers_of_facts) % len(self.readings)]
-        samples = torch.cat(self._prompts(number, readings, count, generator), dim=1)
-        region = samples.shape[1] - facts.ANSWER_TOKENS - 1
+        documents, questions, answers = self.corpus.documents(number, count, generator, self.places, self.questions)
+        prompts = facts.prompts(documents, questions[:, 0], readings)
+        further = torch.cat([questions, answers], dim=-1).flatten(1)[:, questions.shape[-1]:]  # from the first answer on
+        samples, region = torch.cat([prompts, further], dim=1), prompts.shape[1] - 1
         if self.encoder:
             return jrt_batch(samples, region, self.corpus.mask, generator)
         return causal_batch(samples, region)
 
-    def _prompts(self, number, readings, count, generator):
-        documents, questions, answers = self.corpus.documents(number, count, generator)
-        return facts.prompts(documents, questions, readings), answers
-
     def examples(self, number, readings=1):
         """Prompts (count, tokens) and answers (count, 2) on the CPU; the same documents for all readings."""
-        return self._prompts(number, readings, self.test_count, torch.Generator().manual_seed(1_000_000 + number))
+        generator = torch.Generator().manual_seed(1_000_000 + number)
+        documents, questions, answers = self.corpus.documents(number, self.test_count, generator)
+        return facts.prompts(documents, questions[:, 0], readings), answers[:, 0]
 
     def evaluate(self, model, device):
         """The share of answers' last tokens, the values, that are right after the right relation."""

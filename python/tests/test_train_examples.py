@@ -86,12 +86,22 @@ def test_fresh_recall_asks_for_every_pair():
         assert sum(token != 0 for token in row) == 15
 
 
+def test_documents_of_one_length():
+    documents, questions, answers = facts.Corpus(8, 3, 5).documents(2, 20, generator(), places=9)
+    assert documents.shape == (20, 27)
+    for document, (_, name, _), answer in zip(documents.tolist(), questions[:, 0].tolist(), answers[:, 0].tolist()):
+        found = {tuple(document[place:place + 3]) for place in range(0, 27, 3)}
+        assert len(found) == 2 and (name, *answer) in found
+
+
 def test_documents_have_their_answers():
     corpus = facts.Corpus(8, 3, 5)
-    documents, questions, answers = corpus.documents(6, 30, generator())
-    prompts = facts.prompts(documents, questions, 2)
+    documents, questions, answers = corpus.documents(6, 30, generator(), questions=2)
+    prompts = facts.prompts(documents, questions[:, 0], 2)
     assert prompts.shape == (30, 2 * 21 + 1) and prompts.max() < corpus.mask
     assert torch.equal(prompts[:, :21], prompts[:, 22:]) and (prompts[:, 21] == facts.SEPARATOR).all()
+    documents = documents.repeat_interleave(2, dim=0)
+    questions, answers = questions.flatten(0, 1), answers.flatten(0, 1)
     for document, (ask, name, mark), (relation, value) in zip(documents.tolist(), questions.tolist(), answers.tolist()):
         place = document.index(name)
         assert document.count(name) == 1 and document[place:place + 3] == [name, relation, value]
