@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches with their targets, and the losses of causal models and of JRT-RNN."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn import functional
@@ -26,6 +26,10 @@ class Batch:
     def tensors(self):
         every = (self.tokens, self.positions, self.targets, self.before, self.prefix_lens)
         return [tensor for tensor in every if tensor is not None]
+
+    def clone(self):
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: None if tensor is None else tensor.clone() for name, tensor in every.items()})
 
 
 def mean_cross_entropy(logits, targets):

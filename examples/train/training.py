@@ -80,7 +80,7 @@ class Trainer:
         self._graphs[shape] = steps = self._graphs.get(shape, 0) + 1
         if steps <= self.EAGER_STEPS:
             return None
-        graph, inputs = torch.cuda.CUDAGraph(), type(batch)(*(tensor.clone() for tensor in batch.tensors()))
+        graph, inputs = torch.cuda.CUDAGraph(), batch.clone()
         try:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 self._update(inputs)
