@@ -106,7 +106,8 @@ class Bound:
         if "Hopper" not in kernels:
             serves = _HOPPER_SERVES[self._operator.kind, self._operation]
             warnings.warn(f"jrt: {self._operation} of {self._operator.key} runs on kernels that every GPU has ({kernels}), "
-                          f"much slower than this Hopper GPU's own. Those serve {serves}.", PortableKernelsWarning, stacklevel=5)
+                          f"much slower than this Hopper GPU's own. Those serve {serves}.", PortableKernelsWarning,
+                          stacklevel=5)
 
     def _allocate(self, tensors: dict[str, Any], wanted: Any) -> None:
         """Makes the outputs that a call must have, and those that it asks for."""

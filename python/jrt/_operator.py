@@ -232,6 +232,11 @@ class Operator(Operations):
             return body + "};\n"
         return (f"{body}}};\nusing {name} = jrt::HybridAttention<{linear}, jrt::WindowBeside<{linear}, {self.left_window}>>;\n")
 
+    def _map_members(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the feature map's run-time data: arrays and numbers."""
+        members = _parsed_data(self._feature_map()[2]) if self.kind in ("linear", "hybrid") else []
+        return tuple(name for name, extents in members if extents), tuple(name for name, extents in members if not extents)
+
     def _map_headers(self) -> list[str]:
         return self._feature_map()[1] if self.kind in ("linear", "hybrid") else []
 

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -26,14 +27,17 @@ void check_count(std::size_t count) {
   }
 }
 
-/// Calls `function` with the arguments in their places: `places` has for each of them its index in what is given, or -1.
-void call(const ffi::Function& function, const ffi::Shape& places, std::int64_t threads, const ffi::AnyView* given,
-          ffi::Any* result) {
-  ffi::AnyView arguments[most_arguments + 1];  // None, where nothing is assigned
+/// Calls `function` with the arguments in their places: `places` has for each of them its index in what is given, or -1
+/// where `numbers` has it or None.
+void call(const ffi::Function& function, const ffi::Shape& places, const std::vector<ffi::Any>& numbers,
+          std::int64_t threads, const ffi::AnyView* given, ffi::Any* result) {
+  ffi::AnyView arguments[most_arguments + 1];
   std::int32_t count = 0;
   for (const std::int64_t place : places) {
     if (place >= 0) {
       arguments[count] = given[place];
+    } else {
+      arguments[count] = numbers[static_cast<std::size_t>(count)];
     }
     ++count;
   }
@@ -42,19 +46,21 @@ void call(const ffi::Function& function, const ffi::Shape& places, std::int64_t 
 }
 
 /// A function of inputs and outputs, as XLA passes them.
-ffi::Function arranged(ffi::Function function, ffi::Shape places, std::int64_t threads) {
+ffi::Function arranged(ffi::Function function, ffi::Shape places, ffi::Array<ffi::Any> numbers, std::int64_t threads) {
   check_count(places.size());
-  return ffi::Function::FromPacked([function, places, threads](ffi::PackedArgs given, ffi::Any* result) {
-    call(function, places, threads, given.data(), result);
+  std::vector<ffi::Any> kept(numbers.begin(), numbers.end());
+  return ffi::Function::FromPacked([function, places, kept = std::move(kept), threads](ffi::PackedArgs given,
+                                                                                       ffi::Any* result) {
+    call(function, places, kept, threads, given.data(), result);
   });
 }
 
 /// Bytes of workspace for tensors that do not exist yet.
-std::int64_t workspace_bytes(ffi::Function function, ffi::Shape places, std::int64_t threads, std::int64_t device_type,
-                             ffi::Array<ffi::Shape> shapes, ffi::Array<DLDataType> types) {
+std::int64_t workspace_bytes(ffi::Function function, ffi::Shape places, ffi::Array<ffi::Any> numbers, std::int64_t threads,
+                             std::int64_t device_type, ffi::Array<ffi::Shape> shapes, ffi::Array<DLDataType> types) {
   alignas(64) static char somewhere[64];  // what tensors point to that nobody reads; null would mean that they are left out
   std::vector<DLTensor> tensors(shapes.size());
-  std::vector<std::vector<std::int32_t>> numbers(shapes.size());
+  std::vector<std::vector<std::int32_t>> lengths(shapes.size());
   std::vector<std::vector<std::int64_t>> strides(shapes.size());
   check_count(places.size());
   check_count(shapes.size());
@@ -68,8 +74,8 @@ std::int64_t workspace_bytes(ffi::Function function, ffi::Shape places, std::int
     const DLDataType type = types[static_cast<std::int64_t>(i)];
     void* data = somewhere;
     if (type.code == kDLInt && type.bits == 32) {  // lengths and offsets: as if there were no tokens
-      numbers[i].assign(static_cast<std::size_t>(shape.Product()) + 1, 0);
-      data = numbers[i].data();
+      lengths[i].assign(static_cast<std::size_t>(shape.Product()) + 1, 0);
+      data = lengths[i].data();
     }
     tensors[i] = {data, {static_cast<DLDeviceType>(device_type), 0}, static_cast<std::int32_t>(shape.size()),
                   type, const_cast<std::int64_t*>(shape.data()),     strides[i].data(),
@@ -77,7 +83,7 @@ std::int64_t workspace_bytes(ffi::Function function, ffi::Shape places, std::int
     given[i] = &tensors[i];
   }
   ffi::Any result;
-  call(function, places, threads, given, &result);
+  call(function, places, {numbers.begin(), numbers.end()}, threads, given, &result);
   return result.cast<std::int64_t>();
 }
 

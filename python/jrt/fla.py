@@ -18,8 +18,11 @@ everything works on the CPU, too. Tried with fla 0.6.0; 0.5 has the same interfa
 import math
 import runpy
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import jrt.torch
 
@@ -71,7 +74,7 @@ struct Features {
 """
 
 
-def _refusal(q, k, v, largest):
+def _refusal(q: Tensor, k: Tensor, v: Tensor, largest: int) -> str | None:
     """Why jrt does not take these tensors; None if it does."""
     if q.ndim != 4 or q.shape != k.shape or v.shape[:-1] != k.shape[:-1]:
         return f"shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} are not [B, T, H, K] twice and [B, T, H, V]"
@@ -84,22 +87,23 @@ def _refusal(q, k, v, largest):
     return None
 
 
-def _verified(reason):
+def _verified(reason: str | None) -> tuple[bool, str | None]:
     return reason is None, reason
 
 
-def _based(q, k, v, scale=None, use_norm=True):
+def _based(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, use_norm: bool = True) -> Tensor:
     if scale is not None and not math.isclose(scale, q.shape[-1] ** -0.5):
         q = q * (scale * q.shape[-1] ** 0.5)
     with torch.autocast(q.device.type, enabled=False):
         return jrt.torch.prefix_linear_attention(q, k, v, mask="causal", normaliser="sum" if use_norm else "none")
 
 
-def _states(initial_state, normalize):
+def _states(initial_state: Any, normalize: bool) -> tuple[Any, Any]:
     return initial_state if normalize and isinstance(initial_state, tuple) else (initial_state, None)
 
 
-def _linear(q, k, v, scale=None, initial_state=None, output_final_state=False, normalize=True, cu_seqlens=None):
+def _linear(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, initial_state: Any = None,
+            output_final_state: bool = False, normalize: bool = True, cu_seqlens: Tensor | None = None) -> tuple[Any, Any]:
     dim, value_dim = q.shape[-1], v.shape[-1]
     scale = dim ** -0.5 if scale is None else scale
     sums = dim * value_dim
@@ -115,7 +119,7 @@ def _linear(q, k, v, scale=None, initial_state=None, output_final_state=False, n
                  q.new_zeros((*shape, elements - sums - dim), dtype=torch.float32)]
         state = torch.cat(parts, dim=-1)
     # A normalised output does not depend on the scale.
-    kind = ({"feature_map": "Features", "source": _FEATURES % dim} if normalize else
+    kind: dict[str, Any] = ({"feature_map": "Features", "source": _FEATURES % dim} if normalize else
             {"feature_map": "identity", "normaliser": "none"})
     with torch.autocast(q.device.type, enabled=False):
         result = jrt.torch.prefix_linear_attention(q if normalize or scale == 1 else q * scale, k, v, mask="causal", **kind,
@@ -130,7 +134,9 @@ def _linear(q, k, v, scale=None, initial_state=None, output_final_state=False, n
     return output, (state, final[..., sums:sums + dim].unsqueeze(1).to(k.dtype))
 
 
-def _refusal_of_linear(q, k, v, scale=None, initial_state=None, output_final_state=False, normalize=True, cu_seqlens=None):
+def _refusal_of_linear(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, initial_state: Any = None,
+                       output_final_state: bool = False, normalize: bool = True,
+                       cu_seqlens: Tensor | None = None) -> str | None:
     reason = _refusal(q, k, v, _LARGEST_SUM)
     if reason is None and cu_seqlens is not None and q.shape[0] != 1:
         reason = f"there are cu_seqlens, but {q.shape[0]} batch rows"
@@ -160,23 +166,25 @@ class FlaBackend(backends.BaseBackend):
     fused_chunk_linear_attn = staticmethod(_linear)
 
     @staticmethod
-    def parallel_based_verifier(q, k, v, scale=None, use_norm=True):
+    def parallel_based_verifier(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None,
+                                use_norm: bool = True) -> tuple[bool, str | None]:
         return _verified(_refusal(q, k, v, _LARGEST_TAYLOR_DIM))
 
     @staticmethod
-    def fused_chunk_based_verifier(q, k, v, scale=None, use_norm=True):
+    def fused_chunk_based_verifier(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None,
+                                   use_norm: bool = True) -> tuple[bool, str | None]:
         return _verified(_refusal(q, k, v, _LARGEST_TAYLOR_DIM))
 
     @staticmethod
-    def chunk_linear_attn_verifier(*args, **kwargs):
+    def chunk_linear_attn_verifier(*args: Any, **kwargs: Any) -> tuple[bool, str | None]:
         return _verified(_refusal_of_linear(*args, **kwargs))
 
     @staticmethod
-    def fused_chunk_linear_attn_verifier(*args, **kwargs):
+    def fused_chunk_linear_attn_verifier(*args: Any, **kwargs: Any) -> tuple[bool, str | None]:
         return _verified(_refusal_of_linear(*args, **kwargs))
 
 
-def _dispatched(operation, function):
+def _dispatched(operation: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function behind fla's dispatch, where jrt is registered."""
     if hasattr(backends, "register"):  # 0.6: a registry for each function
         wrapper = backends.dispatch(function)
@@ -187,7 +195,7 @@ def _dispatched(operation, function):
     return backends.dispatch(operation)(function)
 
 
-def _install():
+def _install() -> None:
     """Puts dispatch in front of fla's functions, in all of its modules that are loaded."""
     for operation, module, names in (("based", fla.ops.based, ("parallel_based", "fused_chunk_based")),
                                      ("linear_attn", fla.ops.linear_attn, ("chunk_linear_attn", "fused_chunk_linear_attn"))):
@@ -199,7 +207,7 @@ def _install():
                     setattr(loaded, name, wrapper)
 
 
-def _main(arguments):
+def _main(arguments: list[str]) -> None:
     if not arguments or (arguments[0] == "-m" and len(arguments) < 2):
         raise SystemExit("usage: python3 -m jrt.fla PROGRAM.py … | -m MODULE …")
     if arguments[0] == "-m":

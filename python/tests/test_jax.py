@@ -153,3 +153,43 @@ def test_wrong_arguments_are_named():
         jrt.jax.based(query, query, value, platform="tpu")
     with pytest.raises(Exception, match="cannot be differentiated"):
         jax.grad(lambda q: jax.grad(lambda q: jrt.jax.based(q, query, value).sum())(q).sum())(query)
+
+
+def test_data_of_feature_maps():
+    projection = jnp.asarray(np.random.default_rng(1).standard_normal((24, 16)), "float32")
+    settings = {"mask": "causal", "feature_map": "favor", "features": 24}
+
+    def favor(query, key, value, projection=projection):
+        return jrt.jax.prefix_linear_attention(query, key, value, projection=projection, **settings)
+
+    def plain(query, key, value):
+        features = [jnp.exp(x / 2 @ projection.astype("float64").T - (x * x).sum(-1, keepdims=True) / 8) for x in (query, key)]
+        weights = jnp.tril(jnp.einsum("bihr,bjhr->bhij", *features))
+        return jnp.einsum("bhij,bjhc->bihc", weights / weights.sum(-1, keepdims=True), value)
+
+    arrays = random((2, 20, 2, 16), (2, 20, 2, 16), (2, 20, 2, 32))
+    check(favor, plain, arrays, 1e-6)
+    with pytest.raises(ValueError, match="a gradient of argument 'projection' is asked for"):
+        jax.grad(lambda projection: favor(*arrays, projection).sum())(projection)
+    for data, message in (({"horizon": 7}, "no argument 'horizon'; the data of this feature map are: projection"),
+                          ({"projection": "x"}, "'projection' is a str, but must be an array")):
+        with pytest.raises(ValueError, match=message):
+            jrt.jax.prefix_linear_attention(*arrays, **settings, **data)
+
+
+def test_pieces_of_a_map_with_positions():
+    def plain(query, key, value):
+        angle = jnp.pi / 2 * jnp.arange(1, 31)[:, None, None] / 50
+        features = [jnp.concatenate([jax.nn.relu(x) * jnp.sin(angle), jax.nn.relu(x) * jnp.cos(angle)], -1)
+                    for x in (query, key)]
+        weights = jnp.tril(jnp.einsum("bihr,bjhr->bhij", *features))
+        return jnp.einsum("bhij,bjhc->bihc", weights / weights.sum(-1, keepdims=True), value)
+
+    def pieces(*arrays):
+        settings = {"mask": "causal", "feature_map": "cosformer", "horizon": 50}
+        first, state = jrt.jax.prefix_linear_attention(*(array[:, :13] for array in arrays), return_state=True, **settings)
+        last = jrt.jax.prefix_linear_attention(*(array[:, 13:] for array in arrays), initial_state=state,
+                                               first_positions=jnp.array([13, 13], "int32"), **settings)
+        return jnp.concatenate([first, last], axis=1)
+
+    check(pieces, plain, random((2, 30, 2, 16), (2, 30, 2, 16), (2, 30, 2, 32)))

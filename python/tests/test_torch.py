@@ -92,7 +92,7 @@ def test_ops_pass_pytorchs_own_check(device):
     query, key, value = (tensor.detach() for tensor in random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32), device=device))
     jrt.torch.prefix_linear_attention(query, key, value)  # registers the operator's name
     name = "linear-float64-d16-dv32-taylor2-prefix"
-    inputs = (query, key, value, None, None, None, None, None, None, None)
+    inputs = (query, key, value, *[None] * 8, [], [])
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.jrt.attention.default, (*inputs, name, True, True), test_utils=tests)
     output, sums, state = torch.ops.jrt.attention(*inputs, name, True, True)
@@ -193,3 +193,50 @@ def test_a_call_in_a_cuda_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(output, expected)
+
+
+def test_data_of_feature_maps_pass_eagerly_and_in_graphs():
+    projection = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+
+    def favor(query, key, value):
+        return jrt.torch.prefix_linear_attention(query, key, value, mask="causal", feature_map="favor", features=24,
+                                                 projection=projection)
+
+    def reference(query, key, value):
+        features = [torch.exp(x / 2 @ projection.double().T - (x * x).sum(-1, keepdim=True) / 8) for x in (query, key)]
+        weights = torch.einsum("bihr,bjhr->bhij", *features).tril()
+        return torch.einsum("bhij,bjhc->bihc", weights / weights.sum(-1, keepdim=True), value)
+
+    tensors = random((2, 20, 2, 16), (2, 20, 2, 16), (2, 20, 2, 32))
+    check(favor, reference, tensors, 1e-6)
+    check(torch.compile(favor, fullgraph=True, backend="aot_eager"), reference, tensors, 1e-6)
+    projection.requires_grad_()
+    with pytest.raises(ValueError, match="'projection' requires a gradient, but gradients do not reach data"):
+        favor(*tensors)
+    with torch.no_grad():
+        assert (favor(*tensors) - reference(*tensors)).norm() <= 1e-6
+    for settings, message in (({"horizon": 7}, "there is no argument 'horizon'; the data of this feature map are: none"),
+                              ({"feature_map": "favor", "features": 24}, "'projection' is missing, but the feature map needs"),
+                              ({"feature_map": "favor", "features": 24, "projection": 3}, "'projection' is a int, but must be"),
+                              ({"feature_map": "cosformer", "horizon": "far"}, "'horizon' is a str, but must be a number")):
+        with pytest.raises(ValueError, match=message):
+            jrt.torch.prefix_linear_attention(*tensors, mask="causal", **settings)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_pieces_of_a_map_with_positions_have_the_gradients_of_the_whole(graph):
+    def reference(query, key, value):
+        angle = torch.pi / 2 * torch.arange(1, 31, dtype=torch.float64)[:, None, None] / 50
+        features = [torch.cat([x.relu() * angle.sin(), x.relu() * angle.cos()], dim=-1) for x in (query, key)]
+        weights = torch.einsum("bihr,bjhr->bhij", *features).tril()
+        return torch.einsum("bhij,bjhc->bihc", weights / weights.sum(-1, keepdim=True), value)
+
+    def pieces(*tensors):
+        settings = {"mask": "causal", "feature_map": "cosformer", "horizon": 50}
+        first, state = jrt.torch.prefix_linear_attention(*(tensor[:, :13] for tensor in tensors), return_state=True, **settings)
+        last = jrt.torch.prefix_linear_attention(*(tensor[:, 13:] for tensor in tensors), initial_state=state,
+                                                 first_positions=torch.tensor([13, 13], dtype=torch.int32), **settings)
+        return torch.cat([first, last], dim=1)
+
+    tensors = random((2, 30, 2, 16), (2, 30, 2, 16), (2, 30, 2, 32))
+    check(torch.compile(pieces, fullgraph=True, backend="aot_eager") if graph else pieces, reference, tensors, 1e-9)

@@ -10,12 +10,14 @@ What config.json may say is in docs/jrt-rnn.md; a key that would mean another mo
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from jrt.torch.nn import BaseConv, JRTBlock, LinearAttention, PrefixLinearAttention, RMSNorm, SlidingWindow
+from jrt.torch.nn import BaseConv, JRTBlock, LinearAttention, PrefixLinearAttention, RMSNorm, SlidingWindow, _Mixer
 
 __all__ = ["LanguageModel", "States"]
 
@@ -29,7 +31,7 @@ _FIXED = {"prenorm": True, "parallel_block": False, "tie_word_embeddings": True,
           "mup_width_scale": 1, "mup_attn_multiplier": 1}
 
 
-def _first(config, *names, default=None):
+def _first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     for name in names:
         if config.get(name) is not None:
             return config[name]
@@ -38,7 +40,7 @@ def _first(config, *names, default=None):
     return default
 
 
-def _check(config):
+def _check(config: Mapping[str, Any]) -> None:
     for name, value in _REQUIRED.items():
         if config.get(name) != value:
             raise ValueError(f"LanguageModel: {name!r} is {config.get(name)!r}, but must be {value!r}.")
@@ -47,7 +49,7 @@ def _check(config):
             raise ValueError(f"LanguageModel: {name!r} is {config[name]!r}, but must be {value!r} or left out.")
 
 
-def _new_mixer(section, config, padding):
+def _new_mixer(section: Mapping[str, Any], config: Mapping[str, Any], padding: str) -> _Mixer:
     """The mixer that a section of the configuration describes."""
     kind = section.get("_target_", "").split(".")[-1]
     width, heads = config["n_embd"], config["n_head"]
@@ -55,7 +57,7 @@ def _new_mixer(section, config, padding):
         return BaseConv(width, kernel_size=section.get("kernel_size") or 3, expand_proj=section.get("expand_proj") or 2,
                         use_bias=section.get("use_bias", True))
     if kind in ("PrefixLinearAttention", "LinearAttention"):
-        settings = {"feature_dim": section.get("feature_dim") or 16, "padding": padding}
+        settings: dict[str, Any] = {"feature_dim": section.get("feature_dim") or 16, "padding": padding}
         if kind == "LinearAttention":
             return LinearAttention(width, section.get("num_heads") or 16, **settings)
         length = section["enc_length"] if section.get("enc_length") is not None else _first(config, "enc_length")
@@ -76,23 +78,23 @@ def _new_mixer(section, config, padding):
 class States:
     """What generation keeps of sequences: for each layer a pool of states, one a slot; and each slot's count of tokens."""
 
-    layers: list
-    positions: torch.Tensor
+    layers: list[Tensor]
+    positions: Tensor
 
-    def copy(self, source, destination):
+    def copy(self, source: Tensor, destination: Tensor) -> None:
         """Forks sequences: the states of the slots `source` go to the slots `destination`; tensors of indices."""
         for pool in (*self.layers, self.positions):
             pool[destination] = pool[source]
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, rows, width):
+    def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(rows, width)
 
 
 class _Transformer(nn.Module):
-    def __init__(self, rows, width, layers, norm_eps):
+    def __init__(self, rows: int, width: int, layers: Iterable[nn.Module], norm_eps: float) -> None:
         super().__init__()
         self.embeddings = _Embeddings(rows, width)
         self.layers = nn.ModuleList(layers)
@@ -109,7 +111,7 @@ class LanguageModel(nn.Module):
 
     Calls take tokens (batch, tokens) or, with `cu_seqlens`, (tokens), and the lengths that `jrt.torch.nn` describes."""
 
-    def __init__(self, config, *, padding="drop", multiple_of=256):
+    def __init__(self, config: Mapping[str, Any], *, padding: str = "drop", multiple_of: int = 256) -> None:
         super().__init__()
         _check(config)
         config = dict(config, n_embd=_first(config, "hidden_size", "n_embd"),
@@ -126,7 +128,8 @@ class LanguageModel(nn.Module):
                     raise ValueError(f"LanguageModel: layer {layer} is in both 'alt_mixer_layers' and 'alt_mixer_2_layers'.")
                 sections[layer] = section = _first(config, f"alt_mixer{number}")
                 if layer in (7, 17) and section.get("window_size") == 4096:
-                    raise ValueError(f"LanguageModel: 'window_size' is 4096 in layer {layer}, where the authors' code takes 256.")
+                    raise ValueError(f"LanguageModel: 'window_size' is 4096 in layer {layer}, where the authors' code takes "
+                                     "256.")
         layers = [
             JRTBlock(width, _new_mixer(sections.get(layer, _first(config, "mixer")), config, padding),
                      hidden=config.get("n_inner"), norm_eps=norm_eps, mlp_fc1_bias=config.get("mlp_fc1_bias", True),
@@ -136,38 +139,42 @@ class LanguageModel(nn.Module):
         self.transformer = _Transformer(-(-self.vocab_size // multiple) * multiple, width, layers, norm_eps)
         self.register_load_state_dict_pre_hook(_take_published_names)
 
-    def _embedded(self, tokens):
+    def _layers(self) -> Iterable[JRTBlock]:
+        return cast(Iterable[JRTBlock], self.transformer.layers)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
         """The residual stream, which is kept in at least float32."""
         weight = self.transformer.embeddings.word_embeddings.weight
         return functional.embedding(tokens, weight).to(torch.promote_types(weight.dtype, torch.float32))
 
-    def _logits(self, x):
+    def _logits(self, x: Tensor) -> Tensor:
         return functional.linear(self.transformer.ln_f(x), self.transformer.embeddings.word_embeddings.weight)
 
-    def _lengths(self, layer, lengths):
+    def _lengths(self, layer: JRTBlock, lengths: dict[str, Any]) -> dict[str, Any]:
         if self.padding == "zero_keys" and not isinstance(layer.mixer, LinearAttention):
             return {name: value for name, value in lengths.items() if name != "left_pads"}
         return lengths
 
-    def hidden(self, tokens, **lengths):
+    def hidden(self, tokens: Tensor, **lengths: Any) -> Tensor:
         """Hidden states of every token, with gradients; `logits` turns those rows into logits that a loss needs."""
         x = self._embedded(tokens)
-        for layer in self.transformer.layers:
+        for layer in self._layers():
             x = layer(x, **self._lengths(layer, lengths))
         return x
 
-    def forward(self, tokens, **lengths):
+    def forward(self, tokens: Tensor, **lengths: Any) -> Tensor:
         """Logits of every token. Lengths: cu_seqlens, prefix_lens, left_pads, as in `jrt.torch.nn`."""
         return self._logits(self.hidden(tokens, **lengths))
 
-    def new_states(self, slots):
+    def new_states(self, slots: int) -> States:
         """Empty states for so many sequences."""
         device = self.transformer.ln_f.weight.device
-        return States([layer.mixer.new_state(slots) for layer in self.transformer.layers],
+        return States([layer.mixer.new_state(slots) for layer in self._layers()],
                       torch.zeros(slots, dtype=torch.int64, device=device))
 
     @torch.no_grad()
-    def prefill(self, tokens, states, slots=None, *, continues=False, **lengths):
+    def prefill(self, tokens: Tensor, states: States, slots: Tensor | None = None, *, continues: bool | Tensor = False,
+                **lengths: Any) -> Tensor:
         """Hidden states (of every token) of whole prompts; the states after them go to `slots`. With `continues` sequences go
         on from their slots: a context is read once more, or a question follows. `logits` turns rows of them into logits."""
         chosen, valid = _slots_of(states, slots, self._sequences(tokens, lengths))
@@ -177,30 +184,30 @@ class LanguageModel(nn.Module):
         elif continues is not True:
             positions = positions * continues
         x = self._embedded(tokens)
-        for layer, state in zip(self.transformer.layers, states.layers):
+        for layer, state in zip(self._layers(), states.layers):
             x = layer.prefill(x, state, slots, continues=continues, positions=positions, **self._lengths(layer, lengths))
         counts = self._counts(tokens, lengths)
         states.positions[chosen] = torch.where(valid, positions + counts, states.positions[chosen])
         return x
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         """Logits of rows of `prefill`'s or `hidden`'s states."""
         return self._logits(x)
 
     @torch.no_grad()
-    def step(self, tokens, states, slots=None):
+    def step(self, tokens: Tensor, states: States, slots: Tensor | None = None) -> Tensor:
         """Logits of new tokens (batch, tokens), usually one of each sequence, whose states move on. A slot of -1 pads. Nothing
         waits for the device, so a step can be captured in a CUDA graph."""
         chosen, valid = _slots_of(states, slots, tokens.shape[0])
         positions = states.positions[chosen]
         x = self._embedded(tokens)
-        for layer, state in zip(self.transformer.layers, states.layers):
+        for layer, state in zip(self._layers(), states.layers):
             x = layer.step(x, state, slots, positions)
         states.positions.index_add_(0, chosen, valid * tokens.shape[1])
         return self._logits(x)
 
     @torch.no_grad()
-    def generate(self, tokens, count, *, states=None, **lengths):
+    def generate(self, tokens: Tensor, count: int, *, states: States | None = None, **lengths: Any) -> Tensor:
         """`count` greedy tokens (batch, count) after prompts (batch, tokens)."""
         states = self.new_states(tokens.shape[0]) if states is None else states
         logits = self._logits(self.prefill(tokens, states, **lengths)[:, -1:])
@@ -212,25 +219,25 @@ class LanguageModel(nn.Module):
         return torch.cat(chosen, dim=1) if chosen else tokens.new_empty((tokens.shape[0], 0))
 
     @staticmethod
-    def _sequences(tokens, lengths):
+    def _sequences(tokens: Tensor, lengths: dict[str, Any]) -> int:
         cu_seqlens = lengths.get("cu_seqlens")
         return tokens.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
-    def _counts(self, tokens, lengths):
+    def _counts(self, tokens: Tensor, lengths: dict[str, Any]) -> Any:
         """Tokens of each sequence that positions count."""
         cu_seqlens, left_pads = lengths.get("cu_seqlens"), lengths.get("left_pads")
         counts = tokens.shape[1] if cu_seqlens is None else cu_seqlens[1:] - cu_seqlens[:-1]
         return counts if left_pads is None or self.padding == "zero_keys" else counts - left_pads
 
 
-def _slots_of(states, slots, sequences):
+def _slots_of(states: States, slots: Tensor | None, sequences: int) -> tuple[Tensor, Tensor]:
     """Slots as indices, with 0 where a row pads, and which rows are sequences."""
     if slots is None:
         slots = torch.arange(sequences, device=states.positions.device)
     return slots.clamp(min=0).long(), slots >= 0
 
 
-def _take_published_names(model, state_dict, prefix, *_):
+def _take_published_names(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """What published files have beside the model's tensors: `model.` before their names, counts of the training, and the
     embeddings once more as lm_head."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
