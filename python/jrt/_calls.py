@@ -29,6 +29,7 @@ _HOPPER_SERVES = {
     ("window", "prefill"): "bfloat16 and float16 with d and dv up to 128 in multiples of 16, windows of a few hundred keys, "
                            f"without rotation, {_ALIGNED}",
 }
+_READ_STATES = ("initial_state", "state", "final_state_gradient")  # what calls read and never write
 _FEW_TOKENS = 64  # a window's kernel for Hopper takes no fewer
 
 
@@ -48,7 +49,8 @@ class Bound:
                 raise ValueError(f"jrt.Operator: data has {name!r}, but {operation} has an argument of that name.")
         self._kinds = dict(field.split(":") for field in fields.split(","))
         self._names = list(self._kinds)
-        self._written = [name for name, kind in self._kinds.items() if kind in ("output", "states")]
+        self._written = [name for name, kind in self._kinds.items()
+                         if kind == "output" or kind == "states" and name not in _READ_STATES]
         self._places = {name: place for place, name in enumerate(self._names)}
         self.head_elements = int(head_elements)
         self.staged_elements = int(staged_elements)
@@ -64,8 +66,12 @@ class Bound:
     def _arguments(self, tensors: Mapping[str, Any]) -> list[Any]:
         arguments: list[Any] = [None] * len(self._names)
         for name, value in tensors.items():
-            arguments[self._places[name]] = _tensors.passed(name, value, name in self._written)
+            arguments[self._places[name]] = _tensors.passed(name, value, self._writes(name, tensors))
         return arguments
+
+    def _writes(self, name: str, tensors: Mapping[str, Any]) -> bool:
+        """Whether a call with these tensors writes one."""
+        return name in self._written and not (name == "source" and tensors.get("destination") is not None)
 
     def workspace_bytes(self, tensors: Mapping[str, Any], threads: int) -> int:
         self._check(tensors)
@@ -95,7 +101,8 @@ class Bound:
         self._allocate(tensors, wanted)
         _tensors.check(self._operation, "workspace", workspace)
         self.call(tensors, threads, workspace)
-        return {name: tensors[name] for name in self._written if tensors.get(name) is not None}
+        return {name: tensors[name] for name in self._written
+                if tensors.get(name) is not None and self._writes(name, tensors)}
 
     def _warn_of_portable_kernels(self, tensors: Mapping[str, Any], arguments: list[Any], threads: int) -> None:
         """Once for an operation of an operator."""
@@ -178,4 +185,8 @@ def conversion(source: "Operator", destination: "Operator", target: str) -> Any:
 
 
 def load(key: str, source: str, target: str) -> Any:
-    return tvm_ffi.load_module(str(_compile.library(target, key, source)))
+    path = _compile.library(target, key, source)
+    try:
+        return tvm_ffi.load_module(str(path))
+    except Exception as error:
+        raise _compile.CompileError(f"jrt: {path} cannot be loaded: {error}. Remove it, and it is compiled anew.") from error

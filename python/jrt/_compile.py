@@ -5,6 +5,8 @@ The cache folder is named by everything that a library depends on: the package's
 and what it compiles for. A library in it has a readable name, and its C++ source beside it.
 """
 
+import contextlib
+import fcntl
 import functools
 import glob
 import hashlib
@@ -14,14 +16,14 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import tvm_ffi
 from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path, find_libtvm_ffi
-from tvm_ffi.utils.lockfile import FileLock
 
 
 class CompileError(RuntimeError):
@@ -55,6 +57,8 @@ def _digest_of_sources() -> str:
         for path in sorted([*folder.glob("jrt/**/*.*h*"), *folder.glob("jrt_bind/*.hpp")]):
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
+    for name in ("_compile.py", "_operator.py"):  # what is compiled, and how
+        digest.update((_HERE / name).read_bytes())
     return digest.hexdigest()[:10]
 
 
@@ -130,16 +134,17 @@ def library(target: str, key: str, source: str) -> pathlib.Path:
     try:
         folder = cache_folder(target)
     except CompileError:
-        compiled = sorted(cache_root().glob(f"{_folder_name(target, '*')}/{glob.escape(key)}.so"))
+        compiled = sorted(filter(_is_whole, cache_root().glob(f"{_folder_name(target, '*')}/{glob.escape(key)}.so")))
         if compiled:
             return compiled[-1]
         raise
     path = folder / f"{key}.so"
-    if path.is_file():
+    if _is_whole(path):
         return path
     if os.environ.get("JRT_DISABLE_JIT", "0") not in ("", "0"):
-        raise CompileError(f"jrt: {key} is not in {folder}, and JRT_DISABLE_JIT is set. Compile it before with jrt.prebuild "
-                           "or python3 -m jrt prebuild.")
+        there = "cut short" if path.exists() else "not"
+        raise CompileError(f"jrt: {key} is {there} in {folder}, and JRT_DISABLE_JIT is set. Compile it before with "
+                           "jrt.prebuild or python3 -m jrt prebuild.")
     try:
         return _compiled(target, key, source, folder)
     except OSError as error:
@@ -150,19 +155,50 @@ def library(target: str, key: str, source: str) -> pathlib.Path:
 def _compiled(target: str, key: str, source: str, folder: pathlib.Path) -> pathlib.Path:
     path = folder / f"{key}.so"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder / f"{key}.lock")):
-        if path.is_file():
+    with _locked(folder / f"{key}.lock"):
+        if _is_whole(path):
             return path
+        for other in folder.iterdir():  # left by compilations that were killed
+            if re.fullmatch(rf"{re.escape(key)}\.\d+\.partial", other.name):
+                other.unlink(missing_ok=True)
         source_path = folder / f"{key}{'.cpp' if target == 'cpu' else '.cu'}"
         source_path.write_text(source)
-        partial = folder / f"{key}.{os.getpid()}.so"
+        partial = folder / f"{key}.{os.getpid()}.partial"
         command = _command(target, source_path, partial)
         print(f"jrt: compiling {key} for {target} …", file=sys.stderr, flush=True)
         start = time.monotonic()
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if result.returncode != 0:
             partial.unlink(missing_ok=True)
             raise CompileError(f"jrt: {key} did not compile.\n{' '.join(command)}\n{result.stdout}{result.stderr}")
         os.replace(partial, path)
         print(f"jrt: compiled {key} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
     return path
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Waits until no other thread or process is in here with this path. The system opens the lock of a killed process."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a library is there and, where libraries are ELF files, not cut short: their last part is a table of which the
+    first bytes tell the place."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if platform.system() != "Linux":
+        return True
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    table, = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return bool(path.stat().st_size >= table + size * count)

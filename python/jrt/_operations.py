@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations of an operator, as methods."""
 
+import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -143,12 +144,15 @@ class Operations:
         """A cleared pool of states, (slots, heads, elements of a head's state), of the framework and on the device of `like`: a
         tensor, or NumPy, CuPy or PyTorch themselves. A convolution's heads are its channels."""
         dtype = {"linear": self.state_dtype, "hybrid": "int64"}.get(self.kind) or self.dtype
-        return _tensors.zeros(like, (slots, heads, self._sizes(like).head_elements), dtype)
+        extents = [_tensors.count_of("new_states", name, value) for name, value in (("slots", slots), ("heads", heads))]
+        return _tensors.zeros(like, (*extents, self._sizes(like).head_elements), dtype)
 
     def new_staging(self, sequences: int, tokens: int, heads: int, like: Any) -> Any:
         """A buffer for up to `tokens` staged tokens of each sequence, (sequences, tokens, heads, elements of a row). A
         convolution's heads are its channels."""
-        return _tensors.zeros(like, (sequences, tokens, heads, self._sizes(like).staged_elements), self.dtype)
+        extents = [_tensors.count_of("new_staging", name, value)
+                   for name, value in (("sequences", sequences), ("tokens", tokens), ("heads", heads))]
+        return _tensors.zeros(like, (*extents, self._sizes(like).staged_elements), self.dtype)
 
     def clear_states(self, states: Tensor, *, states_slots: Tensor | None = None, threads: int = 1) -> None:
         """Makes states empty: all, or those of int32 slots."""
@@ -247,6 +251,8 @@ class Operations:
 
     def _sizes(self, like: Any) -> "_calls.Bound | _calls.BoundStates":
         """Any library that is loaded knows them."""
+        if not hasattr(like, "__dlpack__") and not isinstance(like, types.ModuleType):
+            raise ValueError(f"jrt: like is a {type(like).__name__}, but must be a tensor, or NumPy, CuPy or PyTorch themselves.")
         target = _tensors.target_of({"like": like})
         loaded = (bound for (_, where), bound in self._own()._bounds.items() if where == target)
         return next(loaded, None) or self._states(like)

@@ -4,8 +4,11 @@
 import dataclasses
 import functools
 import hashlib
+import numbers
+import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jrt import _calls
@@ -145,6 +148,9 @@ class Operator(Operations):
         for name, least, most in (("d", 1, _MOST), ("dv", 1, _MOST), ("features", 1, _MOST), ("left_window", 0, _MOST),
                                   ("kernel_width", 2, 8)):
             value = getattr(self, name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):  # NumPy's, too
+                value = int(value)
+                object.__setattr__(self, name, value)
             if not (name == "features" and value is None) and (type(value) is not int or not least <= value <= most):
                 raise ValueError(f"jrt.Operator: {name} is {value!r}, but must be an int of at least {least}" +
                                  (f" and at most {most}." if most < _MOST or type(value) is int and value > most else "."))
@@ -305,8 +311,22 @@ def _file(title: str, headers: list[str], lines: list[str]) -> str:
 
 
 def prebuild(operators: Operator | Iterable[Operator], operations: str | Iterable[str] | None = None,
-             target: str = "cpu") -> None:
-    """Compiles operations (all, if None) of some operators for "cpu" or a GPU architecture, so that no later call does."""
+             target: str = "cpu", *, at_once: int | None = None) -> None:
+    """Compiles operations (all, if None) of some operators for "cpu" or a GPU architecture, so that no later call does:
+    `at_once` at a time, by default one for each core that the process may use.
+
+    Errors: as `Operator.compile`; the first, after what was being compiled has ended."""
     operations = (operations,) if isinstance(operations, str) else tuple(operations or ())
-    for operator in [operators] if isinstance(operators, Operator) else operators:
-        operator.compile(*operations, target=target)
+    at_once = len(os.sched_getaffinity(0)) if at_once is None else at_once
+    if type(at_once) is not int or at_once < 1:
+        raise ValueError(f"jrt.prebuild: at_once is {at_once!r}, but must be an int of at least 1.")
+    with ThreadPoolExecutor(at_once) as workers:
+        started = [workers.submit(operator.compile, operation, target=target)
+                   for operator in ([operators] if isinstance(operators, Operator) else operators)
+                   for operation in operations or operator.operations]
+        try:
+            for each in started:
+                each.result()
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise

@@ -2,6 +2,7 @@
 """Tensors of any framework: where they are, new ones like them, and how they reach compiled code."""
 
 import functools
+import numbers
 import sys
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -84,6 +85,13 @@ def empty(like: Any, shape: Iterable[int], dtype: str) -> Any:
     return module.empty(shape, dtype=_numpy_dtype(dtype))
 
 
+def count_of(operation: str, name: str, value: Any) -> int:
+    """A number of things."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"{operation}: {name} is {value!r}, but must be an int of at least 0.")
+    return int(value)
+
+
 def zeros(like: Any, shape: Iterable[int], dtype: str) -> Any:
     tensor = empty(like, shape, dtype)
     tensor[...] = 0
@@ -118,7 +126,8 @@ def _numpy_dtype(dtype: str) -> Any:
 
 def check(operation: str, name: str, value: Any, *, is_number: bool = False) -> None:
     """Whether a value can be an argument at all."""
-    if value is not None and not (isinstance(value, (int, float)) if is_number else hasattr(value, "__dlpack__")):
+    is_good = isinstance(value, numbers.Real) and not isinstance(value, bool) if is_number else hasattr(value, "__dlpack__")
+    if value is not None and not is_good:
         raise ValueError(f"{operation}: argument {name!r} is a {type(value).__name__}, but must be "
                          f"{'a number' if is_number else 'a tensor'} or None.")
 
@@ -127,6 +136,8 @@ def passed(name: str, value: Any, written: bool = False) -> Any:
     """A value as the binding takes it; `written`, if the call writes it."""
     if value is None or isinstance(value, (int, float)):
         return value
+    if isinstance(value, numbers.Real):  # NumPy's
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     if _is_torch(value):
         if not value.requires_grad:
             return value

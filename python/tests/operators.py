@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators and inputs that several tests share: each operation is compiled once for all of them."""
+"""Operators and inputs that several tests share: each operation is compiled once for all of them. As a program it compiles
+those that tests call late."""
+
+import os
 
 import jrt
 import numpy as np
@@ -8,6 +11,8 @@ LINEAR = jrt.Operator(dtype="float32", d=16, dv=64)
 WINDOW = jrt.Operator(kind="window", dtype="float32", d=16, left_window=8, rotary=True)
 CONVOLUTION = jrt.Operator(kind="convolution", dtype="float32")
 HYBRID = jrt.Operator(kind="hybrid", dtype="float32", d=16, dv=64, left_window=8)
+FAVOR = jrt.Operator(d=16, dv=64, feature_map="favor", features=32, mask="causal")
+
 
 
 def inputs(batch=2, tokens=70, prefix=30, heads=2, query_heads=4, d=16, dv=64, dtype="float32", seed=0):
@@ -25,3 +30,9 @@ def tokens_of(operator, tokens=40):
         return {"input": signal, "gate": gate}, {"weight": random.standard_normal((12, 3)).astype("float32")}, 12
     tensors = inputs(tokens=tokens, query_heads=2, dv=operator.dv)
     return {name: tensors[name] for name in ("query", "key", "value")}, {}, 2
+
+
+if __name__ == "__main__":
+    for _operator, _operations in ((CONVOLUTION, ("states", "commit", "staged_step")), (HYBRID, ("states", "prefill")),
+                                   (WINDOW, ("states", "prefill")), (FAVOR, "prefill"), (LINEAR, ("backward", "states"))):
+        jrt.prebuild(_operator, _operations, at_once=max(1, len(os.sched_getaffinity(0)) - 1))

@@ -11,7 +11,7 @@ import jrt
 import numpy as np
 import pytest
 from jrt import _calls
-from operators import CONVOLUTION, HYBRID, LINEAR, WINDOW, inputs
+from operators import CONVOLUTION, FAVOR, HYBRID, LINEAR, WINDOW, inputs
 from reference import convolution, error, feature_attention, hybrid_attention, linear_attention, rotated, window_attention
 
 
@@ -121,8 +121,9 @@ def test_convolution_with_staged_tokens():
     weight = random.standard_normal((12, 3)).astype("float32")
     whole = CONVOLUTION.prefill(input=signal, gate=gate, weight=weight)["output"]
     assert error(whole[:, :, 0], convolution(signal[:, :, 0], weight, gate[:, :, 0])) < 1e-5
-    with pytest.raises(ValueError, match="'weight' has 24 elements, but channels and taps ask for 36"):
-        CONVOLUTION.prefill(input=signal, weight=weight[:8].copy())
+    for wrong, shape in ((weight[:8], r"\(8, 3\)"), (weight.reshape(3, 12), r"\(3, 12\)")):
+        with pytest.raises(ValueError, match=f"'weight' has shape {shape}, but channels and taps ask for \\(12, 3\\)"):
+            CONVOLUTION.prefill(input=signal, weight=wrong.copy())
     states = CONVOLUTION.new_states(2, 12, like=signal)
     staging = CONVOLUTION.new_staging(2, 4, 12, like=signal)
     CONVOLUTION.prefill(input=signal[:, :10], weight=weight, final_state=states)
@@ -143,22 +144,21 @@ def test_favor_takes_its_projection():
     projection = random.standard_normal((features, 16)).astype("float32")
     tensors = inputs(query_heads=2)
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    operator = jrt.Operator(d=16, dv=64, feature_map="favor", features=features, mask="causal")
 
     def expanded(x):
         x = x.astype("float64") / 2  # d^(1/4)
         return np.exp(x @ projection.T.astype("float64") - (x * x).sum(-1, keepdims=True) / 2) / np.sqrt(features)
 
-    output = operator.prefill(query=query, key=key, value=value, projection=projection)["output"]
+    output = FAVOR.prefill(query=query, key=key, value=value, projection=projection)["output"]
     assert error(output, feature_attention(expanded(query), expanded(key), value)) < 1e-5
     for wrong, message in ((None, r"'projection' is missing, but the feature map needs it, with shape \(32, 16\)"),
                            (projection.T, r"'projection' has shape \(16, 32\), but must have \(32, 16\)"),
                            (np.asfortranarray(projection), "'projection' must be contiguous"),
                            (projection.astype("float64"), "'projection' has dtype float64")):
         with pytest.raises(ValueError, match=message):
-            operator.prefill(query=query, key=key, value=value, projection=wrong)
+            FAVOR.prefill(query=query, key=key, value=value, projection=wrong)
     with pytest.raises(ValueError, match="there is no argument 'horizon'"):
-        operator.prefill(query=query, key=key, value=value, projection=projection, horizon=7)
+        FAVOR.prefill(query=query, key=key, value=value, projection=projection, horizon=7)
 
 
 def test_examples_of_the_readme():
@@ -258,9 +258,75 @@ def test_threads_and_given_memory_change_nothing():
     (lambda t: t.update(seq_lens=np.array([40, 71], "int32")), r"'sequences.seq_lens\[1\]' is 71, but must be from 0 to 70"),
     (lambda t: t.update(workspace=np.empty(8, "uint8")), "workspace"),
     (lambda t: t.update(value="text"), "prefill: argument 'value' is a str, but must be a tensor"),
+    (lambda t: t.update(query=t["query"].astype("complex64")), "'query' has dtype complex64, but the operator's is float32"),
+    (lambda t: t.update(query=t["query"].astype(">f4")), "'query' cannot be passed on: .*native byte order"),
+    (lambda t: t.update(query=t["query"][:, ::-1]), "'query' has token_stride = -64, but must be at least 0"),
+    (lambda t: t.update(query=t["query"][:, :, :3]), "'query' has heads = 3, but must be a multiple of .*'key', which is 2"),
+    (lambda t: t.update(key_encoder=np.repeat(t["key_encoder"], 3, 1), value_encoder=np.repeat(t["value_encoder"], 3, 1)),
+     r"'prefix \(key_encoder.tokens\)\[0\]' is 90, but must be from 0 to 70"),
+    (lambda t: t.update(prefix_lens=np.array([3, -1], "int32")), r"prefix_lens\[1\]' is -1, but must be from 0 to 30"),
+    (lambda t: t.update(left_pads=np.array([3, 71], "int32")), r"left_pads\[1\]' is 71, but must be from 0 to 70"),
+    (lambda t: t.update(threads=0), "'threads' is 0, but must be from 1 to 4096"),
+    (lambda t: t.update(threads=10**12), "'threads' is 1000000000000, but must be from 1 to 4096"),
+    (lambda t: t.update(max_tokens=True), "'max_tokens' is a bool, but must be a number"),
+    (lambda t: t.update(wanted=["outputs"]), "'wanted' has 'outputs', which is no output of it"),
+    (lambda t: t.update(final_state=LINEAR.new_states(4, 2, like=np), final_state_slots=np.array([1, 1], "int32")),
+     r"slots\[0\]' and 'final_state.slots\[1\]' share the state of slot 1"),
+    (lambda t: t.update(query=t["query"][:, :, :2].copy(), output=t["value"]), "'output' and 'value' share memory"),
+    (lambda t: t.update(output=np.lib.stride_tricks.as_strided(t["value"], (2, 70, 4, 64), (0, 0, 0, 4))),
+     "'output' has batch_stride = 0, but must be at least 64"),
 ])
 def test_wrong_arguments_are_named(spoil, message):
     tensors = inputs()
     spoil(tensors)
     with pytest.raises(ValueError, match=message):
         LINEAR.prefill(**tensors)
+
+
+@pytest.mark.parametrize("offsets, message", [
+    ([0, 50, 40], r"cu_seqlens\[2\]' is 40, but must be from 50 to 70"), ([0, -5, 70], r"cu_seqlens\[1\]' is -5, but must be"),
+    ([0, 50, 71], r"cu_seqlens\[2\]' is 71, but must be from 50 to 70"), ([], "'cu_seqlens' has no elements"),
+    ([0, 40, 70, 70], "'cu_encoder_seqlens' has 3 elements, but the sequences ask for 4"),
+])
+def test_wrong_offsets_are_named(offsets, message):
+    tensors = {name: tensor[0] for name, tensor in inputs(batch=1).items()}
+    with pytest.raises(ValueError, match=message):
+        LINEAR.prefill(**tensors, cu_seqlens=np.array(offsets, "int32"), cu_encoder_seqlens=np.array([0, 10, 30], "int32"))
+
+
+def test_what_is_only_read_is_not_returned_and_may_be_read_only():
+    tensors = inputs()
+    states, others = (LINEAR.new_states(2, 2, like=np) for _ in range(2))
+    first = LINEAR.prefill(**tensors, final_state=states)
+    assert set(first) == {"output", "final_state"}
+    kept = states.copy()
+    states.flags.writeable = False
+    causal = {name: tensor for name, tensor in tensors.items() if "encoder" not in name}
+    assert set(LINEAR.prefill(**causal, initial_state=states, final_state=others)) == {"output", "final_state"}
+    step = {name: tensor[:, :1] for name, tensor in causal.items()}
+    assert set(LINEAR.decode_step(**step, source=states, destination=others)) == {"output", "destination"}
+    np.testing.assert_array_equal(states, kept)
+    with pytest.raises(ValueError, match="'source' is a read-only array"):
+        LINEAR.decode_step(**step, source=states)
+
+
+def test_numbers_of_numpy_are_numbers():
+    query = inputs(heads=2, query_heads=2, dv=16)["query"]
+    output = WINDOW.prefill(query=query, key=query, value=query, scale=np.float32(0.5), threads=np.int64(1))["output"]
+    np.testing.assert_array_equal(output, WINDOW.prefill(query=query, key=query, value=query, scale=0.5)["output"])
+    assert jrt.Operator(d=np.int64(16)) == jrt.Operator(d=16)
+    for operator in (WINDOW, LINEAR):
+        with pytest.raises(ValueError, match="new_states: slots is -1, but must be an int of at least 0"):
+            operator.new_states(-1, 2, like=np)
+    with pytest.raises(ValueError, match="like is a list, but must be a tensor"):
+        LINEAR.new_states(1, 2, like=[1])
+
+
+def test_what_is_not_a_number_stays_in_its_columns():
+    tensors = inputs()
+    expected = LINEAR.prefill(**tensors)["output"]
+    tensors["value"][0, 30, 0, 3] = np.nan
+    output = LINEAR.prefill(**tensors)["output"]
+    spoiled = np.isnan(output)
+    assert spoiled[0, 30:, :2, 3].all() and spoiled.sum() == 40 * 2  # from that token on, in heads that read it
+    np.testing.assert_array_equal(output[~spoiled], expected[~spoiled])

@@ -22,7 +22,9 @@ namespace jrt::dlpack {
 
 namespace detail {
 
-inline constexpr std::uint8_t bool_code = 6;  // kDLBool, which headers before DLPack 0.8 do not have
+// kDLComplex and kDLBool, which headers before DLPack 0.4 and 0.8 do not have.
+inline constexpr std::uint8_t complex_code = 5;
+inline constexpr std::uint8_t bool_code = 6;
 
 template <class T>
 requires(Element<T> || std::is_integral_v<T>) constexpr DLDataType type_of() {
@@ -40,16 +42,19 @@ struct Words {
   char text[40];
 
   explicit Words(DLDataType type) {
-    const char* const code = type.code == kDLFloat    ? "float"
-                             : type.code == kDLBfloat ? "bfloat"
-                             : type.code == kDLInt    ? "int"
-                             : type.code == kDLUInt   ? "uint"
-                             : type.code == bool_code ? "bool"
-                                                      : nullptr;
+    const char* const code = type.code == kDLFloat       ? "float"
+                             : type.code == kDLBfloat    ? "bfloat"
+                             : type.code == kDLInt       ? "int"
+                             : type.code == kDLUInt      ? "uint"
+                             : type.code == complex_code ? "complex"
+                             : type.code == bool_code    ? "bool"
+                                                         : nullptr;
     if (code == nullptr) {
       std::snprintf(text, sizeof text, "type code %d, bits %d", type.code, type.bits);
     } else if (type.lanes != 1) {
       std::snprintf(text, sizeof text, "%s%d of %d lanes", code, type.bits, type.lanes);
+    } else if (type.code == bool_code && type.bits == 8) {
+      std::snprintf(text, sizeof text, "%s", code);
     } else {
       std::snprintf(text, sizeof text, "%s%d", code, type.bits);
     }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "jrt/decode.hpp"
@@ -60,6 +61,7 @@ class Reader {
       refuse("%s: argument '%s' has stride %lld in its last dimension, but must have 1.", operation_, name,
              static_cast<long long>(tensor->stride(first + 2)));
     }
+    remember_memory(name, *tensor, !std::is_const_v<T>);
   }
 
   /// A pool, (slots, heads, head_elements), then the slots of its sequences.
@@ -105,7 +107,8 @@ class Reader {
     if (const auto tensor = next_tensor<T>(name)) {
       check_contiguous(name, *tensor);
       parameters = data_of<T>(*tensor);
-      parameters_.push_back({name, tensor->numel()});
+      parameters_.push_back({name, *tensor});
+      remember_memory(name, *tensor, !std::is_const_v<T>);
     }
   }
 
@@ -147,8 +150,7 @@ class Reader {
   template <int d>
   void operator()(const char* name, RotaryHalves<d>& rotary) {
     double base = 0;
-    read_number((std::string(name) + "_base").c_str(), base);
-    if (base != 0) {
+    if (read_number((std::string(name) + "_base").c_str(), base)) {
       if (!(base > 0)) {
         refuse("%s: argument '%s_base' is %g, but must be more than 0.", operation_, name, base);
       }
@@ -226,11 +228,47 @@ class Reader {
     for (const Length& array : arrays_) {
       check_length(array.name.c_str(), array.length, sequences + array.more, "the sequences ask for");
     }
-    for (const Length& parameters : parameters_) {
-      const bool is_bias = parameters.name.find("bias") == 0;
-      check_length(parameters.name.c_str(), parameters.length, is_bias ? channels : channels * taps,
-                   "channels and taps ask for");
+    for (const auto& [name, tensor] : parameters_) {
+      const bool is_bias = name.find("bias") == 0;
+      const std::int64_t shape[2] = {channels, taps};
+      const tvm::ffi::ShapeView expected(shape, is_bias ? 1 : 2);
+      if (!std::equal(expected.begin(), expected.end(), tensor.shape().begin(), tensor.shape().end())) {
+        refuse("%s: argument '%s' has shape %s, but channels%s ask for %s.", operation_, name.c_str(),
+               name_of(tensor.shape()).c_str(), is_bias ? "" : " and taps", name_of(expected).c_str());
+      }
     }
+  }
+  /// That nothing is written where something else is read or written. Tensors with gaps between their elements may lie in
+  /// each other's gaps, and are not compared.
+  void check_memory() const {
+    for (const Memory& written : memory_) {
+      for (const Memory& other : memory_) {
+        if (written.is_written && &other != &written && written.begin < other.end && other.begin < written.end) {
+          refuse("%s: arguments '%s' and '%s' share memory, but what a call writes must not be another argument's.",
+                 operation_, written.name, other.name);
+        }
+      }
+    }
+  }
+  /// A vector of bytes to work in.
+  std::optional<Tensor> next_workspace() {
+    const auto tensor = next_tensor<std::uint8_t>("workspace");
+    if (tensor) {
+      check_contiguous("workspace", *tensor);
+      remember_memory("workspace", *tensor, true);
+    }
+    return tensor;
+  }
+  /// The last argument.
+  int next_threads() {
+    constexpr std::int64_t most = 4096;
+    std::int64_t threads = 1;
+    read_number("threads", threads);
+    if (threads < 1 || threads > most) {
+      refuse("%s: argument 'threads' is %lld, but must be from 1 to %lld.", operation_, static_cast<long long>(threads),
+             static_cast<long long>(most));
+    }
+    return static_cast<int>(threads);
   }
   /// The length that all arrays have; `otherwise` where there are none.
   [[nodiscard]] std::int64_t common_length(std::int64_t otherwise) const {
@@ -251,6 +289,24 @@ class Reader {
     std::int64_t length = 0;
     std::int64_t more = 0;  // than sequences
   };
+  struct Memory {
+    const char* name;
+    std::uintptr_t begin;
+    std::uintptr_t end;
+    bool is_written;
+  };
+
+  void remember_memory(const char* name, const Tensor& tensor, bool is_written) {
+    std::int64_t last = 0;  // the distance of the last element from the first
+    for (int i = 0; i < tensor.ndim(); ++i) {
+      last += (tensor.size(i) - 1) * tensor.stride(i);
+    }
+    if (tensor.numel() > 0 && last + 1 == tensor.numel()) {
+      const auto begin = reinterpret_cast<std::uintptr_t>(data_of<char>(tensor));
+      const auto bytes = static_cast<std::uintptr_t>(tensor.numel()) * (tensor.dtype().bits / 8u);
+      memory_.push_back({name, begin, begin + bytes, is_written});
+    }
+  }
 
   std::optional<Tensor> tensor_of(const char* name, const tvm::ffi::AnyView& any) const {
     if (any == nullptr) {
@@ -278,17 +334,19 @@ class Reader {
     }
   }
 
+  /// Whether there is one.
   template <class T>
-  void read_number(const char* name, T& number) {
+  bool read_number(const char* name, T& number) {
     const tvm::ffi::AnyView any = next(name);
     if (any == nullptr) {
-      return;
+      return false;
     }
     const auto value = any.try_cast<T>();
     if (!value) {
       refuse("%s: argument '%s' is no number.", operation_, name);
     }
     number = *value;
+    return true;
   }
 
   void check_length(const char* name, std::int64_t length, std::int64_t expected, const char* why) const {
@@ -305,7 +363,8 @@ class Reader {
   int next_ = 0;
   std::int64_t last_length_ = 0;
   std::vector<Length> arrays_;
-  std::vector<Length> parameters_;
+  std::vector<std::pair<std::string, Tensor>> parameters_;
+  std::vector<Memory> memory_;
 };
 
 }  // namespace jrt::bind

@@ -7,7 +7,7 @@
 #include <tvm/ffi/function.h>
 
 #include <cstdint>
-#include <optional>
+#include <memory>
 #include <string>
 
 #include "jrt/kernels.hpp"
@@ -18,6 +18,9 @@
 
 #include "jrt/execution/cuda.cuh"
 #else
+#include <sys/types.h>
+#include <unistd.h>
+
 #include "jrt/execution/cpu.hpp"
 #include "jrt/thread_pool.hpp"
 #endif
@@ -72,17 +75,45 @@ inline void wait_for(const Cuda& on) {
 #else
 inline constexpr DLDeviceType device_type = kDLCPU;
 
-/// On the threads of a pool that belongs to the calling thread, so that calls from several threads do not meet.
+/// A pool of threads that belongs to the calling thread, so that calls from several threads do not meet.
+class OwnPool {
+ public:
+  OwnPool() = default;
+  OwnPool(const OwnPool&) = delete;
+  OwnPool& operator=(const OwnPool&) = delete;
+  ~OwnPool() { forget_threads_of_parent(); }
+
+  ThreadPool& of(int threads) {
+    forget_threads_of_parent();
+    if (!pool_ || threads_ != threads) {
+      pool_ = nullptr;
+      pool_ = std::make_unique<ThreadPool>(threads);
+      threads_ = threads;
+      process_ = getpid();
+    }
+    return *pool_;
+  }
+
+ private:
+  /// After a fork the threads are there no more, and waiting for them would never end: what is left of the pool stays.
+  void forget_threads_of_parent() {
+    if (pool_ && process_ != getpid()) {
+      static_cast<void>(pool_.release());
+    }
+  }
+
+  std::unique_ptr<ThreadPool> pool_;
+  int threads_ = 0;
+  pid_t process_ = 0;
+};
+
 template <class Function>
 auto on_device(int /*device*/, int threads, const Function& function) {
   if (threads <= 1) {
     return function(Cpu{});
   }
-  thread_local std::optional<ThreadPool> pool;
-  if (!pool || pool->concurrency() != threads) {
-    pool.emplace(threads);
-  }
-  return function(Cpu{*pool});
+  thread_local OwnPool pool;
+  return function(Cpu{pool.of(threads)});
 }
 
 template <class Execution>

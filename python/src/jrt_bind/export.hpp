@@ -81,26 +81,24 @@ class BoundCall {
       taps = Operation::Operator::kernel_width;
     }
     reader_.check_lengths(sequences_of(args_), channels, taps);
-    workspace_ = reader_.next_tensor<std::uint8_t>("workspace");
-    if (workspace_) {
-      reader_.check_contiguous("workspace", *workspace_);
-    }
-    reader_("threads", threads_);
+    workspace_ = reader_.next_workspace();
+    threads_ = reader_.next_threads();
   }
 
   [[nodiscard]] std::int64_t workspace_bytes() const {
-    return on_device(device(), threads(),
+    return on_device(device(), threads_,
                      [this](const auto& on) { return static_cast<std::int64_t>(Operation::workspace_bytes(args_, on)); });
   }
 
   void run() const {
+    reader_.check_memory();
     const Workspace memory{workspace_ ? data_of<void>(*workspace_) : nullptr,
                            workspace_ ? static_cast<std::size_t>(workspace_->numel()) : 0};
-    raise_if_failed(on_device(device(), threads(), [&](const auto& on) { return Operation::run(args_, memory, on); }));
+    raise_if_failed(on_device(device(), threads_, [&](const auto& on) { return Operation::run(args_, memory, on); }));
   }
 
   [[nodiscard]] tvm::ffi::String kernels() const {
-    return on_device(device(), threads(), [this]<class Execution>(const Execution& on) {
+    return on_device(device(), threads_, [this]<class Execution>(const Execution& on) {
       const KernelKinds kinds = kernels_of(args_, on);
       if (!kinds.any()) {
         raise_if_failed(jrt::detail::MixerBackend<typename Operation::Operator, Execution>::check(args_));
@@ -111,12 +109,11 @@ class BoundCall {
 
  private:
   [[nodiscard]] int device() const { return reader_.device_id() < 0 ? 0 : reader_.device_id(); }
-  [[nodiscard]] int threads() const { return threads_ < 1 ? 1 : static_cast<int>(threads_); }
 
   typename Operation::Args args_{};
   Reader reader_;
   std::optional<Tensor> workspace_;
-  std::int64_t threads_ = 1;
+  int threads_ = 1;
 };
 
 /// "name:kind,…;elements of a head's state;elements of a staged row".

@@ -86,10 +86,9 @@ class StateCall {
   /// Runs `function(on)` on the tensors' device; reads the number of threads.
   template <class Function>
   void run(const Function& function) {
-    std::int64_t threads = 1;
-    reader_("threads", threads);
+    const int threads = reader_.next_threads();
     const int device = reader_.device_id() < 0 ? 0 : reader_.device_id();
-    on_device(device, threads < 1 ? 1 : static_cast<int>(threads), [&](const auto& on) {
+    on_device(device, threads, [&](const auto& on) {
       raise_if_failed(function(on));
       return nullptr;
     });

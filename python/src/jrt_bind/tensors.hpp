@@ -9,6 +9,7 @@
 #include <string>
 #include <type_traits>
 
+#include "jrt/adapters/dlpack.hpp"
 #include "jrt/numeric.hpp"
 #include "jrt/status.hpp"
 
@@ -35,53 +36,15 @@ inline void raise_if_failed(const Status& status) {
 
 // -- types and devices ---------------------------------------------------------------------------------------------------
 
-template <class T>
-struct DtypeOf;
-template <>
-struct DtypeOf<float> {
-  static constexpr DLDataType type{kDLFloat, 32, 1};
-};
-template <>
-struct DtypeOf<double> {
-  static constexpr DLDataType type{kDLFloat, 64, 1};
-};
-template <>
-struct DtypeOf<Half> {
-  static constexpr DLDataType type{kDLFloat, 16, 1};
-};
-template <>
-struct DtypeOf<BFloat16> {
-  static constexpr DLDataType type{kDLBfloat, 16, 1};
-};
-template <>
-struct DtypeOf<std::int32_t> {
-  static constexpr DLDataType type{kDLInt, 32, 1};
-};
-template <>
-struct DtypeOf<std::int64_t> {
-  static constexpr DLDataType type{kDLInt, 64, 1};
-};
-template <>
-struct DtypeOf<std::uint8_t> {
-  static constexpr DLDataType type{kDLUInt, 8, 1};
-};
-template <>
-struct DtypeOf<std::uint64_t> {
-  static constexpr DLDataType type{kDLUInt, 64, 1};
-};
-
+// Their words are those of the adapter for C++ engines. The rest of that adapter is not used: it reads one tensor at a time
+// into a Status, which a caller looks at; here arguments come by position, in the order that `visit_fields` tells, and what
+// is wrong is raised. As for jrt/dispatch.hpp: an operator is a type from the start, compiled for the call, so there is
+// nothing to be found by name when the call runs.
 inline std::string name_of(DLDataType type) {
-  const char* kind = type.code == kDLFloat    ? "float"
-                     : type.code == kDLBfloat ? "bfloat"
-                     : type.code == kDLInt    ? "int"
-                     : type.code == kDLUInt   ? "uint"
-                     : type.code == kDLBool   ? "bool"
-                                              : "type ";
-  return type.code == kDLBool ? kind : kind + std::to_string(type.bits);
+  return dlpack::detail::Words(type).text;
 }
 inline std::string name_of(DLDevice device) {
-  const char* kind = device.device_type == kDLCPU ? "cpu" : device.device_type == kDLCUDA ? "cuda" : "device type ";
-  return device.device_type == kDLCPU ? kind : std::string(kind) + ":" + std::to_string(device.device_id);
+  return dlpack::detail::Words(device).text;
 }
 /// As Python writes it: (3, 4).
 template <class Shape>
@@ -100,7 +63,7 @@ template <class T>
 void check_dtype(const char* operation, const char* name, const Tensor& tensor) {
   using E = std::remove_const_t<T>;
   const DLDataType actual = tensor.dtype();
-  const DLDataType expected = DtypeOf<E>::type;
+  const DLDataType expected = dlpack::detail::type_of<E>();
   // A byte may be a bool, a word of a state is whatever has its size, and NumPy's bfloat16 comes as its bits.
   const bool as_good = (std::is_same_v<E, std::uint8_t> && actual.code == kDLBool) ||
                        (std::is_same_v<E, std::uint64_t> && actual.code == kDLInt) ||
