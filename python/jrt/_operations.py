@@ -252,7 +252,8 @@ class Operations:
     def _sizes(self, like: Any) -> "_calls.Bound | _calls.BoundStates":
         """Any library that is loaded knows them."""
         if not hasattr(like, "__dlpack__") and not isinstance(like, types.ModuleType):
-            raise ValueError(f"jrt: like is a {type(like).__name__}, but must be a tensor, or NumPy, CuPy or PyTorch themselves.")
+            raise ValueError(f"jrt: like is a {type(like).__name__}, but must be a tensor, or NumPy, CuPy or PyTorch "
+                             "themselves.")
         target = _tensors.target_of({"like": like})
         loaded = (bound for (_, where), bound in self._own()._bounds.items() if where == target)
         return next(loaded, None) or self._states(like)

@@ -97,7 +97,7 @@ class Operator(Operations):
     is left out is allocated like the first tensor, if a call needs it. `workspace` is a vector of uint8, allocated if left
     out; give one, and all outputs, and a call allocates nothing and can be captured in a CUDA graph. On the CPU `threads` is
     the number of threads. A call returns a dictionary of the tensors that it wrote. While it runs, other threads of Python
-    run, too.
+    run, too. Of PyTorch's tensors no gradients are recorded: `jrt.torch` has functions that do.
 
     Errors: ValueError with the library's sentence, that names the argument and both values; `CompileError`."""
 

@@ -74,6 +74,8 @@ def _call(operator: Operator, operation: str, platform: str, inputs: dict[str, A
           cleared: Iterable[str] = (), numbers: tuple[tuple[str, Any], ...] = ()) -> dict[str, Any]:
     """Runs an operation. `inputs` has arrays and None, `outputs` shapes with types; those named in `cleared` start as zeros.
     `numbers` are names and values of a feature map's."""
+    if inputs.get("cu_seqlens") is not None:
+        cleared = tuple(outputs)  # rows that lie in no packed sequence are not written
     inputs = {name: array for name, array in inputs.items() if array is not None}
     threads = len(os.sched_getaffinity(0)) if platform == "cpu" else 1
     # Buffers of zeros, which outputs take over, are inputs to XLA alone.

@@ -240,3 +240,76 @@ def test_pieces_of_a_map_with_positions_have_the_gradients_of_the_whole(graph):
 
     tensors = random((2, 30, 2, 16), (2, 30, 2, 16), (2, 30, 2, 32))
     check(torch.compile(pieces, fullgraph=True, backend="aot_eager") if graph else pieces, reference, tensors, 1e-9)
+
+
+def test_graphs_of_dynamic_shapes():
+    tensors = random((2, 20, 2, 16), (2, 20, 2, 16), (2, 20, 2, 32))
+    function = torch.compile(jrt.torch.based, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (20, 13, 2):
+        check(function, linear_reference, [tensor.detach()[:, :count].requires_grad_() for tensor in tensors], 1e-11)
+    signal, weight = (tensor.detach() for tensor in random((2, 50, 8), (8, 3)))
+    function = torch.compile(jrt.torch.gated_convolution, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (50, 7):
+        output = jrt.torch.gated_convolution(signal[:, :count], weight)
+        assert (function(signal[:, :count], weight) - output).norm() <= 1e-12 * output.norm()
+
+
+def test_rows_that_lie_in_no_packed_sequence_are_zero():
+    tensors = random((30, 2, 16), (30, 2, 16), (30, 2, 32))
+    torch.full((30, 2, 32), 7.0, dtype=torch.float64)  # what freed memory may hold
+    for function in (jrt.torch.based, torch.compile(jrt.torch.based, fullgraph=True, backend="aot_eager")):
+        output = function(*tensors, cu_seqlens=torch.tensor([3, 10, 20], dtype=torch.int32))
+        for each in (output, *torch.autograd.grad(output.sum(), tensors)):
+            assert each[3:20].any() and not each[:3].any() and not each[20:].any()
+
+
+def test_transforms_and_forward_mode_are_refused():
+    query, key, value = (tensor.detach() for tensor in random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32)))
+    for transform in (lambda: torch.func.vmap(jrt.torch.based)(query[None], key[None], value[None]),
+                      lambda: torch.func.grad(lambda x: jrt.torch.based(x, key, value).sum())(query),
+                      lambda: torch.func.jvp(lambda x: jrt.torch.based(x, key, value), (query,), (query,))):
+        with pytest.raises(RuntimeError, match="torch.func's transforms .* do not reach these functions"):
+            transform()
+    with torch.autograd.forward_ad.dual_level():
+        jrt.torch.based(query, key, value)
+        with pytest.raises(RuntimeError, match="derivatives in forward mode are not supported"):
+            jrt.torch.based(torch.autograd.forward_ad.make_dual(query, query), key, value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::DeprecationWarning")
+def test_a_trace_calls_the_op():
+    tensors = [tensor.detach() for tensor in random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32))]
+    traced = torch.jit.trace(jrt.torch.based, [torch.zeros_like(tensor) for tensor in tensors])
+    assert (traced(*tensors) - linear_reference(*tensors)).norm() <= 1e-10
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda t: t.update(key=None), "'key' is a NoneType, but must be a tensor"),
+    (lambda t: t.update(query=t["query"].detach().numpy()), "'query' is a ndarray, but must be a tensor"),
+    (lambda t: t.update(query=t["query"][0, 0]), "'query' has 2 dimensions, but must have 4"),
+    (lambda t: t.update(query=t["query"].to("meta")), "'query' is on meta .*but must be on the CPU or a CUDA device"),
+    (lambda t: t.update(query=t["query"].to_sparse()), "'query' is on cpu with the layout torch.sparse_coo"),
+    (lambda t: t.update(key=t["key"].float()), "'key' has dtype float32, but the operator's is float64"),
+    (lambda t: t.update(cu_seqlens=[0, 9]), "'cu_seqlens' is a list, but must be a tensor or None"),
+    (lambda t: t.update(prefix_lens=torch.tensor([3])), "'prefix_lens' has dtype int64, but the operator's is int32"),
+    (lambda t: t.update(initial_state=torch.zeros(1, 2, 5)), "'initial_state' has dtype float32, but the operator's is"),
+    (lambda t: t.update(feature_map="taylor3"), "feature_map is 'taylor3', but must be one of"),
+    (lambda t: t.update(key_encoder=t["key"].repeat(1, 2, 1, 1), value_encoder=t["value"].repeat(1, 2, 1, 1)),
+     "is 18, but must be from 0 to 9"),
+])
+def test_wrong_tensors_are_named(spoil, message):
+    tensors = dict(zip(("query", "key", "value"), random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32))))
+    spoil(tensors)
+    with pytest.raises(ValueError, match=message):
+        jrt.torch.prefix_linear_attention(**tensors)
+
+
+def test_no_gradient_is_recorded_where_none_is_wanted():
+    tensors = random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32))
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert not jrt.torch.based(*tensors).requires_grad
+    for tensor in tensors[1:]:
+        tensor.requires_grad_(False)
+    output = jrt.torch.based(*tensors)
+    assert output.requires_grad and len(torch.autograd.grad(output.sum(), tensors[:1])) == 1

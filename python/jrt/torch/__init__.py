@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jrt.torch import _ops
+from jrt.torch._calls import ATTENTION as _ATTENTION, CONVOLUTION as _CONVOLUTION
 
 __all__ = ["based", "gated_convolution", "hybrid_attention", "prefix_linear_attention", "window_attention"]
 
@@ -31,16 +32,27 @@ def _cast(tensors: Sequence[Any]) -> Sequence[Any]:
 def _attend(kind: str, settings: tuple[Any, ...], tensors: Sequence[Tensor | None], lengths: tuple[Tensor | None, ...],
             initial_state: Tensor | None = None, return_state: bool = False, first_positions: Tensor | None = None,
             data: Mapping[str, Any] | None = None) -> Any:
+    given = (*tensors, *lengths, initial_state, first_positions)
+    _ops.refuse_transforms(given)
+    try:
+        return _attended(kind, settings, tensors, (*lengths, initial_state, first_positions), return_state, data)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        _ops.check_tensors(zip(_ATTENTION, given), 3, (4, 3))
+        raise
+
+
+def _attended(kind: str, settings: tuple[Any, ...], tensors: Sequence[Any], others: tuple[Any, ...], return_state: bool,
+              data: Mapping[str, Any] | None) -> Any:
     rows: list[Any] = [tensor if tensor is None or tensor.is_contiguous() else _ops.rows(tensor) for tensor in _cast(tensors)]
     query, key, value, key_encoder, value_encoder = rows
-    operation = _ops.operation_of(query, kind, query.shape[-1], value.shape[-1], *settings)
-    inputs = (*rows, *lengths, initial_state, first_positions)
+    operation = _ops.operation_of(query, kind, (query.shape[-1], value.shape[-1]), *settings)
+    inputs = (*rows, *others)
     numbers: tuple[Any, ...] = ()
-    if data is not None:
+    if data or (data is not None and (isinstance(operation, str) or operation.has_data)):
         arrays, numbers = _ops.data_of(operation, data)
         inputs += arrays
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad or
-                                    _ops.differentiable(key_encoder, value_encoder, initial_state)):
+                                    _ops.differentiable(key_encoder, value_encoder, others[4])):
         return _ops.Attention.apply(operation, return_state, numbers, *inputs)
     output, _, state = _ops.forward(operation, inputs, numbers, False, return_state)
     return (output, state) if return_state else output
@@ -140,10 +152,20 @@ def gated_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None,
 
     input, gate (B, T, C) or packed (tokens, C) with int32 cu_seqlens; weight (C, K); bias (C); left_pads (B) int32. Returns
     the input's shape."""
-    tensors: list[Any] = [None if tensor is None else _ops.rows(tensor) for tensor in _cast([input, weight, gate, bias])]
-    tensors[1] = tensors[1].contiguous()
-    operation = _ops.operation_of(tensors[0], "convolution", weight.shape[-1], activation)
-    tensors += [cu_seqlens, left_pads]
+    given = (input, weight, gate, bias, cu_seqlens, left_pads)
+    _ops.refuse_transforms(given)
+    try:
+        return _convolved(given, activation)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        _ops.check_tensors(zip(_CONVOLUTION, given), 2, (3, 2))
+        raise
+
+
+def _convolved(given: tuple[Any, ...], activation: str) -> Tensor:
+    tensors: list[Any] = [None if tensor is None else _ops.rows(tensor) for tensor in _cast(given[:4])]
+    weight = tensors[1] = tensors[1].contiguous()
+    operation = _ops.operation_of(tensors[0], "convolution", (weight.shape[-1],), activation)
+    tensors += given[4:]
     if torch.is_grad_enabled() and _ops.differentiable(*tensors):
         output: Tensor = _ops.Convolution.apply(operation, *tensors)
         return output

@@ -80,6 +80,7 @@ class Calls:
         self.sum_dtype = torch.float64 if operator.dtype == "float64" else torch.float32
         self.state_dtype: torch.dtype = getattr(torch, str(operator.state_dtype))
         self.arrays, self.numbers = operator._map_members()
+        self.has_data = bool(self.arrays or self.numbers)
 
     @functools.cached_property
     def _inputs(self) -> tuple[str, ...]:
@@ -151,8 +152,9 @@ def new_outputs(operation: Calls, inputs: Sequence[Any], saves: bool,
     query = inputs[0]
     query_shape = query.shape
     rows = query_shape[:-1]
-    output = query.new_empty((*rows, inputs[2].shape[-1]))
-    sums = query.new_empty((*rows, 1), dtype=operation.sum_dtype) if saves and operation.has_sums else None
+    new = query.new_empty if inputs[5] is None else query.new_zeros  # rows that lie in no packed sequence are not written
+    output = new((*rows, inputs[2].shape[-1]))
+    sums = new((*rows, 1), dtype=operation.sum_dtype) if saves and operation.has_sums else None
     state = None
     if returns_state:
         sequences = query_shape[0] if inputs[5] is None else inputs[5].shape[0] - 1
@@ -175,8 +177,9 @@ def attention_backward(operation: Calls, output_gradient: Tensor, state_gradient
 
 def new_gradients(operation: Calls, inputs: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor | None]:
     sources = (*inputs[:5], inputs[9])
+    like = torch.empty_like if inputs[5] is None else torch.zeros_like
     gradients: list[Tensor | None]
-    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else None
+    gradients = [like(tensor, memory_format=torch.contiguous_format) if want else None
                  for tensor, want in zip(sources, wanted)]
     if wanted[5]:  # what pads a head's state is not written
         gradients[5] = torch.zeros_like(inputs[9], dtype=operation.sum_dtype, memory_format=torch.contiguous_format)
@@ -185,7 +188,8 @@ def new_gradients(operation: Calls, inputs: Sequence[Any], wanted: Sequence[bool
 
 def convolution(operation: Calls, input: Tensor, weight: Tensor, gate: Tensor | None, bias: Tensor | None,
                 cu_seqlens: Tensor | None, left_pads: Tensor | None) -> Tensor:
-    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    like = torch.empty_like if cu_seqlens is None else torch.zeros_like  # rows that lie in no packed sequence are not written
+    output = like(input, memory_format=torch.contiguous_format)
     operation.prefill(
         (input.unsqueeze(-2), weight, None if gate is None else gate.unsqueeze(-2), bias, cu_seqlens, left_pads,
          output.unsqueeze(-2)),
@@ -197,7 +201,8 @@ def convolution_backward(operation: Calls, tensors: Sequence[Any], wanted: Seque
     """Gradients of input, weight, gate and bias; None for those that are not wanted. `tensors` are the output's gradient and
     those of CONVOLUTION."""
     output_gradient, input, weight, gate, bias, cu_seqlens, left_pads = tensors
-    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) if want else None
+    like = torch.empty_like if cu_seqlens is None else torch.zeros_like
+    gradients = [like(tensor, memory_format=torch.contiguous_format) if want else None
                  for tensor, want in zip((input, weight, gate, bias), wanted)]
     rows = [None if tensor is None else tensor.unsqueeze(-2)
             for tensor in (input, gate, output_gradient, gradients[0], gradients[2])]

@@ -6,11 +6,13 @@ Eager calls of plain tensors go straight to `_calls`: PyTorch's dispatcher would
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from jrt.torch import _calls
 from jrt.torch._calls import Number
@@ -19,7 +21,7 @@ _library = torch.library.Library("jrt", "DEF")
 
 _INPUTS = ("Tensor query, Tensor key, Tensor value, Tensor? key_encoder, Tensor? value_encoder, Tensor? cu_seqlens, "
            "Tensor? cu_encoder_seqlens, Tensor? prefix_lens, Tensor? left_pads, Tensor? initial_state, "
-           "Tensor? first_positions, Tensor?[] arrays, float[] numbers")
+           "Tensor? first_positions, Tensor[] arrays, float[] numbers")
 _library.define(f"attention({_INPUTS}, str operator, bool saves, bool returns_state) -> (Tensor, Tensor, Tensor)")
 _library.define("attention_backward(Tensor output_gradient, Tensor? state_gradient, Tensor output, Tensor sums, "
                 f"{_INPUTS}, str operator, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
@@ -94,7 +96,38 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a call may go past the dispatcher: eager, on a tensor with memory, and nobody watches."""
-    return not torch.compiler.is_compiling() and type(tensor) in _PLAIN and torch._C._len_torch_dispatch_stack() == 0
+    return (not torch.compiler.is_compiling() and type(tensor) in _PLAIN and torch._C._len_torch_dispatch_stack() == 0 and
+            torch._C._get_tracing_state() is None)
+
+
+def refuse_transforms(tensors: Sequence[Any]) -> None:
+    """Of torch.func's transforms and forward-mode derivatives, which would be lost without a word."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError("jrt: torch.func's transforms (vmap, grad, jvp, …) do not reach these functions; give a batch "
+                           "instead of vmap, and take gradients with backward() or torch.autograd.grad.")
+    if forward_ad._current_level >= 0 and any(
+            tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError("jrt: derivatives in forward mode are not supported; take gradients with backward() or "
+                           "torch.autograd.grad.")
+
+
+def check_tensors(named: Iterable[tuple[str, Any]], needed: int, dims: Sequence[int]) -> None:
+    """That tensors are tensors, of memory that calls can reach; the first `needed` with one of these numbers of dimensions. For
+    calls that have failed already: none of it costs time where all is well."""
+    for place, (name, tensor) in enumerate(named):
+        if tensor is None and place >= needed:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"jrt: argument {name!r} is a {type(tensor).__name__}, but must be a tensor"
+                             f"{'.' if place < needed else ' or None.'}")
+        if tensor.device.type not in ("cpu", "cuda") or tensor.layout is not torch.strided:
+            raise ValueError(f"jrt: argument {name!r} is on {tensor.device} with the layout {tensor.layout}, but must be on the "
+                             "CPU or a CUDA device with torch.strided.")
+        if place < needed and tensor.dim() not in dims:
+            raise ValueError(f"jrt: argument {name!r} has {tensor.dim()} dimensions, but must have "
+                             f"{' or, packed, '.join(map(str, dims))}.")
 
 
 def _refuse_second_derivatives() -> None:
@@ -214,11 +247,12 @@ def _constant_members(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return calls.arrays, calls.numbers
 
 
-def operation_of(tensor: Tensor, kind: str, *settings: Any) -> "_calls.Calls | str":
-    """What runs an operator on tensors like this: its calls or, where PyTorch is to see ops, its name."""
+def operation_of(tensor: Tensor, kind: str, dims: Sequence[int], *settings: Any) -> "_calls.Calls | str":
+    """What runs an operator on tensors like this: its calls or, where PyTorch is to see ops, its name. `dims` are the first
+    settings, which graphs with dynamic shapes are guarded by."""
     if is_plain(tensor):
-        return _calls.calls(tensor.device, tensor.dtype, kind, *settings)
-    return _constant_name(tensor.device, tensor.dtype, kind, *settings)
+        return _calls.calls(tensor.device, tensor.dtype, kind, *dims, *settings)
+    return _constant_name(tensor.device, tensor.dtype, kind, *map(index, dims), *settings)
 
 
 def data_of(operation: "_calls.Calls | str", given: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Number, ...]]:
@@ -238,4 +272,8 @@ def data_of(operation: "_calls.Calls | str", given: Mapping[str, Any]) -> tuple[
         if name in names and value.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"jrt: argument {name!r} requires a gradient, but gradients do not reach data of a feature map; "
                              "detach it.")
+    if isinstance(operation, str):  # a graph's op takes lists of tensors, all of which are there; other calls say it themselves
+        for name in names:
+            if given.get(name) is None:
+                raise ValueError(f"jrt: argument {name!r} is missing, but the feature map needs it.")
     return tuple(given.get(name) for name in names), tuple(given.get(name) for name in numbers)
