@@ -92,7 +92,8 @@ class Bound:
         if workspace is None:
             size = self._workspace_bytes(*arguments, None, threads)
             workspace = _tensors.empty(_tensors.first_of(tensors), (size,), "uint8") if size > 0 else None
-        self._run(*arguments, _tensors.passed("workspace", workspace, True), threads)
+        with _tensors.stream_of(_tensors.first_of(tensors)):
+            self._run(*arguments, _tensors.passed("workspace", workspace, True), threads)
 
     def run(self, tensors: Mapping[str, Any], workspace: Any, threads: int) -> dict[str, Any]:
         tensors = dict(tensors)

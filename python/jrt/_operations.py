@@ -178,7 +178,8 @@ class Operations:
             raise ValueError(f"copy_states: states of {own.state_key} cannot become those of {to.state_key}; only those of "
                              "linear attention convert, between state_dtypes, and between taylor2 and taylor2_dense.")
         function = _calls.conversion(own, to, _tensors.target_of(dict(tensors)))
-        function(*_passed("copy_states", tensors), threads)
+        with _tensors.stream_of(source):
+            function(*_passed("copy_states", tensors), threads)
 
     def merge_states(self, source: Tensor, destination: Tensor, *, source_slots: Tensor | None = None,
                      destination_slots: Tensor | None = None, threads: int = 1) -> None:
@@ -266,7 +267,9 @@ class Operations:
 
     def _on_states(self, name: str, tensors: list[tuple[str, Any]], threads: int) -> Any:
         on = {each: value for each, value in tensors if each in ("states", "source", "destination")}
-        return self._states_function(name, _tensors.first_of(on))(*_passed(name, tensors), threads)
+        first = _tensors.first_of(on)
+        with _tensors.stream_of(first):
+            return self._states_function(name, first)(*_passed(name, tensors), threads)
 
 
 # What operations on states write.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors of any framework: where they are, new ones like them, and how they reach compiled code."""
 
+import contextlib
 import functools
 import numbers
 import sys
@@ -9,6 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 import tvm_ffi
+
+
+_NO_STREAM = contextlib.nullcontext()
 
 
 class Tensor(Protocol):
@@ -83,6 +87,14 @@ def empty(like: Any, shape: Iterable[int], dtype: str) -> Any:
         return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device if _is_torch(like) else None)
     module = _array_module(like)
     return module.empty(shape, dtype=_numpy_dtype(dtype))
+
+
+def stream_of(tensor: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context whose calls run on the framework's current stream. PyTorch's tensors bring it with them."""
+    if type(tensor).__module__.split(".")[0] != "cupy":
+        return _NO_STREAM
+    stream = sys.modules["cupy"].cuda.get_current_stream()
+    return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", tensor.device.id), stream.ptr)
 
 
 def count_of(operation: str, name: str, value: Any) -> int:

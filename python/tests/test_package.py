@@ -8,11 +8,13 @@ import pickle
 import re
 import subprocess
 import sys
+import types
 import warnings
 
 import jrt
 import numpy as np
 import pytest
+import tvm_ffi
 from jrt import _calls, _compile, _operations
 from jrt.__main__ import main as command_line
 from operators import CONVOLUTION, HYBRID, LINEAR, WINDOW, inputs
@@ -138,6 +140,25 @@ def test_tensors_of_other_devices_are_named():
         LINEAR.prefill(query=Elsewhere())
     with pytest.raises(ValueError, match="the call has no tensor"):
         LINEAR.prefill()
+
+
+def test_calls_on_arrays_of_cupy_run_on_its_stream(monkeypatch):
+    seen = []
+
+    class Array:
+        shape = (1, 1, 1, 16)
+        device = types.SimpleNamespace(id=0)
+        __dlpack__ = None
+
+    Array.__module__ = "cupy"
+    stream = types.SimpleNamespace(ptr=1234)
+    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(get_current_stream=lambda: stream))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(_calls._tensors, "passed", lambda name, value, written=False: value)
+    functions = {"run": lambda *_: seen.append(tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", 0))),
+                 "workspace_bytes": lambda *_: 0, "kernels": None, "describe": lambda: "query:tensor,output:output;16;8"}
+    _calls.Bound(LINEAR, "prefill", "80", functions).call({"query": Array()}, 1)
+    assert seen == [1234] and tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", 0)) == 0
 
 
 def test_portable_kernels_on_hopper_are_told_once():
