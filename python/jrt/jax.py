@@ -16,6 +16,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +34,8 @@ from jrt import _compile
 from jrt._operator import Operator
 
 __all__ = ["based", "gated_convolution", "hybrid_attention", "prefix_linear_attention", "window_attention"]
+
+_registering = threading.RLock()
 
 
 # -- calls of compiled operations ------------------------------------------------------------------------------------------
@@ -81,7 +84,8 @@ def _call(operator: Operator, operation: str, platform: str, inputs: dict[str, A
     # Buffers of zeros, which outputs take over, are inputs to XLA alone.
     zeros = {f"{name} = 0": jnp.zeros(outputs[name].shape, outputs[name].dtype) for name in cleared if name in outputs}
     names = (*inputs, *zeros, *outputs, "workspace")
-    name, bound, places, placed = _target(operator, operation, platform, names, threads, numbers)
+    with _registering:  # a name is registered once
+        name, bound, places, placed = _target(operator, operation, platform, names, threads, numbers)
     arrays = [*inputs.values(), *zeros.values()]
     tensors = [*arrays, *outputs.values()]
     size = _between().workspace_bytes(
@@ -192,10 +196,22 @@ def _data(operator: Operator, given: Any) -> Any:
             tuple((name, given[name]) for name in numbers if given.get(name) is not None))
 
 
+def _check(arrays: dict[str, Any], needed: dict[str, tuple[int, ...]]) -> None:
+    """That arrays are arrays, and those that are needed there, with one of their numbers of dimensions."""
+    for name, array in arrays.items():
+        if not (hasattr(array, "shape") and hasattr(array, "dtype")) and (array is not None or name in needed):
+            raise ValueError(f"jrt: argument {name!r} is a {type(array).__name__}, but must be an array"
+                             f"{'.' if name in needed else ' or None.'}")
+        if name in needed and len(array.shape) not in needed[name]:
+            raise ValueError(f"jrt: argument {name!r} has {len(array.shape)} dimensions, but must have "
+                             f"{' or, packed, '.join(map(str, needed[name]))}.")
+
+
 def _attend(settings: dict[str, Any], platform: str | None, return_state: bool, query: Array, key: Array, value: Array,
             map_data: Any = None, **others: Any) -> Any:
     inputs = {"query": query, "key": key, "value": value, "key_encoder": None, "value_encoder": None, "cu_seqlens": None,
               "cu_encoder_seqlens": None, "prefix_lens": None, "left_pads": None, "initial_state": None} | others
+    _check(inputs, dict.fromkeys(("query", "key", "value"), (4, 3)))
     operator = _operator(query, d=query.shape[-1], dv=value.shape[-1], **settings)
     arrays, numbers = _data(operator, map_data or {})
     output, state = _attention(operator, _platform_of(query, platform), return_state, numbers, inputs | arrays)
@@ -299,6 +315,7 @@ def gated_convolution(input: Array, weight: Array, bias: Array | None = None, ga
 
     input, gate (B, T, C) or packed (tokens, C) with int32 cu_seqlens; weight (C, K); bias (C); left_pads (B) int32. Returns
     the input's shape."""
-    operator = _operator(input, kind="convolution", kernel_width=weight.shape[-1], activation=activation)
     inputs = {"input": input, "weight": weight, "gate": gate, "bias": bias, "cu_seqlens": cu_seqlens, "left_pads": left_pads}
+    _check(inputs, {"input": (3, 2), "weight": (2,)})
+    operator = _operator(input, kind="convolution", kernel_width=weight.shape[-1], activation=activation)
     return _convolution(operator, _platform_of(input, platform), inputs)

@@ -7,10 +7,17 @@ import re
 import numpy as np
 
 
+_FOLDER = pathlib.Path(__file__).resolve().parent.parent
+
+
+def examples_of(path=_FOLDER / "README.md"):
+    """The Python in a text, by default the package's README."""
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def readme_example(word):
     """The one example in the README that has this word."""
-    text = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-    example, = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in block)
+    example, = (block for block in examples_of() if word in block)
     return example
 
 

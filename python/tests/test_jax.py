@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import threading
+
 import numpy as np
 import pytest
 
@@ -147,6 +149,14 @@ def test_wrong_arguments_are_named():
     query, key, value = random((1, 9, 2, 16), (1, 8, 2, 16), (1, 9, 2, 32))
     with pytest.raises(Exception, match="'key' has tokens = 8, but query's is 9"):
         jax.block_until_ready(jrt.jax.based(query, key, value))
+    for wrong, message in ((None, "'key' is a NoneType, but must be an array"), ([1], "'key' is a list, but must be an array"),
+                           (key[0, 0], "'key' has 2 dimensions, but must have 4 or, packed, 3")):
+        with pytest.raises(ValueError, match=message):
+            jrt.jax.based(query, wrong, value)
+    with pytest.raises(ValueError, match="'weight' has 1 dimensions, but must have 2"):
+        jrt.jax.gated_convolution(query[0, :, 0], query[0, 0, 0])
+    with pytest.raises(ValueError, match="'cu_seqlens' is a list, but must be an array or None"):
+        jrt.jax.based(query[0], query[0], value[0], cu_seqlens=[0, 9])
     with pytest.raises(ValueError, match="arrays have dtype int64"):
         jrt.jax.based(*(array.astype("int64") for array in (query, key, value)))
     with pytest.raises(ValueError, match="platform is 'tpu', but must be 'cpu' or 'cuda'"):
@@ -193,3 +203,29 @@ def test_pieces_of_a_map_with_positions():
         return jnp.concatenate([first, last], axis=1)
 
     check(pieces, plain, random((2, 30, 2, 16), (2, 30, 2, 16), (2, 30, 2, 32)))
+
+
+def test_rows_that_lie_in_no_packed_sequence_are_zero():
+    arrays = random((30, 2, 16), (30, 2, 16), (30, 2, 32))
+    offsets = jnp.array([3, 10, 20], "int32")
+    output = jrt.jax.based(*arrays, cu_seqlens=offsets)
+    gradients = jax.grad(lambda *a: jrt.jax.based(*a, cu_seqlens=offsets).sum(), (0, 1, 2))(*arrays)
+    for each in (output, *gradients):
+        assert each[3:20].any() and not each[:3].any() and not each[20:].any()
+
+
+def test_several_threads_trace_the_same_at_once():
+    query = random((1, 9, 2, 16))[0]
+    start, outputs = threading.Barrier(4), []
+
+    def call():
+        start.wait()
+        with jax.enable_x64(True):  # of each thread
+            outputs.append(np.asarray(jrt.jax.based(query, query, query)))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outputs) == 4 and all((output == outputs[0]).all() for output in outputs)

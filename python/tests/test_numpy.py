@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jrt import _calls
 from operators import CONVOLUTION, FAVOR, HYBRID, LINEAR, WINDOW, inputs
-from reference import convolution, error, feature_attention, hybrid_attention, linear_attention, rotated, window_attention
+from reference import (convolution, error, examples_of, feature_attention, hybrid_attention, linear_attention, readme_example, rotated,
+                       window_attention)
 
 
 # NumPy has bfloat16 where ml_dtypes is installed.
@@ -161,10 +162,11 @@ def test_favor_takes_its_projection():
         FAVOR.prefill(query=query, key=key, value=value, projection=projection, horizon=7)
 
 
-def test_examples_of_the_readme():
-    text = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-    first, states, maps = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-                            if not re.search("torch|jax", block))
+def test_examples_of_the_readme(tmp_path, monkeypatch):
+    # Those of PyTorch, its modules and JAX are in the tests of these.
+    first, states, maps = (block for block in examples_of() if not re.search("torch|jax", block))
+    assert len(examples_of()) == 6 and all(readme_example(word) for word in ("y.sum().backward()", "LanguageModel", "jrt.jax"))
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(first, names)
     query, key, value, y = (names[name] for name in ("q", "k", "v", "y"))
@@ -175,6 +177,14 @@ def test_examples_of_the_readme():
     mine = names["mine"]
     features = [x.astype("float64")**2 + 0.5 for x in (query, key)]
     assert error(names["y"], feature_attention(*features, value)) < 1e-5
+
+    readme = pathlib.Path(__file__).resolve().parent.parent.parent / "README.md"
+    if readme.is_file():
+        example, = examples_of(readme)
+        names = {}
+        exec(example, names)
+        query, key, value, y = (names[name] for name in ("q", "k", "v", "y"))
+        assert error(y, linear_attention(query, key, value, key, value)) < 1e-5
 
     table = np.random.default_rng(3).random(16).astype("float32")
     for arguments, shift in (({}, 1), ({"shift": 2}, 2)):

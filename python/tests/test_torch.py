@@ -304,6 +304,16 @@ def test_wrong_tensors_are_named(spoil, message):
         jrt.torch.prefix_linear_attention(**tensors)
 
 
+def test_wrong_tensors_of_a_convolution_are_named():
+    signal, weight = (tensor.detach() for tensor in random((2, 50, 8), (8, 3)))
+    for wrong, message in (((signal, weight[0]), r"'weight' has shape \(3,\), but channels and taps ask for \(8, 3\)"),
+                           ((signal, weight[:3]), r"'weight' has shape \(3, 3\), but channels and taps ask for \(8, 3\)"),
+                           ((signal, weight, weight[:, 0].contiguous()[:4]), r"'bias' has shape \(4,\), but channels ask for"),
+                           ((signal, None), "'weight' is a NoneType, but must be a tensor")):
+        with pytest.raises(ValueError, match=message):
+            jrt.torch.gated_convolution(*wrong)
+
+
 def test_no_gradient_is_recorded_where_none_is_wanted():
     tensors = random((1, 9, 2, 16), (1, 9, 2, 16), (1, 9, 2, 32))
     for mode in (torch.no_grad(), torch.inference_mode()):

@@ -37,7 +37,7 @@ def _attend(kind: str, settings: tuple[Any, ...], tensors: Sequence[Tensor | Non
     try:
         return _attended(kind, settings, tensors, (*lengths, initial_state, first_positions), return_state, data)
     except (AttributeError, IndexError, RuntimeError, TypeError):
-        _ops.check_tensors(zip(_ATTENTION, given), 3, (4, 3))
+        _ops.check_tensors(zip(_ATTENTION, given), dict.fromkeys(("query", "key", "value"), (4, 3)))
         raise
 
 
@@ -157,7 +157,7 @@ def gated_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None,
     try:
         return _convolved(given, activation)
     except (AttributeError, IndexError, RuntimeError, TypeError):
-        _ops.check_tensors(zip(_CONVOLUTION, given), 2, (3, 2))
+        _ops.check_tensors(zip(_CONVOLUTION, given), {"input": (3, 2), "weight": (2,)})
         raise
 
 

@@ -113,21 +113,21 @@ def refuse_transforms(tensors: Sequence[Any]) -> None:
                            "torch.autograd.grad.")
 
 
-def check_tensors(named: Iterable[tuple[str, Any]], needed: int, dims: Sequence[int]) -> None:
-    """That tensors are tensors, of memory that calls can reach; the first `needed` with one of these numbers of dimensions. For
-    calls that have failed already: none of it costs time where all is well."""
-    for place, (name, tensor) in enumerate(named):
-        if tensor is None and place >= needed:
+def check_tensors(named: Iterable[tuple[str, Any]], needed: Mapping[str, Sequence[int]]) -> None:
+    """That tensors are tensors, of memory that calls can reach; those that are needed with one of their numbers of dimensions.
+    For calls that have failed already: none of it costs time where all is well."""
+    for name, tensor in named:
+        if tensor is None and name not in needed:
             continue
         if not isinstance(tensor, Tensor):
             raise ValueError(f"jrt: argument {name!r} is a {type(tensor).__name__}, but must be a tensor"
-                             f"{'.' if place < needed else ' or None.'}")
+                             f"{'.' if name in needed else ' or None.'}")
         if tensor.device.type not in ("cpu", "cuda") or tensor.layout is not torch.strided:
             raise ValueError(f"jrt: argument {name!r} is on {tensor.device} with the layout {tensor.layout}, but must be on the "
                              "CPU or a CUDA device with torch.strided.")
-        if place < needed and tensor.dim() not in dims:
+        if name in needed and tensor.dim() not in needed[name]:
             raise ValueError(f"jrt: argument {name!r} has {tensor.dim()} dimensions, but must have "
-                             f"{' or, packed, '.join(map(str, dims))}.")
+                             f"{' or, packed, '.join(map(str, needed[name]))}.")
 
 
 def _refuse_second_derivatives() -> None:
