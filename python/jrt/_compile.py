@@ -30,6 +30,7 @@ class CompileError(RuntimeError):
     """A library could not be compiled, or is missing where compiling is switched off. The message has the compiler's output."""
 
 
+_LONGEST_KEY = 200
 _HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -131,6 +132,8 @@ def library(target: str, key: str, source: str) -> pathlib.Path:
 
     Where there is no compiler, a library that any other has compiled for this processor serves.
     Errors: `CompileError` with the compiler's output; with `JRT_DISABLE_JIT` set to anything but 0, where it is missing."""
+    if len(key.encode()) > _LONGEST_KEY:  # file systems bound names of files
+        key = f"{key[:_LONGEST_KEY - 40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
         folder = cache_folder(target)
     except CompileError:

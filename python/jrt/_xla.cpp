@@ -49,10 +49,10 @@ void call(const ffi::Function& function, const ffi::Shape& places, const std::ve
 ffi::Function arranged(ffi::Function function, ffi::Shape places, ffi::Array<ffi::Any> numbers, std::int64_t threads) {
   check_count(places.size());
   std::vector<ffi::Any> kept(numbers.begin(), numbers.end());
-  return ffi::Function::FromPacked([function, places, kept = std::move(kept), threads](ffi::PackedArgs given,
-                                                                                       ffi::Any* result) {
-    call(function, places, kept, threads, given.data(), result);
-  });
+  return ffi::Function::FromPacked(
+      [function, places, kept = std::move(kept), threads](ffi::PackedArgs given, ffi::Any* result) {
+        call(function, places, kept, threads, given.data(), result);
+      });
 }
 
 /// Bytes of workspace for tensors that do not exist yet.

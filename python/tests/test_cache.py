@@ -124,6 +124,11 @@ def test_without_a_compiler_what_another_compiled_serves(cache, monkeypatch):
         LINEAR.compile("commit", target="90a")
 
 
+def test_long_names_have_files_of_their_own(cache):
+    keys = ["long" * 100, "long" * 100 + "er"]
+    assert [answer(key) for key in keys] == [42, 42] and len(names(".so")) == 2
+
+
 def test_other_sources_or_versions_have_another_folder(cache, monkeypatch):
     before = _compile.cache_folder("cpu")
     monkeypatch.setattr(_compile, "_digest_of_sources", lambda: "0" * 10)
