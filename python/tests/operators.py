@@ -2,8 +2,6 @@
 """Operators and inputs that several tests share: each operation is compiled once for all of them. As a program it compiles
 those that tests call late."""
 
-import os
-
 import jrt
 import numpy as np
 
@@ -33,6 +31,8 @@ def tokens_of(operator, tokens=40):
 
 
 if __name__ == "__main__":
-    for _operator, _operations in ((CONVOLUTION, ("states", "commit", "staged_step")), (HYBRID, ("states", "prefill")),
-                                   (WINDOW, ("states", "prefill")), (FAVOR, "prefill"), (LINEAR, ("backward", "states"))):
-        jrt.prebuild(_operator, _operations, at_once=max(1, len(os.sched_getaffinity(0)) - 1))
+    # From the last that tests call to the first, which they compile themselves: in the middle all is there.
+    for _operator, _operations in ((HYBRID, "states"), (CONVOLUTION, "states"), (WINDOW, "states"), (LINEAR, "states"),
+                                   (FAVOR, "prefill"), (CONVOLUTION, "commit"), (CONVOLUTION, "staged_step"),
+                                   (CONVOLUTION, "prefill"), (HYBRID, "prefill"), (WINDOW, "prefill"), (LINEAR, "backward")):
+        jrt.prebuild(_operator, _operations)
