@@ -24,6 +24,9 @@ struct ContextBackend<Cpu<E>> {
   /// Tokens of which segments are made.
   template <class Config>
   static constexpr std::int64_t segment_chunk = cpu::chunk_tokens;
+  /// Threads, and how many segments make it worth to read tokens twice.
+  static std::int64_t segment_workers(const On& on) { return workers_of(on); }
+  static constexpr std::int64_t min_segments = 2;
 
   /// Lists of codes (distributed/linear_plan.hpp) for all heads: sums in `sums`, results in `states`.
   template <class Format>
