@@ -176,7 +176,7 @@ std::vector<std::uint64_t> bits_of(StatePool<Format>& pool, std::int64_t slot) {
   return bits;
 }
 
-template <class Config>
+template <class Config, class C = ThreadCommunicator>
 void compare(const Pieces& pieces) {
   using Format = StateFormatOf<Config>;
   const std::int64_t sequences = pieces.sequences();
@@ -213,7 +213,7 @@ void compare(const Pieces& pieces) {
     std::size_t i = 0;
     Batch<Config>::for_inputs(part.batch, [&](auto& tensor, auto, auto) { tensor = pieces.of_rank(*given[i++], r); });
   }
-  const auto results = run_ranks(pieces.ranks, [&](ThreadCommunicator& communicator) {
+  const auto results = run_ranks<C>(pieces.ranks, [&](C& communicator) {
     Call<Config>& part = parts[static_cast<std::size_t>(communicator.rank())];
     const Cpu on;
     ContextPlan<Config> plan;
@@ -305,6 +305,7 @@ TEST_CASE_TEMPLATE("ranks agree with one device", Config, Window, RotatedWindow,
        }) {
     CAPTURE(pieces.ranks);
     compare<Config>(pieces);
+    compare<Config, WorkFirst>(pieces);
   }
 }
 
