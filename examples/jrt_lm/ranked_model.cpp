@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <barrier>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <jrt/distributed/context_layout.hpp>
@@ -148,6 +149,10 @@ class RankedModel final : public LanguageModel {
 
 std::unique_ptr<LanguageModel> make_ranked_model(int ranks, const ModelConfig& config, const WeightSource& weights,
                                                  const ModelOptions& options) {
+  if (ranks > 1 && options.device == DeviceKind::cuda) {
+    // A kernel that is loaded when it is first used may have to wait for one that waits for another rank.
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+  }
   if (ranks < 1) {
     throw std::invalid_argument("ranks are " + std::to_string(ranks) + ", but must be at least 1");
   }

@@ -141,7 +141,7 @@ class Transformer final : public LanguageModel {
     constexpr std::size_t numbers_of_call = 64;
     const std::vector<std::int32_t> numbers(2 * static_cast<std::size_t>(prompt.pieces[at]) + numbers_of_call);
     prefill_activations_.upload(device_, numbers, std::vector<std::uint8_t>(1));
-    constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
+    constexpr std::size_t workspace_bytes = std::size_t{128} << 20;
     static_cast<void>(prefill_activations_.workspace(device_, workspace_bytes));
     prefill_logits_.reserve(device_, 1, config_);
     device_.synchronize();

@@ -3,7 +3,8 @@
 // linear attention, 16 heads, d = 16, dv = 64, an encoder region of half the tokens; 5 windows, L = 128, d = 64; 16
 // convolutions, K = 3, 1024 channels), and of both attentions in one, of one sequence; each rank is a thread with its GPU.
 //
-//     NCCL_NVLS_ENABLE=0 context_bench [--weak TOKENS_PER_GPU] [--strong TOKENS] [--gpus N] [--json FILE] [--graph 0]
+//     NCCL_NVLS_ENABLE=0 CUDA_MODULE_LOADING=EAGER context_bench [--weak TOKENS_PER_GPU] [--strong TOKENS] [--gpus N]
+//     [--json FILE] [--graph 0]
 //
 // Weak scaling: as many tokens a GPU on 1, 2, … GPUs; `of one` is the time over that of one GPU. Strong scaling: one
 // sequence on 1, 2, … GPUs; `of one` is how many times faster. One GPU runs the library's ordinary prefill. A time is the
