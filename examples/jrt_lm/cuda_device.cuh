@@ -21,7 +21,7 @@
 #include "jrt_lm/early_start.cuh"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
-#include "jrt_lm/nccl_ranks.hpp"
+#include "jrt_lm/nccl_ranks.cuh"
 #include "jrt_lm/skinny_product.cuh"
 
 namespace jrt_lm {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "jrt_lm/nccl_ranks.hpp"
+#include "jrt_lm/nccl_ranks.cuh"
 
 #include <stdexcept>
 #include <string>
