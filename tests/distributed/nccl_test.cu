@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 #include <nccl.h>
 
+#include <barrier>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <jrt/distributed/cuda.cuh>
 #include <jrt/distributed/nccl.cuh>
 #include <string>
@@ -94,31 +96,45 @@ struct Inputs {
   std::vector<float> output_gradient = random_tensor<float>({1, tokens, heads, 32}, 6).values;
 };
 
+/// How a rank's calls run; `all_are_here()` returns when every rank has called it: memory comes and goes while no rank
+/// waits for another on its GPU, since the driver may want both to be idle.
+struct Way {
+  bool captured = false;
+  std::function<void()> all_are_here = [] {};
+};
+
 /// Enqueues, or captures and replays twice.
-template <class Call>
-void enqueue(const Call& call, const Cuda& on, bool captured) {
+template <class C, class Call>
+void enqueue(C& communicator, const Call& call, const Cuda& on, const Way& way) {
+  way.all_are_here();
   JRT_REQUIRE_OK(call());
-  if (!captured) {
-    return;
+  if constexpr (requires { communicator.await_ranks(std::chrono::seconds(60), on); }) {
+    JRT_REQUIRE_OK(communicator.await_ranks(std::chrono::seconds(60), on));
   }
   REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
+  way.all_are_here();
+  if (!way.captured) {
+    return;
+  }
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t replay = nullptr;
   REQUIRE(cudaStreamBeginCapture(on.stream(), cudaStreamCaptureModeThreadLocal) == cudaSuccess);
   JRT_REQUIRE_OK(call());
   REQUIRE(cudaStreamEndCapture(on.stream(), &graph) == cudaSuccess);
   REQUIRE(cudaGraphInstantiate(&replay, graph, 0) == cudaSuccess);
+  way.all_are_here();
   for (int i = 0; i < 2; ++i) {
     REQUIRE(cudaGraphLaunch(replay, on.stream()) == cudaSuccess);
   }
   REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
+  way.all_are_here();
   cudaGraphExecDestroy(replay);
   cudaGraphDestroy(graph);
 }
 
 /// A rank's linear attention, forward and backward.
 template <class Config, class C>
-Results run_linear(const Inputs& in, const ContextLayout& layout, C& communicator, const Cuda& on, bool captured) {
+Results run_linear(const Inputs& in, const ContextLayout& layout, C& communicator, const Cuda& on, const Way& way) {
   const int rank = communicator.rank();
   const std::int64_t first = layout.first_token(rank, 0);
   const std::int64_t count = layout.piece(rank, 0);
@@ -149,7 +165,12 @@ Results run_linear(const Inputs& in, const ContextLayout& layout, C& communicato
   forward.local.denominators = view(denominators.data(), count, 1);
   const std::size_t bytes = prefill_workspace_bytes(forward, on);
   DeviceCopy<std::byte> workspace(bytes);
-  enqueue([&] { return prefill(forward, communicator, {workspace.data(), bytes}, on); }, on, captured);
+  enqueue(
+      communicator,
+      [&] {
+        return prefill(forward, communicator, {workspace.data(), bytes}, on);
+      },
+      on, way);
   ContextBackwardArgs<Config> gradients;
   gradients.plan = &plan;
   gradients.local.query = forward.local.query;
@@ -163,14 +184,18 @@ Results run_linear(const Inputs& in, const ContextLayout& layout, C& communicato
   gradients.local.key_gradient = view(key_gradient.data(), count, 16);
   const std::size_t more_bytes = backward_workspace_bytes(gradients, on);
   DeviceCopy<std::byte> more(more_bytes);
-  enqueue([&] { return backward(gradients, communicator, {more.data(), more_bytes}, on); }, on, captured);
-  REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
+  enqueue(
+      communicator,
+      [&] {
+        return backward(gradients, communicator, {more.data(), more_bytes}, on);
+      },
+      on, way);
   return {output.values(), key_gradient.values()};
 }
 
 /// A rank's window or convolution, whose values or gates are the queries.
 template <class Config, class C>
-Results run_halo(const Inputs& in, ContextLayout layout, C& communicator, const Cuda& on, bool captured) {
+Results run_halo(const Inputs& in, ContextLayout layout, C& communicator, const Cuda& on, const Way& way) {
   layout.encoder_tokens = nullptr;
   const int rank = communicator.rank();
   const std::int64_t first = layout.first_token(rank, 0);
@@ -198,22 +223,22 @@ Results run_halo(const Inputs& in, ContextLayout layout, C& communicator, const 
   }
   const std::size_t bytes = prefill_workspace_bytes(args, on);
   DeviceCopy<std::byte> workspace(bytes);
-  enqueue([&] { return prefill(args, communicator, {workspace.data(), bytes}, on); }, on, captured);
-  if constexpr (requires { communicator.await_ranks(std::chrono::seconds(60), on); }) {
-    JRT_REQUIRE_OK(communicator.await_ranks(std::chrono::seconds(60), on));
-  }
-  REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
+  enqueue(
+      communicator,
+      [&] {
+        return prefill(args, communicator, {workspace.data(), bytes}, on);
+      },
+      on, way);
   return {output.values(), {}};
 }
 
 /// Every mixer: linear attention with fixed segments and with those of the device, a window, a convolution.
 template <class C>
 std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& communicator, const Cuda& on,
-                              bool captured) {
-  return {run_linear<Linear>(in, layout, communicator, on, captured),
-          run_linear<LinearOfDevice>(in, layout, communicator, on, captured),
-          run_halo<Window>(in, layout, communicator, on, captured),
-          run_halo<Convolution>(in, layout, communicator, on, captured)};
+                              const Way& way) {
+  return {run_linear<Linear>(in, layout, communicator, on, way),
+          run_linear<LinearOfDevice>(in, layout, communicator, on, way),
+          run_halo<Window>(in, layout, communicator, on, way), run_halo<Convolution>(in, layout, communicator, on, way)};
 }
 
 /// Outputs of all ranks, one after the other.
@@ -222,6 +247,8 @@ std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout
   std::vector<ncclComm_t> communicators(static_cast<std::size_t>(ranks));
   REQUIRE(ncclCommInitAll(communicators.data(), ranks, nullptr) == ncclSuccess);
   std::vector<std::vector<Results>> of_ranks(static_cast<std::size_t>(ranks));
+  std::barrier<> all(ranks);
+  const Way way{captured, [&] { all.arrive_and_wait(); }};
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) {
     threads.emplace_back([&, rank] {
@@ -233,7 +260,7 @@ std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout
       {
         SideStream side(other);
         NcclCommunicator communicator(communicators[static_cast<std::size_t>(rank)], beside ? &side : nullptr);
-        of_ranks[static_cast<std::size_t>(rank)] = run_rank(inputs, layout, communicator, Cuda{stream}, captured);
+        of_ranks[static_cast<std::size_t>(rank)] = run_rank(inputs, layout, communicator, Cuda{stream}, way);
       }
       cudaStreamDestroy(other);
       cudaStreamDestroy(stream);
@@ -265,7 +292,7 @@ TEST_CASE("several GPUs agree with one") {
     std::printf("skipped: %d CUDA device, but this test needs 2\n", devices());
     return;
   }
-  const auto expected = run_rank(inputs, ContextLayout{1, 1, whole, whole_encoder}, alone, Cuda{}, false);
+  const auto expected = run_rank(inputs, ContextLayout{1, 1, whole, whole_encoder}, alone, Cuda{}, Way{});
   const std::int64_t two[] = {2560, 1536};
   const std::int64_t two_encoder[] = {1024, 1024};
   const std::int64_t four[] = {512, 1536, 0, 2048};

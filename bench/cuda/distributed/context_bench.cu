@@ -116,7 +116,10 @@ struct Tensor {
   Tensor(std::int64_t tokens, std::int64_t of_heads, std::int64_t dim, unsigned seed, cudaStream_t stream)
       : memory(static_cast<std::size_t>(tokens * of_heads * dim) * sizeof(E)),
         view(jrt::view_bthd(memory.as<E>(), {.tokens = tokens, .heads = of_heads, .dim = dim})) {
-    const std::int64_t count = tokens * of_heads * dim;
+    fill_with(seed, stream);
+  }
+  void fill_with(unsigned seed, cudaStream_t stream) const {
+    const std::int64_t count = view.tokens * view.heads * view.dim;
     fill<<<static_cast<unsigned>(count / 256 + 1), 256, 0, stream>>>(memory.as<E>(), count, seed);
   }
 };
@@ -131,10 +134,13 @@ struct Clock {
   /// Milliseconds of a call, on the device of this thread.
   [[nodiscard]] double operator()(const std::function<jrt::Status()>& call) const {
     cudaStream_t const stream = on.stream();
+    // Memory is allocated while no rank waits for another on its GPU: the driver may want both to be idle.
+    all.arrive_and_wait();
     for (int i = 0; i < 3; ++i) {
       require(call());
     }
     require(cudaStreamSynchronize(stream));
+    all.arrive_and_wait();
     const auto all_calls = [&] {
       for (int i = 0; i < calls; ++i) {
         require(call());
@@ -199,12 +205,18 @@ using Time = double Times::*;
 constexpr Time all_times[] = {&Times::call,     &Times::in_order, &Times::local,
                               &Times::exchange, &Times::sent,     &Times::received};
 
+/// `meanwhile` is work of the caller's that the exchange does not need.
 template <class Config, class Args>
-Times time_mixer(const Args& local, const jrt::ContextLayout& layout, const Clock& time_of) {
+Times time_mixer(
+    const Args& local, const jrt::ContextLayout& layout, const Clock& time_of,
+    const std::function<jrt::Status()>& meanwhile = [] { return jrt::Status(); }) {
   const jrt::Cuda& on = time_of.on;
   if (layout.ranks == 1) {
     Memory workspace(jrt::prefill_workspace_bytes(local, on));
-    const double time = time_of([&] { return jrt::prefill(local, workspace.workspace(), on); });
+    const double time = time_of([&] {
+      const jrt::Status status = meanwhile();
+      return status.ok() ? jrt::prefill(local, workspace.workspace(), on) : status;
+    });
     return {time, time, time, 0, 0, 0};
   }
   jrt::NcclCommunicator& communicator = *time_of.communicator;
@@ -217,9 +229,9 @@ Times time_mixer(const Args& local, const jrt::ContextLayout& layout, const Cloc
   const jrt::ContextPrefillArgs<Config> args{local, &plan};
   Memory workspace(jrt::prefill_workspace_bytes(args, on));
   Times times;
-  times.local = time_of([&] { return jrt::prefill(args, nothing, workspace.workspace(), on); });
-  times.in_order = time_of([&] { return jrt::prefill(args, in_order, workspace.workspace(), on); });
-  times.call = time_of([&] { return jrt::prefill(args, communicator, workspace.workspace(), on); });
+  times.local = time_of([&] { return jrt::prefill(args, meanwhile, nothing, workspace.workspace(), on); });
+  times.in_order = time_of([&] { return jrt::prefill(args, meanwhile, in_order, workspace.workspace(), on); });
+  times.call = time_of([&] { return jrt::prefill(args, meanwhile, communicator, workspace.workspace(), on); });
 
   const int rank = communicator.rank();
   std::int64_t gathered = 0;
@@ -253,7 +265,7 @@ Times time_mixer(const Args& local, const jrt::ContextLayout& layout, const Cloc
 }
 
 struct Mixers {
-  Times linear, window, convolution, hybrid;
+  Times linear, linear_meanwhile, window, convolution, hybrid;
 };
 
 Mixers time_rank(std::int64_t tokens, int rank, int ranks, const Clock& clock) {
@@ -282,6 +294,10 @@ Mixers time_rank(std::int64_t tokens, int rank, int ranks, const Clock& clock) {
     args.value_encoder = value_encoder.view;
     args.output = output.view;
     times.linear = time_mixer<Linear>(args, layout, clock);
+    times.linear_meanwhile = time_mixer<Linear>(args, layout, clock, [&] {
+      query.fill_with(1, on.stream());
+      return jrt::Status();
+    });
     jrt::PrefillArgs<Hybrid> both;
     both.query = query.view;
     both.key = key.view;
@@ -361,7 +377,8 @@ Mixers time_group(std::int64_t tokens, int gpus, bool graph) {
   }
   Mixers slowest = ranks[0];
   for (const Mixers& rank : ranks) {
-    for (const auto mixer : {&Mixers::linear, &Mixers::window, &Mixers::convolution, &Mixers::hybrid}) {
+    for (const auto mixer :
+         {&Mixers::linear, &Mixers::linear_meanwhile, &Mixers::window, &Mixers::convolution, &Mixers::hybrid}) {
       for (const auto time : all_times) {
         (slowest.*mixer).*time = std::max((slowest.*mixer).*time, (rank.*mixer).*time);
       }
@@ -371,6 +388,22 @@ Mixers time_group(std::int64_t tokens, int gpus, bool graph) {
 }
 
 std::string json;
+std::string json_head;
+const char* json_file = nullptr;
+
+/// All rows so far.
+void write_json() {
+  if (json_file == nullptr) {
+    return;
+  }
+  std::FILE* const out = std::fopen(json_file, "w");
+  if (out == nullptr) {
+    std::fprintf(stderr, "%s cannot be written\n", json_file);
+    std::exit(1);
+  }
+  std::fprintf(out, "{%s, \"rows\": [%s\n]}\n", json_head.c_str(), json.c_str());
+  std::fclose(out);
+}
 
 void print_scaling(bool weak, std::int64_t tokens, int gpus, bool graph) {
   std::printf("\n%s scaling, %lld tokens%s\n", weak ? "weak" : "strong", static_cast<long long>(tokens),
@@ -405,10 +438,12 @@ void print_scaling(bool weak, std::int64_t tokens, int gpus, bool graph) {
       json += text;
     };
     row("linear attention, prefix", times.linear, one.linear);
+    row("linear attention, queries made meanwhile", times.linear_meanwhile, one.linear_meanwhile);
     row("window, L = 128", times.window, one.window);
     row("convolution, K = 3", times.convolution, one.convolution);
     row("all mixers of 360M", layers(times), layers(one));
     row("hybrid, L = 128", times.hybrid, one.hybrid);
+    write_json();
   }
 }
 
@@ -475,7 +510,6 @@ int main(int argc, char** argv) {
   std::int64_t weak = 32768;
   std::int64_t strong = 1048576;
   std::int64_t graph = 1;
-  std::string file;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::int64_t value = std::atoll(argv[i + 1]);
     if (std::strcmp(argv[i], "--weak") == 0 && value >= 0) {
@@ -487,7 +521,7 @@ int main(int argc, char** argv) {
     } else if (std::strcmp(argv[i], "--graph") == 0) {
       graph = value;
     } else if (std::strcmp(argv[i], "--json") == 0) {
-      file = argv[i + 1];
+      json_file = argv[i + 1];
     } else {
       std::fprintf(stderr,
                    "use: %s [--weak TOKENS_PER_GPU] [--strong TOKENS] [--gpus N] [--json FILE] [--graph 0]\n"
@@ -501,6 +535,8 @@ int main(int argc, char** argv) {
   int version = 0;
   require(ncclGetVersion(&version));
   std::printf("%d x %s, NCCL %d, %s\n", gpus, properties.name, version, graph != 0 ? "captured graphs" : "plain calls");
+  json_head = std::string("\"device\": \"") + properties.name + "\", \"nccl\": " + std::to_string(version) +
+              ", \"graph\": " + (graph != 0 ? "true" : "false");
   print_links(gpus);
   if (weak > 0) {
     print_scaling(true, weak, gpus, graph != 0);
@@ -508,14 +544,5 @@ int main(int argc, char** argv) {
   if (strong > 0) {
     print_scaling(false, strong, gpus, graph != 0);
   }
-  if (!file.empty()) {
-    std::FILE* const out = std::fopen(file.c_str(), "w");
-    if (out == nullptr) {
-      std::fprintf(stderr, "%s cannot be written\n", file.c_str());
-      return 1;
-    }
-    std::fprintf(out, "{\"device\": \"%s\", \"nccl\": %d, \"graph\": %s, \"rows\": [%s\n]}\n", properties.name, version,
-                 graph != 0 ? "true" : "false", json.c_str());
-    std::fclose(out);
-  }
+  write_json();
 }
