@@ -97,7 +97,11 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
       layout.encoder_tokens = nullptr;
     }
     jrt::ContextPlan<Config> plan;
-    require(jrt::ContextPlan<Config>::make(layout, link.rank(), on, plan));
+    if constexpr (jrt::AttentionConfig<Config>) {
+      require(jrt::ContextPlan<Config>::make(layout, link.rank(), on, plan, call.states.heads));
+    } else {
+      require(jrt::ContextPlan<Config>::make(layout, link.rank(), on, plan));
+    }
     jrt::ContextPrefillArgs<Config> args;
     set_tensors(args.local, tensors);
     args.local.initial_state = states(call.states);
