@@ -10,7 +10,7 @@ if(TARGET jrt::cuda AND NOT TARGET jrt::nccl)
                       OUTPUT_VARIABLE nccl_of_wheel ERROR_QUIET)
     endif()
     # Header and library of one place: the wheel's headers do not fit another version's library.
-    find_library(JRT_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS "${NCCL_ROOT}" ENV NCCL_ROOT "${nccl_of_wheel}" PATH_SUFFIXES lib lib64
+    find_library(JRT_NCCL_LIBRARY NAMES nccl libnccl.so.2 NAMES_PER_DIR HINTS "${NCCL_ROOT}" ENV NCCL_ROOT "${nccl_of_wheel}" PATH_SUFFIXES lib lib64
                  DOC "NCCL's library, for jrt::nccl")
     if(JRT_NCCL_LIBRARY)
       get_filename_component(nccl_lib_dir "${JRT_NCCL_LIBRARY}" DIRECTORY)

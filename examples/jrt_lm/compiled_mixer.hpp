@@ -90,6 +90,30 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
     }
   }
 
+  void run_piece(const Tensors& tensors, const MixerCall& call, const jrt::ContextLayout& whole, RankLink<Execution>& link,
+                 const Execution& on) const override {
+    jrt::ContextLayout layout = whole;
+    if constexpr (!jrt::AttentionConfig<Config>) {
+      layout.encoder_tokens = nullptr;
+    }
+    jrt::ContextPlan<Config> plan;
+    if constexpr (jrt::AttentionConfig<Config>) {
+      require(jrt::ContextPlan<Config>::make(layout, link.rank(), on, plan, call.states.heads));
+    } else {
+      require(jrt::ContextPlan<Config>::make(layout, link.rank(), on, plan));
+    }
+    jrt::ContextPrefillArgs<Config> args;
+    set_tensors(args.local, tensors);
+    args.local.initial_state = states(call.states);
+    args.local.final_state = args.local.initial_state;
+    args.plan = &plan;
+    const std::size_t index_bytes = (plan.index_bytes() + 255) / 256 * 256;
+    const std::size_t bytes = jrt::prefill_workspace_bytes(args, on);
+    const jrt::Workspace workspace = call.workspace(index_bytes + bytes);
+    require(plan.place(workspace.data, on));
+    require(jrt::prefill(args, link, {static_cast<std::byte*>(workspace.data) + index_bytes, bytes}, on));
+  }
+
  private:
   using Format = jrt::StateFormatOf<Config>;
   using Scalar = typename Format::Scalar;

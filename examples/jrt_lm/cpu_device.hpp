@@ -3,11 +3,13 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <jrt/distributed/thread_communicator.hpp>
 #include <jrt/execution/cpu.hpp>
 #include <jrt/numeric.hpp>
 #include <jrt/policy/rotary.hpp>
@@ -26,6 +28,8 @@
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/narrow_product.hpp"
+#include "jrt_lm/ranks.hpp"
+#include "jrt_lm/require.hpp"
 
 namespace jrt_lm {
 
@@ -59,6 +63,18 @@ class CpuDevice {
   [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
   [[nodiscard]] std::string name() const { return "CPU, " + std::to_string(threads_.concurrency()) + " threads"; }
   void synchronize() const {}
+
+  /// Ranks are threads, each with a model on its own pool.
+  static void use() {}
+  static std::unique_ptr<RankGroup> make_group(int ranks) {
+    auto group = std::make_unique<ThreadRanks>();
+    require(jrt::ThreadGroup::make(ranks, std::chrono::hours(1), group->threads));
+    return group;
+  }
+  static std::unique_ptr<RankLink<Execution>> link(RankGroup& group, int rank) {
+    return std::make_unique<LinkOf<Execution, jrt::ThreadCommunicator>>(*static_cast<ThreadRanks&>(group).threads, rank);
+  }
+  static void await(RankLink<Execution>& /*link*/) {}
   static Graph capture(Graph function) { return function; }
   static void launch(const Graph& graph) { graph(); }
 
@@ -174,6 +190,10 @@ class CpuDevice {
       std::memcpy(to, from, bytes);
     }
   }
+
+  struct ThreadRanks final : RankGroup {
+    std::unique_ptr<jrt::ThreadGroup> threads;
+  };
 
   template <class T>
   using Row =

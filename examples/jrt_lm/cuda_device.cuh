@@ -21,6 +21,7 @@
 #include "jrt_lm/early_start.cuh"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
+#include "jrt_lm/nccl_ranks.cuh"
 #include "jrt_lm/skinny_product.cuh"
 
 namespace jrt_lm {
@@ -36,13 +37,23 @@ class CudaDevice {
  public:
   using Execution = jrt::Cuda;
 
-  explicit CudaDevice(const ModelOptions& /*options*/)
-      : stream_(new_stream()), execution_(stream_.get()), scratch_(*this, 64 << 20), product_(scratch_.data(), 64 << 20) {
+  explicit CudaDevice(const ModelOptions& options)
+      : rank_(on_device(options.rank)),
+        stream_(new_stream()),
+        execution_(stream_.get()),
+        scratch_(*this, 64 << 20),
+        product_(scratch_.data(), 64 << 20) {
     check_cuda(execution_.error(), "device");
   }
 
   template <class T>
   using Array = DeviceArray<CudaDevice, T>;
+
+  /// Ranks are GPUs 0, 1, …, connected by NCCL.
+  void use() const { check_cuda(cudaSetDevice(rank_), "device"); }
+  static std::unique_ptr<RankGroup> make_group(int ranks) { return make_nccl_group(ranks); }
+  std::unique_ptr<RankLink<Execution>> link(RankGroup& group, int rank) { return make_nccl_link(group, rank); }
+  void await(RankLink<Execution>& link) { await_nccl(link, execution_); }
 
   void* allocate(std::size_t bytes) {
     void* memory = nullptr;
@@ -272,6 +283,12 @@ class CudaDevice {
     product_.run(shape, x, by.weight.data(), by.bias.data(), y, stream_.get());
   }
 
+  static int on_device(int rank) {
+    check_cuda(cudaSetDevice(rank), ("GPU " + std::to_string(rank)).c_str());
+    return rank;
+  }
+
+  int rank_;
   Stream stream_;
   Execution execution_;
   std::int64_t allocated_bytes_ = 0;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "jrt_lm/model_config.hpp"
+#include "jrt_lm/ranks.hpp"
 #include "jrt_lm/weights.hpp"
 
 namespace jrt_lm {
@@ -85,6 +86,16 @@ class LanguageModel {
 
   /// Waits until all work is done; for clocks.
   virtual void synchronize() = 0;
+
+  /// Of several ranks (ranked_model.hpp), each with its model. The calling thread's device becomes the model's.
+  virtual void use_device() = 0;
+  /// A connection of that many ranks, for the models of all.
+  [[nodiscard]] virtual std::unique_ptr<RankGroup> make_group(int ranks) = 0;
+  /// Makes room for a rank's piece of a prompt, before any rank begins.
+  virtual void reserve_piece(const RankedPrompt& prompt, int rank) = 0;
+  /// Reads a rank's piece; called for all ranks at once, each in a thread. Afterwards the last rank has the sequence's
+  /// state and its logits.
+  virtual void prefill_piece(const RankedPrompt& prompt, int rank, RankGroup& group) = 0;
 };
 
 enum class DeviceKind { cpu, cuda };
@@ -98,6 +109,7 @@ struct ModelOptions {
   NumberType type = NumberType::float32;
   std::int64_t slots = 1;
   int threads = 1;                             ///< of the CPU
+  int rank = 0;                                ///< of several: the GPU
   std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
 };
 

@@ -19,6 +19,7 @@
 #include "jrt_lm/model_tensors.hpp"
 #include "jrt_lm/options.hpp"
 #include "jrt_lm/progress_line.hpp"
+#include "jrt_lm/ranked_model.hpp"
 #if defined(JRT_LM_TOKENIZER)
 #include "jrt_lm/tokenizer.hpp"
 #endif
@@ -53,12 +54,12 @@ std::unique_ptr<LanguageModel> open_model(const Options& options) {
                                           options.random_weights + " are given");
   }
   if (!options.random_weights.empty()) {
-    return make_model(ModelConfig::published(options.random_weights), RandomWeights(), options.model);
+    return make_ranked_model(options.ranks, ModelConfig::published(options.random_weights), RandomWeights(), options.model);
   }
   ModelConfig config = ModelConfig::from_file(options.model_folder + "/config.json");
   const Checkpoint checkpoint(options.model_folder);
   settle_tensors(config, checkpoint);
-  return make_model(config, CheckpointWeights(checkpoint), options.model);
+  return make_ranked_model(options.ranks, config, CheckpointWeights(checkpoint), options.model);
 }
 
 Loaded load_model(const Options& options) {

@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "jrt_lm/model_config.hpp"
+#include "jrt_lm/ranks.hpp"
 
 /// The library's mixers behind virtual functions: a model is compiled once for each device and type of number, and each
 /// mixer's kernels once for their dimensions, in a file of their own. Errors are std::runtime_error.
@@ -98,6 +99,9 @@ template <class Execution, class Tensors>
 class Mixer : public MixerStates<Execution> {
  public:
   virtual void run(const Tensors& tensors, const MixerCall& call, const Execution& on) const = 0;
+  /// A rank's piece of one prompt, whose encoder region is the layout's if the mixer has one.
+  virtual void run_piece(const Tensors& tensors, const MixerCall& call, const jrt::ContextLayout& layout,
+                         RankLink<Execution>& link, const Execution& on) const = 0;
 };
 
 /// A mixer of the library. Files that the build writes instantiate it, one each: compiled_mixer.hpp has its body.

@@ -51,6 +51,8 @@ Where:
   --device cpu|cuda, --type float64|float32|float16|bfloat16
                          default: cpu float32; on cuda bfloat16
   --threads N            of the CPU; default: all
+  --gpus N, --ranks N    a long prompt is read by GPUs 0 … N - 1, or by N groups of the CPU's threads, each with all
+                         weights and a piece of the tokens (docs/distributed.md); the last one goes on
 Measuring, on random prompts:
   --measure N[,N...]     tokens of a prompt;  --batch B: prompts;  --repeats R: of which the median counts
 Output:
@@ -162,6 +164,7 @@ Options parse_options(int argc, char** argv) {
   bool top_k_given = false;
   bool draws = false;
   bool type_given = false;
+  bool gpus_given = false;
   options.model.threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const std::vector<Handler> handlers{
       {"help", [&](const std::string&) { options.help = true; }, false},
@@ -225,6 +228,12 @@ Options parse_options(int argc, char** argv) {
        }},
       {"threads",
        [&](const std::string& v) { options.model.threads = static_cast<int>(integer(v, "--threads", 1, 1024)); }},
+      {"ranks", [&](const std::string& v) { options.ranks = static_cast<int>(integer(v, "--ranks", 1, 64)); }},
+      {"gpus",
+       [&](const std::string& v) {
+         options.ranks = static_cast<int>(integer(v, "--gpus", 1, 64));
+         gpus_given = true;
+       }},
       {"measure",
        [&](const std::string& v) {
          for (const std::int32_t tokens : parse_tokens(v, "--measure")) {
@@ -266,6 +275,10 @@ Options parse_options(int argc, char** argv) {
   check_measured(options);
   if (draws && !top_k_given) {
     generation.sampling.top_k = 0;
+  }
+  if (gpus_given && options.model.device == DeviceKind::cpu) {
+    throw std::invalid_argument("--gpus is " + std::to_string(options.ranks) +
+                                ", but --device is cpu: give --device cuda, or --ranks for the CPU");
   }
   if (!type_given) {
     options.model.type = options.model.device == DeviceKind::cpu ? NumberType::float32 : NumberType::bfloat16;

@@ -17,6 +17,7 @@ struct Options {
   std::string model_folder{};
   std::string random_weights{};  ///< a published layout instead of a folder
   ModelOptions model{};
+  int ranks = 1;  ///< threads or GPUs that read a long prompt together
   GenerationOptions generation{};
   bool encoder_tokens_given = false;  ///< otherwise the model's own
   bool half_prefix = false;           ///< M is half of the context

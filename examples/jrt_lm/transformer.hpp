@@ -132,6 +132,48 @@ class Transformer final : public LanguageModel {
     return first;
   }
 
+  void use_device() override { device_.use(); }
+  [[nodiscard]] std::unique_ptr<RankGroup> make_group(int ranks) override { return device_.make_group(ranks); }
+
+  void reserve_piece(const RankedPrompt& prompt, int rank) override {
+    const auto at = static_cast<std::size_t>(rank);
+    prefill_activations_.reserve(device_, config_, prompt.pieces[at], prompt.encoder_pieces[at]);
+    constexpr std::size_t numbers_of_call = 64;
+    const std::vector<std::int32_t> numbers(2 * static_cast<std::size_t>(prompt.pieces[at]) + numbers_of_call);
+    prefill_activations_.upload(device_, numbers, std::vector<std::uint8_t>(1));
+    constexpr std::size_t workspace_bytes = std::size_t{128} << 20;
+    static_cast<void>(prefill_activations_.workspace(device_, workspace_bytes));
+    prefill_logits_.reserve(device_, 1, config_);
+    device_.synchronize();
+  }
+
+  void prefill_piece(const RankedPrompt& prompt, int rank, RankGroup& group) override {
+    const jrt::ContextLayout layout = prompt.layout();
+    const std::int64_t first = layout.first_token(rank, 0);
+    const std::int64_t count = layout.piece(rank, 0);
+    Prompt own{prompt.tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count))};
+    own.slot = prompt.slot;
+    own.prefix = layout.encoder_piece(rank, 0);
+    own.continues = true;  // positions go on from `tokens_before_it`
+    std::vector<std::int64_t> tokens_before_it(tokens_read_.size());
+    tokens_before_it[checked(prompt.slot)] = prompt.tokens_before + first;
+    const PrefillPlan plan(std::span(&own, 1), LogitsOf::last_tokens, tokens_per_group_, tokens_before_it);
+    const auto link = device_.link(group, rank);
+    ranked_ = {&layout, link.get()};
+    prefill_logits_.reserve(device_, 1, config_);
+    logits_ = &prefill_logits_;
+    try {
+      prefill_group(plan, {});
+      device_.await(*link);
+    } catch (...) {
+      link->abort();  // or the others would wait
+      ranked_ = {};
+      throw;
+    }
+    ranked_ = {};
+    tokens_read_[checked(prompt.slot)] = prompt.tokens_before + std::ssize(prompt.tokens);
+  }
+
   void fork(std::int32_t from, std::int32_t to) override {
     tokens_read_[checked(to)] = tokens_read_[checked(from)];
     states_.copy(device_, from, to);
@@ -309,7 +351,11 @@ class Transformer final : public LanguageModel {
     call.continues = pass.continues;
     call.states = states_.slots_of(i, pass.slots);
     call.workspace = [this, &a](std::size_t bytes) { return a.workspace(device_, bytes); };
-    mixer.run(tensors, call, device_.execution());
+    if (ranked_.link == nullptr || pass.is_step()) {
+      mixer.run(tensors, call, device_.execution());
+    } else {
+      mixer.run_piece(tensors, call, *ranked_.layout, *ranked_.link, device_.execution());
+    }
   }
 
   void convolve(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
@@ -399,6 +445,11 @@ class Transformer final : public LanguageModel {
   Logits prefill_logits_;
   std::map<std::int64_t, std::unique_ptr<StepBatch>> steps_;
   Logits* logits_ = nullptr;
+  struct Ranked {
+    const jrt::ContextLayout* layout = nullptr;
+    RankLink<typename Device::Execution>* link = nullptr;
+  };
+  Ranked ranked_{};  // while a piece is read
 };
 
 }  // namespace jrt_lm

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cstdint>
 #include <jrt/backward.hpp>
 #include <jrt/distributed/cpu.hpp>
 #include <jrt/policy/rotary.hpp>
 #include <jrt/prefill.hpp>
+#include <string_view>
+#include <thread>
 #include <vector>
 
 #include "distributed/pieces.hpp"
@@ -176,7 +179,7 @@ std::vector<std::uint64_t> bits_of(StatePool<Format>& pool, std::int64_t slot) {
   return bits;
 }
 
-template <class Config>
+template <class Config, class C = ThreadCommunicator>
 void compare(const Pieces& pieces) {
   using Format = StateFormatOf<Config>;
   const std::int64_t sequences = pieces.sequences();
@@ -213,7 +216,7 @@ void compare(const Pieces& pieces) {
     std::size_t i = 0;
     Batch<Config>::for_inputs(part.batch, [&](auto& tensor, auto, auto) { tensor = pieces.of_rank(*given[i++], r); });
   }
-  const auto results = run_ranks(pieces.ranks, [&](ThreadCommunicator& communicator) {
+  const auto results = run_ranks<C>(pieces.ranks, [&](C& communicator) {
     Call<Config>& part = parts[static_cast<std::size_t>(communicator.rank())];
     const Cpu on;
     ContextPlan<Config> plan;
@@ -305,7 +308,57 @@ TEST_CASE_TEMPLATE("ranks agree with one device", Config, Window, RotatedWindow,
        }) {
     CAPTURE(pieces.ranks);
     compare<Config>(pieces);
+    compare<Config, WorkFirst>(pieces);
   }
+}
+
+/// Rank 1 of two does not call; or calls, is told that its arguments are wrong, and aborts.
+template <class Config>
+std::vector<Status> with_failing_rank(bool backward_too, bool aborts, int time_limit_ms) {
+  const Pieces pieces{2, {30, 20}};
+  return run_ranks(
+      2,
+      [&](ThreadCommunicator& communicator) {
+        const bool fails = communicator.rank() == 1;
+        if (fails && !aborts && !backward_too) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(4 * time_limit_ms));
+          return Status();
+        }
+        Call<Config> call(pieces.local_tokens(communicator.rank()), 1);
+        const Cpu on;
+        ContextPlan<Config> plan;
+        Status status = ContextPlan<Config>::make(pieces.layout(), communicator.rank(), on, plan);
+        ContextPrefillArgs<Config> args{call.batch.forward(), &plan};
+        args.local.output = fails && aborts ? args.local.output.slice_tokens(0, 1) : args.local.output;
+        OwnWorkspace workspace(prefill_workspace_bytes(args, on));
+        status = prefill(args, communicator, workspace.view(), on);
+        if (!status.ok() || !backward_too) {
+          return status;
+        }
+        if (fails) {  // between the two passes
+          std::this_thread::sleep_for(std::chrono::milliseconds(4 * time_limit_ms));
+          return Status();
+        }
+        const ContextBackwardArgs<Config> gradients{call.batch.backward(), &plan};
+        OwnWorkspace more(backward_workspace_bytes(gradients, on));
+        return backward(gradients, communicator, more.view(), on);
+      },
+      time_limit_ms);
+}
+
+TEST_CASE_TEMPLATE("a rank that fails leaves nobody waiting", Config, Window, Convolution) {
+  // The first rank waits until its rows were read.
+  for (const bool backward_too : {false, true}) {
+    CAPTURE(backward_too);
+    const auto results = with_failing_rank<Config>(backward_too, false, 100);
+    CHECK(results[0].code() == StatusCode::device_error);
+    CHECK(results[0].message().find("has waited 100 ms for rank 1") != std::string_view::npos);
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const auto results = with_failing_rank<Config>(false, true, 60000);
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(30));
+  CHECK(results[1].code() == StatusCode::invalid_argument);
+  CHECK(results[0].message().find("has called abort") != std::string_view::npos);
 }
 
 TEST_CASE("a state whose halo would reach before the call is refused") {

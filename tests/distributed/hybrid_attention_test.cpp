@@ -105,6 +105,7 @@ struct Tensors {
   std::vector<Tensor<double>*> encoder_results() { return {&key_encoder_gradient, &value_encoder_gradient}; }
 };
 
+template <class C>
 void compare(const Pieces& pieces) {
   const auto offsets = pieces.offsets();
   const auto encoder_offsets = pieces.offsets(true);
@@ -136,7 +137,7 @@ void compare(const Pieces& pieces) {
     part.input = pieces.of_rank(given.input, r);
     part.output_gradient = pieces.of_rank(given.output_gradient, r);
   }
-  const auto results = run_ranks(pieces.ranks, [&](ThreadCommunicator& communicator) {
+  const auto results = run_ranks<C>(pieces.ranks, [&](C& communicator) {
     Tensors& part = parts[static_cast<std::size_t>(communicator.rank())];
     const Cpu on;
     ContextPlan<Convolution> convolution;
@@ -218,7 +219,8 @@ TEST_CASE("a stack with hybrid attention on ranks agrees with one device") {
            Pieces{2, {19, 17, 15, 16}, {4, 3, 2, 1}},
        }) {
     CAPTURE(pieces.ranks);
-    compare(pieces);
+    compare<ThreadCommunicator>(pieces);
+    compare<WorkFirst>(pieces);
   }
 }
 

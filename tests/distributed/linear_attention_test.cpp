@@ -150,8 +150,8 @@ Batch<Config> on_one_device(const Pieces& pieces, bool oracle = false) {
 }
 
 /// The same on ranks; states are those of the ranks that have a sequence's first and last tokens.
-template <class Config>
-Batch<Config> on_ranks(const Pieces& pieces) {
+template <class Config, class C = ThreadCommunicator, class On = Cpu<>>
+Batch<Config> on_ranks(const Pieces& pieces, const On& on = {}) {
   using Format = StateFormatOf<Config>;
   const Batch<Config> given(pieces);
   Batch<Config> whole(pieces);
@@ -168,19 +168,23 @@ Batch<Config> on_ranks(const Pieces& pieces) {
     Batch<Config>::fill(part.initial, 8);
     Batch<Config>::fill(part.final_gradient, 9);
   }
-  const auto results = run_ranks(pieces.ranks, [&](ThreadCommunicator& communicator) {
+  const auto results = run_ranks<C>(pieces.ranks, [&](C& communicator) {
     Batch<Config>& part = parts[static_cast<std::size_t>(communicator.rank())];
-    const Cpu on;
     ContextPlan<Config> plan;
-    Status status = ContextPlan<Config>::make(pieces.layout(), communicator.rank(), on, plan);
+    Status status = ContextPlan<Config>::make(pieces.layout(), communicator.rank(), on, plan, heads);
     if (!status.ok()) {
       return status;
     }
     const ContextPrefillArgs<Config> forward{part.forward(), &plan};
     OwnWorkspace workspace(prefill_workspace_bytes(forward, on));
-    status = prefill(forward, communicator, workspace.view(), on);
-    if (!status.ok()) {
-      return status;
+    int times = 0;
+    const auto meanwhile = [&] {
+      ++times;
+      return Status();
+    };
+    status = prefill(forward, meanwhile, communicator, workspace.view(), on);
+    if (!status.ok() || times != 1) {
+      return status.ok() ? Status::error(StatusCode::corrupt_data, "meanwhile was called %d times", times) : status;
     }
     const ContextBackwardArgs<Config> gradients{part.backward(), &plan};
     OwnWorkspace more(backward_workspace_bytes(gradients, on));
@@ -218,9 +222,8 @@ std::vector<typename Format::Scalar> numbers(StatePool<Format>& pool) {
 
 /// Largest relative error of all results; 0 only if all are equal.
 template <class Config>
-void compare(const Pieces& pieces, double bound, double gradient_bound) {
+void compare(const Pieces& pieces, Batch<Config> actual, double bound, double gradient_bound) {
   auto expected = on_one_device<Config>(pieces);
-  auto actual = on_ranks<Config>(pieces);
   CHECK(relative_error(actual.output.values, expected.output.values) <= bound);
   CHECK(relative_error(actual.denominators.values, expected.denominators.values) <= bound);
   CHECK(relative_error(numbers(actual.final_states), numbers(expected.final_states)) <= bound);
@@ -241,6 +244,11 @@ void compare(const Pieces& pieces, double bound, double gradient_bound) {
       CHECK(relative_error(of(actual), of(expected)) <= gradient_bound);
     }
   }
+}
+
+template <class Config>
+void compare(const Pieces& pieces, double bound, double gradient_bound) {
+  compare(pieces, on_ranks<Config>(pieces), bound, gradient_bound);
 }
 
 /// One sequence on 1, 2, 3 and 4 ranks, with an encoder region that reaches into the second rank; with and without a state.
@@ -297,6 +305,32 @@ TEST_CASE("so does the mask that reads all tokens") {
     CAPTURE(pieces.ranks);
     compare<Config>(pieces, 1e-13, 1e-12);
   }
+}
+
+TEST_CASE("a rank's device divides its pieces, and the sums of others are one each") {
+  using Config = Operator<double, PrefixMask, OccupancySplit<16>>;
+  FourWorkers workers;
+  const Cpu on(workers);
+  std::vector<Pieces> all = one_sequence();
+  for (const Pieces& pieces : packed()) {
+    all.push_back(pieces);
+  }
+  all.push_back({2, {1000, 700}, {600, 500}, {1}});
+  all.push_back({1, {900, 500}, {300, 0}, {1, 0}});  // without others
+  for (const Pieces& pieces : all) {
+    CAPTURE(pieces.ranks);
+    compare(pieces, on_ranks<Config>(pieces, on), 1e-13, 1e-12);
+    compare(pieces, on_ranks<Config, WorkFirst>(pieces, on), 1e-13, 1e-12);
+  }
+  // What is sent does not grow with the segments.
+  std::int64_t tokens[2] = {1000, 700};
+  ContextLayout layout;
+  layout.ranks = 2;
+  layout.tokens = tokens;
+  ContextPlan<Config> plan;
+  JRT_REQUIRE_OK(ContextPlan<Config>::make(layout, 0, on, plan, 1));
+  CHECK(plan.details().segments == 4);
+  CHECK(plan.exchanged_bytes(heads) == static_cast<std::int64_t>(StateGradientFormatOf<Config>::slot_bytes(heads)));
 }
 
 TEST_CASE("segments of fixed length give the same bits on any number of ranks") {

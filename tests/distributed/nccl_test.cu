@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 #include <nccl.h>
 
+#include <barrier>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <jrt/distributed/cuda.cuh>
 #include <jrt/distributed/nccl.cuh>
 #include <string>
@@ -63,7 +65,9 @@ constexpr std::int64_t heads = 2;
 struct Linear : PrefixLinearAttention<float, 16, 32> {
   using Split = LengthSplit<512>;
 };
+using LinearOfDevice = PrefixLinearAttention<float, 16, 32>;
 using Window = SlidingWindowAttention<float, 16, 31>;
+using Convolution = GatedConvolution<float, 3>;
 
 /// Rows [first, first + count) of host values on the device.
 DeviceCopy<float> rows(const std::vector<float>& all, std::int64_t dim, std::int64_t first, std::int64_t count) {
@@ -75,7 +79,7 @@ auto view(T* data, std::int64_t tokens, std::int64_t dim) {
   return view_bthd(data, {.tokens = tokens, .heads = heads, .dim = dim});
 }
 
-/// Outputs of a layout's tokens and, of linear attention, the gradients of keys. Without a communicator, on one GPU.
+/// Outputs of a rank's tokens and, of linear attention, the gradients of keys.
 struct Results {
   std::vector<float> output;
   std::vector<float> key_gradient;
@@ -92,9 +96,45 @@ struct Inputs {
   std::vector<float> output_gradient = random_tensor<float>({1, tokens, heads, 32}, 6).values;
 };
 
-/// Linear attention of a rank, forward and backward, then a window (whose values are the queries).
-template <class C>
-std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& communicator, const Cuda& on) {
+/// How a rank's calls run; `all_are_here()` returns when every rank has called it: memory comes and goes while no rank
+/// waits for another on its GPU, since the driver may want both to be idle.
+struct Way {
+  bool captured = false;
+  std::function<void()> all_are_here = [] {};
+};
+
+/// Enqueues, or captures and replays twice.
+template <class C, class Call>
+void enqueue(C& communicator, const Call& call, const Cuda& on, const Way& way) {
+  way.all_are_here();
+  JRT_REQUIRE_OK(call());
+  if constexpr (requires { communicator.await_ranks(std::chrono::seconds(60), on); }) {
+    JRT_REQUIRE_OK(communicator.await_ranks(std::chrono::seconds(60), on));
+  }
+  REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
+  way.all_are_here();
+  if (!way.captured) {
+    return;
+  }
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  REQUIRE(cudaStreamBeginCapture(on.stream(), cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+  JRT_REQUIRE_OK(call());
+  REQUIRE(cudaStreamEndCapture(on.stream(), &graph) == cudaSuccess);
+  REQUIRE(cudaGraphInstantiate(&replay, graph, 0) == cudaSuccess);
+  way.all_are_here();
+  for (int i = 0; i < 2; ++i) {
+    REQUIRE(cudaGraphLaunch(replay, on.stream()) == cudaSuccess);
+  }
+  REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
+  way.all_are_here();
+  cudaGraphExecDestroy(replay);
+  cudaGraphDestroy(graph);
+}
+
+/// A rank's linear attention, forward and backward.
+template <class Config, class C>
+Results run_linear(const Inputs& in, const ContextLayout& layout, C& communicator, const Cuda& on, const Way& way) {
   const int rank = communicator.rank();
   const std::int64_t first = layout.first_token(rank, 0);
   const std::int64_t count = layout.piece(rank, 0);
@@ -110,11 +150,11 @@ std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& 
   DeviceCopy<float> denominators(static_cast<std::size_t>(count * heads));
   DeviceCopy<float> key_gradient(static_cast<std::size_t>(count * heads * 16));
 
-  ContextPlan<Linear> plan;
-  JRT_REQUIRE_OK(ContextPlan<Linear>::make(layout, rank, on, plan));
+  ContextPlan<Config> plan;
+  JRT_REQUIRE_OK(ContextPlan<Config>::make(layout, rank, on, plan, heads));
   DeviceCopy<std::byte> indices(plan.index_bytes());
   JRT_REQUIRE_OK(plan.place(indices.data(), on));
-  ContextPrefillArgs<Linear> forward;
+  ContextPrefillArgs<Config> forward;
   forward.plan = &plan;
   forward.local.query = view(query.data(), count, 16);
   forward.local.key = view(key.data(), count, 16);
@@ -123,9 +163,15 @@ std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& 
   forward.local.value_encoder = view(value_encoder.data(), encoder, 32);
   forward.local.output = view(output.data(), count, 32);
   forward.local.denominators = view(denominators.data(), count, 1);
-  DeviceCopy<std::byte> workspace(prefill_workspace_bytes(forward, on));
-  JRT_REQUIRE_OK(prefill(forward, communicator, {workspace.data(), prefill_workspace_bytes(forward, on)}, on));
-  ContextBackwardArgs<Linear> gradients;
+  const std::size_t bytes = prefill_workspace_bytes(forward, on);
+  DeviceCopy<std::byte> workspace(bytes);
+  enqueue(
+      communicator,
+      [&] {
+        return prefill(forward, communicator, {workspace.data(), bytes}, on);
+      },
+      on, way);
+  ContextBackwardArgs<Config> gradients;
   gradients.plan = &plan;
   gradients.local.query = forward.local.query;
   gradients.local.key = forward.local.key;
@@ -136,71 +182,145 @@ std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& 
   gradients.local.denominators = forward.local.denominators;
   gradients.local.output_gradient = view(output_gradient.data(), count, 32);
   gradients.local.key_gradient = view(key_gradient.data(), count, 16);
-  DeviceCopy<std::byte> more(backward_workspace_bytes(gradients, on));
-  JRT_REQUIRE_OK(backward(gradients, communicator, {more.data(), backward_workspace_bytes(gradients, on)}, on));
-
-  ContextLayout no_encoder = layout;
-  no_encoder.encoder_tokens = nullptr;
-  ContextPlan<Window> window_plan;
-  JRT_REQUIRE_OK(ContextPlan<Window>::make(no_encoder, rank, on, window_plan));
-  DeviceCopy<std::byte> window_indices(window_plan.index_bytes());
-  JRT_REQUIRE_OK(window_plan.place(window_indices.data(), on));
-  DeviceCopy<float> window_output(static_cast<std::size_t>(count * heads * 16));
-  ContextPrefillArgs<Window> window;
-  window.plan = &window_plan;
-  window.local.query = forward.local.query;
-  window.local.key = forward.local.key;
-  window.local.value = forward.local.query;
-  window.local.output = view(window_output.data(), count, 16);
-  DeviceCopy<std::byte> window_workspace(prefill_workspace_bytes(window, on));
-  JRT_REQUIRE_OK(prefill(window, communicator, {window_workspace.data(), prefill_workspace_bytes(window, on)}, on));
-  if constexpr (requires { communicator.await_ranks(std::chrono::seconds(60), on); }) {
-    JRT_REQUIRE_OK(communicator.await_ranks(std::chrono::seconds(60), on));
-  }
-  REQUIRE(cudaStreamSynchronize(on.stream()) == cudaSuccess);
-  return {{output.values(), key_gradient.values()}, {window_output.values(), {}}};
+  const std::size_t more_bytes = backward_workspace_bytes(gradients, on);
+  DeviceCopy<std::byte> more(more_bytes);
+  enqueue(
+      communicator,
+      [&] {
+        return backward(gradients, communicator, {more.data(), more_bytes}, on);
+      },
+      on, way);
+  return {output.values(), key_gradient.values()};
 }
 
-TEST_CASE("two GPUs agree with one") {
-  if (devices() < 2) {
-    std::printf("skipped: %d CUDA device, but this test needs 2\n", devices());
-    return;
+/// A rank's window or convolution, whose values or gates are the queries.
+template <class Config, class C>
+Results run_halo(const Inputs& in, ContextLayout layout, C& communicator, const Cuda& on, const Way& way) {
+  layout.encoder_tokens = nullptr;
+  const int rank = communicator.rank();
+  const std::int64_t first = layout.first_token(rank, 0);
+  const std::int64_t count = layout.piece(rank, 0);
+  const auto query = rows(in.query, 16, first, count);
+  const auto key = rows(in.key, 16, first, count);
+  DeviceCopy<float> output(static_cast<std::size_t>(count * heads * 16));
+  const DeviceCopy<float> weight(random_tensor<float>({1, 1, 1, heads * 16 * 3}, 9).values);
+  ContextPlan<Config> plan;
+  JRT_REQUIRE_OK(ContextPlan<Config>::make(layout, rank, on, plan));
+  DeviceCopy<std::byte> indices(plan.index_bytes());
+  JRT_REQUIRE_OK(plan.place(indices.data(), on));
+  ContextPrefillArgs<Config> args;
+  args.plan = &plan;
+  if constexpr (WindowConfig<Config>) {
+    args.local.query = view(query.data(), count, 16);
+    args.local.key = view(key.data(), count, 16);
+    args.local.value = view(query.data(), count, 16);
+    args.local.output = view(output.data(), count, 16);
+  } else {
+    args.local.input = view_bthd(key.data(), {.tokens = count, .dim = heads * 16});
+    args.local.gate = view_bthd(query.data(), {.tokens = count, .dim = heads * 16});
+    args.local.output = view_bthd(output.data(), {.tokens = count, .dim = heads * 16});
+    args.local.weight = weight.data();
   }
-  const Inputs inputs;
-  const std::int64_t whole[] = {inputs.tokens};
-  const std::int64_t whole_encoder[] = {inputs.prefix};
-  Alone alone;
-  const auto expected = run_rank(inputs, ContextLayout{1, 1, whole, whole_encoder}, alone, Cuda{});
+  const std::size_t bytes = prefill_workspace_bytes(args, on);
+  DeviceCopy<std::byte> workspace(bytes);
+  enqueue(
+      communicator,
+      [&] {
+        return prefill(args, communicator, {workspace.data(), bytes}, on);
+      },
+      on, way);
+  return {output.values(), {}};
+}
 
-  const std::int64_t pieces[] = {2560, 1536};
-  const std::int64_t encoder[] = {1024, 1024};
-  ncclComm_t communicators[2];
-  REQUIRE(ncclCommInitAll(communicators, 2, nullptr) == ncclSuccess);
-  std::vector<Results> actual[2];
+/// Every mixer: linear attention with fixed segments and with those of the device, a window, a convolution.
+template <class C>
+std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& communicator, const Cuda& on,
+                              const Way& way) {
+  return {run_linear<Linear>(in, layout, communicator, on, way),
+          run_linear<LinearOfDevice>(in, layout, communicator, on, way),
+          run_halo<Window>(in, layout, communicator, on, way), run_halo<Convolution>(in, layout, communicator, on, way)};
+}
+
+/// Outputs of all ranks, one after the other.
+std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout, bool beside, bool captured) {
+  const int ranks = layout.ranks;
+  std::vector<ncclComm_t> communicators(static_cast<std::size_t>(ranks));
+  REQUIRE(ncclCommInitAll(communicators.data(), ranks, nullptr) == ncclSuccess);
+  std::vector<std::vector<Results>> of_ranks(static_cast<std::size_t>(ranks));
+  std::barrier<> all(ranks);
+  const Way way{captured, [&] { all.arrive_and_wait(); }};
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < 2; ++rank) {
+  for (int rank = 0; rank < ranks; ++rank) {
     threads.emplace_back([&, rank] {
       cudaSetDevice(rank);
       cudaStream_t stream = nullptr;
+      cudaStream_t other = nullptr;
       cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-      NcclCommunicator communicator(communicators[rank]);
-      actual[rank] = run_rank(inputs, ContextLayout{2, 1, pieces, encoder}, communicator, Cuda{stream});
+      cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+      {
+        SideStream side(other);
+        NcclCommunicator communicator(communicators[static_cast<std::size_t>(rank)], beside ? &side : nullptr);
+        of_ranks[static_cast<std::size_t>(rank)] = run_rank(inputs, layout, communicator, Cuda{stream}, way);
+      }
+      cudaStreamDestroy(other);
       cudaStreamDestroy(stream);
     });
   }
   for (std::thread& thread : threads) {
     thread.join();
   }
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    for (const auto member : {&Results::output, &Results::key_gradient}) {
-      auto joined = actual[0][i].*member;
-      joined.insert(joined.end(), (actual[1][i].*member).begin(), (actual[1][i].*member).end());
-      // The bits of linear attention are the same: segments are fixed. A window's first block has another place.
-      CHECK(relative_error(joined, expected[i].*member) <= (i == 0 ? 0 : 2e-6));
-    }
-  }
   for (ncclComm_t communicator : communicators) {
     ncclCommDestroy(communicator);
+  }
+  std::vector<Results> joined = of_ranks[0];
+  for (int rank = 1; rank < ranks; ++rank) {
+    for (std::size_t i = 0; i < joined.size(); ++i) {
+      const Results& part = of_ranks[static_cast<std::size_t>(rank)][i];
+      joined[i].output.insert(joined[i].output.end(), part.output.begin(), part.output.end());
+      joined[i].key_gradient.insert(joined[i].key_gradient.end(), part.key_gradient.begin(), part.key_gradient.end());
+    }
+  }
+  return joined;
+}
+
+TEST_CASE("several GPUs agree with one") {
+  const Inputs inputs;
+  const std::int64_t whole[] = {inputs.tokens};
+  const std::int64_t whole_encoder[] = {inputs.prefix};
+  Alone alone;
+  if (devices() < 2) {
+    std::printf("skipped: %d CUDA device, but this test needs 2\n", devices());
+    return;
+  }
+  const auto expected = run_rank(inputs, ContextLayout{1, 1, whole, whole_encoder}, alone, Cuda{}, Way{});
+  const std::int64_t two[] = {2560, 1536};
+  const std::int64_t two_encoder[] = {1024, 1024};
+  const std::int64_t four[] = {512, 1536, 0, 2048};
+  const std::int64_t four_encoder[] = {512, 512, 1024, 0};
+  for (const int ranks : {2, 4}) {
+    if (devices() < ranks) {
+      continue;
+    }
+    const ContextLayout layout{ranks, 1, ranks == 2 ? two : four, ranks == 2 ? two_encoder : four_encoder};
+    std::vector<Results> first;
+    for (const bool beside : {false, true}) {
+      for (const bool captured : {false, true}) {
+        CAPTURE(ranks);
+        CAPTURE(beside);
+        CAPTURE(captured);
+        const auto actual = run_group(inputs, layout, beside, captured);
+        first = first.empty() ? actual : first;
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+          CAPTURE(i);
+          // The bits of linear attention with fixed segments are the same, and those of a convolution's outputs.
+          const bool same_bits = i == 0 || i == 3;
+          CHECK(relative_error(actual[i].output, expected[i].output) <= (same_bits ? 0 : 2e-6));
+          CHECK(relative_error(actual[i].key_gradient, expected[i].key_gradient) <= (i == 0 ? 0 : 5e-6));
+          CHECK(actual[i].output == first[i].output);  // from call to call, whatever the stream
+          CHECK(actual[i].key_gradient == first[i].key_gradient);
+        }
+      }
+    }
   }
 }
 

@@ -89,8 +89,31 @@ struct Pieces {
   }
 };
 
+/// Does what may run beside an exchange before it, where `ThreadCommunicator` does it after: neither may need the other.
+class WorkFirst : public ThreadCommunicator {
+ public:
+  using ThreadCommunicator::ThreadCommunicator;
+
+  template <class Execution, class Transfers, class Work>
+  Status overlap(const Execution& on, const Transfers& transfers, const Work& work) {
+    const Status status = work(on);
+    return status.ok() ? transfers(on) : status;
+  }
+};
+
+/// Says that it has four workers: pieces are divided as for a larger device. Runs tasks one after the other.
+struct FourWorkers {
+  static constexpr int concurrency() { return 4; }
+  template <class Function>
+  void run(std::int64_t tasks, const Function& function) const {
+    for (std::int64_t task = 0; task < tasks; ++task) {
+      function(task, static_cast<int>(task % 4));
+    }
+  }
+};
+
 /// Runs `rank_function(communicator)` in a thread for each rank and returns their results.
-template <class Function>
+template <class C = ThreadCommunicator, class Function>
 std::vector<Status> run_ranks(int ranks, const Function& rank_function, int time_limit_ms = 20000) {
   std::unique_ptr<ThreadGroup> group;
   JRT_REQUIRE_OK(ThreadGroup::make(ranks, std::chrono::milliseconds(time_limit_ms), group));
@@ -98,7 +121,7 @@ std::vector<Status> run_ranks(int ranks, const Function& rank_function, int time
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) {
     threads.emplace_back([&, rank] {
-      ThreadCommunicator communicator(*group, rank);
+      C communicator(*group, rank);
       Status status = rank_function(communicator);
       if (!status.ok()) {
         communicator.abort();

@@ -35,6 +35,16 @@ printed=$("$program" "$model" --tokens-file "$folder/marked" --generate 12 --tem
 [ "$printed" = "$expected" ] || { echo "wrong tokens (temperature 0): $printed"; failed=1; }
 "$program" --help | grep -q "0: the likeliest token" || { echo "--help does not say what a temperature of 0 is"; failed=1; }
 
+# A long prompt on several ranks, read once and twice.
+long=$(python3 -c 'print(*(i * i % 89 for i in range(1500)))')
+for reads in 1 2; do
+  of_one=$("$program" "$model" --tokens "$long" --query 3,4 --prefix 700 --read-twice $reads --generate 8 --type float64)
+  for ranks in 2 3; do
+    printed=$("$program" "$model" --tokens "$long" --query 3,4 --prefix 700 --read-twice $reads --generate 8 --type float64 --ranks $ranks)
+    [ "$printed" = "$of_one" ] || { echo "wrong tokens ($ranks ranks): $printed"; failed=1; }
+  done
+done
+
 # All that JSON has.
 "$program" "$model" --tokens "1 2 3" --generate 3 --json | python3 -c '
 import json, sys

@@ -33,6 +33,10 @@ struct IncomingBytes {
 ///             those that wait and later ones, end with an error.
 /// Guarantees: transfers are ordered with the work of `on`: they read what was enqueued (or computed) before, and what
 ///             follows reads what arrived. A failure is a Status; nothing throws.
+/// Optional:   `overlap(on, transfers, work)`: the Status of `transfers(beside)` and `work(on)`, both called once, where
+///             `beside` is an execution argument of the same type whose work runs beside that of `on`: what either does
+///             comes after what `on` did before, and what follows on `on` comes after both. Without it, a call does one
+///             after the other. A failure of `transfers` leaves `work` out.
 /// Tested by:  tests/distributed/
 template <class C, class Execution>
 concept Communicator = requires(C& communicator, const void* send, void* receive, std::size_t bytes,
@@ -44,5 +48,20 @@ concept Communicator = requires(C& communicator, const void* send, void* receive
   { communicator.exchange(outgoing, incoming, on) } -> std::same_as<Status>;
   communicator.abort();
 };
+
+namespace detail {
+
+/// `transfers(execution)`, which may wait for other ranks, and `work(on)`, which needs nothing of it, nor it of that.
+template <class C, class Execution, class Transfers, class Work>
+Status overlapped(C& communicator, const Execution& on, const Transfers& transfers, const Work& work) {
+  if constexpr (requires { communicator.overlap(on, transfers, work); }) {
+    return communicator.overlap(on, transfers, work);
+  } else {
+    const Status status = transfers(on);
+    return status.ok() ? work(on) : status;
+  }
+}
+
+}  // namespace detail
 
 }  // namespace jrt

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "jrt/detail/backend.hpp"
 #include "jrt/distributed/communicator.hpp"
@@ -72,7 +73,21 @@ template <class Config, class Execution>
 template <class Config, class C, class Execution>
 requires Communicator<C, Execution> Status prefill(const ContextPrefillArgs<Config>& args, C& communicator,
                                                    const Workspace& workspace, const Execution& on) {
-  return detail::ContextMixer<Config, Execution>::run(args, communicator, workspace, on);
+  return detail::ContextMixer<Config, Execution>::run(
+      args, [] { return Status(); }, communicator, workspace, on);
+}
+
+/// The same with work of the caller's, which hides the exchange if the communicator overlaps transfers (`SideStream`): the
+/// function `meanwhile()` returns a Status and enqueues on the stream of `on`, after what is to be exchanged has been
+/// computed. Of linear attention it may compute `query` (and the keys, values and gates of nothing in this call): the
+/// exchange needs keys and values alone. Of a window or a convolution it may compute nothing that the call reads: their
+/// outputs are computed beside the exchange anyhow. It is called once, whether this rank has tokens or not, unless the call
+/// has failed before.
+template <class Config, class Meanwhile, class C, class Execution>
+requires Communicator<C, Execution> && std::is_invocable_r_v<Status, const Meanwhile&> Status
+prefill(const ContextPrefillArgs<Config>& args, const Meanwhile& meanwhile, C& communicator, const Workspace& workspace,
+        const Execution& on) {
+  return detail::ContextMixer<Config, Execution>::run(args, meanwhile, communicator, workspace, on);
 }
 
 /// Bytes of workspace that a context-parallel `backward` needs on this rank.

@@ -64,6 +64,13 @@ class ContextPlan<Config> {
   [[nodiscard]] int rank() const { return plan_.halo.rank; }
   [[nodiscard]] int ranks() const { return plan_.halo.ranks; }
 
+  /// Bytes of states that each rank sends to all others in a prefill, for `heads` key/value heads; and rows of keys and
+  /// values that this rank receives.
+  [[nodiscard]] std::int64_t exchanged_bytes(std::int64_t heads) const {
+    return plan_.linear.gathered * StateGradientFormatOf<typename Config::Linear>::slot_bytes(heads);
+  }
+  [[nodiscard]] std::int64_t received_rows() const { return plan_.halo.incoming_rows; }
+
   /// What operations read.
   [[nodiscard]] const detail::HybridPlan& details() const { return plan_; }
 

@@ -32,10 +32,12 @@ template <AttentionConfig Config>
 class ContextPlan<Config> {
  public:
   /// Makes `plan` that of `rank` for a layout. Allocates host memory; on failure (`invalid_argument`, `out_of_memory`)
-  /// `plan` must not be used.
+  /// `plan` must not be used. `heads` are the key/value heads of calls, from which, with the workers of `on`, the Split
+  /// policy says how a piece is divided; calls with other heads are right, but may use the device less well.
   template <class Execution>
-  static Status make(const ContextLayout& layout, int rank, const Execution& /*on*/, ContextPlan& plan) {
-    return plan.plan_.make(layout, rank, detail::segment_rule<Config, Execution>());
+  static Status make(const ContextLayout& layout, int rank, const Execution& on, ContextPlan& plan,
+                     std::int64_t heads = 16) {
+    return plan.plan_.make(layout, rank, detail::segment_rule<Config>(on, heads));
   }
 
   /// Copies the plan's indices into `index_bytes()` bytes of memory that the device of `on` reads, aligned to 4 bytes,
@@ -70,8 +72,8 @@ class ContextPlan<Config> {
 /// `pieces[rank]`, which is a layout's `tokens` for one sequence. Where the split depends on more than tokens, like
 /// `divide_tokens`.
 template <AttentionConfig Config, class Execution>
-void divide_at_segments(std::int64_t tokens, int ranks, const Execution& /*on*/, std::int64_t* pieces) {
-  const detail::SegmentRule rule = detail::segment_rule<Config, Execution>();
+void divide_at_segments(std::int64_t tokens, int ranks, const Execution& on, std::int64_t* pieces) {
+  const detail::SegmentRule rule = detail::segment_rule<Config>(on, 1);
   if (rule.segments == nullptr) {
     divide_tokens(tokens, ranks, rule.chunk, pieces);
     return;

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "jrt/distributed/communicator.hpp"
+#include "jrt/distributed/side_stream.cuh"
 #include "jrt/execution/cuda.cuh"
 #include "jrt/status.hpp"
 
@@ -21,16 +22,21 @@ namespace jrt {
 /// Calls enqueue their transfers on the execution's stream and return; they can be captured in a CUDA graph. A rank that
 /// does not make its call leaves the streams of the others waiting: `await_ranks` waits with a time limit, then aborts.
 ///
+/// With a `SideStream`, calls run their transfers on it, beside the work of the execution's stream that does not need them.
+///
 /// The library needs no NVLink multicast; where a machine's driver does not allow it, set NCCL_NVLS_ENABLE=0.
 class NcclCommunicator {
  public:
-  explicit NcclCommunicator(ncclComm_t communicator) : communicator_(communicator) {
+  explicit NcclCommunicator(ncclComm_t communicator, SideStream* side = nullptr)
+      : communicator_(communicator), side_(side) {
     error_ = ncclCommUserRank(communicator, &rank_);
     if (error_ == ncclSuccess) {
       error_ = ncclCommCount(communicator, &size_);
     }
   }
 
+  /// The caller's.
+  [[nodiscard]] ncclComm_t get() const { return communicator_; }
   [[nodiscard]] int rank() const { return rank_; }
   [[nodiscard]] int size() const { return size_; }
 
@@ -53,6 +59,23 @@ class NcclCommunicator {
     }
     keep_first(result, ncclGroupEnd());
     return status("exchange", result);
+  }
+
+  /// Runs `transfers` on the side stream, if there is one, and `work` on that of `on`, which then waits for both.
+  template <class Transfers, class Work>
+  Status overlap(const Cuda& on, const Transfers& transfers, const Work& work) {
+    if (side_ == nullptr) {
+      const Status alone = transfers(on);
+      return alone.ok() ? work(on) : alone;
+    }
+    Status status = side_->fork(on);
+    if (status.ok()) {
+      status = transfers(side_->execution());
+      const Status worked = status.ok() ? work(on) : Status();
+      const Status joined = side_->join(on);  // in any case: a capture must not end with a stream apart
+      status = !status.ok() ? status : !worked.ok() ? worked : joined;
+    }
+    return status;
   }
 
   /// Ends what is in flight on this rank's stream, by ncclCommAbort, which frees the communicator: the caller must not
@@ -107,6 +130,7 @@ class NcclCommunicator {
   }
 
   ncclComm_t communicator_;
+  SideStream* side_ = nullptr;
   ncclResult_t error_ = ncclSuccess;
   int rank_ = 0;
   int size_ = 0;

@@ -11,9 +11,10 @@
 #include "jrt/mixer/window_attention.hpp"
 
 /// Context-parallel window attention. A rank gets the L+1 keys and values before each of its pieces that begins inside a
-/// sequence, from the rank before it or, where that has fewer, from several; it makes a cache of them and prefills from
-/// there, so that states are those of the whole sequence, too. A backward pass exchanges the same rows, and sends back
-/// their gradients, which the ranks that have these tokens add to theirs (in 16 bits rounded once more).
+/// sequence, from the rank before it or, where that has fewer, from several, and makes a cache of them; beside that it
+/// prefills all its tokens, and then once more the first L of such a piece, from the cache. States are those of the whole
+/// sequence, too. A backward pass exchanges the same rows, and sends back their gradients, which the ranks that have these
+/// tokens add to theirs (in 16 bits rounded once more).
 ///
 /// Exchanged: (L+1) · Hkv · (d + dv) elements for each sequence that two ranks share. Results agree with those of one
 /// device within the bounds of "Accuracy".

@@ -17,7 +17,7 @@
 
 namespace jrt::detail {
 
-/// The inputs before a rank's pieces, and the states that they leave.
+/// The inputs before a rank's pieces, and the states that they leave, of halo i in slot i.
 template <class Config, class Execution>
 class CarriedInputs {
  public:
@@ -33,28 +33,23 @@ class CarriedInputs {
   void take(Arena& arena) {
     exchange_.take(arena);
     const std::int64_t channels = local_.first.dim;
-    states_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * channels * Format::head_elements),
-                                plan_.pieces, channels);
+    states_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.halos * channels * Format::head_elements),
+                                plan_.halos, channels);
     halos_ = packed_rows(arena.take<Element>(plan_.halo_rows * channels), plan_.halo_rows, local_);
     output_ = view_bthd(arena.take<Element>(plan_.halo_rows * channels), {.tokens = plan_.halo_rows, .dim = channels});
+    workspace_.bytes = plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_);
+    workspace_.data = arena.take<std::byte>(static_cast<std::int64_t>(workspace_.bytes));
   }
-  [[nodiscard]] std::size_t inner_bytes() const { return plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_); }
 
   [[nodiscard]] const StatePoolView<Format>& states() const { return states_; }
   [[nodiscard]] const RowTensors<Element>& halos() const { return halos_; }
   [[nodiscard]] const HaloExchange<Element, Execution>& exchange() const { return exchange_; }
 
+  /// Called by all ranks.
   template <class C>
-  Status receive(const StateSlots<Format>& initial, C& communicator, const Workspace& workspace) const {
-    Status status = exchange_.halos(local_, halos_, communicator);
-    if (!status.ok() || plan_.pieces == 0) {
-      return status;
-    }
-    status = clear_states(StateSlots<Format>{states_}, plan_.pieces, on_);
-    if (status.ok() && plan_.reads_initial_state) {
-      status = copy_states(initial, StateSlots<Format>{states_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
-    }
-    return status.ok() && plan_.halos > 0 ? prefill(halo_args(), workspace, on_) : status;
+  Status receive(C& communicator, const Execution& on) const {
+    const Status status = exchange_.halos(local_, halos_, communicator, on);
+    return status.ok() && plan_.halos > 0 ? prefill(halo_args(), workspace_, on) : status;
   }
 
  private:
@@ -65,7 +60,7 @@ class CarriedInputs {
     args.weight = weight_;
     args.bias = bias_;
     args.sequences = halo_sequences(plan_, halo_offsets);
-    args.final_state = {states_, plan_.arrays[halo_pieces]};
+    args.final_state = {states_};
     return args;
   }
 
@@ -78,12 +73,16 @@ class CarriedInputs {
   StatePoolView<Format> states_;
   RowTensors<Element> halos_;
   TensorView<Element> output_;
+  Workspace workspace_;
 };
 
+/// All pieces at once, beside the exchange, without the inputs of other ranks; then, of pieces that begin inside a
+/// sequence, the first K−1 tokens once more, which are all that these inputs enter.
 template <class Config, class Execution>
 class ConvolutionContextPrefill {
  public:
   using Format = StateFormatOf<Config>;
+  using Slots = StateSlots<Format>;
 
   ConvolutionContextPrefill(const ContextPrefillArgs<Config>& args, const Execution& on)
       : local_(args.local),
@@ -103,32 +102,73 @@ class ConvolutionContextPrefill {
 
   void take(Arena& arena) {
     carried_.take(arena);
-    inner_.bytes = carried_.inner_bytes();
+    const std::int64_t channels = local_.input.dim;
+    states_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * channels * Format::head_elements),
+                                plan_.pieces, channels);
     if (plan_.pieces > 0) {
-      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(prefill_args(), on_));
+      inner_.bytes = prefill_workspace_bytes(prefill_args(), on_);
+    }
+    for (std::int64_t i = 0; i < plan_.halos; ++i) {
+      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(edge_args(i), on_));
     }
     inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
   }
 
-  template <class C>
-  Status run(C& communicator) {
-    Status status = carried_.receive(local_.initial_state, communicator, inner_);
-    if (!status.ok() || plan_.pieces == 0) {
+  template <class C, class Meanwhile>
+  Status run(C& communicator, const Meanwhile& meanwhile) {
+    Status status = overlapped(
+        communicator, on_, [&](const Execution& beside) { return carried_.receive(communicator, beside); },
+        [&](const Execution&) {
+          const Status of_pieces = plan_.pieces > 0 ? prefill_pieces() : Status();
+          return of_pieces.ok() ? meanwhile() : of_pieces;
+        });
+    for (std::int64_t i = 0; status.ok() && i < plan_.halos; ++i) {
+      if (plan_.edge(i).tokens > 0) {
+        status = prefill(edge_args(i), inner_, on_);
+      }
+    }
+    if (local_.final_state.empty() || plan_.pieces == 0) {
       return status;
     }
-    status = prefill(prefill_args(), inner_, on_);
-    if (status.ok() && !local_.final_state.empty()) {
-      status = copy_states(StateSlots<Format>{carried_.states(), plan_.arrays[final_pieces]}, local_.final_state,
-                           plan_.sequences, on_);
+    if (status.ok() && plan_.halos > 0) {
+      status = copy_states(Slots{carried_.states()}, Slots{states_, plan_.arrays[short_pieces]}, plan_.halos, on_);
     }
-    return status;
+    return status.ok() ? copy_states(Slots{states_, plan_.arrays[final_pieces]}, local_.final_state, plan_.sequences, on_)
+                       : status;
   }
 
  private:
+  Status prefill_pieces() const {
+    Status status = clear_states(Slots{states_}, plan_.pieces, on_);
+    if (status.ok() && plan_.reads_initial_state) {
+      status = copy_states(local_.initial_state, Slots{states_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
+    }
+    return status.ok() ? prefill(prefill_args(), inner_, on_) : status;
+  }
+
   [[nodiscard]] PrefillArgs<Config> prefill_args() const {
     PrefillArgs<Config> args = local_;
     args.sequences = piece_sequences(plan_);
+    args.initial_state = {states_};
+    args.final_state = {};
+    if (!local_.final_state.empty()) {
+      args.final_state = args.initial_state;
+    }
+    return args;
+  }
+  /// The first tokens of the piece after halo `i`.
+  [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i) const {
+    const HaloPlan::Edge edge = plan_.edge(i);
+    const auto part = [&](const auto& view) {
+      return view.data == nullptr ? view : view.slice_tokens(edge.first, edge.tokens);
+    };
+    PrefillArgs<Config> args = local_;
+    args.input = part(local_.input);
+    args.gate = part(local_.gate);
+    args.output = part(local_.output);
     args.initial_state = {carried_.states()};
+    args.initial_state.pool.data = carried_.states().head(i, 0);
+    args.initial_state.pool.slots = 1;
     args.final_state = {};
     if (!local_.final_state.empty()) {
       args.final_state = args.initial_state;
@@ -140,6 +180,7 @@ class ConvolutionContextPrefill {
   const HaloPlan& plan_;
   const Execution& on_;
   CarriedInputs<Config, Execution> carried_;
+  StatePoolView<Format> states_;
   Workspace inner_;
 };
 
@@ -150,6 +191,8 @@ template <class Config, class Execution>
 class ConvolutionContextBackward {
  public:
   using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  using Slots = StateSlots<Format>;
   using GradientFormat = ConvolutionGradientFormatOf<Config>;
   using Gradients = StateSlots<GradientFormat>;
 
@@ -173,6 +216,8 @@ class ConvolutionContextBackward {
   void take(Arena& arena) {
     carried_.take(arena);
     const std::int64_t channels = local_.input.dim;
+    states_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * channels * Format::head_elements),
+                                plan_.pieces, channels);
     using Scalar = typename GradientFormat::Scalar;
     gradients_ = view_pool<GradientFormat>(
         arena.take<Scalar>((plan_.pieces + 1) * channels * GradientFormat::head_elements), plan_.pieces + 1, channels);
@@ -185,9 +230,8 @@ class ConvolutionContextBackward {
     if (local_.gate.data != nullptr) {
       gate_ = rows();
     }
-    inner_.bytes = carried_.inner_bytes();
     if (plan_.pieces > 0) {
-      inner_.bytes = larger(inner_.bytes, backward_workspace_bytes(piece_args(), on_));
+      inner_.bytes = backward_workspace_bytes(piece_args(), on_);
     }
     if (plan_.halos > 0) {
       inner_.bytes = larger(inner_.bytes, backward_workspace_bytes(edge_args(), on_));
@@ -197,14 +241,20 @@ class ConvolutionContextBackward {
 
   template <class C>
   Status run(C& communicator) {
-    Status status = carried_.receive(local_.initial_state, communicator, inner_);
+    Status status = overlapped(
+        communicator, on_, [&](const Execution& beside) { return carried_.receive(communicator, beside); },
+        [&](const Execution&) { return plan_.pieces > 0 ? clear_pieces() : Status(); });
     const auto then = [&](const auto& step) {
       if (status.ok()) {
         status = step();
       }
     };
     if (plan_.pieces > 0) {
-      then([&] { return clear_states(Gradients{gradients_}, plan_.pieces + 1, on_); });
+      if (plan_.halos > 0) {
+        then([&] {
+          return copy_states(Slots{carried_.states()}, Slots{states_, plan_.arrays[halo_pieces]}, plan_.halos, on_);
+        });
+      }
       if (!local_.final_state_gradient.empty()) {
         then([&] {
           return copy_states(local_.final_state_gradient, Gradients{gradients_, plan_.arrays[ending_pieces]},
@@ -235,10 +285,18 @@ class ConvolutionContextBackward {
  private:
   using Backend = ContextBackend<Execution>;
 
+  Status clear_pieces() const {
+    Status status = clear_states(Slots{states_}, plan_.pieces, on_);
+    if (status.ok() && plan_.reads_initial_state) {
+      status = copy_states(local_.initial_state, Slots{states_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
+    }
+    return status.ok() ? clear_states(Gradients{gradients_}, plan_.pieces + 1, on_) : status;
+  }
+
   [[nodiscard]] BackwardArgs<Config> piece_args() const {
     BackwardArgs<Config> args = local_;
     args.sequences = piece_sequences(plan_);
-    args.initial_state = {carried_.states()};
+    args.initial_state = {states_};
     args.final_state_gradient = {gradients_};
     args.initial_state_gradient = {};
     if (!local_.initial_state_gradient.empty()) {
@@ -313,6 +371,7 @@ class ConvolutionContextBackward {
   const HaloPlan& plan_;
   const Execution& on_;
   CarriedInputs<Config, Execution> carried_;
+  StatePoolView<Format> states_;
   StatePoolView<GradientFormat> gradients_;
   TensorView<Element> input_;
   TensorView<Element> gate_;

@@ -80,17 +80,18 @@ class HaloExchange {
 
   /// The halos of this rank's pieces: `halos` has `plan.halo_rows` rows.
   template <class C>
-  Status halos(const RowTensors<const Element>& local, const RowTensors<Element>& halos, C& communicator) const {
+  Status halos(const RowTensors<const Element>& local, const RowTensors<Element>& halos, C& communicator,
+               const Execution& on) const {
     const auto sent = packed_rows(outgoing_, plan_.outgoing_rows, like_);
     const auto received = packed_rows(incoming_, plan_.incoming_rows, like_);
     Status status = for_copies(outgoing_copies, [&](const HaloPlan::Copy& copy) {
-      return copy_rows(local.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on_);
+      return copy_rows(local.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on);
     });
     if (status.ok()) {
-      status = exchange(outgoing_copies, outgoing_, incoming_copies, incoming_, communicator);
+      status = exchange(outgoing_copies, outgoing_, incoming_copies, incoming_, communicator, on);
     }
     return !status.ok() ? status : for_copies(incoming_copies, [&](const HaloPlan::Copy& copy) {
-      return copy_rows(as_input(received).slice(copy.block_row, copy.rows), halos.slice(copy.first, copy.rows), on_);
+      return copy_rows(as_input(received).slice(copy.block_row, copy.rows), halos.slice(copy.first, copy.rows), on);
     });
   }
 
@@ -103,7 +104,7 @@ class HaloExchange {
       return copy_rows(halos.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on_);
     });
     if (status.ok()) {
-      status = exchange(incoming_copies, incoming_, outgoing_copies, outgoing_, communicator);
+      status = exchange(incoming_copies, incoming_, outgoing_copies, outgoing_, communicator, on_);
     }
     return !status.ok() ? status : for_copies(outgoing_copies, [&](const HaloPlan::Copy& copy) {
       return add_rows(as_input(received).slice(copy.block_row, copy.rows), local.slice(copy.first, copy.rows), on_);
@@ -138,7 +139,8 @@ class HaloExchange {
   }
 
   template <class C>
-  Status exchange(HaloArray send_list, Element* send, HaloArray receive_list, Element* receive, C& communicator) const {
+  Status exchange(HaloArray send_list, Element* send, HaloArray receive_list, Element* receive, C& communicator,
+                  const Execution& on) const {
     OutgoingBytes outgoing[HaloPlan::max_peers];
     IncomingBytes incoming[HaloPlan::max_peers];
     const std::int64_t row = like_.row_elements();
@@ -153,7 +155,7 @@ class HaloExchange {
       return {};
     }
     return communicator.exchange(std::span<const OutgoingBytes>(outgoing, static_cast<std::size_t>(sends)),
-                                 std::span<const IncomingBytes>(incoming, static_cast<std::size_t>(receives)), on_);
+                                 std::span<const IncomingBytes>(incoming, static_cast<std::size_t>(receives)), on);
   }
 
   const HaloPlan& plan_;

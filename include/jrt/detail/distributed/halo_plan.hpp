@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "jrt/detail/distributed/index_arrays.hpp"
 #include "jrt/detail/integer.hpp"
@@ -19,8 +20,10 @@ enum HaloArray {
   halo_offsets,       // [halos + 1] in the rows of all halos
   halo_pieces,        // [halos] piece that a halo precedes
   halo_counts,        // [halos][2] tokens of the sequence before the halo, in halves
+  piece_counts,       // [halos][2] likewise before its piece
   edge_offsets,       // [halos + 1] in the rows of all edges: a halo, then the first tokens of its piece
   edge_final_pieces,  // [halos] piece, if the edge has all of it; else `pieces`
+  short_pieces,       // [halos] likewise; else -1
   extended_offsets,   // [pieces + 1] in the rows of all pieces, each after its halo
   ending_pieces,      // [sequences] piece that ends its sequence
   // In host memory:
@@ -178,9 +181,12 @@ class HaloPlan {
         const std::int64_t edge = smaller(reach, piece.size());
         const std::int64_t before = (layout.continues(g) ? layout.first_position(g) : 0) + piece.begin - halo;
         writer.push(halo_pieces, pieces);
-        writer.push(halo_counts, static_cast<std::int32_t>(before & 0xffffffff));
-        writer.push(halo_counts, before >> 32);
+        for (const auto& [list, count] : {std::pair{halo_counts, before}, std::pair{piece_counts, before + halo}}) {
+          writer.push(list, static_cast<std::int32_t>(count & 0xffffffff));
+          writer.push(list, count >> 32);
+        }
         writer.push(edge_final_pieces, edge == piece.size() ? pieces : all_pieces);
+        writer.push(short_pieces, edge == piece.size() ? pieces : -1);
         writer.push(edges, tokens);
         writer.push(edges, halo);
         writer.push(edges, edge);

@@ -78,23 +78,26 @@ class HybridContextPrefill {
     const std::int64_t pieces = plan_.halo.pieces;
     states_ = view_pool<Format>(arena.take<typename Format::Scalar>(pieces * local_.key.heads * Format::head_elements),
                                 pieces, local_.key.heads);
-    inner_.bytes = larger(sums_.inner_bytes(), rings_.inner_bytes());
+    inner_.bytes = sums_.inner_bytes();
     if (pieces > 0) {
       inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(prefill_args(), on_));
     }
     inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
   }
 
-  template <class C>
-  Status run(C& communicator) {
+  template <class C, class Meanwhile>
+  Status run(C& communicator, const Meanwhile& meanwhile) {
     const auto initial = Parts::template linear_slots<typename Parts::LinearPart>(local_.initial_state);
-    Status status = rings_.receive_halos(communicator);
+    Status status = overlapped(
+        communicator, on_, [&](const Execution& beside) { return rings_.receive(communicator, beside); },
+        [&](const Execution&) { return sums_.make_sums(initial, inner_); });
     const auto then = [&](const auto& step) {
       if (status.ok()) {
         status = step();
       }
     };
-    then([&] { return sums_.make_starts(initial, communicator, inner_); });
+    then([&] { return sums_.exchange_sums(communicator, meanwhile); });
+    then([&] { return sums_.make_starts(); });
     if (plan_.halo.pieces == 0) {
       return status;
     }
@@ -107,8 +110,6 @@ class HybridContextPrefill {
     }
     then([&] { return place_sums(); });
     if (plan_.halo.halos > 0) {
-      then([&] { return clear_states(StateSlots<RingFormat>{rings_.rings()}, plan_.halo.pieces, on_); });
-      then([&] { return rings_.read_halos(inner_); });
       then([&] { return place_rings(); });
     }
     then([&] { return prefill(prefill_args(), inner_, on_); });
@@ -135,7 +136,7 @@ class HybridContextPrefill {
     for (std::int64_t i = 0; status.ok() && i < plan_.halo.halos; ++i) {
       const std::int64_t piece = plan_.halo.arrays.host(halo_pieces)[i];
       status = ContextBackend<Execution>::copy_blocks(
-          rings_.rings().head(piece, 0), ring_bytes,
+          rings_.rings().head(i, 0), ring_bytes,
           reinterpret_cast<std::byte*>(states_.head(piece, 0)) + Format::window_offset_bytes, Format::head_bytes,
           ring_bytes, heads, on_);
     }

@@ -118,8 +118,16 @@ class HybridContextBackward {
       window_pass.take(arena);
       return window_pass.run(communicator);
     });
-    then([&] { return exchange_.halos(RowTensors<const Element>{local_.key, local_.value}, halos_, communicator); });
-    then([&] { return states_.make_starts(Slots(), communicator, inner_); });
+    then([&] {
+      return overlapped(
+          communicator, on_,
+          [&](const Execution& beside) {
+            return exchange_.halos(RowTensors<const Element>{local_.key, local_.value}, halos_, communicator, beside);
+          },
+          [&](const Execution&) { return states_.make_sums(Slots(), inner_); });
+    });
+    then([&] { return states_.exchange_sums(communicator, [] { return Status(); }); });
+    then([&] { return states_.make_starts(); });
     if (plan_.halo.pieces > 0) {
       then([&] { return fill_extended(); });
       if (reverse.sum_slots_back() > 0) {
@@ -127,7 +135,7 @@ class HybridContextBackward {
         then([&] { return backward(sum_args(), inner_, on_); });
       }
     }
-    then([&] { return states_.gather(sums_, reverse.gathered_back, communicator); });
+    then([&] { return states_.gather(sums_, reverse.gathered_back, communicator, on_); });
     if (reverse.scans > 0) {
       then([&] {
         const StateScan scan{reverse.arrays[reverse_scans], reverse.arrays[reverse_codes], reverse.scans};

@@ -37,6 +37,10 @@ inline constexpr bool keeps_segments = [] {
   }
 }();
 
+/// Whether a rank's pieces are divided into segments by its own device, and ranks exchange the pieces' sums.
+template <class Config>
+inline constexpr bool divides_pieces = !keeps_segments<Config> && !Config::Mask::reads_future;
+
 /// An operator whose states have the type of sums.
 template <class Config>
 struct StatesOfSums : Config {
@@ -46,18 +50,26 @@ struct StatesOfSums : Config {
 /// The operator of segments: likewise.
 template <class Config>
 struct SegmentOperator : StatesOfSums<Config> {
-  using Split = std::conditional_t<keeps_segments<Config>, NoSplit, typename Config::Split>;
+  using Split = std::conditional_t<Config::Mask::reads_future, typename Config::Split, NoSplit>;
 };
 template <class Config>
 using SegmentConfig =
-    std::conditional_t<!keeps_segments<Config> && std::is_same_v<typename Config::StateScalar, ConfigCompute<Config>>,
+    std::conditional_t<Config::Mask::reads_future && std::is_same_v<typename Config::StateScalar, ConfigCompute<Config>>,
                        Config, SegmentOperator<Config>>;
 
 template <class Config, class Execution>
-SegmentRule segment_rule() {
+SegmentRule segment_rule(const Execution& on, std::int64_t heads) {
   SegmentRule rule;
   if constexpr (keeps_segments<Config>) {
     rule.segments = [](std::int64_t tokens) { return Config::Split::segments(tokens, 1, 1); };
+  }
+  if constexpr (divides_pieces<Config>) {
+    rule.of_piece = [](std::int64_t tokens, std::int64_t heads_in_batch, std::int64_t workers) {
+      return Config::Split::segments(tokens, heads_in_batch, workers);
+    };
+    rule.heads = heads;
+    rule.workers = ContextBackend<Execution>::segment_workers(on);
+    rule.min_segments = ContextBackend<Execution>::min_segments;
   }
   rule.chunk = ContextBackend<Execution>::template segment_chunk<Config>;
   rule.reads_future = Config::Mask::reads_future;
@@ -130,9 +142,9 @@ class LinearContextStates {
     return sequences;
   }
 
-  /// Makes the states that segments of divided sequences start from; those of others are empty.
-  template <class InitialFormat, class C>
-  Status make_starts(const StateSlots<InitialFormat>& initial, C& communicator, const Workspace& workspace) {
+  /// The sums of this rank, and the caller's states that enter those of all.
+  template <class InitialFormat>
+  Status make_sums(const StateSlots<InitialFormat>& initial, const Workspace& workspace) {
     Status status;
     if (plan_.reads_initial_state) {
       status = copy_states(initial, Slots{sums_, plan_.arrays[initial_sums]}, plan_.sequences, on_);
@@ -143,14 +155,17 @@ class LinearContextStates {
     if (status.ok() && sums_encoder()) {
       status = accumulate(encoder_, workspace, on_);
     }
-    if (status.ok()) {
-      status = gather(sums_, plan_.gathered, communicator);
-    }
-    if (status.ok() && plan_.scans > 0) {
-      status = scan(forward_scans, forward_codes, sums_, starts_);
-    }
-    return status;
+    return status.ok() && plan_.joins > 0 ? join(join_scans, join_codes, sums_) : status;
   }
+  /// The sums of all ranks, beside `meanwhile()`.
+  template <class C, class Meanwhile>
+  Status exchange_sums(C& communicator, const Meanwhile& meanwhile) const {
+    return overlapped(
+        communicator, on_, [&](const Execution& beside) { return gather(sums_, plan_.gathered, communicator, beside); },
+        [&](const Execution&) { return meanwhile(); });
+  }
+  /// Makes the states that segments of divided sequences start from; those of others are empty.
+  Status make_starts() const { return plan_.scans > 0 ? scan(forward_scans, forward_codes, sums_, starts_) : Status(); }
   /// The caller's states for sequences that are not divided.
   template <class InitialFormat>
   Status copy_initial(const StateSlots<InitialFormat>& initial) const {
@@ -161,12 +176,17 @@ class LinearContextStates {
 
   /// All ranks' sums, in place.
   template <class C>
-  Status gather(const Pool& sums, std::int64_t count, C& communicator) const {
+  Status gather(const Pool& sums, std::int64_t count, C& communicator, const Execution& on) const {
     if (count == 0 || plan_.ranks == 1) {
       return {};
     }
     const auto bytes = static_cast<std::size_t>(count * Format::slot_bytes(heads_));
-    return communicator.all_gather(sums.head(plan_.rank * count, 0), sums.data, bytes, on_);
+    return communicator.all_gather(sums.head(plan_.rank * count, 0), sums.data, bytes, on);
+  }
+  /// The sums of a rank's segments to the one that it sends.
+  Status join(LinearArray offsets, LinearArray codes, const Pool& sums) const {
+    return ContextBackend<Execution>::scan(StateScan{plan_.arrays[offsets], plan_.arrays[codes], plan_.joins_of(offsets)},
+                                           sums, sums, on_);
   }
   Status scan(LinearArray offsets, LinearArray codes, const Pool& sums, const Pool& states) const {
     return ContextBackend<Execution>::scan(StateScan{plan_.arrays[offsets], plan_.arrays[codes], plan_.scans}, sums, states,
@@ -242,9 +262,15 @@ class LinearContextPrefill {
     inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
   }
 
-  template <class C>
-  Status run(C& communicator) {
-    Status status = states_.make_starts(local_.initial_state, communicator, inner_);
+  template <class C, class Meanwhile>
+  Status run(C& communicator, const Meanwhile& meanwhile) {
+    Status status = states_.make_sums(local_.initial_state, inner_);
+    if (status.ok()) {
+      status = states_.exchange_sums(communicator, meanwhile);
+    }
+    if (status.ok()) {
+      status = states_.make_starts();
+    }
     if (status.ok()) {
       status = states_.copy_initial(local_.initial_state);
     }

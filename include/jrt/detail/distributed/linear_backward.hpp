@@ -107,18 +107,21 @@ class LinearContextBackward {
 
   template <class C>
   Status run(C& communicator) {
-    Status status = states_.make_starts(local_.initial_state, communicator, inner_);
+    Status status = states_.make_sums(local_.initial_state, inner_);
     const auto then = [&](const auto& step) {
       if (status.ok()) {
         status = step();
       }
     };
+    // The sums of gradients need no states: they are formed while those of keys and values are under way.
+    then([&] { return states_.exchange_sums(communicator, [&] { return make_gradient_sums(); }); });
+    then([&] {
+      return overlapped(
+          communicator, on_,
+          [&](const Execution& beside) { return states_.gather(sums_, plan_.gathered_back, communicator, beside); },
+          [&](const Execution&) { return states_.make_starts(); });
+    });
     then([&] { return states_.copy_initial(local_.initial_state); });
-    if (plan_.segments > 0 && plan_.sum_slots_back() > 0) {
-      then([&] { return final_gradient_to(sums_, final_gradient_sums); });
-      then([&] { return backward(sum_args(), inner_, on_); });
-    }
-    then([&] { return states_.gather(sums_, plan_.gathered_back, communicator); });
     if (!local_.initial_state_gradient.empty() && plan_.segments > 0) {
       // Their padding, which no pass writes, is copied, too.
       then([&] { return clear_states(ends(initial_gradients), plan_.sequences, on_); });
@@ -144,6 +147,18 @@ class LinearContextBackward {
 
  private:
   [[nodiscard]] Slots ends(LinearArray slots) const { return {ends_, plan_.arrays[slots]}; }
+
+  /// Σ φ(q) gᵀ of the segments, and those that enter the exchange.
+  Status make_gradient_sums() const {
+    if (plan_.segments == 0 || plan_.sum_slots_back() == 0) {
+      return {};
+    }
+    Status status = final_gradient_to(sums_, final_gradient_sums);
+    if (status.ok()) {
+      status = backward(sum_args(), inner_, on_);
+    }
+    return status.ok() && plan_.joins_back > 0 ? states_.join(join_scans_back, join_codes_back, sums_) : status;
+  }
 
   /// The caller's gradients of final states as entries of the exchange; zeros if there are none.
   Status final_gradient_to(const Pool& pool, LinearArray slots) const {

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "jrt/detail/distributed/index_arrays.hpp"
+#include "jrt/detail/distributed/linear_pieces.hpp"
 #include "jrt/detail/distributed/segment_rule.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/token_range.hpp"
@@ -26,8 +27,9 @@
 ///     code >= 0      running += sums[code]
 ///     code < 0       states[~code] = running
 ///
-/// from running = 0. The state of hybrid attention lags behind: tokens enter it when they leave the window, so that a piece
-/// starts from the sums of the tokens up to `delay` before it.
+/// from running = 0. Where a rank's pieces are divided by its own device, it adds up the sums of its segments and sends
+/// one: `join` lists are of the same kind. The state of hybrid attention lags behind: tokens enter it when they leave the
+/// window, so that a piece starts from the sums of the tokens up to `delay` before it.
 namespace jrt::detail {
 
 enum LinearArray {
@@ -52,11 +54,15 @@ enum LinearArray {
   encoder_gradients,    // [encoder segments] state that holds R for them
   initial_gradients,    // [sequences] state that holds the gradient of the caller's initial state
   divided_pieces,       // [pieces] piece, if its sequence is divided
+  join_scans,           // [joins + 1] the sums of a rank's segments to those that it sends
+  join_codes,           //
+  join_scans_back,      // [joins back + 1]
+  join_codes_back,      //
   linear_arrays,
 };
 
 /// Plan of one rank. Slots of gathered sums are rank · gathered + entry; sums that no other rank needs follow.
-class LinearPlan {
+class LinearPlan : public LinearPieces {
  public:
   IndexArrays<linear_arrays> arrays;
   std::int64_t sequences = 0;
@@ -70,11 +76,14 @@ class LinearPlan {
   std::int64_t gathered_back = 0;  // likewise, backward
   std::int64_t own_sums = 0;       // that only this rank needs, forward and backward
   std::int64_t scans = 0;
+  std::int64_t joins = 0;            // forward
+  std::int64_t joins_back = 0;       // backward
   std::int64_t longest_segment = 0;  // tokens
   bool reads_initial_state = false;  // of the caller, on this rank
   int rank = 0;
   int ranks = 0;
 
+  [[nodiscard]] std::int64_t joins_of(LinearArray lists) const { return lists == join_scans ? joins : joins_back; }
   [[nodiscard]] std::int64_t sum_slots() const { return ranks * gathered + own_sums; }
   /// Of R after every segment, R before it, and totals.
   [[nodiscard]] std::int64_t gradient_slots() const { return 2 * segments + totals; }
@@ -98,83 +107,7 @@ class LinearPlan {
     });
   }
 
-  /// Whether more than one rank has a part of a sequence.
-  static bool is_shared(const ContextLayout& layout, std::int64_t sequence) {
-    int holders = 0;
-    for (int q = 0; q < layout.ranks; ++q) {
-      holders += layout.piece(q, sequence) + layout.encoder_piece(q, sequence) > 0 ? 1 : 0;
-    }
-    return holders > 1;
-  }
-
  private:
-  static TokenRange piece_of(const ContextLayout& layout, int q, std::int64_t g) {
-    const std::int64_t first = layout.first_token(q, g);
-    return {first, first + layout.piece(q, g)};
-  }
-  static TokenRange encoder_piece_of(const ContextLayout& layout, int q, std::int64_t g) {
-    const std::int64_t first = layout.first_encoder_token(q, g);
-    return {first, first + layout.encoder_piece(q, g)};
-  }
-  /// First and last rank with tokens of a sequence.
-  static int first_rank(const ContextLayout& layout, std::int64_t g) {
-    int q = 0;
-    while (q < layout.ranks - 1 && layout.piece(q, g) == 0) {
-      ++q;
-    }
-    return q;
-  }
-  static int last_rank(const ContextLayout& layout, std::int64_t g) {
-    int q = layout.ranks - 1;
-    while (q > 0 && layout.piece(q, g) == 0) {
-      --q;
-    }
-    return q;
-  }
-  /// `function(range)` for every segment of a rank's piece of a sequence, in tokens of the sequence. Where states lag
-  /// behind, pieces are cut so that the sums before any rank's state are whole segments.
-  template <class Function>
-  static void for_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g,
-                           const Function& function) {
-    const TokenRange piece = piece_of(layout, q, g);
-    if (rule.delay == 0) {
-      rule.for_segments(piece, layout.first_token(layout.ranks, g), function);
-      return;
-    }
-    std::int64_t begin = piece.begin;
-    for (int r = q + 1; r <= layout.ranks; ++r) {
-      const std::int64_t cut = r == layout.ranks ? piece.end : state_end(layout, rule, r, g);
-      const std::int64_t end = clamped(cut, begin, piece.end);
-      if (end > begin) {
-        function(TokenRange{begin, end});
-      }
-      begin = end;
-    }
-  }
-  static std::int64_t count_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
-    std::int64_t count = 0;
-    for_segments(layout, rule, q, g, [&](const TokenRange&) { ++count; });
-    return count;
-  }
-  static std::int64_t count_encoder_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
-    std::int64_t count = 0;
-    rule.for_segments(encoder_piece_of(layout, q, g), layout.first_encoder_token(layout.ranks, g),
-                      [&](const TokenRange&) { ++count; });
-    return count;
-  }
-  /// Tokens of a sequence that are in the state from which a rank's piece starts.
-  static std::int64_t state_end(const ContextLayout& layout, const SegmentRule& rule, int r, std::int64_t g) {
-    return larger<std::int64_t>(layout.first_token(r, g) - rule.delay, 0);
-  }
-  /// Sums of a shared sequence that a rank contributes.
-  static std::int64_t entries_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
-    return (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0) + count_encoder_segments(layout, rule, q, g) +
-           count_segments(layout, rule, q, g);
-  }
-  static std::int64_t entries_back_of(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
-    return (q == last_rank(layout, g) ? 1 : 0) + count_segments(layout, rule, q, g);
-  }
-
   void count_gathered(const ContextLayout& layout, const SegmentRule& rule, std::int64_t* entries) {
     std::int64_t* const back = entries + ranks;
     gathered = 0;
@@ -219,7 +152,8 @@ class LinearPlan {
       for (std::int64_t g = 0; g < plan.sequences; ++g) {
         total_segments += count_segments(layout, rule, plan.rank, g);
       }
-      for (const int offsets : {token_offsets, encoder_offsets, forward_scans, reverse_scans}) {
+      for (const int offsets :
+           {token_offsets, encoder_offsets, forward_scans, reverse_scans, join_scans, join_scans_back}) {
         writer.push(offsets, 0);
       }
       for (std::int64_t g = 0; g < plan.sequences; ++g) {
@@ -227,6 +161,8 @@ class LinearPlan {
       }
       writer.push(prefix_offsets, plan.encoder_tokens);
       plan.scans = writer.used(forward_scans) - 1;
+      plan.joins = writer.used(join_scans) - 1;
+      plan.joins_back = writer.used(join_scans_back) - 1;
     }
 
     void sequence(std::int64_t g) {
@@ -234,7 +170,11 @@ class LinearPlan {
       const std::int64_t whole = layout.first_token(plan.ranks, g);
       const std::int64_t whole_encoder = layout.first_encoder_token(plan.ranks, g);
       const bool shared = is_shared(layout, g);
-      const bool divided = shared || rule.clamped(whole) > 1 || rule.clamped(whole_encoder) > 1;
+      const std::int64_t own_segments = count_segments(layout, rule, r, g);
+      const std::int64_t own_encoder_segments = count_encoder_segments(layout, rule, r, g);
+      const bool divided = shared || (rule.of_piece == nullptr ? rule.clamped(whole) > 1 || rule.clamped(whole_encoder) > 1
+                                                               : own_segments > 1 || own_encoder_segments > 1);
+      const bool one_sum = sends_one(layout, rule, g);
       const TokenRange piece = piece_of(layout, r, g);
       const TokenRange encoder = encoder_piece_of(layout, r, g);
       const bool holds = piece.size() > 0;
@@ -249,9 +189,23 @@ class LinearPlan {
       const auto encoder_entry = [&](int q) {
         return entry(q) + (layout.continues(g) && q == first_rank(layout, g) ? 1 : 0);
       };
-      const auto token_entry = [&](int q) { return encoder_entry(q) + count_encoder_segments(layout, rule, q, g); };
+      const auto token_entry = [&](int q) { return encoder_entry(q) + count_encoder_sums(layout, rule, q, g); };
       const auto token_entry_back = [&](int q) { return entry_back(q) + (q == last_rank(layout, g) ? 1 : 0); };
-      const auto segments_of = [&](int q) { return count_segments(layout, rule, q, g); };
+      // Slots of the sums of this rank's segments: those that it sends, or others that are joined to one.
+      const bool joins_tokens = one_sum && own_segments > 1;
+      const bool joins_encoder = one_sum && own_encoder_segments > 1;
+      const std::int64_t encoder_slot = joins_encoder ? own : encoder_entry(r);
+      const std::int64_t token_slot = joins_tokens ? own + (joins_encoder ? own_encoder_segments : 0) : token_entry(r);
+      const std::int64_t token_slot_back = joins_tokens ? own_back : token_entry_back(r);
+      if (joins_encoder) {
+        join(join_scans, join_codes, encoder_slot, own_encoder_segments, encoder_entry(r));
+      }
+      if (joins_tokens && !ends) {
+        join(join_scans, join_codes, token_slot, own_segments, token_entry(r));
+      }
+      if (joins_tokens && (piece.begin > 0 || whole_encoder > 0 || layout.continues(g))) {
+        join(join_scans_back, join_codes_back, token_slot_back, own_segments, token_entry_back(r));
+      }
 
       // Sums of later tokens are in no state that a segment starts from.
       const std::int64_t last_needed = rule.delay > 0 ? state_end(layout, rule, last_rank(layout, g), g) : whole - 1;
@@ -267,8 +221,8 @@ class LinearPlan {
           writer.push(prefix_lengths, divided ? 0 : encoder.size());
         }
         writer.push(token_positions, layout.first_position(g) + range.begin);
-        writer.push(token_sums, divided && !last ? token_entry(r) + index : -1);
-        writer.push(reverse_sums, divided && !first ? token_entry_back(r) + index : -1);
+        writer.push(token_sums, divided && !last ? token_slot + index : -1);
+        writer.push(reverse_sums, divided && !first ? token_slot_back + index : -1);
         ++plan.segments;
         ++index;
       });
@@ -278,12 +232,12 @@ class LinearPlan {
       const bool has_total = divided && (encoder.size() > 0 || starts);
       plan.totals += has_total ? 1 : 0;
       index = 0;
-      rule.for_segments(encoder, whole_encoder, [&](const TokenRange& range) {
+      for_segments_of(layout, rule, r, g, encoder, whole_encoder, [&](const TokenRange& range) {
         plan.encoder_tokens += range.size();
         plan.longest_segment = larger(plan.longest_segment, range.size());
         writer.push(encoder_offsets, plan.encoder_tokens);
         writer.push(encoder_positions, layout.first_position(g) + range.begin);
-        writer.push(encoder_sums, divided ? encoder_entry(r) + index : -1);
+        writer.push(encoder_sums, divided ? encoder_slot + index : -1);
         writer.push(encoder_gradients, divided ? total : before);
         ++plan.encoder_segments;
         ++index;
@@ -298,13 +252,13 @@ class LinearPlan {
 
       if (holds || has_total) {
         if (divided && holds) {
-          forward_scan(g, rule.delay > 0 ? plan.pieces : first_segment, entry, encoder_entry, token_entry);
+          forward_scan(g, rule.delay > 0 ? plan.pieces : first_segment, token_slot, entry, encoder_entry, token_entry);
         } else if (holds) {
           writer.push(forward_codes, ~(rule.delay > 0 ? plan.pieces : first_segment));  // empty, unless a state follows
         }
         writer.push(forward_scans, writer.used(forward_codes));
         if (divided) {
-          reverse_scan(g, first_segment, has_total, total, entry_back, token_entry_back, segments_of);
+          reverse_scan(g, first_segment, has_total, total, token_slot_back, entry_back, token_entry_back);
         } else {
           writer.push(reverse_codes, ~first_segment);  // likewise
         }
@@ -319,19 +273,29 @@ class LinearPlan {
           next[q] += entries_of(layout, rule, q, g);
           next[plan.ranks + q] += entries_back_of(layout, rule, q, g);
         }
+        plan.own_sums += (joins_tokens ? own_segments : 0) + (joins_encoder ? own_encoder_segments : 0);
       } else if (divided) {
         plan.own_sums += larger(entries_of(layout, rule, r, g), entries_back_of(layout, rule, r, g));
       }
     }
 
+    /// A list that adds up `count` sums.
+    void join(int lists, int codes, std::int64_t first, std::int64_t count, std::int64_t to) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        writer.push(codes, first + i);
+      }
+      writer.push(codes, ~to);
+      writer.push(lists, writer.used(codes));
+    }
+
     template <class Entry, class EncoderEntry, class TokenEntry>
-    void forward_scan(std::int64_t g, std::int64_t first_state, const Entry& entry, const EncoderEntry& encoder_entry,
-                      const TokenEntry& token_entry) {
+    void forward_scan(std::int64_t g, std::int64_t first_state, std::int64_t token_slot, const Entry& entry,
+                      const EncoderEntry& encoder_entry, const TokenEntry& token_entry) {
       if (layout.continues(g)) {
         writer.push(forward_codes, entry(first_rank(layout, g)));
       }
       for (int q = 0; q < plan.ranks; ++q) {
-        const std::int64_t count = count_encoder_segments(layout, rule, q, g);
+        const std::int64_t count = count_encoder_sums(layout, rule, q, g);
         for (std::int64_t i = 0; i < count; ++i) {
           writer.push(forward_codes, encoder_entry(q) + i);
         }
@@ -339,6 +303,12 @@ class LinearPlan {
       const std::int64_t end = state_end(layout, rule, plan.rank, g);
       for (int q = 0; q < (rule.reads_future ? plan.ranks : plan.rank); ++q) {
         std::int64_t i = token_entry(q);
+        if (sends_one(layout, rule, g)) {
+          if (count_sums(layout, rule, q, g) > 0) {
+            writer.push(forward_codes, i);
+          }
+          continue;
+        }
         for_segments(layout, rule, q, g, [&](const TokenRange& range) {
           if (q != plan.rank && (rule.reads_future || range.end <= end)) {
             writer.push(forward_codes, i);
@@ -350,15 +320,15 @@ class LinearPlan {
       for (std::int64_t i = 0; i < own; ++i) {
         writer.push(forward_codes, ~(first_state + i));
         if (i + 1 < own) {
-          writer.push(forward_codes, token_entry(plan.rank) + i);
+          writer.push(forward_codes, token_slot + i);
         }
       }
     }
 
-    template <class EntryBack, class TokenEntryBack, class SegmentsOf>
+    template <class EntryBack, class TokenEntryBack>
     void reverse_scan(std::int64_t g, std::int64_t first_segment, bool has_total, std::int64_t total,
-                      const EntryBack& entry_back, const TokenEntryBack& token_entry_back, const SegmentsOf& segments_of) {
-      const std::int64_t own = segments_of(plan.rank);
+                      std::int64_t token_slot_back, const EntryBack& entry_back, const TokenEntryBack& token_entry_back) {
+      const std::int64_t own = count_segments(layout, rule, plan.rank, g);
       writer.push(reverse_codes, entry_back(last_rank(layout, g)));
       for (int q = plan.ranks - 1; q >= 0; --q) {
         if (q == plan.rank) {
@@ -366,11 +336,11 @@ class LinearPlan {
           for (std::int64_t i = own - 1; !rule.reads_future && i >= 0; --i) {
             writer.push(reverse_codes, ~(first_segment + i));
             if (i > 0 || has_total) {
-              writer.push(reverse_codes, token_entry_back(plan.rank) + i);
+              writer.push(reverse_codes, token_slot_back + i);
             }
           }
         } else if (q > plan.rank || has_total || rule.reads_future) {
-          for (std::int64_t i = segments_of(q) - 1; i >= 0; --i) {
+          for (std::int64_t i = count_sums(layout, rule, q, g) - 1; i >= 0; --i) {
             writer.push(reverse_codes, token_entry_back(q) + i);
           }
         }

@@ -15,10 +15,10 @@
 namespace jrt::detail {
 
 /// Checks, takes the workspace and runs. `Work` is made of (args, on) and has `check(check, local, plan)`, `check_inner()`,
-/// `take(arena)` and `run(communicator)`.
-template <class Work, class Args, class C, class Execution>
+/// `take(arena)` and `run(communicator, meanwhile...)`.
+template <class Work, class Args, class C, class Execution, class... Meanwhile>
 Status run_context_call(const char* operation, const Args& args, C& communicator, const Workspace& workspace,
-                        const Execution& on) {
+                        const Execution& on, const Meanwhile&... meanwhile) {
   Checker check(operation);
   check_plan(check, args.plan, communicator, on);
   if (check.ok()) {
@@ -35,7 +35,7 @@ Status run_context_call(const char* operation, const Args& args, C& communicator
   Arena arena(workspace);
   work.take(arena);
   check.take(work.check_inner());
-  return check.ok() ? work.run(communicator) : check.status();
+  return check.ok() ? work.run(communicator, meanwhile...) : check.status();
 }
 
 /// A mixer's context-parallel calls.
@@ -47,10 +47,10 @@ struct ContextCalls {
   static std::size_t workspace_bytes(const ContextBackwardArgs<Config>& args, const Execution& on) {
     return args.plan == nullptr ? 0 : context_bytes(Backward(args, on));
   }
-  template <class C>
-  static Status run(const ContextPrefillArgs<Config>& args, C& communicator, const Workspace& workspace,
-                    const Execution& on) {
-    return run_context_call<Prefill>("prefill", args, communicator, workspace, on);
+  template <class Meanwhile, class C>
+  static Status run(const ContextPrefillArgs<Config>& args, const Meanwhile& meanwhile, C& communicator,
+                    const Workspace& workspace, const Execution& on) {
+    return run_context_call<Prefill>("prefill", args, communicator, workspace, on, meanwhile);
   }
   template <class C>
   static Status run(const ContextBackwardArgs<Config>& args, C& communicator, const Workspace& workspace,

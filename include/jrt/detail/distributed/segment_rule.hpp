@@ -11,10 +11,15 @@ namespace jrt::detail {
 
 /// Pieces or segments of pieces.
 struct SegmentRule {
-  std::int64_t (*segments)(std::int64_t tokens) = nullptr;  // of a whole sequence; null: pieces are not divided
-  std::int64_t chunk = 1;                                   // tokens; segments are whole chunks
-  bool reads_future = false;                                // whether the mask reads all tokens
-  std::int64_t delay = 0;                                   // tokens by which a state lags behind (hybrid attention)
+  std::int64_t (*segments)(std::int64_t tokens) = nullptr;  // of a whole sequence
+  /// Of a rank's piece, by its own device, where `segments` is null; if null, too, pieces are not divided.
+  std::int64_t (*of_piece)(std::int64_t tokens, std::int64_t heads_in_batch, std::int64_t workers) = nullptr;
+  std::int64_t heads = 1;         // of keys and values, as far as known
+  std::int64_t workers = 1;       // of the device
+  std::int64_t min_segments = 1;  // below which a sequence of one rank is not divided
+  std::int64_t chunk = 1;         // tokens; segments are whole chunks
+  bool reads_future = false;      // whether the mask reads all tokens
+  std::int64_t delay = 0;         // tokens by which a state lags behind (hybrid attention)
 
   /// `function(begin, end)` for every segment of a range of a sequence of `tokens` tokens.
   template <class Function>

@@ -48,8 +48,8 @@ Status for_edges_of(const HaloPlan& plan, const Function& function) {
   return status;
 }
 
-/// The caches from which a rank's pieces start, made of the keys and values before them: a prefill over a halo, whose
-/// outputs nobody reads, leaves its last L+1 keys in the cache.
+/// The caches from which pieces that begin inside a sequence start, one for each halo, made of its keys and values: a
+/// prefill over the halo, whose outputs nobody reads, leaves its last L+1 keys in the cache.
 template <class Window, class Execution>
 class WindowRings {
  public:
@@ -65,43 +65,31 @@ class WindowRings {
   void take(Arena& arena) {
     exchange_.take(arena);
     const std::int64_t heads = local_.first.heads;
-    rings_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * heads * Format::head_elements),
-                               plan_.pieces, heads);
+    rings_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.halos * heads * Format::head_elements),
+                               plan_.halos, heads);
     halos_ = packed_rows(arena.take<Element>(plan_.halo_rows * local_.row_elements()), plan_.halo_rows, local_);
     output_ = view_bthd(arena.take<Element>(plan_.halo_rows * heads * Window::value_dim),
                         {.tokens = plan_.halo_rows, .heads = heads, .dim = Window::value_dim});
+    workspace_.bytes = plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_);
+    workspace_.data = arena.take<std::byte>(static_cast<std::int64_t>(workspace_.bytes));
   }
-  [[nodiscard]] std::size_t inner_bytes() const { return plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_); }
 
+  /// Of halo i in slot i.
   [[nodiscard]] const StatePoolView<Format>& rings() const { return rings_; }
-  [[nodiscard]] const Rows& halos() const { return halos_; }
-  [[nodiscard]] const HaloExchange<Element, Execution>& exchange() const { return exchange_; }
 
+  /// Called by all ranks.
   template <class C>
-  Status receive_halos(C& communicator) const {
-    return exchange_.halos(local_, halos_, communicator);
-  }
-
-  /// After `receive_halos`. `initial` are the caller's caches.
-  template <class Initial>
-  Status make_rings(const StateSlots<Initial>& initial, const Workspace& workspace) const {
-    if (plan_.pieces == 0) {
-      return {};
+  Status receive(C& communicator, const Execution& on) const {
+    Status status = exchange_.halos(local_, halos_, communicator, on);
+    if (!status.ok() || plan_.halos == 0) {
+      return status;
     }
-    Status status = clear_states(StateSlots<Format>{rings_}, plan_.pieces, on_);
-    if (status.ok() && plan_.reads_initial_state) {
-      status = copy_states(initial, StateSlots<Format>{rings_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
+    status = clear_states(StateSlots<Format>{rings_}, plan_.halos, on);
+    if (status.ok()) {
+      status =
+          ContextBackend<Execution>::set_counts(StateSlots<Format>{rings_}, plan_.arrays[halo_counts], plan_.halos, on);
     }
-    return status.ok() ? read_halos(workspace) : status;
-  }
-  /// Makes the caches of pieces that have a halo, all of which are clear.
-  Status read_halos(const Workspace& workspace) const {
-    if (plan_.halos == 0) {
-      return {};
-    }
-    const Status status = ContextBackend<Execution>::set_counts(StateSlots<Format>{rings_, plan_.arrays[halo_pieces]},
-                                                                plan_.arrays[halo_counts], plan_.halos, on_);
-    return status.ok() ? prefill(halo_args(), workspace, on_) : status;
+    return status.ok() ? prefill(halo_args(), workspace_, on) : status;
   }
 
  private:
@@ -112,7 +100,7 @@ class WindowRings {
     args.value = halos_.second;
     args.output = output_;
     args.sequences = halo_sequences(plan_, halo_offsets);
-    args.initial_state = {rings_, plan_.arrays[halo_pieces]};
+    args.initial_state = {rings_};
     args.final_state = args.initial_state;
     args.scale = scale_;
     args.rotary = rotary_;
@@ -128,6 +116,7 @@ class WindowRings {
   StatePoolView<Format> rings_;
   Rows halos_;
   TensorView<Element> output_;
+  Workspace workspace_;
 };
 
 template <class Local>
@@ -138,16 +127,19 @@ void check_window_pieces(Checker& check, const Local& local, const HaloPlan& pla
   check_piece(check, "local.value", local.value, plan.tokens);
 }
 
+/// All pieces at once, beside the exchange, from caches that lack the keys of other ranks; then, of pieces that begin
+/// inside a sequence, the first L tokens once more, from the caches of their halos: later tokens do not see those.
 template <class Config, class Execution>
 class WindowContextPrefill {
  public:
   using Format = StateFormatOf<Config>;
+  using Slots = StateSlots<Format>;
 
   WindowContextPrefill(const ContextPrefillArgs<Config>& args, const Execution& on)
       : local_(args.local),
         plan_(args.plan->details()),
         on_(on),
-        rings_(plan_, {args.local.key, args.local.value}, args.local.scale, args.local.rotary, on) {}
+        halo_rings_(plan_, {args.local.key, args.local.value}, args.local.scale, args.local.rotary, on) {}
 
   static void check(Checker& check, const PrefillArgs<Config>& local, const HaloPlan& plan) {
     check_window_pieces(check, local, plan);
@@ -160,36 +152,80 @@ class WindowContextPrefill {
   }
 
   void take(Arena& arena) {
-    rings_.take(arena);
-    inner_.bytes = rings_.inner_bytes();
+    halo_rings_.take(arena);
+    const std::int64_t heads = local_.key.heads;
+    rings_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * heads * Format::head_elements),
+                               plan_.pieces, heads);
     if (plan_.pieces > 0) {
-      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(prefill_args(), on_));
+      inner_.bytes = prefill_workspace_bytes(prefill_args(), on_);
+    }
+    for (std::int64_t i = 0; i < plan_.halos; ++i) {
+      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(edge_args(i), on_));
     }
     inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
   }
 
-  template <class C>
-  Status run(C& communicator) {
-    Status status = rings_.receive_halos(communicator);
-    if (!status.ok() || plan_.pieces == 0) {
+  template <class C, class Meanwhile>
+  Status run(C& communicator, const Meanwhile& meanwhile) {
+    Status status = overlapped(
+        communicator, on_, [&](const Execution& beside) { return halo_rings_.receive(communicator, beside); },
+        [&](const Execution&) {
+          const Status of_pieces = plan_.pieces > 0 ? prefill_pieces() : Status();
+          return of_pieces.ok() ? meanwhile() : of_pieces;
+        });
+    for (std::int64_t i = 0; status.ok() && i < plan_.halos; ++i) {
+      if (plan_.edge(i).tokens > 0) {
+        status = prefill(edge_args(i), inner_, on_);
+      }
+    }
+    if (local_.final_state.empty() || plan_.pieces == 0) {
       return status;
     }
-    status = rings_.make_rings(local_.initial_state, inner_);
-    if (status.ok()) {
-      status = prefill(prefill_args(), inner_, on_);
+    if (status.ok() && plan_.halos > 0) {
+      status = copy_states(Slots{halo_rings_.rings()}, Slots{rings_, plan_.arrays[short_pieces]}, plan_.halos, on_);
     }
-    if (status.ok() && !local_.final_state.empty()) {
-      status = copy_states(StateSlots<Format>{rings_.rings(), plan_.arrays[final_pieces]}, local_.final_state,
-                           plan_.sequences, on_);
-    }
-    return status;
+    return status.ok() ? copy_states(Slots{rings_, plan_.arrays[final_pieces]}, local_.final_state, plan_.sequences, on_)
+                       : status;
   }
 
  private:
+  Status prefill_pieces() const {
+    Status status = clear_states(Slots{rings_}, plan_.pieces, on_);
+    if (status.ok() && plan_.reads_initial_state) {
+      status = copy_states(local_.initial_state, Slots{rings_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
+    }
+    if (status.ok() && plan_.halos > 0) {
+      status = ContextBackend<Execution>::set_counts(Slots{rings_, plan_.arrays[halo_pieces]}, plan_.arrays[piece_counts],
+                                                     plan_.halos, on_);
+    }
+    return status.ok() ? prefill(prefill_args(), inner_, on_) : status;
+  }
+
   [[nodiscard]] PrefillArgs<Config> prefill_args() const {
     PrefillArgs<Config> args = local_;
     args.sequences = piece_sequences(plan_);
-    args.initial_state = {rings_.rings()};
+    args.initial_state = {rings_};
+    args.final_state = {};
+    if (!local_.final_state.empty()) {
+      args.final_state = args.initial_state;
+    }
+    return args;
+  }
+  /// The first tokens of the piece after halo `i`.
+  [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i) const {
+    const HaloPlan::Edge edge = plan_.edge(i);
+    const auto part = [&](const auto& view) {
+      return view.data == nullptr ? view : view.slice_tokens(edge.first, edge.tokens);
+    };
+    PrefillArgs<Config> args = local_;
+    args.query = part(local_.query);
+    args.key = part(local_.key);
+    args.value = part(local_.value);
+    args.output = part(local_.output);
+    args.log_sum_exp = part(local_.log_sum_exp);
+    args.initial_state = {halo_rings_.rings()};
+    args.initial_state.pool.data = halo_rings_.rings().head(i, 0);
+    args.initial_state.pool.slots = 1;
     args.final_state = {};
     if (!local_.final_state.empty()) {
       args.final_state = args.initial_state;
@@ -200,7 +236,8 @@ class WindowContextPrefill {
   const PrefillArgs<Config>& local_;
   const HaloPlan& plan_;
   const Execution& on_;
-  WindowRings<Config, Execution> rings_;
+  WindowRings<Config, Execution> halo_rings_;
+  StatePoolView<Format> rings_;
   Workspace inner_;
 };
 
@@ -255,10 +292,12 @@ class WindowContextBackward {
 
   template <class C>
   Status run(C& communicator) {
-    Status status = exchange_.halos(RowTensors<const Element>{local_.key, local_.value}, halos_, communicator);
-    if (status.ok() && plan_.pieces > 0) {
-      status = backward(piece_args(), inner_, on_);
-    }
+    Status status = overlapped(
+        communicator, on_,
+        [&](const Execution& beside) {
+          return exchange_.halos(RowTensors<const Element>{local_.key, local_.value}, halos_, communicator, beside);
+        },
+        [&](const Execution&) { return plan_.pieces > 0 ? backward(piece_args(), inner_, on_) : Status(); });
     if (status.ok() && plan_.halos > 0) {
       status = fill_edges();
       if (status.ok()) {

@@ -24,6 +24,9 @@ struct ContextBackend<Cpu<E>> {
   /// Tokens of which segments are made.
   template <class Config>
   static constexpr std::int64_t segment_chunk = cpu::chunk_tokens;
+  /// Threads, and how many segments make it worth to read tokens twice.
+  static std::int64_t segment_workers(const On& on) { return workers_of(on); }
+  static constexpr std::int64_t min_segments = 2;
 
   /// Lists of codes (distributed/linear_plan.hpp) for all heads: sums in `sums`, results in `states`.
   template <class Format>
@@ -103,7 +106,9 @@ struct ContextBackend<Cpu<E>> {
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t tokens = joined(counts[2 * i], counts[2 * i + 1]);
       for (std::int64_t h = 0; h < rings.pool.heads; ++h) {
-        std::memcpy(rings.pool.head(rings.slot(i), h) + Format::count_offset, &tokens, sizeof tokens);
+        void* const count_of_head =
+            rings.pool.head(rings.slot(i), h) + Format::count_offset;  // of a type of 16 bits, perhaps
+        std::memcpy(count_of_head, &tokens, sizeof tokens);
       }
     }
     return {};

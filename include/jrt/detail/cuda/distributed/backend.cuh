@@ -8,6 +8,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/detail/cuda/state/operations.cuh"
 #include "jrt/detail/distributed/backend.hpp"
@@ -29,14 +30,29 @@ struct ScanSums {
   StatePoolView<Format> states;
 
   __device__ void operator()(std::int64_t list, std::int64_t h, std::int64_t i) const {
-    typename Format::Scalar running{};
+    using Scalar = typename Format::Scalar;
+    constexpr int loads = state_scan_tuning.loads_in_flight;
+    Scalar running{};
     const bool padding = i >= Format::head_values;
-    for (std::int32_t c = scan.offsets[list]; c < scan.offsets[list + 1]; ++c) {
-      const std::int32_t code = scan.codes[c];
-      if (code < 0) {
-        states.head(~code, h)[i] = running;
-      } else if (!padding) {
-        running += sums.head(code, h)[i];
+    const std::int32_t end = scan.offsets[list + 1];
+    for (std::int32_t first = scan.offsets[list]; first < end; first += loads) {
+      std::int32_t codes[loads];
+      Scalar values[loads];
+#pragma unroll
+      for (int c = 0; c < loads; ++c) {
+        codes[c] = first + c < end ? scan.codes[first + c] : 0;
+      }
+#pragma unroll
+      for (int c = 0; c < loads; ++c) {
+        values[c] = first + c < end && codes[c] >= 0 && !padding ? sums.head(codes[c], h)[i] : Scalar{};
+      }
+#pragma unroll
+      for (int c = 0; c < loads; ++c) {
+        if (first + c < end && codes[c] < 0) {
+          states.head(~codes[c], h)[i] = running;
+        } else {
+          running += values[c];
+        }
       }
     }
   }
@@ -105,6 +121,9 @@ struct ContextBackend<Cuda> {
   /// Tokens of which segments are made: a multiple of what kernels work on at a time.
   template <class Config>
   static constexpr std::int64_t segment_chunk = 64;
+  /// Blocks that a device holds, and how many segments make it worth to read tokens twice (cuda/core/tuning.cuh).
+  static std::int64_t segment_workers(const Cuda& on) { return std::int64_t{2} * on.multiprocessors(); }
+  static constexpr std::int64_t min_segments = 3;
 
   template <class Format>
   static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
