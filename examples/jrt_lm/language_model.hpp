@@ -99,6 +99,7 @@ struct ModelOptions {
   std::int64_t slots = 1;
   int threads = 1;                             ///< of the CPU
   std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
+  bool separate_kernels = false;               ///< decode steps of separate kernels, even where there is one for all
 };
 
 /// Makes a model on a device, with a type and with mixers that this program was compiled for; others are a

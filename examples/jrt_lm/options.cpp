@@ -51,6 +51,7 @@ Where:
   --device cpu|cuda, --type float64|float32|float16|bfloat16
                          default: cpu float32; on cuda bfloat16
   --threads N            of the CPU; default: all
+  --separate-kernels     decode steps on a GPU of separate kernels, even where one kernel can do them
 Measuring, on random prompts:
   --measure N[,N...]     tokens of a prompt;  --batch B: prompts;  --repeats R: of which the median counts
 Output:
@@ -167,6 +168,7 @@ Options parse_options(int argc, char** argv) {
       {"help", [&](const std::string&) { options.help = true; }, false},
       {"json", [&](const std::string&) { options.json = true; }, false},
       {"quiet", [&](const std::string&) { options.quiet = true; }, false},
+      {"separate-kernels", [&](const std::string&) { options.model.separate_kernels = true; }, false},
       {"random-weights", [&](const std::string& v) { options.random_weights = filled(v, "--random-weights"); }},
       {"tokens", [&](const std::string& v) { options.prompts.push_back(parse_tokens(v, "--tokens")); }},
       {"tokens-file",
