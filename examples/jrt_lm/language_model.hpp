@@ -54,6 +54,8 @@ class LanguageModel {
   /// All memory that the model holds on its device at present: weights, states, activations, workspace.
   [[nodiscard]] virtual std::int64_t device_bytes() const = 0;
   [[nodiscard]] virtual std::string device_name() const = 0;
+  /// Whether the last step was one kernel.
+  [[nodiscard]] virtual bool stepped_in_one_kernel() const = 0;
 
   /// Reads prompts. Sequences may have any lengths; no two may have one slot. Afterwards there are logits.
   virtual void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) = 0;

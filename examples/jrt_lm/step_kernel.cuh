@@ -34,7 +34,8 @@ namespace jrt_lm {
 
 inline constexpr int step_warps = 16;
 inline constexpr int step_consumers = 32 * step_warps;
-inline constexpr int step_threads = step_consumers + 128;  ///< registers are given out by four warps; one of the last copies
+inline constexpr int step_threads =
+    step_consumers + 128;                       ///< registers are given out by four warps; one of the last copies
 inline constexpr int consumer_registers = 112;  ///< with the next, no more than the kernel starts with
 inline constexpr int copier_registers = 32;
 inline constexpr int step_at_once = 4;  ///< tiles whose sums are in registers together
@@ -72,12 +73,12 @@ __device__ inline void arrive(std::uint32_t* arrivals) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" : : "l"(arrivals) : "memory");
 }
 /// Copies to shared memory, past the caches' long-lived part: each weight is read once in a step.
-__device__ inline void copy_row(std::uint32_t to, const void* from, int bytes, std::uint32_t barrier, std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-      :
-      : "r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
+__device__ inline void copy_row(std::uint32_t to, const void* from, int bytes, std::uint32_t barrier,
+                                std::uint64_t policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+               :
+               : "r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+               : "memory");
 }
 __device__ inline uint4 load_shared(std::uint32_t from) {
   uint4 words;
@@ -110,6 +111,8 @@ class StepBlock {
   using WindowStep = jrt::DeviceStep<Window>;
   using LinearPart = jrt::BlockPart<LinearStep::threads>;
   using WindowPart = jrt::BlockPart<step_consumers>;
+  /// Of the residual stream, and twice as many of what is added to it: 16 heads wide, as the published models are.
+  static constexpr int normed_pieces = pieces_of(16 * Window::head_dim);
   static constexpr int linear_parts = step_consumers / LinearStep::threads;
   static constexpr std::size_t linear_bytes = (LinearStep::shared_bytes + 127) / 128 * 128;
 
@@ -221,8 +224,8 @@ class StepCopier : StepBlock<Convolution, Linear, Window> {
  private:
   __device__ void copy(const Stage& stage, int row) {
     using namespace jrt::detail::cuda;
-    const auto* const from = static_cast<const typename Block::E*>(stage.weight) +
-                             (std::int64_t{row} + this->lane() % tile_outputs) * stage.in;
+    const auto* const from =
+        static_cast<const typename Block::E*>(stage.weight) + (std::int64_t{row} + this->lane() % tile_outputs) * stage.in;
     for (int column = 0; column < stage.in; column += piece_columns) {
       const int bytes = 2 * (stage.in - column < piece_columns ? stage.in - column : piece_columns);
       barrier_wait(this->empty(this->place_.slot), this->place_.round ^ 1);
@@ -281,6 +284,8 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
 
   __device__ __forceinline__ void run() {
     for (stage_ = 0; stage_ < this->in_.stage_count; ++stage_) {
+      // Otherwise what follows from it for each kind of stage would stay in registers through all of them.
+      thread_ = static_cast<int>(jrt::detail::cuda::computed_afresh(threadIdx.x));
       const Stage& stage = this->stages_[stage_];
       switch (stage.kind) {
         case StageKind::embed:
@@ -323,8 +328,9 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
   }
 
  private:
-  static __device__ int thread() { return static_cast<int>(threadIdx.x); }
-  static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
+  [[nodiscard]] __device__ int thread() const { return thread_; }
+  [[nodiscard]] __device__ int warp() const { return thread_ / 32; }
+  [[nodiscard]] __device__ int lane() const { return thread_ % 32; }
   static __device__ void sync() { jrt::detail::cuda::named_barrier(step_barrier, step_consumers); }
 
   /// Waits until all blocks have written what belongs to the stages before this one.
@@ -361,25 +367,13 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
 
   template <StageKind kind>
   __device__ void normed_product(const Stage& stage) {
-    const int pieces = pieces_of(stage.in);
-    if (pieces == 1) {
-      product<kind, true, 1>(stage);
-    } else if (pieces == 2) {
-      product<kind, true, 2>(stage);
-    } else {
-      product<kind, true, max_normed_pieces>(stage);
-    }
+    product<kind, true, Block::normed_pieces>(stage);
   }
   __device__ void added_product(const Stage& stage) {
-    const int pieces = pieces_of(stage.in);
-    if (pieces == 1) {
-      product<StageKind::adds, false, 1>(stage);
-    } else if (pieces == 2) {
-      product<StageKind::adds, false, 2>(stage);
-    } else if (pieces <= 4) {
-      product<StageKind::adds, false, 4>(stage);
+    if (stage.in <= Block::normed_pieces * piece_columns) {
+      product<StageKind::adds, false, Block::normed_pieces>(stage);
     } else {
-      product<StageKind::adds, false, max_pieces>(stage);
+      product<StageKind::adds, false, 2 * Block::normed_pieces>(stage);
     }
   }
 
@@ -424,8 +418,8 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
     if constexpr (kind == StageKind::rotates) {
       own.rotates = own.output < (this->in_.heads + this->in_.window_kv_heads) * Window::head_dim;
       if (own.rotates) {
-        own.turn = this->parameters_.rotary.template rotation<float>(this->in_.positions[own.row],
-                                                                     own.output % Window::head_dim);
+        own.turn =
+            this->parameters_.rotary.template rotation<float>(this->in_.positions[own.row], own.output % Window::head_dim);
       }
     } else if constexpr (kind == StageKind::convolves) {
       own.channel.load(this->convolution(stage), own.row, own.output, this->in_.channels);
@@ -503,7 +497,7 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
   /// This lane's numbers of x: rows g and g + 8, 8 columns of each piece.
   template <bool normed, int P>
   __device__ void load_rows(const Stage& stage, const float (&scales)[P][8], uint4 (&x)[P][2]) {
-    const int g = this->lane() / 4;
+    const int g = lane() / 4;
     float squares[2] = {};
 #pragma unroll
     for (int p = 0; p < P; ++p) {
@@ -518,7 +512,8 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
             Packet<E> packet;
 #pragma unroll
             for (int quarter = 0; quarter < 2; ++quarter) {
-              const float4 four = __ldcg(reinterpret_cast<const float4*>(static_cast<const float*>(stage.x) + at) + quarter);
+              const float4 four =
+                  __ldcg(reinterpret_cast<const float4*>(static_cast<const float*>(stage.x) + at) + quarter);
               const float numbers[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
               for (int c = 0; c < 4; ++c) {
@@ -538,14 +533,14 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
       for (int half = 0; half < 2; ++half) {
         squares[half] += __shfl_xor_sync(~0U, squares[half], 1);
         squares[half] += __shfl_xor_sync(~0U, squares[half], 2);
-        if (this->lane() % 4 == 0) {
+        if (lane() % 4 == 0) {
           sums_.squares[warp()][g + 8 * half] = squares[half];
         }
       }
     }
   }
   [[nodiscard]] __device__ int own_column(int p) const {
-    return p * piece_columns + warp() * chunk_columns + this->lane() % 4 * 8;
+    return p * piece_columns + warp() * chunk_columns + lane() % 4 * 8;
   }
 
   /// sums += x Wᵀ over this warp's columns of the next tile in the ring. Low and high pairs have sums of their own where
@@ -554,8 +549,7 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
   __device__ void multiply(int in, const uint4 (&x)[P][2], float (&sums)[chains][4]) {
     using namespace jrt::detail::cuda;
     constexpr int at_a_time = P < 4 ? P : 4;
-    const auto offset = static_cast<unsigned>(this->lane() / 4 * piece_stride + warp() * chunk_columns * 2 +
-                                              this->lane() % 4 * 16);
+    const auto offset = static_cast<unsigned>(lane() / 4 * piece_stride + warp() * chunk_columns * 2 + lane() % 4 * 16);
 #pragma unroll
     for (int begin = 0; begin < P; begin += at_a_time) {
       uint4 w[at_a_time];
@@ -594,8 +588,8 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
     constexpr int chains = P <= 4 ? 2 : 1;
     const int in = stage.in;
     const int step = step_at_once / parts * this->blocks_;
-    const int g = this->lane() / 4;
-    const int c = this->lane() % 4;
+    const int g = lane() / 4;
+    const int c = lane() % 4;
     float scales[P][8];
     if constexpr (normed) {
 #pragma unroll
@@ -697,13 +691,13 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
         best = likelier(best, {words.x, __float_as_int(words.y)});
       }
       best = likeliest_of<32>(best);
-      if (this->lane() == 0) {
+      if (lane() == 0) {
         of_warps[warp()] = best;
       }
       sync();
       if (warp() == 0) {
-        best = likeliest_of<step_warps>(of_warps[this->lane() % step_warps]);
-        if (this->lane() == 0) {
+        best = likeliest_of<step_warps>(of_warps[lane() % step_warps]);
+        if (lane() == 0) {
           static_cast<std::int32_t*>(stage.y)[row] = best.token;
         }
       }
@@ -750,6 +744,7 @@ class StepConsumer : StepBlock<Convolution, Linear, Window> {
   std::byte* work_;
   StepSums& sums_;
   int stage_ = 0;
+  int thread_ = 0;
   StepCandidate best_{};
 };
 
@@ -800,12 +795,12 @@ class CompiledStepKernel final : public StepKernel {
     int multiprocessors = 0;
     int resident = 0;
     const bool fits =
-        has_step_sizes(config, rows) && cudaGetDevice(&device) == cudaSuccess &&
+        has_step_sizes(config, rows, Block::normed_pieces) && cudaGetDevice(&device) == cudaSuccess &&
         cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device) == cudaSuccess && cooperates != 0 &&
         cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
         jrt::detail::cuda::kernel_exists<kernel, step_threads>() &&
-        ring_slots(stages, window_group(config), shared_bytes) >= 2 * max_pieces &&
+        ring_slots(stages, window_group(config), shared_bytes) >= 4 * Block::normed_pieces &&
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) == cudaSuccess &&
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, step_threads,
                                                       static_cast<std::size_t>(shared_bytes)) == cudaSuccess &&
@@ -857,8 +852,8 @@ class CompiledStepKernel final : public StepKernel {
   }
   static std::size_t work_bytes(std::int64_t group) {
     std::size_t most = sizeof(StepSums);
-    for (const std::size_t bytes : {Block::linear_parts * Block::linear_bytes,
-                                    Block::WindowStep::template shared_bytes<step_consumers>(group)}) {
+    for (const std::size_t bytes :
+         {Block::linear_parts * Block::linear_bytes, Block::WindowStep::template shared_bytes<step_consumers>(group)}) {
       most = bytes > most ? bytes : most;
     }
     return whole_lines(most);

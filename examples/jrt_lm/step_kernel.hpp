@@ -27,7 +27,7 @@ struct StepInputs {
   std::int32_t vocabulary = 0;
   float norm_epsilon = 0;
   double window_scale = 0;
-  void* candidates = nullptr;  ///< `candidate_bytes`
+  void* candidates = nullptr;         ///< `candidate_bytes`
   std::uint32_t* arrivals = nullptr;  ///< two numbers, 0 before the first step; the kernel leaves them so
 };
 
@@ -52,19 +52,19 @@ class StepKernel {
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(blocks) * 4 * 8;
 }
 
-/// Whether a model's sizes are such that products are whole tiles and pieces.
-[[nodiscard]] inline bool has_step_sizes(const ModelConfig& config, std::int64_t rows) {
-  const auto is_input = [](std::int64_t in, int pieces) {
-    return in % chunk_columns == 0 && in <= std::int64_t{pieces} * piece_columns;
+/// Whether a model's sizes are such that products are whole tiles, of at most `pieces` pieces where x is the residual
+/// stream and twice as many where not.
+[[nodiscard]] inline bool has_step_sizes(const ModelConfig& config, std::int64_t rows, int pieces) {
+  const auto is_input = [](std::int64_t in, int most) {
+    return in % chunk_columns == 0 && in <= std::int64_t{most} * piece_columns;
   };
   const auto is_output = [](std::int64_t out) { return out % tile_outputs == 0; };
   const std::int64_t values = config.heads * config.shape.head_dim;
   const bool rotates = config.has(MixerKind::window) && config.rotates;
-  return rows <= step_rows && is_input(config.width, max_normed_pieces) && is_input(config.hidden, max_pieces) &&
-         (!config.has(MixerKind::convolution) || is_input(config.channels, max_pieces)) &&
-         is_input(values, max_pieces) && is_output(config.heads * config.shape.feature_dim) &&
-         is_output(config.window_kv_heads * config.shape.head_dim) && is_output(config.vocabulary_rows) &&
-         (!rotates || config.shape.head_dim % (2 * tile_outputs) == 0);
+  return rows <= step_rows && is_input(config.width, pieces) && is_input(config.hidden, 2 * pieces) &&
+         (!config.has(MixerKind::convolution) || is_input(config.channels, 2 * pieces)) && is_input(values, 2 * pieces) &&
+         is_output(config.heads * config.shape.feature_dim) && is_output(config.window_kv_heads * config.shape.head_dim) &&
+         is_output(config.vocabulary_rows) && (!rotates || config.shape.head_dim % (2 * tile_outputs) == 0);
 }
 
 /// A kernel for the mixers' configurations. A file that the build writes instantiates it: step_kernel.cuh has its body.

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "jrt_lm/activations.hpp"
-#include "jrt_lm/layer_states.hpp"
 #include "jrt_lm/model_config.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/step_schedule.hpp"
@@ -19,7 +18,9 @@ class StepPlan {
  public:
   using Weights = ModelWeights<Device, Element>;
 
-  StepPlan(const ModelConfig& config, const Weights& weights, const LayerStates<Device, Element>& states,
+  /// `state_of(i)` is where slot 0 of layer i's states is.
+  template <class StateOf>
+  StepPlan(const ModelConfig& config, const Weights& weights, const StateOf& state_of,
            const Activations<Device, Element>& activations, const LogitRows<Device, Element>& logits)
       : config_(&config), activations_(&activations) {
     const auto width = static_cast<std::int32_t>(config.width);
@@ -32,7 +33,7 @@ class StepPlan {
     stages_.push_back(embed);
     for (std::size_t i = 0; i < weights.layers.size(); ++i) {
       const auto& layer = weights.layers[i];
-      const std::int64_t mixed = add_mixer(i, layer, states.slots_of(i, nullptr).data);
+      const std::int64_t mixed = add_mixer(i, layer, state_of(i));
       add_sum(layer.output, activations.mixed.data(), mixed);
       add_normed(StageKind::gates, layer.mlp_input, layer.mlp_norm.data(), config.hidden, activations.projected.data());
       add_sum(layer.mlp_output, activations.projected.data(), config.hidden);

@@ -15,8 +15,6 @@ inline constexpr int step_rows = 16;
 inline constexpr int tile_outputs = 8;
 inline constexpr int chunk_columns = 32;  ///< of a warp
 inline constexpr int piece_columns = 512;
-inline constexpr int max_pieces = 8;
-inline constexpr int max_normed_pieces = 4;
 
 enum class StageKind : std::int32_t {
   embed,      ///< y = table row of each token

@@ -54,6 +54,7 @@ class Transformer final : public LanguageModel {
   [[nodiscard]] std::int64_t state_bytes() const override { return states_.slot_bytes(); }
   [[nodiscard]] std::int64_t device_bytes() const override { return device_.allocated_bytes(); }
   [[nodiscard]] std::string device_name() const override { return device_.name(); }
+  [[nodiscard]] bool stepped_in_one_kernel() const override { return stepped_in_one_kernel_; }
   [[nodiscard]] std::int64_t tokens_read(std::int32_t slot) const override { return tokens_read_.at(checked(slot)); }
   void synchronize() override { device_.synchronize(); }
 
@@ -219,6 +220,7 @@ class Transformer final : public LanguageModel {
     batch->slots.upload(of_slots);
     batch->positions.upload(positions);
     logits_ = &batch->logits;
+    stepped_in_one_kernel_ = batch->stages.size() > 0;
     return *batch;
   }
 
@@ -249,7 +251,8 @@ class Transformer final : public LanguageModel {
       if (mixers_.step == nullptr || separate_kernels_) {
         return false;
       }
-      StepPlan<Device, Element> plan(config_, weights_, states_, batch.activations, batch.logits);
+      const auto state_of = [this](std::size_t i) { return static_cast<void*>(states_.slots_of(i, nullptr).data); };
+      StepPlan<Device, Element> plan(config_, weights_, state_of, batch.activations, batch.logits);
       std::vector<Stage>& stages = plan.stages();
       const int blocks = mixers_.step->blocks(config_, rows, stages.size());
       if (blocks == 0) {
@@ -454,6 +457,7 @@ class Transformer final : public LanguageModel {
   Logits prefill_logits_;
   std::map<std::int64_t, std::unique_ptr<StepBatch>> steps_;
   Logits* logits_ = nullptr;
+  bool stepped_in_one_kernel_ = false;
 };
 
 }  // namespace jrt_lm

@@ -55,8 +55,8 @@ class DeviceStep<Config> {
   using Call = detail::cuda::StepCall<Operator>;
   using Format = typename Call::Format;
   using Layout = typename Call::Layout;
-  static constexpr auto kept = Layout::keeps_stored ? detail::cuda::StateRegisters::as_stored
-                                                    : detail::cuda::StateRegisters::as_summed;
+  static constexpr auto kept =
+      Layout::keeps_stored ? detail::cuda::StateRegisters::as_stored : detail::cuda::StateRegisters::as_summed;
 
  public:
   /// Threads of a part.

@@ -36,7 +36,13 @@ class StepTokens {
   /// `key_features` and `query_features` are shared memory for one value per row each.
   __device__ StepTokens(const Call& call, std::int64_t b, std::int64_t head, Shared& shared, T* key_features,
                         T* query_features, const Part& part)
-      : part_(part), call_(call), b_(b), head_(head), shared_(shared), key_features_(key_features), query_features_(query_features) {}
+      : part_(part),
+        call_(call),
+        b_(b),
+        head_(head),
+        shared_(shared),
+        key_features_(key_features),
+        query_features_(query_features) {}
 
   /// With `keys` tokens, all of them staged if they are to be committed.
   __device__ void find_evicted(std::int64_t keys) { evicted_.find(call_, b_, head_, keys); }
