@@ -23,6 +23,7 @@
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/nccl_ranks.cuh"
 #include "jrt_lm/skinny_product.cuh"
+#include "jrt_lm/step_kernel.hpp"
 
 namespace jrt_lm {
 
@@ -122,6 +123,11 @@ class CudaDevice {
     return Graph(graph);
   }
   void launch(const Graph& graph) { check_cuda(cudaGraphLaunch(graph.get(), stream_.get()), "graph launch"); }
+
+  /// A whole decode step.
+  void launch_step(const StepKernel& kernel, const StepInputs& inputs, int blocks) {
+    kernel.launch(inputs, blocks, stream_.get());
+  }
 
   // -- the same functions as of CpuDevice ------------------------------------------------------------------------------
 

@@ -55,6 +55,8 @@ class LanguageModel {
   /// All memory that the model holds on its device at present: weights, states, activations, workspace.
   [[nodiscard]] virtual std::int64_t device_bytes() const = 0;
   [[nodiscard]] virtual std::string device_name() const = 0;
+  /// Whether the last step was one kernel.
+  [[nodiscard]] virtual bool stepped_in_one_kernel() const = 0;
 
   /// Reads prompts. Sequences may have any lengths; no two may have one slot. Afterwards there are logits.
   virtual void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) = 0;
@@ -111,6 +113,7 @@ struct ModelOptions {
   int threads = 1;                             ///< of the CPU
   int rank = 0;                                ///< of several: the GPU
   std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
+  bool separate_kernels = false;               ///< decode steps of separate kernels, even where there is one for all
 };
 
 /// Makes a model on a device, with a type and with mixers that this program was compiled for; others are a

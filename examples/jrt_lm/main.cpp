@@ -170,6 +170,7 @@ void generate_and_print(Options options) {
   json["decode_rounds"] = result.decode_rounds;
   json["decode_ms_per_token"] = result.milliseconds_per_round();
   json["decode_tokens_per_s"] = result.decoded_per_second();
+  json["steps_in_one_kernel"] = model->stepped_in_one_kernel();
   json["state_bytes_per_sequence"] = model->state_bytes();
   json["device_bytes"] = model->device_bytes();
   // Bytes that are no UTF-8, as a token may end within a character, are replaced.

@@ -19,6 +19,7 @@
 
 #include "jrt_lm/model_config.hpp"
 #include "jrt_lm/ranks.hpp"
+#include "jrt_lm/step_kernel.hpp"
 
 /// The library's mixers behind virtual functions: a model is compiled once for each device and type of number, and each
 /// mixer's kernels once for their dimensions, in a file of their own. Errors are std::runtime_error.
@@ -146,6 +147,7 @@ struct Mixers {
   std::unique_ptr<const Mixer<Execution, LinearTensors<Element>>> linear;
   std::unique_ptr<const Mixer<Execution, WindowTensors<Element>>> window;
   std::unique_ptr<const Rotation<Device, Element>> rotation;
+  std::unique_ptr<const StepKernel> step;  ///< of whole decode steps; null: there is none for this model
 
   [[nodiscard]] const MixerStates<Execution>& states_of(MixerKind kind) const {
     switch (kind) {
@@ -192,7 +194,7 @@ Mixers<Device, Element> mixers_of(const ModelConfig& config) {
   Mixers<Device, Element> mixers{
       chosen_mixer<Convolutions, Execution, ConvolutionTensors<Element>>(config, MixerKind::convolution, convolution),
       chosen_mixer<Linears, Execution, LinearTensors<Element>>(config, MixerKind::linear, linear),
-      chosen_mixer<Windows, Execution, WindowTensors<Element>>(config, MixerKind::window, window), nullptr};
+      chosen_mixer<Windows, Execution, WindowTensors<Element>>(config, MixerKind::window, window), nullptr, nullptr};
   if (mixers.window != nullptr) {
     mixers.rotation = Windows::visit(chosen<Windows>(config, window), [&]<class Config>(std::type_identity<Config>) {
       return std::unique_ptr<const Rotation<Device, Element>>(

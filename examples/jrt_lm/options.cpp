@@ -53,6 +53,7 @@ Where:
   --threads N            of the CPU; default: all
   --gpus N, --ranks N    a long prompt is read by GPUs 0 … N - 1, or by N groups of the CPU's threads, each with all
                          weights and a piece of the tokens (docs/distributed.md); the last one goes on
+  --separate-kernels     decode steps on a GPU of separate kernels, even where one kernel can do them
 Measuring, on random prompts:
   --measure N[,N...]     tokens of a prompt;  --batch B: prompts;  --repeats R: of which the median counts
 Output:
@@ -170,6 +171,7 @@ Options parse_options(int argc, char** argv) {
       {"help", [&](const std::string&) { options.help = true; }, false},
       {"json", [&](const std::string&) { options.json = true; }, false},
       {"quiet", [&](const std::string&) { options.quiet = true; }, false},
+      {"separate-kernels", [&](const std::string&) { options.model.separate_kernels = true; }, false},
       {"random-weights", [&](const std::string& v) { options.random_weights = filled(v, "--random-weights"); }},
       {"tokens", [&](const std::string& v) { options.prompts.push_back(parse_tokens(v, "--tokens")); }},
       {"tokens-file",

@@ -13,6 +13,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,8 @@
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/pass.hpp"
 #include "jrt_lm/prefill_plan.hpp"
+#include "jrt_lm/step_kernel.hpp"
+#include "jrt_lm/step_plan.hpp"
 
 namespace jrt_lm {
 
@@ -39,6 +42,7 @@ class Transformer final : public LanguageModel {
   Transformer(Mixers mixers, ModelConfig config, const WeightSource& source, const ModelOptions& options)
       : config_(std::move(config)),
         tokens_per_group_(options.tokens_per_group),
+        separate_kernels_(options.separate_kernels),
         device_(options),
         mixers_(std::move(mixers)),
         weights_(device_, config_, source),
@@ -50,6 +54,7 @@ class Transformer final : public LanguageModel {
   [[nodiscard]] std::int64_t state_bytes() const override { return states_.slot_bytes(); }
   [[nodiscard]] std::int64_t device_bytes() const override { return device_.allocated_bytes(); }
   [[nodiscard]] std::string device_name() const override { return device_.name(); }
+  [[nodiscard]] bool stepped_in_one_kernel() const override { return stepped_in_one_kernel_; }
   [[nodiscard]] std::int64_t tokens_read(std::int32_t slot) const override { return tokens_read_.at(checked(slot)); }
   void synchronize() override { device_.synchronize(); }
 
@@ -202,6 +207,9 @@ class Transformer final : public LanguageModel {
     Array<std::int32_t> slots{};
     Activations<Device, Element> activations{};
     Logits logits{};
+    Array<std::byte> stages{};  ///< of one kernel for the whole step; empty: there are separate ones
+    Array<std::byte> candidates{};
+    Array<std::uint32_t> arrivals{};
     typename Device::Graph graph{};
   };
 
@@ -254,6 +262,7 @@ class Transformer final : public LanguageModel {
     batch->slots.upload(of_slots);
     batch->positions.upload(positions);
     logits_ = &batch->logits;
+    stepped_in_one_kernel_ = batch->stages.size() > 0;
     return *batch;
   }
 
@@ -266,6 +275,9 @@ class Transformer final : public LanguageModel {
     batch.tokens.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows)));
     batch.positions.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows)));
     batch.slots.upload(std::vector<std::int32_t>(static_cast<std::size_t>(rows), jrt::skip_slot));
+    if (prepare_whole_step(batch, rows)) {
+      return;
+    }
     const auto run = [this, &batch, rows] {
       run_layers(pass_of(batch, rows), batch.activations, {});
       batch.logits.rows = 0;
@@ -273,6 +285,51 @@ class Transformer final : public LanguageModel {
     };
     run();  // rows of padding: it changes no state, but all memory is there afterwards, and all kernels are loaded
     batch.graph = device_.capture(run);
+  }
+
+  /// The step as one kernel, if there is one that can run here: false otherwise.
+  bool prepare_whole_step([[maybe_unused]] StepBatch& batch, [[maybe_unused]] std::int64_t rows) {
+    if constexpr (requires { &Device::launch_step; } && std::is_same_v<Sum, float>) {
+      if (mixers_.step == nullptr || separate_kernels_) {
+        return false;
+      }
+      const auto state_of = [this](std::size_t i) { return static_cast<void*>(states_.slots_of(i, nullptr).data); };
+      StepPlan<Device, Element> plan(config_, weights_, state_of, batch.activations, batch.logits);
+      std::vector<Stage>& stages = plan.stages();
+      const int blocks = mixers_.step->blocks(config_, rows, stages.size());
+      if (blocks == 0) {
+        return false;
+      }
+      divide_among_blocks(stages, blocks);
+      batch.stages = Array<std::byte>(device_, static_cast<std::int64_t>(stages.size() * sizeof(Stage)));
+      batch.stages.upload(std::as_bytes(std::span(stages)));
+      batch.candidates = Array<std::byte>(device_, static_cast<std::int64_t>(candidate_bytes(rows, blocks)));
+      batch.arrivals = Array<std::uint32_t>(device_, 2);
+      StepInputs inputs;
+      inputs.stages = reinterpret_cast<const Stage*>(batch.stages.data());
+      inputs.stage_count = static_cast<std::int32_t>(stages.size());
+      inputs.rows = static_cast<std::int32_t>(rows);
+      inputs.tokens = batch.tokens.data();
+      inputs.positions = batch.positions.data();
+      inputs.slots = batch.slots.data();
+      inputs.slot_count = states_.slots_of(0, nullptr).count;
+      inputs.slot_stride = states_.slots_of(0, nullptr).slot_stride;
+      inputs.heads = static_cast<std::int32_t>(config_.heads);
+      inputs.window_kv_heads = static_cast<std::int32_t>(config_.window_kv_heads);
+      inputs.channels = static_cast<std::int32_t>(config_.channels);
+      inputs.vocabulary = static_cast<std::int32_t>(config_.vocabulary);
+      inputs.norm_epsilon = static_cast<float>(config_.norm_epsilon);
+      inputs.window_scale = config_.window_scale;
+      inputs.candidates = batch.candidates.data();
+      inputs.arrivals = batch.arrivals.data();
+      const auto run = [&] { device_.launch_step(*mixers_.step, inputs, blocks); };
+      run();  // rows of padding, as below
+      batch.graph = device_.capture(run);
+      batch.logits.rows = rows;
+      return true;
+    } else {
+      return false;
+    }
   }
 
   static Pass pass_of(const StepBatch& batch, std::int64_t rows) {
@@ -436,6 +493,7 @@ class Transformer final : public LanguageModel {
 
   ModelConfig config_;
   std::int64_t tokens_per_group_;
+  bool separate_kernels_;
   Device device_;
   Mixers mixers_;
   ModelWeights<Device, Element> weights_;
@@ -450,6 +508,7 @@ class Transformer final : public LanguageModel {
     RankLink<typename Device::Execution>* link = nullptr;
   };
   Ranked ranked_{};  // while a piece is read
+  bool stepped_in_one_kernel_ = false;
 };
 
 }  // namespace jrt_lm

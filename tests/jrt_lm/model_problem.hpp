@@ -66,13 +66,15 @@ inline ModelConfig small_config() {
 }
 
 inline std::unique_ptr<LanguageModel> made(const ModelConfig& config, const WeightSource& weights, NumberType type,
-                                           std::int64_t slots = 4, std::int64_t tokens_per_group = 1 << 18) {
+                                           std::int64_t slots = 4, std::int64_t tokens_per_group = 1 << 18,
+                                           bool separate_kernels = false) {
   ModelOptions options;
   options.device = device;
   options.type = type;
   options.slots = slots;
   options.threads = 2;
   options.tokens_per_group = tokens_per_group;
+  options.separate_kernels = separate_kernels;
   return make_model(config, weights, options);
 }
 

@@ -162,6 +162,75 @@ TEST_CASE("decoding from states is reading everything anew") {
   }
 }
 
+TEST_CASE("steps in one kernel are steps, whatever is in the batch beside a sequence") {
+  ModelConfig config = small_config();
+  config.hidden = 64;  // whole chunks, as the kernel wants them
+  config.layers.insert(config.layers.end(), {MixerKind::window, MixerKind::linear});
+  for (const bool rotates : {true, false}) {
+    config.rotates = rotates;
+    config.window_kv_heads = rotates ? 2 : 4;
+    config.mlp_input_bias = config.convolution_bias = rotates;
+    const TestWeights weights(config);
+    const ReferenceModel reference(config, weights);
+    for (const Precision& precision : precisions) {
+      constexpr std::int64_t slots = 20;
+      const auto whole = made(config, weights, precision.type, slots);
+      const auto separate = made(config, weights, precision.type, slots, 1 << 18, true);
+      std::vector<Tokens> sequences;
+      std::vector<Prompt> prompts;
+      for (std::int64_t i = 0; i < 16; ++i) {
+        sequences.push_back(random_tokens(1 + 3 * i, config.vocabulary, static_cast<unsigned>(i)));
+      }
+      Tokens all;
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        const std::int64_t prefix = std::min<std::int64_t>(std::ssize(sequences[i]), config.encoder_tokens);
+        prompts.push_back({sequences[i], static_cast<std::int32_t>(i), prefix});
+        all.push_back(i == 7 ? jrt::skip_slot : static_cast<std::int32_t>(i));
+      }
+      whole->prefill(prompts, LogitsOf::last_tokens, {});
+      separate->prefill(prompts, LogitsOf::last_tokens, {});
+      whole->fork(3, 19);
+      std::vector<std::int64_t> prefixes;
+      for (const Prompt& prompt : prompts) {
+        prefixes.push_back(prompt.prefix);
+      }
+      for (int s = 0; s < 7; ++s) {
+        const Tokens next = random_tokens(16, config.vocabulary, static_cast<unsigned>(50 + s));
+        whole->step(next, all);
+        separate->step(next, all);
+        const bool has_kernel = device == DeviceKind::cuda && precision.type == NumberType::bfloat16;
+        CHECK(separate->stepped_in_one_kernel() == false);
+        if (has_kernel) {
+          WARN(whole->stepped_in_one_kernel());
+        }
+        const auto logits = whole->logits();
+        const auto others = separate->logits();
+        const auto likeliest = whole->likeliest();
+        for (std::size_t i = 0; i < sequences.size(); ++i) {
+          if (all[i] == jrt::skip_slot) {
+            continue;
+          }
+          sequences[i].push_back(next[i]);
+          const auto row = logits_row(logits, i, config);
+          CHECK(relative_error(row, reference.last_logits(sequences[i], prefixes[i])) <= precision.bound);
+          CHECK(relative_error(row, logits_row(others, i, config)) <= precision.bound);
+          CHECK(likeliest[i] == std::max_element(row.begin(), row.begin() + config.vocabulary) - row.begin());
+        }
+        // The same sequence by itself: bit by bit where one kernel does both.
+        const auto alone = step_one(*whole, next[3], 19);
+        const auto together = logits_row(logits, 3, config);
+        CHECK(relative_error(alone, together) <= precision.bound);
+        if (whole->stepped_in_one_kernel()) {
+          CHECK(alone == together);
+        }
+      }
+      if (whole->stepped_in_one_kernel()) {
+        CHECK(whole->save(3) == whole->save(19));
+      }
+    }
+  }
+}
+
 TEST_CASE("a prompt in pieces is the prompt as a whole") {
   const ModelConfig config = small_config();
   const TestWeights weights(config);

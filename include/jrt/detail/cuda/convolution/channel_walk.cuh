@@ -98,6 +98,22 @@ class ChannelWalk {
     }
   }
 
+  /// Takes the next input of channel `c` of these and returns the output, not yet multiplied by its gate.
+  __device__ T next(int c, T newest) {
+    T sum = bias_[c];
+#pragma unroll
+    for (int k = 0; k < carried; ++k) {
+      sum = fma(weights_[k][c], recent_[k][c], sum);
+    }
+    sum = fma(weights_[carried][c], newest, sum);
+#pragma unroll
+    for (int k = 0; k + 1 < carried; ++k) {
+      recent_[k][c] = recent_[k + 1][c];
+    }
+    recent_[carried - 1][c] = newest;
+    return activated<Config>(sum);
+  }
+
   /// Stores the last K−1 inputs in a slot.
   __device__ void store_carried(E* state, bool state_aligned) const {
     store_transposed(recent_, state, state_aligned);
@@ -221,18 +237,7 @@ class ChannelWalk {
       T result[width];
 #pragma unroll
       for (int c = 0; c < width; ++c) {
-        T sum = bias_[c];
-#pragma unroll
-        for (int k = 0; k < carried; ++k) {
-          sum = fma(weights_[k][c], recent_[k][c], sum);
-        }
-        sum = fma(weights_[carried][c], newest[c], sum);
-        result[c] = activated<Config>(sum);
-#pragma unroll
-        for (int k = 0; k + 1 < carried; ++k) {
-          recent_[k][c] = recent_[k + 1][c];
-        }
-        recent_[carried - 1][c] = newest[c];
+        result[c] = next(c, newest[c]);
       }
       if (rows.gate != nullptr) {
         T factor[width];

@@ -7,6 +7,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/threads.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/core/warp_sum.cuh"
 #include "jrt/detail/cuda/linear/step_call.cuh"
@@ -29,14 +30,14 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 /// more loads are in flight; or in the type of the sums, since several keys or queries need it unrounded.
 enum class StateRegisters { as_stored, as_summed };
 
-template <class Config, StateRegisters registers>
+template <class Config, StateRegisters registers, class Part = WholeBlock<StepCall<Config>::Layout::threads>>
 class StepBlock {
  public:
   using Call = StepCall<Config>;
   using Format = typename Call::Format;
   using Scalar = typename Format::Scalar;
   using Element = typename Call::Element;
-  using Tokens = StepTokens<Config>;
+  using Tokens = StepTokens<Config, Part>;
   using T = typename Call::T;
   using Layout = StepLayout<Format, T>;
 
@@ -51,13 +52,15 @@ class StepBlock {
   static constexpr std::size_t shared_bytes =
       round_up(sizeof(Shared), sizeof(T) * 4) + sizeof(T) * row_arrays * Format::rows;
 
-  __device__ StepBlock(const Call& call, std::byte* shared)
-      : call_(call),
+  /// Of item `index`, head after head of one sequence after another.
+  __device__ StepBlock(const Call& call, unsigned index, std::byte* shared, const Part& part = {})
+      : part_(part),
+        call_(call),
         shared_(*reinterpret_cast<Shared*>(shared)),
-        b_(blockIdx.x / static_cast<unsigned>(call.heads)),
-        head_(blockIdx.x % static_cast<unsigned>(call.heads)),
+        b_(index / static_cast<unsigned>(call.heads)),
+        head_(index % static_cast<unsigned>(call.heads)),
         normaliser_(reinterpret_cast<T*>(shared + round_up(sizeof(Shared), sizeof(T) * 4))),
-        tokens_(call, b_, head_, shared_.token, normaliser_ + Format::rows, normaliser_ + 2 * Format::rows) {}
+        tokens_(call, b_, head_, shared_.token, normaliser_ + Format::rows, normaliser_ + 2 * Format::rows, part) {}
 
   __device__ void run() {
     if (sequence_skipped(call_.source, nullptr, call_.destination, b_)) {
@@ -87,14 +90,14 @@ class StepBlock {
       }
       if (keys > 0) {
         if (pass > 0) {
-          __syncthreads();  // the pass before is done with its last token
+          part_.sync();  // the pass before is done with its last token
         }
         tokens_.place(0);
       }
       convert_state();
       for (std::int64_t t = 0; t < keys; ++t) {
         if (t > 0) {
-          __syncthreads();
+          part_.sync();
           tokens_.place(t);
         }
         if (t + 1 < keys) {
@@ -109,7 +112,7 @@ class StepBlock {
         write_state(destination, pass);
       }
     }
-    __syncthreads();
+    part_.sync();
     for (int r = thread(); destination != nullptr && r < Format::rows; r += Layout::threads) {
       destination[Format::normaliser_offset + r] = convert<Scalar>(normaliser_[r]);
     }
@@ -121,9 +124,9 @@ class StepBlock {
   static constexpr int normaliser_parts = ceil_div(Format::rows, Layout::threads);     // fetched by a thread
   static constexpr int owners = Layout::groups * Layout::lanes;  // threads that own elements of the state
 
-  static __device__ int thread() { return static_cast<int>(threadIdx.x); }
-  static __device__ int group() { return thread() / Layout::lanes; }
-  static __device__ int column() { return thread() % Layout::lanes * Layout::columns; }
+  [[nodiscard]] __device__ int thread() const { return part_.rank(); }
+  [[nodiscard]] __device__ int group() const { return thread() / Layout::lanes; }
+  [[nodiscard]] __device__ int column() const { return thread() % Layout::lanes * Layout::columns; }
 
   __device__ void zero_outputs() {
     const std::int64_t row_elements = call_.group * Format::columns;
@@ -263,7 +266,7 @@ class StepBlock {
         shared_.partial_denominators[thread() / 32] = denominator;
       }
     }
-    __syncthreads();
+    part_.sync();
     finish(t, g, pass);
   }
 
@@ -314,6 +317,7 @@ class StepBlock {
     }
   }
 
+  [[no_unique_address]] Part part_;
   const Call& call_;
   Shared& shared_;
   std::int64_t b_;
@@ -334,7 +338,7 @@ inline constexpr int step_blocks = StepCall<Config>::Layout::blocks_per_multipro
 template <class Config, StateRegisters registers>
 __global__ void __launch_bounds__(StepCall<Config>::Layout::threads, step_blocks<Config, registers>)
     step_states(const __grid_constant__ StepCall<Config> call) {
-  StepBlock<Config, registers>(call, step_shared_memory).run();
+  StepBlock<Config, registers>(call, blockIdx.x, step_shared_memory).run();
 }
 
 template <class Config>

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/threads.cuh"
 #include "jrt/detail/cuda/linear/expand.cuh"
 #include "jrt/detail/cuda/linear/step_call.cuh"
 #include "jrt/detail/integer.hpp"
@@ -14,8 +15,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// The tokens of a step, as the block of one head reads them: keys and values from the views, the staging buffer or, where
 /// keys are evicted from a window, from its ring; queries from the views. One token at a time goes through registers to
-/// shared memory and is expanded there. Called by all threads of the block.
-template <class Config>
+/// shared memory and is expanded there. Called by all threads of the part.
+template <class Config, class Part = WholeBlock<StepCall<Config>::Layout::threads>>
 class StepTokens {
  public:
   using Call = StepCall<Config>;
@@ -34,8 +35,14 @@ class StepTokens {
 
   /// `key_features` and `query_features` are shared memory for one value per row each.
   __device__ StepTokens(const Call& call, std::int64_t b, std::int64_t head, Shared& shared, T* key_features,
-                        T* query_features)
-      : call_(call), b_(b), head_(head), shared_(shared), key_features_(key_features), query_features_(query_features) {}
+                        T* query_features, const Part& part)
+      : part_(part),
+        call_(call),
+        b_(b),
+        head_(head),
+        shared_(shared),
+        key_features_(key_features),
+        query_features_(query_features) {}
 
   /// With `keys` tokens, all of them staged if they are to be committed.
   __device__ void find_evicted(std::int64_t keys) { evicted_.find(call_, b_, head_, keys); }
@@ -100,7 +107,7 @@ class StepTokens {
         }
       }
     }
-    __syncthreads();
+    part_.sync();
     if (has_key(t)) {
       expand<Side::key>(shared_.key_input, key_features_, position(t), 0);
     } else {
@@ -111,19 +118,19 @@ class StepTokens {
     if (has_output(t)) {
       expand<Side::query>(shared_.query_input, query_features_, position(t), Layout::threads - 1);
     }
-    __syncthreads();
+    part_.sync();
   }
 
   /// Reads and expands query head g > 0 of token t.
   __device__ void read_query(std::int64_t t, std::int64_t g) {
-    __syncthreads();
+    part_.sync();
     const Element* const query = query_row(t, g);
     for (int i = thread(); i < Map::input_dim; i += Layout::threads) {
       shared_.query_input[i] = convert<T>(query[i]);
     }
-    __syncthreads();
+    part_.sync();
     expand<Side::query>(shared_.query_input, query_features_, position(t), 0);
-    __syncthreads();
+    part_.sync();
   }
 
  private:
@@ -131,8 +138,8 @@ class StepTokens {
   static constexpr int input_parts = ceil_div(Map::input_dim + Format::columns, Layout::threads);
   static constexpr int query_parts = ceil_div(Map::input_dim, Layout::threads);
 
-  static __device__ int thread() {
-    return static_cast<int>(threadIdx.x);
+  [[nodiscard]] __device__ int thread() const {
+    return part_.rank();
   }
 
   /// Whether a token's key and value come from the staging buffer, as those staged by earlier calls do; new ones come from
@@ -187,6 +194,7 @@ class StepTokens {
     }
   }
 
+  [[no_unique_address]] Part part_;
   const Call& call_;
   std::int64_t b_;
   std::int64_t head_;

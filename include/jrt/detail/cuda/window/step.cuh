@@ -8,6 +8,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
+#include "jrt/detail/cuda/core/threads.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/cuda/window/step_layout.cuh"
@@ -25,21 +26,42 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-template <WindowConfig Config>
+template <WindowConfig Config, class Part = WholeBlock<WindowStepLayout<Config>::threads>>
 class WindowSteps {
  public:
-  using Layout = WindowStepLayout<Config>;
+  using Layout = WindowStepLayout<Config, Part::threads>;
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
   using T = ComputeType<Element>;
-  using Query = WindowStepQuery<Config>;
+  using Query = WindowStepQuery<Config, Part>;
 
-  __device__ WindowSteps(const WindowCall<Config>& call, Element* buffers, typename Query::Shared& shared)
-      : call_(call),
+  __device__ WindowSteps(const WindowCall<Config>& call, Element* buffers, typename Query::Shared& shared,
+                         const Part& part = {})
+      : part_(part),
+        call_(call),
         buffers_(buffers),
-        query_(call, shared),
+        query_(call, shared, part),
         heads_(static_cast<unsigned>(call.key.heads)),
         group_(static_cast<int>(call.group())) {}
+
+  /// One cache of all sequences' after another: `begin(index)` asks for its rows, which no token of this step determines,
+  /// `end()` for the new token, and attends. All threads call them in turn. One buffer is enough.
+  __device__ void begin(unsigned index) {
+    item_ = item_of(index);
+    if (item_.cache != nullptr) {
+      load_cache(item_, buffers_);
+    }
+  }
+  __device__ void end() {
+    if (item_.cache != nullptr) {
+      load_token(item_, buffers_);
+    }
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    part_.sync();
+    attend(item_, buffers_);
+    part_.sync();
+  }
 
   /// `items`: caches of all sequences.
   __device__ void run(unsigned items) {
@@ -55,9 +77,9 @@ class WindowSteps {
       // Loaded a round before it is needed, so that no copy waits for the count that determines the rows.
       const Item after = i + 2 * step < items ? item_of(i + 2 * step) : Item{};
       __pipeline_wait_prior(1);
-      __syncthreads();
+      part_.sync();
       attend(current, buffer_at(buffer));
-      __syncthreads();
+      part_.sync();
       buffer = 1 - buffer;
       current = next;
       next = after;
@@ -65,7 +87,7 @@ class WindowSteps {
   }
 
  private:
-  static __device__ int thread() { return static_cast<int>(threadIdx.x); }
+  [[nodiscard]] __device__ int thread() const { return part_.rank(); }
   [[nodiscard]] __device__ Element* buffer_at(int buffer) const {
     return buffers_ + buffer * (Layout::buffer_bytes(group_) / static_cast<std::int64_t>(sizeof(Element)));
   }
@@ -94,14 +116,19 @@ class WindowSteps {
 
   /// Issues the copies of one cache, of the new key and value into it, and of the queries that read them.
   __device__ void load(const Item& item, int buffer) const {
-    if (item.cache == nullptr) {
-      return;
+    if (item.cache != nullptr) {
+      load_cache(item, buffer_at(buffer));
+      load_token(item, buffer_at(buffer));
     }
-    Element* const to = buffer_at(buffer);
+  }
+  __device__ void load_cache(const Item& item, Element* to) const {
     const auto rows = static_cast<int>(clamped(item.cached, 0, Format::rows));
     const int row = new_row(item.cached);
     bring_rows<Config::head_dim>(to, item.cache, rows, row);
     bring_rows<Config::value_dim>(to + Format::value_offset, item.cache + Format::value_offset, rows, row);
+  }
+  __device__ void load_token(const Item& item, Element* to) const {
+    const int row = new_row(item.cached);
     bring_row(to + row * Config::head_dim, call_.key.row(item.b, 0, item.head), Config::head_dim);
     bring_row(to + Format::value_offset + row * Config::value_dim, call_.value.row(item.b, 0, item.head),
               Config::value_dim);
@@ -112,7 +139,7 @@ class WindowSteps {
   }
   /// Issues the copies of all rows of a ring but one.
   template <int dim>
-  static __device__ void bring_rows(Element* to, const Element* from, int rows, int but) {
+  __device__ void bring_rows(Element* to, const Element* from, int rows, int but) const {
     const int numbers = rows * dim;
 #pragma unroll 8
     for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
@@ -121,7 +148,7 @@ class WindowSteps {
       }
     }
   }
-  static __device__ void bring_row(Element* to, const Element* from, int numbers) {
+  __device__ void bring_row(Element* to, const Element* from, int numbers) const {
     for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
       __pipeline_memcpy_async(to + i, from + i, access_bytes);
     }
@@ -144,7 +171,7 @@ class WindowSteps {
     for (int q = 0; q < group_; ++q) {
       query_.run(buffer, rows, buffer + Layout::queries + q * Config::head_dim, cached, output(q));
       if (group_ > 1) {
-        __syncthreads();  // before the next query's
+        part_.sync();  // before the next query's
       }
     }
     if (!call_.final.empty()) {
@@ -166,7 +193,7 @@ class WindowSteps {
         key[i] = convert<Element>(first);
         key[i + half] = convert<Element>(second);
       }
-      __syncthreads();
+      part_.sync();
     }
   }
 
@@ -178,15 +205,17 @@ class WindowSteps {
     store_rows(cache + Format::value_offset + first * Config::value_dim,
                buffer + Format::value_offset + first * Config::value_dim, count * Config::value_dim);
   }
-  static __device__ void store_rows(Element* to, const Element* from, int numbers) {
+  __device__ void store_rows(Element* to, const Element* from, int numbers) const {
     for (int i = thread() * Layout::each; i < numbers; i += Layout::threads * Layout::each) {
       store_vector(to + i, load_vector<Layout::each>(from + i));
     }
   }
 
+  [[no_unique_address]] Part part_;
   const WindowCall<Config>& call_;
   Element* buffers_;
   Query query_;
+  Item item_;       // of `begin`
   unsigned heads_;  // of keys
   int group_;       // queries per cache
 };

@@ -13,8 +13,8 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Shared memory and threads of the decode step's blocks.
-template <WindowConfig Config>
+/// Shared memory and threads of the decode step's blocks; of `part_threads` threads, where they are part of another kernel.
+template <WindowConfig Config, int part_threads = 0>
 struct WindowStepLayout {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
@@ -31,7 +31,9 @@ struct WindowStepLayout {
   }
   static constexpr int blocks = static_cast<int>(clamped(
       tuning.multiprocessor_bytes / (2 * buffer_bytes(1) + sum_bytes(tuning.many_blocks_threads)), 1, tuning.max_blocks));
-  static constexpr int threads = blocks >= tuning.many_blocks ? tuning.many_blocks_threads : tuning.few_blocks_threads;
+  static constexpr int threads = part_threads > 0               ? part_threads
+                                 : blocks >= tuning.many_blocks ? tuning.many_blocks_threads
+                                                                : tuning.few_blocks_threads;
   /// Two buffers, then what is merged across warps.
   JRT_DETAIL_HD static constexpr std::int64_t shared_bytes(std::int64_t group) {
     return 2 * buffer_bytes(group) + sum_bytes(threads);

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/threads.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sequence.cuh"
@@ -17,10 +18,10 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// One query of the decode step, by all threads of a block, whose shared memory has a copy of the cache. As in
 /// `WindowQuery` a group of lanes takes one key at a time.
-template <WindowConfig Config>
+template <WindowConfig Config, class Part = WholeBlock<WindowStepLayout<Config>::threads>>
 class WindowStepQuery {
  public:
-  using Layout = WindowStepLayout<Config>;
+  using Layout = WindowStepLayout<Config, Part::threads>;
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
   using T = ComputeType<Element>;
@@ -37,7 +38,8 @@ class WindowStepQuery {
     T values[Layout::warps][Config::value_dim];
   };
 
-  __device__ WindowStepQuery(const WindowCall<Config>& call, Shared& shared) : call_(call), shared_(shared) {}
+  __device__ WindowStepQuery(const WindowCall<Config>& call, Shared& shared, const Part& part = {})
+      : part_(part), call_(call), shared_(shared) {}
 
   /// The output of a query at a position, over the first `rows` rows of the ring in `buffer`.
   __device__ void run(const Element* buffer, int rows, const Element* query, std::int64_t position, Element* output) {
@@ -80,13 +82,13 @@ class WindowStepQuery {
   }
 
  private:
-  static __device__ int thread() {
-    return static_cast<int>(threadIdx.x);
+  [[nodiscard]] __device__ int thread() const {
+    return part_.rank();
   }
-  static __device__ int group() {
+  [[nodiscard]] __device__ int group() const {
     return thread() / lanes;
   }
-  static __device__ int column(int part) {
+  [[nodiscard]] __device__ int column(int part) const {
     return (part * lanes + thread() % lanes) * vector;
   }
 
@@ -109,7 +111,7 @@ class WindowStepQuery {
     }
   }
   /// Score of a query and a key, the same in all lanes of a group.
-  static __device__ T dot(const T (&query)[parts][vector], const Element* key) {
+  __device__ T dot(const T (&query)[parts][vector], const Element* key) const {
     T dot = 0;
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
@@ -139,7 +141,7 @@ class WindowStepQuery {
       }
     }
   }
-  static __device__ void add_weighted(T (&values)[parts][vector], T weight, const Element* value) {
+  __device__ void add_weighted(T (&values)[parts][vector], T weight, const Element* value) const {
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
       if (column(part) < Config::value_dim) {
@@ -185,7 +187,7 @@ class WindowStepQuery {
         }
       }
     }
-    __syncthreads();
+    part_.sync();
     T most = Exponential::lowest;
 #pragma unroll
     for (int w = 0; w < Layout::warps; ++w) {
@@ -203,6 +205,7 @@ class WindowStepQuery {
     }
   }
 
+  [[no_unique_address]] Part part_;
   const WindowCall<Config>& call_;
   Shared& shared_;
 };
