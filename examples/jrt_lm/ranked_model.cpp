@@ -41,6 +41,7 @@ class RankedModel final : public LanguageModel {
     return std::to_string(models_.size()) + " ranks, each " + last().device_name();
   }
   [[nodiscard]] std::int64_t tokens_read(std::int32_t slot) const override { return last().tokens_read(slot); }
+  [[nodiscard]] bool stepped_in_one_kernel() const override { return last().stepped_in_one_kernel(); }
   void use_device() override { last().use_device(); }
   void synchronize() override { last().synchronize(); }
 
