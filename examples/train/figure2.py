@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Set disjointness: accuracy against the size of the state, short list first or long list first (the paper's Figure 2).
 
-    figure2.py --setting small|cpu|smoke [--minutes 8] [--device cpu|cuda]
+    figure2.py --setting small|short|cpu|smoke [--minutes 8] [--device cpu|cuda]
 
 Causal linear attention (based), the encoder region over both lists (jrt), both lists read twice (repeated), and a
 Transformer. Claims: based is better if the short list comes first, by a gap that shrinks with the state; jrt and repeated
@@ -31,16 +31,17 @@ def runs_of(setting, arguments):
         settings = Settings(arguments.steps or 300, 64, arguments.rate or 5e-3, graphs=not arguments.no_graphs)
         shape = Shape(36, width=32, layers=4, heads=2, feature_dim=4, hidden=64)
         return [Run(kind, shape, task, settings, 1) for kind in RECURRENT]
-    if setting == "cpu":
+    if setting in ("cpu", "short"):
         task = SetDisjointness(128, ((4, 16), (4, 32)), ((4, 16), (4, 32)))
         settings = Settings(arguments.steps or 1500, 128, arguments.rate or 3e-3, graphs=not arguments.no_graphs)
-        return [Run(kind, Shape(128, feature_dim=feature_dim), task, settings, 1)
-                for feature_dim in (4, 16) for kind in RECURRENT]
+        dims, seeds = ((4, 16), (1,)) if setting == "cpu" else (arguments.dims or (4, 8, 16), arguments.seeds or (1, 2, 3))
+        return [Run(kind, Shape(128, feature_dim=feature_dim), task, settings, seed)
+                for seed in seeds for feature_dim in dims for kind in RECURRENT]
     task = SetDisjointness(1024, ((4, 16), (4, 64), (8, 128), (4, 256)), ((4, 16), (4, 64), (4, 128), (8, 128), (4, 256)))
     settings = Settings(arguments.steps or 10000, 128, arguments.rate or 3e-3, graphs=not arguments.no_graphs)
     width, runs = arguments.width or 64, []
-    for seed in arguments.seeds:
-        for feature_dim in arguments.dims:
+    for seed in arguments.seeds or (1, 2):
+        for feature_dim in arguments.dims or (4, 8, 16):
             shape = Shape(1024, width=width, layers=4, heads=2, feature_dim=feature_dim, hidden=2 * width)
             runs += [Run(kind, shape, task, settings, seed) for kind in RECURRENT]
         runs.append(Run("transformer", shape, task, settings, seed))
@@ -94,10 +95,10 @@ def numbers(text):
 
 
 def main():
-    parser = parser_of(__doc__, ("small", "cpu", "smoke"), "figure2")
-    parser.add_argument("--dims", type=numbers, default=(4, 8, 16), help="of keys, which set the state's size (small)")
+    parser = parser_of(__doc__, ("small", "short", "cpu", "smoke"), "figure2")
+    parser.add_argument("--dims", type=numbers, help="of keys, which set the state's size (4,8,16; small, short)")
     parser.add_argument("--width", type=int, help="of the models (small)")
-    parser.add_argument("--seeds", type=numbers, default=(1, 2), help="(small)")
+    parser.add_argument("--seeds", type=numbers, help="(1,2 for small; 1,2,3 for short)")
     arguments = parser.parse_args()
     rows = run_all(runs_of(arguments.setting, arguments), arguments, "figure2")
     text = table(rows)

@@ -63,18 +63,23 @@ def _digest_of_sources() -> str:
     return digest.hexdigest()[:10]
 
 
-@functools.cache
 def _version_of(compiler: str) -> str:
     command = shlex.split(compiler)
     path = shutil.which(command[0])
     if path is None:
         raise CompileError(f"jrt: the compiler {command[0]} was not found; it is needed to compile an operator. Install it, or "
                            "name another by CXX (for GPUs CUDA_HOME).")
-    result = subprocess.run([path, *command[1:], "--version"], capture_output=True, text=True, check=False)
+    return _version_at(path, *command[1:])
+
+
+@functools.cache
+def _version_at(path: str, *arguments: str) -> str:
+    result = subprocess.run([path, *arguments, "--version"], capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise CompileError(f"jrt: {compiler} --version fails, so it is no compiler that can be used.\n{result.stderr}")
+        raise CompileError(f"jrt: {shlex.join([pathlib.Path(path).name, *arguments])} --version fails, so it is no compiler "
+                           f"that can be used.\n{result.stderr}")
     found = re.findall(r"\d+\.\d+(?:\.\d+)?", result.stdout)
-    name = "-".join([pathlib.Path(path).name, *command[1:]])
+    name = "-".join([pathlib.Path(path).name, *arguments])
     return f"{re.sub('[^A-Za-z0-9_.+=-]', '_', name)}-{found[-1] if found else 'unknown'}"
 
 
