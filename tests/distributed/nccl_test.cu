@@ -241,6 +241,10 @@ std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& 
           run_halo<Window>(in, layout, communicator, on, way), run_halo<Convolution>(in, layout, communicator, on, way)};
 }
 
+/// Their names.
+constexpr const char* operations[] = {"linear attention, fixed segments", "linear attention, the device's segments",
+                                      "window", "convolution"};
+
 /// Outputs of all ranks, one after the other.
 std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout, bool beside, bool captured) {
   const int ranks = layout.ranks;
@@ -311,7 +315,7 @@ TEST_CASE("several GPUs agree with one") {
         const auto actual = run_group(inputs, layout, beside, captured);
         first = first.empty() ? actual : first;
         for (std::size_t i = 0; i < expected.size(); ++i) {
-          CAPTURE(i);
+          CAPTURE(operations[i]);
           // The bits of linear attention with fixed segments are the same, and those of a convolution's outputs.
           const bool same_bits = i == 0 || i == 3;
           CHECK(relative_error(actual[i].output, expected[i].output) <= (same_bits ? 0 : 2e-6));
@@ -330,15 +334,40 @@ TEST_CASE("a rank that stays away ends in an error within the time limit") {
   }
   ncclComm_t communicators[2];
   REQUIRE(ncclCommInitAll(communicators, 2, nullptr) == ncclSuccess);
-  DeviceCopy<float> memory(2);
-  NcclCommunicator first(communicators[0]);
-  NcclCommunicator second(communicators[1]);
-  const Cuda on;
-  JRT_REQUIRE_OK(first.all_gather(memory.data(), memory.data(), sizeof(float), on));
-  const Status status = first.await_ranks(std::chrono::milliseconds(500), on);
-  CHECK(status.code() == StatusCode::device_error);
-  CHECK_FALSE(first.all_gather(memory.data(), memory.data(), sizeof(float), on).ok());
-  second.abort();
+  std::barrier<> both(2);
+  Status waited;
+  Status afterwards;
+  const auto run = [&](int rank) {
+    cudaSetDevice(rank);
+    cudaStream_t stream = nullptr;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    {
+      const DeviceCopy<float> memory(2);
+      NcclCommunicator communicator(communicators[rank]);
+      const Cuda on{stream};
+      const auto gather = [&] { return communicator.all_gather(memory.data() + rank, memory.data(), sizeof(float), on); };
+      // NCCL connects the ranks in the first call, in which the host waits: one in which all take part.
+      both.arrive_and_wait();
+      JRT_REQUIRE_OK(gather());
+      JRT_REQUIRE_OK(communicator.await_ranks(std::chrono::seconds(30), on));
+      both.arrive_and_wait();
+      if (rank == 0) {
+        JRT_REQUIRE_OK(gather());
+        waited = communicator.await_ranks(std::chrono::milliseconds(500), on);
+        afterwards = gather();
+      }
+      both.arrive_and_wait();
+      communicator.abort();
+      both.arrive_and_wait();  // memory goes when no rank waits for another
+    }
+    cudaStreamDestroy(stream);
+  };
+  std::thread other([&] { run(1); });
+  run(0);
+  other.join();
+  cudaSetDevice(0);
+  CHECK(waited.code() == StatusCode::device_error);
+  CHECK_FALSE(afterwards.ok());
 }
 
 }  // namespace
