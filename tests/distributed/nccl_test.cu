@@ -44,6 +44,8 @@ class DeviceCopy {
   explicit DeviceCopy(const std::vector<T>& values) : count_(values.size()) {
     REQUIRE(cudaMalloc(&data_, count_ * sizeof(T) + 16) == cudaSuccess);
     REQUIRE(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice) == cudaSuccess);
+    // A copy from pageable memory may return before it has reached the device, and other streams do not wait for it.
+    REQUIRE(cudaStreamSynchronize(nullptr) == cudaSuccess);
   }
   explicit DeviceCopy(std::size_t count) : DeviceCopy(std::vector<T>(count)) {}
   DeviceCopy(const DeviceCopy&) = delete;
@@ -299,13 +301,23 @@ TEST_CASE("several GPUs agree with one") {
   const auto expected = run_rank(inputs, ContextLayout{1, 1, whole, whole_encoder}, alone, Cuda{}, Way{});
   const std::int64_t two[] = {2560, 1536};
   const std::int64_t two_encoder[] = {1024, 1024};
+  // The second rank has encoder tokens only.
+  const std::int64_t two_uneven[] = {4096, 0};
   const std::int64_t four[] = {512, 1536, 0, 2048};
   const std::int64_t four_encoder[] = {512, 512, 1024, 0};
-  for (const int ranks : {2, 4}) {
+  const std::int64_t four_even[] = {1024, 1024, 1024, 1024};
+  const std::int64_t four_even_encoder[] = {512, 512, 512, 512};
+  const ContextLayout layouts[] = {{2, 1, two, two_encoder},
+                                   {2, 1, two_uneven, two_encoder},
+                                   {4, 1, four_even, four_even_encoder},
+                                   {4, 1, four, four_encoder}};
+  for (const ContextLayout& layout : layouts) {
+    const int ranks = layout.ranks;
     if (devices() < ranks) {
       continue;
     }
-    const ContextLayout layout{ranks, 1, ranks == 2 ? two : four, ranks == 2 ? two_encoder : four_encoder};
+    const std::int64_t tokens_of_second = layout.piece(1, 0);
+    CAPTURE(tokens_of_second);
     std::vector<Results> first;
     for (const bool beside : {false, true}) {
       for (const bool captured : {false, true}) {
