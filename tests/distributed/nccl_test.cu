@@ -44,6 +44,8 @@ class DeviceCopy {
   explicit DeviceCopy(const std::vector<T>& values) : count_(values.size()) {
     REQUIRE(cudaMalloc(&data_, count_ * sizeof(T) + 16) == cudaSuccess);
     REQUIRE(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice) == cudaSuccess);
+    // A copy from pageable memory may return before it has reached the device, and other streams do not wait for it.
+    REQUIRE(cudaStreamSynchronize(nullptr) == cudaSuccess);
   }
   explicit DeviceCopy(std::size_t count) : DeviceCopy(std::vector<T>(count)) {}
   DeviceCopy(const DeviceCopy&) = delete;
@@ -241,6 +243,10 @@ std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& 
           run_halo<Window>(in, layout, communicator, on, way), run_halo<Convolution>(in, layout, communicator, on, way)};
 }
 
+/// Their names.
+constexpr const char* operations[] = {"linear attention, fixed segments", "linear attention, the device's segments",
+                                      "window", "convolution"};
+
 /// Outputs of all ranks, one after the other.
 std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout, bool beside, bool captured) {
   const int ranks = layout.ranks;
@@ -295,13 +301,23 @@ TEST_CASE("several GPUs agree with one") {
   const auto expected = run_rank(inputs, ContextLayout{1, 1, whole, whole_encoder}, alone, Cuda{}, Way{});
   const std::int64_t two[] = {2560, 1536};
   const std::int64_t two_encoder[] = {1024, 1024};
+  // The second rank has encoder tokens only.
+  const std::int64_t two_uneven[] = {4096, 0};
   const std::int64_t four[] = {512, 1536, 0, 2048};
   const std::int64_t four_encoder[] = {512, 512, 1024, 0};
-  for (const int ranks : {2, 4}) {
+  const std::int64_t four_even[] = {1024, 1024, 1024, 1024};
+  const std::int64_t four_even_encoder[] = {512, 512, 512, 512};
+  const ContextLayout layouts[] = {{2, 1, two, two_encoder},
+                                   {2, 1, two_uneven, two_encoder},
+                                   {4, 1, four_even, four_even_encoder},
+                                   {4, 1, four, four_encoder}};
+  for (const ContextLayout& layout : layouts) {
+    const int ranks = layout.ranks;
     if (devices() < ranks) {
       continue;
     }
-    const ContextLayout layout{ranks, 1, ranks == 2 ? two : four, ranks == 2 ? two_encoder : four_encoder};
+    const std::int64_t tokens_of_second = layout.piece(1, 0);
+    CAPTURE(tokens_of_second);
     std::vector<Results> first;
     for (const bool beside : {false, true}) {
       for (const bool captured : {false, true}) {
@@ -311,7 +327,7 @@ TEST_CASE("several GPUs agree with one") {
         const auto actual = run_group(inputs, layout, beside, captured);
         first = first.empty() ? actual : first;
         for (std::size_t i = 0; i < expected.size(); ++i) {
-          CAPTURE(i);
+          CAPTURE(operations[i]);
           // The bits of linear attention with fixed segments are the same, and those of a convolution's outputs.
           const bool same_bits = i == 0 || i == 3;
           CHECK(relative_error(actual[i].output, expected[i].output) <= (same_bits ? 0 : 2e-6));
@@ -330,15 +346,40 @@ TEST_CASE("a rank that stays away ends in an error within the time limit") {
   }
   ncclComm_t communicators[2];
   REQUIRE(ncclCommInitAll(communicators, 2, nullptr) == ncclSuccess);
-  DeviceCopy<float> memory(2);
-  NcclCommunicator first(communicators[0]);
-  NcclCommunicator second(communicators[1]);
-  const Cuda on;
-  JRT_REQUIRE_OK(first.all_gather(memory.data(), memory.data(), sizeof(float), on));
-  const Status status = first.await_ranks(std::chrono::milliseconds(500), on);
-  CHECK(status.code() == StatusCode::device_error);
-  CHECK_FALSE(first.all_gather(memory.data(), memory.data(), sizeof(float), on).ok());
-  second.abort();
+  std::barrier<> both(2);
+  Status waited;
+  Status afterwards;
+  const auto run = [&](int rank) {
+    cudaSetDevice(rank);
+    cudaStream_t stream = nullptr;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    {
+      const DeviceCopy<float> memory(2);
+      NcclCommunicator communicator(communicators[rank]);
+      const Cuda on{stream};
+      const auto gather = [&] { return communicator.all_gather(memory.data() + rank, memory.data(), sizeof(float), on); };
+      // NCCL connects the ranks in the first call, in which the host waits: one in which all take part.
+      both.arrive_and_wait();
+      JRT_REQUIRE_OK(gather());
+      JRT_REQUIRE_OK(communicator.await_ranks(std::chrono::seconds(30), on));
+      both.arrive_and_wait();
+      if (rank == 0) {
+        JRT_REQUIRE_OK(gather());
+        waited = communicator.await_ranks(std::chrono::milliseconds(500), on);
+        afterwards = gather();
+      }
+      both.arrive_and_wait();
+      communicator.abort();
+      both.arrive_and_wait();  // memory goes when no rank waits for another
+    }
+    cudaStreamDestroy(stream);
+  };
+  std::thread other([&] { run(1); });
+  run(0);
+  other.join();
+  cudaSetDevice(0);
+  CHECK(waited.code() == StatusCode::device_error);
+  CHECK_FALSE(afterwards.ok());
 }
 
 }  // namespace

@@ -21,6 +21,9 @@ namespace jrt {
 ///
 /// Calls enqueue their transfers on the execution's stream and return; they can be captured in a CUDA graph. A rank that
 /// does not make its call leaves the streams of the others waiting: `await_ranks` waits with a time limit, then aborts.
+/// NCCL connects ranks in the first call that needs it, and the host waits in there, without a time limit: a program that
+/// must not wait for ever makes one call of each kind when the group begins, or sets NCCL_RUNTIME_CONNECT=0 (NCCL connects
+/// all ranks when communicators are made).
 ///
 /// With a `SideStream`, calls run their transfers on it, beside the work of the execution's stream that does not need them.
 ///

@@ -161,6 +161,8 @@ inline constexpr WindowStepTuning window_step_tuning{};
 
 /// update_window_cache and commit_window. Not varied.
 inline constexpr int window_cache_threads = 128;
+/// Threads of a block that stores a call's tokens: up to L + 1 of them.
+inline constexpr int window_update_threads = 512;
 
 // -- convolution -------------------------------------------------------------------------------------------------------
 

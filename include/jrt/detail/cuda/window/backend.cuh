@@ -101,7 +101,7 @@ struct MixerBackend<Config, Cuda> {
       return status;
     }
     return cuda::launch(operation, cuda::update_window_cache<Config>,
-                        {call.count() * call.key.heads, cuda::window_cache_threads, 0}, on, call);
+                        {call.count() * call.key.heads, cuda::window_update_threads, 0}, on, call);
   }
 
  private:

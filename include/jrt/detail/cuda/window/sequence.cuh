@@ -108,10 +108,16 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& to
     }
     __syncthreads();
   }
-  for (std::int64_t token = larger(tokens.begin, tokens.end - Format::rows); token < tokens.end; ++token) {
+  // Each warp has tokens of its own, whose rows of the ring differ: a block writes several at a time.
+  constexpr int warp_threads = 32;
+  const int warps = larger(threads / warp_threads, 1);
+  const int each_threads = smaller(threads, warp_threads);
+  const std::int64_t begin = larger(tokens.begin, tokens.end - Format::rows);
+  for (std::int64_t token = begin + thread / each_threads; thread < warps * each_threads && token < tokens.end;
+       token += warps) {
     const std::int64_t row = ring_row(keys.position(token), Config::left_window);
     write_token(keys, token, rotary, cache + row * Config::head_dim, cache + Format::value_offset + row * Config::value_dim,
-                thread, threads);
+                thread % each_threads, each_threads);
   }
   __syncthreads();  // all threads have read the count, where cache and ring are one
   if (thread == 0) {
@@ -121,7 +127,7 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& to
 
 /// Stores the call's tokens in the caches, or after the staged ones; one block per head.
 template <WindowConfig Config>
-__global__ void __launch_bounds__(window_cache_threads)
+__global__ void __launch_bounds__(window_update_threads)
     update_window_cache(const __grid_constant__ WindowCall<Config> call) {
   const std::int64_t b = blockIdx.x / call.key.heads;
   const std::int64_t head = blockIdx.x % call.key.heads;
@@ -136,7 +142,7 @@ __global__ void __launch_bounds__(window_cache_threads)
   for (std::int64_t token = 0; token < sequence.tokens; ++token) {
     auto* const row = call.staging.row(b, call.already_staged + token, head);
     write_token(sequence.keys, token, call.rotary, row, row + Config::head_dim, static_cast<int>(threadIdx.x),
-                window_cache_threads);
+                window_update_threads);
   }
 }
 
