@@ -159,9 +159,9 @@ struct WindowStepTuning {
 };
 inline constexpr WindowStepTuning window_step_tuning{};
 
-/// update_window_cache and commit_window. Not varied.
+/// commit_window. Not varied.
 inline constexpr int window_cache_threads = 128;
-/// Threads of a block that stores a call's tokens: up to L + 1 of them.
+/// update_window_cache, whose blocks store up to L + 1 tokens each, a warp one after the other. Not varied but for 128.
 inline constexpr int window_update_threads = 512;
 
 // -- convolution -------------------------------------------------------------------------------------------------------
