@@ -27,9 +27,9 @@
 ///       }
 ///     }
 ///
-/// Arguments are those of `decode_step` and are not checked here: `jrt::prepare`-like checks are the host's, which calls
-/// `decode_workspace_bytes` or a first `decode_step` with them. Which threads take part is the last argument: `WholeBlock`
-/// or, in a block that does several things at a time, `BlockPart`. All of them call the function. Tensors that other blocks
+/// Arguments are those of `decode_step` and are not checked here: the host checks them before the launch, for example by a
+/// first `decode_step` with them. Which threads take part is the last argument: `WholeBlock` or, in a block that does
+/// several things at a time, `BlockPart`. All of them call the function. Tensors that other blocks
 /// write in the same kernel must be visible to all threads of the part before; states are read only by `prefetch`, `begin`
 /// and `run`, so that they may be asked for before that.
 namespace jrt {
