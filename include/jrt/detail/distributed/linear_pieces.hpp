@@ -8,6 +8,7 @@
 #include "jrt/detail/plan/segment.hpp"
 #include "jrt/detail/plan/token_range.hpp"
 #include "jrt/distributed/context_layout.hpp"
+#include "jrt/sequences.hpp"
 
 namespace jrt::detail {
 
