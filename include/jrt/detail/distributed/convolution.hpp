@@ -8,7 +8,7 @@
 #include "jrt/detail/distributed/check.hpp"
 #include "jrt/detail/distributed/halo.hpp"
 #include "jrt/detail/distributed/halo_plan.hpp"
-#include "jrt/detail/distributed/window.hpp"
+#include "jrt/detail/distributed/halo_prefill.hpp"
 #include "jrt/distributed/context_parallel.hpp"
 #include "jrt/mixer/gated_convolution.hpp"
 #include "jrt/prefill.hpp"
@@ -76,19 +76,15 @@ class CarriedInputs {
   Workspace workspace_;
 };
 
-/// All pieces at once, beside the exchange, without the inputs of other ranks; then, of pieces that begin inside a
-/// sequence, the first K−1 tokens once more, which are all that these inputs enter.
+/// Without the inputs of other ranks, which enter the first K−1 tokens alone.
 template <class Config, class Execution>
-class ConvolutionContextPrefill {
- public:
-  using Format = StateFormatOf<Config>;
-  using Slots = StateSlots<Format>;
+class ConvolutionContextPrefill : public HaloPrefill<ConvolutionContextPrefill<Config, Execution>, Config, Execution,
+                                                     CarriedInputs<Config, Execution>> {
+  using Base = HaloPrefill<ConvolutionContextPrefill, Config, Execution, CarriedInputs<Config, Execution>>;
 
+ public:
   ConvolutionContextPrefill(const ContextPrefillArgs<Config>& args, const Execution& on)
-      : local_(args.local),
-        plan_(args.plan->details()),
-        on_(on),
-        carried_(plan_, args.local.input, args.local.weight, args.local.bias, on) {}
+      : Base(args, on, args.local.input, args.local.weight, args.local.bias) {}
 
   static void check(Checker& check, const PrefillArgs<Config>& local, const HaloPlan& plan) {
     check_no_sequences(check, local.sequences, local.has_initial_state);
@@ -96,92 +92,16 @@ class ConvolutionContextPrefill {
     check_context_states(check, "local.initial_state", local.initial_state, plan.sequences, plan.reads_initial_state);
     check_context_states(check, "local.final_state", local.final_state, plan.sequences, false);
   }
-  [[nodiscard]] Status check_inner() const {
-    return plan_.pieces == 0 ? Status() : MixerBackend<Config, Execution>::check(prefill_args());
-  }
 
-  void take(Arena& arena) {
-    carried_.take(arena);
-    const std::int64_t channels = local_.input.dim;
-    states_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * channels * Format::head_elements),
-                                plan_.pieces, channels);
-    if (plan_.pieces > 0) {
-      inner_.bytes = prefill_workspace_bytes(prefill_args(), on_);
-    }
-    for (std::int64_t i = 0; i < plan_.halos; ++i) {
-      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(edge_args(i), on_));
-    }
-    inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
+  static std::int64_t state_heads(const PrefillArgs<Config>& local) { return local.input.dim; }
+  template <class Part>
+  static void slice(PrefillArgs<Config>& args, const Part& part) {
+    args.input = part(args.input);
+    args.gate = part(args.gate);
+    args.output = part(args.output);
   }
-
-  template <class C, class Meanwhile>
-  Status run(C& communicator, const Meanwhile& meanwhile) {
-    Status status = overlapped(
-        communicator, on_, [&](const Execution& beside) { return carried_.receive(communicator, beside); },
-        [&](const Execution&) {
-          const Status of_pieces = plan_.pieces > 0 ? prefill_pieces() : Status();
-          return of_pieces.ok() ? meanwhile() : of_pieces;
-        });
-    for (std::int64_t i = 0; status.ok() && i < plan_.halos; ++i) {
-      if (plan_.edge(i).tokens > 0) {
-        status = prefill(edge_args(i), inner_, on_);
-      }
-    }
-    if (local_.final_state.empty() || plan_.pieces == 0) {
-      return status;
-    }
-    if (status.ok() && plan_.halos > 0) {
-      status = copy_states(Slots{carried_.states()}, Slots{states_, plan_.arrays[short_pieces]}, plan_.halos, on_);
-    }
-    return status.ok() ? copy_states(Slots{states_, plan_.arrays[final_pieces]}, local_.final_state, plan_.sequences, on_)
-                       : status;
-  }
-
- private:
-  Status prefill_pieces() const {
-    Status status = clear_states(Slots{states_}, plan_.pieces, on_);
-    if (status.ok() && plan_.reads_initial_state) {
-      status = copy_states(local_.initial_state, Slots{states_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
-    }
-    return status.ok() ? prefill(prefill_args(), inner_, on_) : status;
-  }
-
-  [[nodiscard]] PrefillArgs<Config> prefill_args() const {
-    PrefillArgs<Config> args = local_;
-    args.sequences = piece_sequences(plan_);
-    args.initial_state = {states_};
-    args.final_state = {};
-    if (!local_.final_state.empty()) {
-      args.final_state = args.initial_state;
-    }
-    return args;
-  }
-  /// The first tokens of the piece after halo `i`.
-  [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i) const {
-    const HaloPlan::Edge edge = plan_.edge(i);
-    const auto part = [&](const auto& view) {
-      return view.data == nullptr ? view : view.slice_tokens(edge.first, edge.tokens);
-    };
-    PrefillArgs<Config> args = local_;
-    args.input = part(local_.input);
-    args.gate = part(local_.gate);
-    args.output = part(local_.output);
-    args.initial_state = {carried_.states()};
-    args.initial_state.pool.data = carried_.states().head(i, 0);
-    args.initial_state.pool.slots = 1;
-    args.final_state = {};
-    if (!local_.final_state.empty()) {
-      args.final_state = args.initial_state;
-    }
-    return args;
-  }
-
-  const PrefillArgs<Config>& local_;
-  const HaloPlan& plan_;
-  const Execution& on_;
-  CarriedInputs<Config, Execution> carried_;
-  StatePoolView<Format> states_;
-  Workspace inner_;
+  /// A convolution's state has no count.
+  [[nodiscard]] Status count_tokens_before(const typename Base::Slots& /*states*/) const { return {}; }
 };
 
 /// Gradients of a rank's tokens, whose first sums read the carried inputs; and for each piece that begins inside a sequence

@@ -66,6 +66,21 @@ Status add_rows(const RowTensors<const Element>& from, const RowTensors<Element>
   return status.ok() ? add(from.second, to.second) : status;
 }
 
+/// `function(edge, first row in the edges, first row in the halos)` for every edge.
+template <class Function>
+Status for_edges_of(const HaloPlan& plan, const Function& function) {
+  Status status;
+  std::int64_t row = 0;
+  std::int64_t halo_row = 0;
+  for (std::int64_t i = 0; status.ok() && i < plan.halos; ++i) {
+    const HaloPlan::Edge edge = plan.edge(i);
+    status = function(edge, row, halo_row);
+    row += edge.halo + edge.tokens;
+    halo_row += edge.halo;
+  }
+  return status;
+}
+
 /// The exchange of halos, and of their gradients back.
 template <class Element, class Execution>
 class HaloExchange {

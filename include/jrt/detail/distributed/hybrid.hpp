@@ -136,7 +136,7 @@ class HybridContextPrefill {
     for (std::int64_t i = 0; status.ok() && i < plan_.halo.halos; ++i) {
       const std::int64_t piece = plan_.halo.arrays.host(halo_pieces)[i];
       status = ContextBackend<Execution>::copy_blocks(
-          rings_.rings().head(i, 0), ring_bytes,
+          rings_.states().head(i, 0), ring_bytes,
           reinterpret_cast<std::byte*>(states_.head(piece, 0)) + Format::window_offset_bytes, Format::head_bytes,
           ring_bytes, heads, on_);
     }

@@ -11,6 +11,7 @@
 #include "jrt/detail/distributed/check.hpp"
 #include "jrt/detail/distributed/halo.hpp"
 #include "jrt/detail/distributed/halo_plan.hpp"
+#include "jrt/detail/distributed/halo_prefill.hpp"
 #include "jrt/distributed/context_parallel.hpp"
 #include "jrt/mixer/window_attention.hpp"
 #include "jrt/prefill.hpp"
@@ -18,35 +19,6 @@
 #include "jrt/workspace.hpp"
 
 namespace jrt::detail {
-
-/// The sequences of a rank's pieces, and of its halos and edges.
-inline Sequences piece_sequences(const HaloPlan& plan) {
-  Sequences sequences;
-  sequences.count = plan.pieces;
-  sequences.cu_seqlens = plan.arrays[piece_offsets];
-  return sequences;
-}
-inline Sequences halo_sequences(const HaloPlan& plan, HaloArray offsets) {
-  Sequences sequences;
-  sequences.count = plan.halos;
-  sequences.cu_seqlens = plan.arrays[offsets];
-  return sequences;
-}
-
-/// `function(edge, first row in the edges, first row in the halos)` for every edge.
-template <class Function>
-Status for_edges_of(const HaloPlan& plan, const Function& function) {
-  Status status;
-  std::int64_t row = 0;
-  std::int64_t halo_row = 0;
-  for (std::int64_t i = 0; status.ok() && i < plan.halos; ++i) {
-    const HaloPlan::Edge edge = plan.edge(i);
-    status = function(edge, row, halo_row);
-    row += edge.halo + edge.tokens;
-    halo_row += edge.halo;
-  }
-  return status;
-}
 
 /// The caches from which pieces that begin inside a sequence start, one for each halo, made of its keys and values: a
 /// prefill over the halo, whose outputs nobody reads, leaves its last L+1 keys in the cache.
@@ -75,7 +47,7 @@ class WindowRings {
   }
 
   /// Of halo i in slot i.
-  [[nodiscard]] const StatePoolView<Format>& rings() const { return rings_; }
+  [[nodiscard]] const StatePoolView<Format>& states() const { return rings_; }
 
   /// Called by all ranks.
   template <class C>
@@ -127,19 +99,16 @@ void check_window_pieces(Checker& check, const Local& local, const HaloPlan& pla
   check_piece(check, "local.value", local.value, plan.tokens);
 }
 
-/// All pieces at once, beside the exchange, from caches that lack the keys of other ranks; then, of pieces that begin
-/// inside a sequence, the first L tokens once more, from the caches of their halos: later tokens do not see those.
+/// From caches that lack the keys of other ranks; the first L tokens see those.
 template <class Config, class Execution>
-class WindowContextPrefill {
- public:
-  using Format = StateFormatOf<Config>;
-  using Slots = StateSlots<Format>;
+class WindowContextPrefill
+    : public HaloPrefill<WindowContextPrefill<Config, Execution>, Config, Execution, WindowRings<Config, Execution>> {
+  using Base = HaloPrefill<WindowContextPrefill, Config, Execution, WindowRings<Config, Execution>>;
 
+ public:
   WindowContextPrefill(const ContextPrefillArgs<Config>& args, const Execution& on)
-      : local_(args.local),
-        plan_(args.plan->details()),
-        on_(on),
-        halo_rings_(plan_, {args.local.key, args.local.value}, args.local.scale, args.local.rotary, on) {}
+      : Base(args, on, RowTensors<const typename Config::Element>{args.local.key, args.local.value}, args.local.scale,
+             args.local.rotary) {}
 
   static void check(Checker& check, const PrefillArgs<Config>& local, const HaloPlan& plan) {
     check_window_pieces(check, local, plan);
@@ -147,98 +116,19 @@ class WindowContextPrefill {
     check_context_states(check, "local.initial_state", local.initial_state, plan.sequences, plan.reads_initial_state);
     check_context_states(check, "local.final_state", local.final_state, plan.sequences, false);
   }
-  [[nodiscard]] Status check_inner() const {
-    return plan_.pieces == 0 ? Status() : MixerBackend<Config, Execution>::check(prefill_args());
-  }
 
-  void take(Arena& arena) {
-    halo_rings_.take(arena);
-    const std::int64_t heads = local_.key.heads;
-    rings_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.pieces * heads * Format::head_elements),
-                               plan_.pieces, heads);
-    if (plan_.pieces > 0) {
-      inner_.bytes = prefill_workspace_bytes(prefill_args(), on_);
-    }
-    for (std::int64_t i = 0; i < plan_.halos; ++i) {
-      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(edge_args(i), on_));
-    }
-    inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
+  static std::int64_t state_heads(const PrefillArgs<Config>& local) { return local.key.heads; }
+  template <class Part>
+  static void slice(PrefillArgs<Config>& args, const Part& part) {
+    args.query = part(args.query);
+    args.key = part(args.key);
+    args.value = part(args.value);
+    args.output = part(args.output);
+    args.log_sum_exp = part(args.log_sum_exp);
   }
-
-  template <class C, class Meanwhile>
-  Status run(C& communicator, const Meanwhile& meanwhile) {
-    Status status = overlapped(
-        communicator, on_, [&](const Execution& beside) { return halo_rings_.receive(communicator, beside); },
-        [&](const Execution&) {
-          const Status of_pieces = plan_.pieces > 0 ? prefill_pieces() : Status();
-          return of_pieces.ok() ? meanwhile() : of_pieces;
-        });
-    for (std::int64_t i = 0; status.ok() && i < plan_.halos; ++i) {
-      if (plan_.edge(i).tokens > 0) {
-        status = prefill(edge_args(i), inner_, on_);
-      }
-    }
-    if (local_.final_state.empty() || plan_.pieces == 0) {
-      return status;
-    }
-    if (status.ok() && plan_.halos > 0) {
-      status = copy_states(Slots{halo_rings_.rings()}, Slots{rings_, plan_.arrays[short_pieces]}, plan_.halos, on_);
-    }
-    return status.ok() ? copy_states(Slots{rings_, plan_.arrays[final_pieces]}, local_.final_state, plan_.sequences, on_)
-                       : status;
+  [[nodiscard]] Status count_tokens_before(const typename Base::Slots& states) const {
+    return ContextBackend<Execution>::set_counts(states, this->plan().arrays[piece_counts], this->plan().halos, this->on());
   }
-
- private:
-  Status prefill_pieces() const {
-    Status status = clear_states(Slots{rings_}, plan_.pieces, on_);
-    if (status.ok() && plan_.reads_initial_state) {
-      status = copy_states(local_.initial_state, Slots{rings_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
-    }
-    if (status.ok() && plan_.halos > 0) {
-      status = ContextBackend<Execution>::set_counts(Slots{rings_, plan_.arrays[halo_pieces]}, plan_.arrays[piece_counts],
-                                                     plan_.halos, on_);
-    }
-    return status.ok() ? prefill(prefill_args(), inner_, on_) : status;
-  }
-
-  [[nodiscard]] PrefillArgs<Config> prefill_args() const {
-    PrefillArgs<Config> args = local_;
-    args.sequences = piece_sequences(plan_);
-    args.initial_state = {rings_};
-    args.final_state = {};
-    if (!local_.final_state.empty()) {
-      args.final_state = args.initial_state;
-    }
-    return args;
-  }
-  /// The first tokens of the piece after halo `i`.
-  [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i) const {
-    const HaloPlan::Edge edge = plan_.edge(i);
-    const auto part = [&](const auto& view) {
-      return view.data == nullptr ? view : view.slice_tokens(edge.first, edge.tokens);
-    };
-    PrefillArgs<Config> args = local_;
-    args.query = part(local_.query);
-    args.key = part(local_.key);
-    args.value = part(local_.value);
-    args.output = part(local_.output);
-    args.log_sum_exp = part(local_.log_sum_exp);
-    args.initial_state = {halo_rings_.rings()};
-    args.initial_state.pool.data = halo_rings_.rings().head(i, 0);
-    args.initial_state.pool.slots = 1;
-    args.final_state = {};
-    if (!local_.final_state.empty()) {
-      args.final_state = args.initial_state;
-    }
-    return args;
-  }
-
-  const PrefillArgs<Config>& local_;
-  const HaloPlan& plan_;
-  const Execution& on_;
-  WindowRings<Config, Execution> halo_rings_;
-  StatePoolView<Format> rings_;
-  Workspace inner_;
 };
 
 /// Gradients of the pairs of a rank's queries and keys, with the log-sum-exp over all keys; then, for the first L queries
