@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/mma.cuh"
+#include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_chunk.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_features.cuh"
+#include "jrt/detail/shared/linear/denominators.hpp"
+#include "jrt/detail/shared/linear/key_source.hpp"
+#include "jrt/mixer/linear_attention.hpp"
+
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
+
+/// Prefill of one head's tokens by one block on the matrix unit of sm_90a, for states that one group of warps cannot hold,
+/// and for numbers of two terms. Groups share work in two ways, and so never wait for one another within a chunk:
+///
+///     outputs   a group has 64 tokens of the chunk, and all features:    y = φ(q)·S + P·v
+///     update    a group has its tiles of the state, and all tokens:      S += φ(k)ᵀ·v
+///
+/// Features are formed in registers, where they are left operands. The state is kept in registers in float; at the start
+/// of a chunk it is published in shared memory, as terms.
+template <AttentionConfig Config>
+class WarpgroupEngine : private WarpgroupChunk<Config> {
+  using Chunk = WarpgroupChunk<Config>;
+
+ public:
+  using Layout = WarpgroupLayout<Config>;
+  using Map = typename Layout::Map;
+  using Element = typename Layout::Element;
+  using Format = typename Layout::Format;
+
+  static constexpr int threads = Layout::threads;
+  static constexpr int blocks_per_multiprocessor = 1;
+  static constexpr int chunk = Layout::chunk;
+  static constexpr int slices = Layout::slices;
+  static constexpr bool slices_need_partials = slices > 1;
+  static constexpr std::size_t shared_bytes = Layout::shared_bytes;
+  static constexpr std::int64_t scratch_bytes = 0;
+
+  __device__ WarpgroupEngine(const PrefillArgs<Config>& args, void* shared, void* /*scratch*/, int slice)
+      : Chunk(shared, slice), args_(args) {
+    const int warp = warp_uniform(static_cast<int>(threadIdx.x) / 32);
+    group_ = warp / 4;
+    warp_ = warp % 4;
+  }
+
+  /// As SimtEngine::for_state.
+  template <class Function>
+  __device__ void for_state(const Function& function) {
+    const auto lane = static_cast<int>(computed_afresh(threadIdx.x % 32));  // indices are not kept between two calls
+#pragma unroll
+    for (int m = 0; m < Layout::group_tiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < Layout::width / 2; ++i) {
+        const int r = 16 * step_of(m) + lane / 4 + i / 2 % 2 * 8;
+        const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        const int c = first_column_ + column;
+        if (r < Format::rows && column < Layout::columns && c < Format::columns) {
+          function(std::int64_t{r} * Format::columns + c, state_[m][i], true);
+        } else if (r < Format::rows && column == Layout::columns) {
+          function(Format::normaliser_offset + r, state_[m][i], first_column_ == 0);
+        } else {
+          state_[m][i] = 0;
+        }
+      }
+    }
+  }
+
+  /// S += Σ φ(k)vᵀ, z += Σ φ(k) over a range of tokens.
+  __device__ void accumulate(const KeySource<Element>& source, const TokenRange& range) {
+    auto run = Chunk::run_of(source, range);
+    while (run.tokens > 0) {
+      const int tokens = run.next();
+      Chunk::read_next(run);
+      async_proxy_fence();
+      __syncthreads();
+      update(tokens);
+      __syncthreads();
+    }
+  }
+
+  /// As SimtEngine::outputs.
+  __device__ void outputs(const KeySource<Element>& source, const TokenRange& range) {
+    const auto group = static_cast<int>(args_.query.heads / args_.key.heads);
+    const Queries queries{source.span.batch_row, source.span.first_token + range.begin, source.head * group};
+    auto run = Chunk::run_of(source, range);
+    for (std::int64_t begin = 0; run.tokens > 0; begin += chunk) {
+      const int tokens = run.next();
+      if (!full || begin == 0) {
+        publish();
+      }
+      if constexpr (full) {
+        run.tokens -= chunk;
+      } else {
+        Chunk::read_next(run);
+      }
+      async_proxy_fence();
+      __syncthreads();
+      const int first = 64 * group_ + 16 * warp_;  // this warp's tokens
+      if (64 * group_ < tokens) {
+        for (int g = 0; g < group; ++g) {
+          write_outputs({queries.row, queries.token + begin + first, queries.head + g}, tokens - first);
+        }
+      }
+      if constexpr (!full) {
+        update(tokens);
+      }
+      __syncthreads();
+    }
+  }
+
+ private:
+  static constexpr bool full = Config::Mask::reads_future;
+  static constexpr int terms = Layout::terms;
+  static constexpr int fragments = 2;  // left operands in use by the matrix unit at a time
+  static constexpr int ones_column = Layout::columns / 2;
+  /// The matrix unit truncates where an addition rounds. Where that would be seen, products of 64 tokens are summed apart.
+  static constexpr bool sums_apart = terms > 1;
+
+  using Left = LeftFragment[terms];
+
+  /// Where a warp's queries and outputs are: batch row, first token, head.
+  struct Queries {
+    std::int64_t row;
+    std::int64_t token;
+    std::int64_t head;
+  };
+
+  using Chunk::blocks_of;
+  using Chunk::first_column_;
+  using Chunk::lane;
+  using Chunk::shared_;
+  using Chunk::states;
+  using Chunk::values;
+
+  /// The step of 16 rows of the state that this warp has in its group's m-th tile.
+  [[nodiscard]] __device__ int step_of(int m) const {
+    return 4 * (m * Layout::groups + group_) + warp_;
+  }
+
+  /// sums += left · right, small terms first; `right(term)` is where a term of the right operand is.
+  template <class Right>
+  static __device__ void multiply(float (&sums)[Layout::width / 2], const Left& left, const Right& right) {
+    wgmma_fence();
+    if constexpr (terms == 1) {
+      product(sums, left[0], right(0));
+    } else {
+      product(sums, left[1], right(0));
+      product(sums, left[0], right(1));
+      product(sums, left[0], right(0));
+    }
+    wgmma_commit();
+  }
+  static __device__ void product(float (&sums)[Layout::width / 2], const LeftFragment& left, SharedAddress right) {
+    WarpgroupProduct<Layout::width>::template add<BFloat16>(sums, left, blocks_of(right), 1);
+  }
+
+  /// Writes this group's tiles of S, as terms. Within 8 rows the order is that of QueryFragments.
+  __device__ void publish() const {
+    const int row = lane() % 8;
+    const auto place = static_cast<unsigned>(lane() / 8 % 2 * Layout::row_block + lane() / 16 * 128 +
+                                             (row < 4 ? 2 * row : 2 * (row - 4) + 1) * 16);
+#pragma unroll
+    for (int m = 0; m < Layout::group_tiles; ++m) {
+      if (step_of(m) < Layout::feature_steps) {
+#pragma unroll
+        for (int j = 0; j < Layout::width / 8; j += 2) {
+          Terms<terms> pairs[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int at = 4 * j + 2 * i;
+            pairs[i] = at < Layout::width / 2 ? Terms<terms>::of(state_[m][at], state_[m][at + 1]) : Terms<terms>{};
+          }
+#pragma unroll
+          for (int term = 0; term < terms; ++term) {
+            const SharedAddress to = states(term, step_of(m)) + place + j * 128;
+            if (j + 1 < Layout::width / 8) {
+              store_blocks(to, pairs[0].pairs[term], pairs[1].pairs[term], pairs[2].pairs[term], pairs[3].pairs[term]);
+            } else {
+              store_blocks(to, pairs[0].pairs[term], pairs[1].pairs[term]);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  /// S += φ(k)ᵀ·[v | 1] over a chunk, for this group's tiles.
+  __device__ void update(int tokens) {
+#pragma unroll
+    for (int m = 0; m < Layout::group_tiles; ++m) {
+      const KeyFragments<Layout> keys(step_of(m), lane());
+#pragma unroll 1
+      for (int first = 0; first < tokens; first += 64) {
+        Left left[fragments];
+        if constexpr (sums_apart) {
+          float sums[Layout::width / 2] = {};
+          add_tokens(sums, left, keys, first);
+          wgmma_wait<0>();
+          fence_accumulators(sums);
+#pragma unroll
+          for (int i = 0; i < Layout::width / 2; ++i) {
+            state_[m][i] += sums[i];
+          }
+        } else {
+          add_tokens(state_[m], left, keys, first);
+          wgmma_wait<0>();
+          fence_accumulators(state_[m]);
+        }
+      }
+    }
+  }
+  __device__ void add_tokens(float (&sums)[Layout::width / 2], Left (&left)[fragments], const KeyFragments<Layout>& keys,
+                             int first) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      wgmma_wait<fragments - 1>();
+      const int token = first + 16 * k;
+      keys.features(left[k % fragments], shared_ + Layout::keys + static_cast<unsigned>(token * Layout::row_bytes));
+      multiply(sums, left[k % fragments], [&](int term) { return values(term, token); });
+    }
+  }
+
+  /// Outputs of this warp's 16 tokens, of which `tokens` are there (any number, also a negative one).
+  __device__ void write_outputs(const Queries& at, int tokens) {
+    const SharedAddress rows =
+        shared_ + Layout::queries + static_cast<unsigned>((64 * group_ + 16 * warp_) * Layout::row_bytes);
+    __syncwarp();
+    Chunk::template read_inputs<16, 32>(rows, args_.query.row(at.row, at.token, at.head), args_.query.token_stride, tokens,
+                                        0, Chunk::aligned(args_.query), lane());
+    __syncwarp();
+    const QueryFragments<Layout> queries(rows, lane());
+    float sums[Layout::width / 2] = {};
+    Left left[fragments];
+    if constexpr (!full) {
+      add_scores(sums, left, queries);
+    }
+    add_state(sums, left, queries);
+    wgmma_wait<0>();
+    fence_accumulators(sums);
+    store(sums, at, tokens);
+  }
+
+  /// sums += P·v over the chunk's keys up to this group's tokens.
+  __device__ void add_scores(float (&sums)[Layout::width / 2], Left (&left)[fragments],
+                             const QueryFragments<Layout>& queries) const {
+    Left inputs[Layout::input_steps];
+    [&]<int... h>(std::integer_sequence<int, h...>) {
+      (queries.template inputs<h>(inputs[h]), ...);
+    }
+    (std::make_integer_sequence<int, Layout::input_steps>());
+#pragma unroll 1
+    for (int tile = 0; tile <= group_; ++tile) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        wgmma_wait<fragments - 1>();
+        weigh(left[k % fragments], inputs, 64 * tile + 16 * k, tile < group_ ? 4 : warp_ - k);
+        multiply(sums, left[k % fragments], [&](int term) { return values(term, 64 * tile + 16 * k); });
+      }
+    }
+  }
+
+  /// P of this warp's tokens and 16 keys as a left operand. `behind`: how many times 16 keys lie between these and the
+  /// warp's own tokens; those that lie ahead have weight 0.
+  __device__ void weigh(Left& left, const Left (&inputs)[Layout::input_steps], int key, int behind) const {
+    float numbers[4][2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      Accumulator scores{};
+      const SharedAddress row =
+          shared_ + Layout::keys + static_cast<unsigned>((key + 8 * n + lane() / 4) * Layout::row_bytes + lane() % 4 * 4);
+#pragma unroll
+      for (int h = 0; h < Layout::input_steps; ++h) {
+        const auto low = Terms<terms>::of(load_number(row + h * 64), load_number(row + h * 64 + 16));
+        const auto high = Terms<terms>::of(load_number(row + h * 64 + 32), load_number(row + h * 64 + 48));
+        RightFragment right[terms];
+#pragma unroll
+        for (int term = 0; term < terms; ++term) {
+          right[term] = {{low.pairs[term], high.pairs[term]}};
+        }
+        multiply_terms(scores, inputs[h], right);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int ahead = 8 * n + lane() % 4 * 2 + e - lane() / 4 - 8 * i;
+          const bool seen = behind > 0 || (behind == 0 && ahead <= 0);
+          numbers[2 * n + i][e] = seen ? args_.feature_map.kernel(scores.values[2 * i + e]) : 0.0F;
+        }
+      }
+    }
+    round_left<terms>(left, numbers);
+  }
+
+  /// sums += φ(q)·[S | z].
+  __device__ void add_state(float (&sums)[Layout::width / 2], Left (&left)[fragments],
+                            const QueryFragments<Layout>& queries) const {
+    constexpr int steps = Layout::input_steps;
+    const auto add = [&](int step, Left& fragment, const auto& form) {
+      wgmma_wait<fragments - 1>();
+      form(fragment);
+      multiply(sums, fragment, [&](int term) { return states(term, step); });
+    };
+    const auto linear = [&]<int... h>(std::integer_sequence<int, h...>) {
+      (add(h, left[h % fragments], [&](Left& fragment) { queries.template linear<h>(fragment); }), ...);
+    };
+    const auto products = [&]<int... i>(int shift, std::integer_sequence<int, i...>) {
+      (add(steps * (shift + 1) + i, left[i % fragments],
+           [&](Left& fragment) { queries.template products<i % steps>(fragment, shift + i / steps); }),
+       ...);
+    };
+    linear(std::make_integer_sequence<int, steps>());
+    constexpr int at_a_time = larger(1, fragments / steps);  // shifts
+#pragma unroll 1
+    for (int shift = 0; shift < Layout::input_dim / 2; shift += at_a_time) {
+      products(shift, std::make_integer_sequence<int, at_a_time * steps>());
+    }
+    if constexpr (steps > 1) {  // half of the shift by d/2: of the first half of the inputs
+      products(Layout::input_dim / 2, std::make_integer_sequence<int, steps / 2>());
+    }
+    add(Layout::feature_steps - 1, left[1], [&](Left& fragment) { queries.constant(fragment); });
+  }
+
+  /// Normalises and stores a warp's outputs.
+  __device__ void store(float (&sums)[Layout::width / 2], const Queries& at, int tokens) const {
+    const auto& output = args_.output;
+    const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(output.data) % (2 * sizeof(Element)) == 0 &&
+                               (output.batch_stride | output.token_stride | output.head_stride) % 2 == 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = lane() / 4 + 8 * i;
+      const float denominator = __shfl_sync(~0u, sums[ones_column + 2 * i], lane() / 4 * 4);
+      if (t >= tokens) {
+        continue;
+      }
+      const float factor = Config::Normaliser::factor(denominator);
+      if (has_denominators<Config> && first_column_ == 0 && lane() % 4 == 0) {
+        store_denominator(args_.denominators, at.row, at.token + t, at.head, denominator);
+      }
+      Element* const row = output.row(at.row, at.token + t, at.head) + first_column_;
+#pragma unroll
+      for (int j = 0; j < Layout::columns / 8; ++j) {
+        const int column = 8 * j + lane() % 4 * 2;
+        const int room = Format::columns % Layout::columns == 0 ? 2 : Format::columns - first_column_ - column;
+        const Vector<Element, 2> pair{
+            {convert<Element>(sums[4 * j + 2 * i] * factor), convert<Element>(sums[4 * j + 2 * i + 1] * factor)}};
+        if (pairs_aligned && room >= 2) {
+          store_vector(row + column, pair);
+        } else {
+          for (int e = 0; e < 2 && e < room; ++e) {
+            row[column + e] = pair[e];
+          }
+        }
+      }
+    }
+  }
+
+  const PrefillArgs<Config>& args_;
+  int group_;
+  int warp_;  // of the group
+  float state_[Layout::group_tiles][Layout::width / 2];
+};
+
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/sm90/instructions.cuh"
+#include "jrt/detail/cuda/core/tuning.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/mixer/linear_attention.hpp"
+#include "jrt/policy/taylor.hpp"
+
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
+
+/// Sizes of WarpgroupEngine, and its shared memory. "Group" is a group of four warps, "step" 16 features or tokens, the
+/// depth of one product; a number is one term of bfloat16, or two for float (core/mma.cuh).
+///
+///     state S, in registers, 64 rows by width a tile      shared memory, in this order
+///          tile 0   group 0                               keys      [chunk][input_stride] float
+///          tile 1   group 1                               queries   [chunk][input_stride] float
+///          tile 2   group 2                               values    [terms][chunk / 8][width / 8] blocks of 8 x 8
+///          tile 3   group 0 …                             states    [terms][rows / 8][width / 8] blocks of 8 x 8
+///
+/// Column `columns` of values is 1, so that of the state is z. A row of keys or queries is followed by its own first half,
+/// so that x_((i + s) mod d) is at i + s.
+template <class Config>
+struct WarpgroupLayout {
+  using Map = typename Config::FeatureMap;
+  using Element = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+
+  static constexpr int groups = warpgroup_prefill_tuning.groups;
+  static constexpr int threads = 128 * groups;
+  static constexpr int chunk = 64 * groups;  // tokens: each group has the outputs of 64
+  static constexpr int terms = std::is_same_v<Element, BFloat16> ? 1 : 2;
+  static constexpr int slices = ceil_div(Config::value_dim, 64);
+  static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 8);  // of v, in a slice
+  static constexpr int width = columns + 8;
+
+  static constexpr int input_dim = Map::input_dim;
+  static constexpr int input_steps = ceil_div(input_dim, 16);
+  static constexpr int input_stride = input_dim / 2 * 3 + 4;
+  static constexpr int feature_steps = ceil_div(Map::feature_dim, 16);
+  static constexpr int tiles = ceil_div(feature_steps, 4);
+  static constexpr int group_tiles = ceil_div(tiles, groups);
+
+  static constexpr int row_bytes = input_stride * static_cast<int>(sizeof(float));
+  static constexpr int row_block = 8 * width * 2;  // 8 tokens of values, or 8 rows of the state
+  static constexpr int value_term = chunk / 8 * row_block;
+  static constexpr int state_term = feature_steps * 2 * row_block;
+
+  // From the start of shared memory.
+  static constexpr SharedAddress keys = 0;
+  static constexpr SharedAddress queries = keys + chunk * row_bytes;
+  static constexpr SharedAddress values = queries + chunk * row_bytes;
+  static constexpr SharedAddress states = values + terms * value_term;
+  static constexpr std::size_t shared_bytes = states + terms * state_term;
+
+  /// Rows whose length is 4 modulo 8 lie so that neither eight rows by four neighbours nor four pairs of rows by eight
+  /// neighbours share a bank.
+  static constexpr bool no_conflicts = input_stride % 8 == 4;
+
+  /// bfloat16 at d = 32, and float as two terms at d = 16; bfloat16 at d = 16 has kernels of its own.
+  static constexpr bool supported =
+      std::is_same_v<Map, Taylor2<input_dim, SymmetricPacking>> && std::is_same_v<ConfigCompute<Config>, float> &&
+      ((std::is_same_v<Element, BFloat16> && input_dim == 32) ||
+       (std::is_same_v<Element, float> && ProductsOf<Config>::type::splits_numbers && input_dim == 16)) &&
+      no_conflicts && shared_bytes <= shared_bytes_sm90;
+};
+
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda
