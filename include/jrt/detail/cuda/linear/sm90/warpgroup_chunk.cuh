@@ -27,7 +27,7 @@ class WarpgroupChunk {
   static constexpr int threads = Layout::threads;
 
   __device__ WarpgroupChunk(void* shared, int slice)
-      : shared_(shared_address(shared)), first_column_(slice * Layout::columns) {}
+      : kept_(static_cast<volatile Kept*>(shared)), first_column_(slice * Layout::columns) {}
 
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
@@ -69,52 +69,66 @@ class WarpgroupChunk {
     }
   }
 
-  /// The keys and values of a run of tokens that are still to be read. A KeySource would take more registers.
-  struct Run {
+  /// Where a run of tokens is. In registers it would displace a part of the state.
+  struct Kept {
     const Element* key;
     const Element* value;  // the slice's first column
-    std::int64_t tokens;
-    std::int64_t zero_keys;
     std::int64_t key_stride;
     std::int64_t value_stride;
+    std::int64_t tokens;
+    std::int64_t zero_keys;
+    std::int64_t row;    // of the batch,
+    std::int64_t token;  // first token
+    std::int64_t head;   // and head of the first queries
     bool keys_aligned;
     bool values_aligned;
-
-    /// Tokens of the next chunk.
-    [[nodiscard]] __device__ int next() const { return static_cast<int>(clamped(tokens, 0, chunk)); }
   };
-  __device__ Run run_of(const KeySource<Element>& source, const TokenRange& range) const {
-    return {source.key_row(range.begin), source.value_row(range.begin) + first_column_,
-            range.end - range.begin,     source.zero_keys - range.begin,
-            source.key.token_stride,     source.value.token_stride,
-            aligned(source.key),         aligned(source.value)};
+  static_assert(sizeof(Kept) <= Layout::normaliser - Layout::base);
+
+  /// To be followed by a barrier.
+  __device__ void keep(const KeySource<Element>& source, const TokenRange& range, int query_group) const {
+    if (thread() == 0) {
+      kept_->key = source.key_row(range.begin);
+      kept_->value = source.value_row(range.begin) + first_column_;
+      kept_->key_stride = source.key.token_stride;
+      kept_->value_stride = source.value.token_stride;
+      kept_->tokens = range.end - range.begin;
+      kept_->zero_keys = source.zero_keys - range.begin;
+      kept_->row = source.span.batch_row;
+      kept_->token = source.span.first_token + range.begin;
+      kept_->head = source.head * query_group;
+      kept_->keys_aligned = aligned(source.key);
+      kept_->values_aligned = aligned(source.value);
+    }
+  }
+  /// Tokens of the chunk that begins `begin` tokens after the first.
+  [[nodiscard]] __device__ int tokens_from(std::int64_t begin) const {
+    return static_cast<int>(clamped(kept_->tokens - begin, 0, chunk));
   }
 
-  /// Reads the next chunk and asks the second-level cache for the one after it.
-  __device__ void read_next(Run& run) {
-    const int tokens = run.next();
-    read_values(run, tokens);
-    read_inputs<chunk, threads>(shared_ + Layout::keys, run.key, run.key_stride, tokens,
-                                static_cast<int>(clamped(run.zero_keys, 0, chunk)), run.keys_aligned, thread());
-    run.key += chunk * run.key_stride;
-    run.value += chunk * run.value_stride;
-    run.tokens -= chunk;
-    run.zero_keys -= chunk;
-    prefetch(run);
+  /// Reads a chunk and asks the second-level cache for the one after it.
+  __device__ void read_chunk(std::int64_t begin) const {
+    const int tokens = tokens_from(begin);
+    read_values(begin, tokens);
+    const std::int64_t stride = kept_->key_stride;
+    read_inputs<chunk, threads>(Layout::keys, kept_->key + begin * stride, stride, tokens,
+                                static_cast<int>(clamped(kept_->zero_keys - begin, 0, chunk)), kept_->keys_aligned,
+                                thread());
+    prefetch(begin + chunk);
   }
 
   /// Descriptor of 16 rows of blocks of 8 x 8 numbers.
   static __device__ std::uint64_t blocks_of(SharedAddress first) {
     return MatrixDescriptor(first, Layout::row_block, 128, Swizzle::none).word();
   }
-  [[nodiscard]] __device__ SharedAddress values(int term, int token) const {
-    return shared_ + Layout::values + static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block);
+  static __device__ SharedAddress values(int term, int token) {
+    return Layout::values + static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block);
   }
-  [[nodiscard]] __device__ SharedAddress states(int term, int step) const {
-    return shared_ + Layout::states + static_cast<unsigned>(term * Layout::state_term + step * 2 * Layout::row_block);
+  static __device__ SharedAddress states(int term, int step) {
+    return Layout::states + static_cast<unsigned>(term * Layout::state_term + step * 2 * Layout::row_block);
   }
 
-  SharedAddress shared_;
+  volatile Kept* kept_;
   int first_column_;
 
  private:
@@ -125,11 +139,12 @@ class WarpgroupChunk {
                  : "memory");
   }
 
-  static __device__ void prefetch(const Run& run) {
+  __device__ void prefetch(std::int64_t begin) const {
     constexpr int line = 128 / static_cast<int>(sizeof(Element));
-    for (int t = thread(); t < run.next(); t += threads) {
-      prefetch(run.key + t * run.key_stride);
-      const Element* const value = run.value + t * run.value_stride;
+    const int t = thread();
+    if (t < tokens_from(begin)) {
+      prefetch(kept_->key + (begin + t) * kept_->key_stride);
+      const Element* const value = kept_->value + (begin + t) * kept_->value_stride;
 #pragma unroll
       for (int c = 0; c < Layout::columns; c += line) {
         prefetch(value + c);
@@ -140,18 +155,20 @@ class WarpgroupChunk {
     asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
   }
 
-  /// Values of a chunk, rounded to terms, and the column of ones. Neighbouring threads take rows of a block: their stores
-  /// touch all banks.
-  __device__ void read_values(const Run& run, int tokens) {
-    constexpr int blocks = Layout::columns / 8;
+  /// Values of a chunk, rounded to terms. Neighbouring threads take rows of a block: their stores touch all banks.
+  __device__ void read_values(std::int64_t begin, int tokens) const {
+    constexpr int blocks = Layout::width / 8;
+    const bool is_aligned = kept_->values_aligned;
+    const std::int64_t stride = kept_->value_stride;
+    const Element* const first = kept_->value + begin * stride;
 #pragma unroll 4
     for (int p = thread(); p < chunk * blocks; p += threads) {
       const int t = p / (8 * blocks) * 8 + p % 8;
       const int block = p / 8 % blocks;
       const int wanted = t < tokens ? Format::columns - first_column_ - 8 * block : 0;
-      const Element* const from = run.value + t * run.value_stride + 8 * block;
+      const Element* const from = first + t * stride + 8 * block;
       Vector<Element, 8> elements{};
-      if (run.values_aligned && wanted >= 8) {
+      if (is_aligned && wanted >= 8) {
         elements = load_vector<8>(from);
       } else {
         for (int e = 0; e < 8; ++e) {
@@ -171,13 +188,8 @@ class WarpgroupChunk {
       }
       store_row(t, block, pairs);
     }
-    for (int t = thread(); t < chunk; t += threads) {
-      Pair pairs[terms][4] = {};
-      pairs[0][0] = t < tokens ? 0x3f80 : 0;  // 1, 0, …
-      store_row(t, blocks, pairs);
-    }
   }
-  __device__ void store_row(int token, int block, const Pair (&pairs)[terms][4]) const {
+  static __device__ void store_row(int token, int block, const Pair (&pairs)[terms][4]) {
 #pragma unroll
     for (int term = 0; term < terms; ++term) {
       store_pairs(SharedNumbers::at(values(term, token) + static_cast<unsigned>(block * 128 + token % 8 * 16)),

@@ -57,16 +57,26 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
 #pragma unroll
-      for (int i = 0; i < Layout::width / 2; ++i) {
-        const int r = 16 * step_of(m) + lane / 4 + i / 2 % 2 * 8;
-        const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-        const int c = first_column_ + column;
-        if (r < Format::rows && column < Layout::columns && c < Format::columns) {
-          function(std::int64_t{r} * Format::columns + c, state_[m][i], true);
-        } else if (r < Format::rows && column == Layout::columns) {
-          function(Format::normaliser_offset + r, state_[m][i], first_column_ == 0);
+      for (int h = 0; h < 2; ++h) {
+        const int r = 16 * step_of(m) + lane / 4 + 8 * h;
+#pragma unroll
+        for (int j = 0; j < Layout::width / 8; ++j) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int column = 8 * j + lane % 4 * 2 + e;
+            const int c = first_column_ + column;
+            float& number = state_[m][4 * j + 2 * h + e];
+            if (r < Format::rows && column < Layout::columns && c < Format::columns) {
+              function(std::int64_t{r} * Format::columns + c, number, true);
+            } else {
+              number = 0;
+            }
+          }
+        }
+        if (r < Format::rows && lane % 4 == 0) {
+          function(Format::normaliser_offset + r, normaliser_[m][h], first_column_ == 0);
         } else {
-          state_[m][i] = 0;
+          normaliser_[m][h] = 0;
         }
       }
     }
@@ -74,13 +84,14 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
 
   /// S += Σ φ(k)vᵀ, z += Σ φ(k) over a range of tokens.
   __device__ void accumulate(const KeySource<Element>& source, const TokenRange& range) {
-    auto run = Chunk::run_of(source, range);
-    while (run.tokens > 0) {
-      const int tokens = run.next();
-      Chunk::read_next(run);
+    __syncthreads();
+    keep(source, range, 0);
+    __syncthreads();
+    for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
+      read_chunk(begin);
       async_proxy_fence();
       __syncthreads();
-      update(tokens);
+      update(tokens_from(begin));
       __syncthreads();
     }
   }
@@ -88,28 +99,25 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
   /// As SimtEngine::outputs.
   __device__ void outputs(const KeySource<Element>& source, const TokenRange& range) {
     const auto group = static_cast<int>(args_.query.heads / args_.key.heads);
-    const Queries queries{source.span.batch_row, source.span.first_token + range.begin, source.head * group};
-    auto run = Chunk::run_of(source, range);
-    for (std::int64_t begin = 0; run.tokens > 0; begin += chunk) {
-      const int tokens = run.next();
+    __syncthreads();
+    keep(source, range, group);
+    __syncthreads();
+    for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
       if (!full || begin == 0) {
         publish();
       }
-      if constexpr (full) {
-        run.tokens -= chunk;
-      } else {
-        Chunk::read_next(run);
+      if constexpr (!full) {
+        read_chunk(begin);
       }
       async_proxy_fence();
       __syncthreads();
-      const int first = 64 * group_ + 16 * warp_;  // this warp's tokens
-      if (64 * group_ < tokens) {
+      if (64 * group_ < tokens_from(begin)) {
         for (int g = 0; g < group; ++g) {
-          write_outputs({queries.row, queries.token + begin + first, queries.head + g}, tokens - first);
+          write_outputs(begin, g);
         }
       }
       if constexpr (!full) {
-        update(tokens);
+        update(tokens_from(begin));
       }
       __syncthreads();
     }
@@ -119,24 +127,19 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
   static constexpr bool full = Config::Mask::reads_future;
   static constexpr int terms = Layout::terms;
   static constexpr int fragments = 2;  // left operands in use by the matrix unit at a time
-  static constexpr int ones_column = Layout::columns / 2;
   /// The matrix unit truncates where an addition rounds. Where that would be seen, products of 64 tokens are summed apart.
   static constexpr bool sums_apart = terms > 1;
 
   using Left = LeftFragment[terms];
 
-  /// Where a warp's queries and outputs are: batch row, first token, head.
-  struct Queries {
-    std::int64_t row;
-    std::int64_t token;
-    std::int64_t head;
-  };
-
   using Chunk::blocks_of;
   using Chunk::first_column_;
+  using Chunk::keep;
+  using Chunk::kept_;
   using Chunk::lane;
-  using Chunk::shared_;
+  using Chunk::read_chunk;
   using Chunk::states;
+  using Chunk::tokens_from;
   using Chunk::values;
 
   /// The step of 16 rows of the state that this warp has in its group's m-th tile.
@@ -161,7 +164,7 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
     WarpgroupProduct<Layout::width>::template add<BFloat16>(sums, left, blocks_of(right), 1);
   }
 
-  /// Writes this group's tiles of S, as terms. Within 8 rows the order is that of QueryFragments.
+  /// Writes this group's tiles of S, as terms, and of z. Within 8 rows the order is that of QueryFragments.
   __device__ void publish() const {
     const int row = lane() % 8;
     const auto place = static_cast<unsigned>(lane() / 8 % 2 * Layout::row_block + lane() / 16 * 128 +
@@ -169,6 +172,15 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
       if (step_of(m) < Layout::feature_steps) {
+        if (lane() % 4 == 0) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const int r = lane() / 4;
+            store_pair(SharedNumbers::at(Layout::normaliser +
+                                         static_cast<unsigned>(64 * step_of(m) + r % 4 * 16 + r / 4 * 4 + 8 * h)),
+                       __float_as_uint(normaliser_[m][h]));
+          }
+        }
 #pragma unroll
         for (int j = 0; j < Layout::width / 8; j += 2) {
           Terms<terms> pairs[4];
@@ -191,17 +203,18 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
     }
   }
 
-  /// S += φ(k)ᵀ·[v | 1] over a chunk, for this group's tiles.
+  /// S += φ(k)ᵀ·v, z += Σ φ(k) over a chunk, for this group's tiles.
   __device__ void update(int tokens) {
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
       const KeyFragments<Layout> keys(step_of(m), lane());
+      float features[2] = {0, 0};
 #pragma unroll 1
       for (int first = 0; first < tokens; first += 64) {
         Left left[fragments];
         if constexpr (sums_apart) {
           float sums[Layout::width / 2] = {};
-          add_tokens(sums, left, keys, first);
+          add_tokens(sums, left, keys, first, features);
           wgmma_wait<0>();
           fence_accumulators(sums);
 #pragma unroll
@@ -209,58 +222,73 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
             state_[m][i] += sums[i];
           }
         } else {
-          add_tokens(state_[m], left, keys, first);
+          add_tokens(state_[m], left, keys, first, features);
           wgmma_wait<0>();
           fence_accumulators(state_[m]);
         }
       }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        // Positions past the last token have the constant feature, too.
+        const float sum = over_quad(features[h]);
+        normaliser_[m][h] += keys.is_constant(h) ? static_cast<float>(tokens) : sum;
+      }
     }
   }
-  __device__ void add_tokens(float (&sums)[Layout::width / 2], Left (&left)[fragments], const KeyFragments<Layout>& keys,
-                             int first) const {
+  static __device__ void add_tokens(float (&sums)[Layout::width / 2], Left (&left)[fragments],
+                                    const KeyFragments<Layout>& keys, int first, float (&features)[2]) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       wgmma_wait<fragments - 1>();
       const int token = first + 16 * k;
-      keys.features(left[k % fragments], shared_ + Layout::keys + static_cast<unsigned>(token * Layout::row_bytes));
+      keys.features(left[k % fragments], Layout::keys + static_cast<unsigned>(token * Layout::row_bytes), features);
       multiply(sums, left[k % fragments], [&](int term) { return values(term, token); });
     }
   }
-
-  /// Outputs of this warp's 16 tokens, of which `tokens` are there (any number, also a negative one).
-  __device__ void write_outputs(const Queries& at, int tokens) {
-    const SharedAddress rows =
-        shared_ + Layout::queries + static_cast<unsigned>((64 * group_ + 16 * warp_) * Layout::row_bytes);
-    __syncwarp();
-    Chunk::template read_inputs<16, 32>(rows, args_.query.row(at.row, at.token, at.head), args_.query.token_stride, tokens,
-                                        0, Chunk::aligned(args_.query), lane());
-    __syncwarp();
-    const QueryFragments<Layout> queries(rows, lane());
-    float sums[Layout::width / 2] = {};
-    Left left[fragments];
-    if constexpr (!full) {
-      add_scores(sums, left, queries);
-    }
-    add_state(sums, left, queries);
-    wgmma_wait<0>();
-    fence_accumulators(sums);
-    store(sums, at, tokens);
+  /// The sum over the four lanes of a row.
+  static __device__ float over_quad(float number) {
+    number += __shfl_xor_sync(~0u, number, 1);
+    return number + __shfl_xor_sync(~0u, number, 2);
   }
 
-  /// sums += P·v over the chunk's keys up to this group's tokens.
-  __device__ void add_scores(float (&sums)[Layout::width / 2], Left (&left)[fragments],
-                             const QueryFragments<Layout>& queries) const {
-    Left inputs[Layout::input_steps];
-    [&]<int... h>(std::integer_sequence<int, h...>) {
-      (queries.template inputs<h>(inputs[h]), ...);
+  /// Outputs of this warp's 16 tokens of a chunk, for query head g of the group.
+  __device__ void write_outputs(std::int64_t begin, int g) {
+    const int first = 64 * group_ + 16 * warp_;
+    const auto rows = Layout::queries + static_cast<unsigned>(first * Layout::row_bytes);
+    const std::int64_t token = kept_->token + begin + first;
+    const int tokens = tokens_from(begin) - first;  // that are there; may be negative
+    __syncwarp();
+    Chunk::template read_inputs<16, 32>(rows, args_.query.row(kept_->row, token, kept_->head + g), args_.query.token_stride,
+                                        tokens, 0, Chunk::aligned(args_.query), lane());
+    __syncwarp();
+    float sums[Layout::width / 2] = {};
+    float denominators[2] = {0, 0};
+    Left left[fragments];
+    if constexpr (!full) {
+      add_scores(sums, denominators, left, rows);
     }
-    (std::make_integer_sequence<int, Layout::input_steps>());
+    add_state(sums, denominators, left, rows);
+    wgmma_wait<0>();
+    fence_accumulators(sums);
+    denominators[0] = over_quad(denominators[0]);
+    denominators[1] = over_quad(denominators[1]);
+    store(sums, denominators, kept_->token + begin + first, tokens_from(begin) - first, kept_->head + g);
+  }
+
+  /// sums += P·v, denominators += P·1 over the chunk's keys up to this group's tokens.
+  __device__ void add_scores(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
+                             SharedAddress rows) const {
+    Left inputs[Layout::input_steps];
+#pragma unroll
+    for (int h = 0; h < Layout::input_steps; ++h) {
+      QueryFragments<Layout>(rows, h, lane()).inputs(inputs[h]);
+    }
 #pragma unroll 1
     for (int tile = 0; tile <= group_; ++tile) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         wgmma_wait<fragments - 1>();
-        weigh(left[k % fragments], inputs, 64 * tile + 16 * k, tile < group_ ? 4 : warp_ - k);
+        weigh(left[k % fragments], denominators, inputs, 64 * tile + 16 * k, tile < group_ ? 4 : warp_ - k);
         multiply(sums, left[k % fragments], [&](int term) { return values(term, 64 * tile + 16 * k); });
       }
     }
@@ -268,13 +296,14 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
 
   /// P of this warp's tokens and 16 keys as a left operand. `behind`: how many times 16 keys lie between these and the
   /// warp's own tokens; those that lie ahead have weight 0.
-  __device__ void weigh(Left& left, const Left (&inputs)[Layout::input_steps], int key, int behind) const {
+  __device__ void weigh(Left& left, float (&denominators)[2], const Left (&inputs)[Layout::input_steps], int key,
+                        int behind) const {
     float numbers[4][2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       Accumulator scores{};
       const SharedAddress row =
-          shared_ + Layout::keys + static_cast<unsigned>((key + 8 * n + lane() / 4) * Layout::row_bytes + lane() % 4 * 4);
+          Layout::keys + static_cast<unsigned>((key + 8 * n + lane() / 4) * Layout::row_bytes + lane() % 4 * 4);
 #pragma unroll
       for (int h = 0; h < Layout::input_steps; ++h) {
         const auto low = Terms<terms>::of(load_number(row + h * 64), load_number(row + h * 64 + 16));
@@ -297,54 +326,66 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
       }
     }
     round_left<terms>(left, numbers);
+    // Sums the rounded weights, by which the values are multiplied: then rounding moves weight, but adds none.
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int term = terms - 1; term >= 0; --term) {
+        const float2 used = as_floats(left[term].pairs[i]);
+        denominators[i % 2] += used.x + used.y;
+      }
+    }
   }
 
-  /// sums += φ(q)·[S | z].
-  __device__ void add_state(float (&sums)[Layout::width / 2], Left (&left)[fragments],
-                            const QueryFragments<Layout>& queries) const {
+  /// sums += φ(q)·S, denominators += φ(q)·z.
+  static __device__ void add_state(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
+                                   SharedAddress rows) {
     constexpr int steps = Layout::input_steps;
-    const auto add = [&](int step, Left& fragment, const auto& form) {
+    constexpr int shifts = Layout::input_dim / 2;  // of which the last, by d/2, is of the first half of the inputs alone
+    const auto add = [&](Left& fragment, int step, const auto& form) {
       wgmma_wait<fragments - 1>();
-      form(fragment);
+      form(fragment, denominators, step);
       multiply(sums, fragment, [&](int term) { return states(term, step); });
     };
-    const auto linear = [&]<int... h>(std::integer_sequence<int, h...>) {
-      (add(h, left[h % fragments], [&](Left& fragment) { queries.template linear<h>(fragment); }), ...);
-    };
-    const auto products = [&]<int... i>(int shift, std::integer_sequence<int, i...>) {
-      (add(steps * (shift + 1) + i, left[i % fragments],
-           [&](Left& fragment) { queries.template products<i % steps>(fragment, shift + i / steps); }),
-       ...);
-    };
-    linear(std::make_integer_sequence<int, steps>());
-    constexpr int at_a_time = larger(1, fragments / steps);  // shifts
+#pragma unroll
+    for (int h = 0; h < steps; ++h) {
+      const QueryFragments<Layout> queries(rows, h, lane());
+      add(left[0], h, [&](auto&... to) { queries.linear(to...); });
 #pragma unroll 1
-    for (int shift = 0; shift < Layout::input_dim / 2; shift += at_a_time) {
-      products(shift, std::make_integer_sequence<int, at_a_time * steps>());
+      for (int first = 0; first < shifts; first += fragments) {
+#pragma unroll
+        for (int i = 1; i <= fragments; ++i) {
+          const int shift = first + i - 1;
+          add(left[i % fragments], steps * (shift + 1) + h, [&](auto&... to) { queries.products(to..., shift); });
+        }
+      }
+      if (h < steps / 2) {
+        add(left[1], steps * (shifts + 1) + h, [&](auto&... to) { queries.products(to..., shifts); });
+      }
+      if (h + 1 == steps) {
+        add(left[1], Layout::feature_steps - 1, [&](Left& to, float(&sum)[2], int /*step*/) { queries.constant(to, sum); });
+      }
     }
-    if constexpr (steps > 1) {  // half of the shift by d/2: of the first half of the inputs
-      products(Layout::input_dim / 2, std::make_integer_sequence<int, steps / 2>());
-    }
-    add(Layout::feature_steps - 1, left[1], [&](Left& fragment) { queries.constant(fragment); });
   }
 
-  /// Normalises and stores a warp's outputs.
-  __device__ void store(float (&sums)[Layout::width / 2], const Queries& at, int tokens) const {
+  /// Normalises and stores the outputs of a warp's tokens.
+  __device__ void store(float (&sums)[Layout::width / 2], const float (&denominators)[2], std::int64_t first, int tokens,
+                        std::int64_t head) const {
     const auto& output = args_.output;
     const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(output.data) % (2 * sizeof(Element)) == 0 &&
                                (output.batch_stride | output.token_stride | output.head_stride) % 2 == 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int t = lane() / 4 + 8 * i;
-      const float denominator = __shfl_sync(~0u, sums[ones_column + 2 * i], lane() / 4 * 4);
+      const float denominator = denominators[i];
       if (t >= tokens) {
         continue;
       }
       const float factor = Config::Normaliser::factor(denominator);
       if (has_denominators<Config> && first_column_ == 0 && lane() % 4 == 0) {
-        store_denominator(args_.denominators, at.row, at.token + t, at.head, denominator);
+        store_denominator(args_.denominators, kept_->row, first + t, head, denominator);
       }
-      Element* const row = output.row(at.row, at.token + t, at.head) + first_column_;
+      Element* const row = output.row(kept_->row, first + t, head) + first_column_;
 #pragma unroll
       for (int j = 0; j < Layout::columns / 8; ++j) {
         const int column = 8 * j + lane() % 4 * 2;
@@ -366,6 +407,7 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
   int group_;
   int warp_;  // of the group
   float state_[Layout::group_tiles][Layout::width / 2];
+  float normaliser_[Layout::group_tiles][2];  // in lanes 4g
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

@@ -20,6 +20,13 @@ __device__ inline float load_number(SharedAddress from) {
   return number;
 }
 
+__device__ inline void load_numbers(float (&numbers)[4], SharedAddress from) {
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(numbers[0]), "=f"(numbers[1]), "=f"(numbers[2]), "=f"(numbers[3])
+               : "r"(from)
+               : "memory");
+}
+
 /// A left operand from its values, rounded to terms: numbers[i][e] is element e of pair i.
 template <int terms>
 __device__ void round_left(LeftFragment (&left)[terms], const float (&numbers)[4][2]) {
@@ -33,9 +40,10 @@ __device__ void round_left(LeftFragment (&left)[terms], const float (&numbers)[4
   }
 }
 
-/// Features of a warp's 16 queries: rows are tokens, the depth is features. Lane 4g + c has those of tokens g and g + 8,
-/// and of every step the features c, c + 4, c + 8, c + 12, at depths 2c, 2c + 1, 2c + 8, 2c + 9: an order in which no two
-/// lanes read the same bank. The rows of the published state are in the same order.
+/// Features of a warp's 16 queries from inputs 16h … 16h + 15 and those behind them: rows are tokens, the depth is
+/// features. Lane 4g + c has those of tokens g and g + 8, and of every step the features c, c + 4, c + 8, c + 12, at depths
+/// 2c, 2c + 1, 2c + 8, 2c + 9: an order in which no two lanes read the same bank. The rows of the published state are in
+/// the same order. The products of features and z are added to `denominators`, this lane's shares for its two tokens.
 template <class Layout>
 class QueryFragments {
   using Map = typename Layout::Map;
@@ -45,65 +53,70 @@ class QueryFragments {
 
  public:
   /// `first` is the address of the first token's row.
-  __device__ QueryFragments(SharedAddress first, int lane)
-      : row_(first + lane / 4 * Layout::row_bytes + lane % 4 * 4), quarter_(lane % 4) {
-#pragma unroll
-    for (int h = 0; h < Layout::input_steps; ++h) {
-      load(own_[h], 16 * h);
-    }
+  __device__ QueryFragments(SharedAddress first, int h, int lane)
+      : row_(first + static_cast<unsigned>(lane / 4 * Layout::row_bytes + (lane % 4 + 16 * h) * 4)), quarter_(lane % 4) {
+    load(own_, 0);
   }
 
   /// The inputs themselves, for scores.
-  template <int h>
-  __device__ void inputs(LeftFragment (&left)[terms]) const {
-    round_left<terms>(left, own_[h]);
-  }
-  /// The linear features of inputs 16h … 16h + 15.
-  template <int h>
-  __device__ void linear(LeftFragment (&left)[terms]) const {
+  __device__ void inputs(LeftFragment (&left)[terms]) const { round_left<terms>(left, own_); }
+
+  /// Their linear features.
+  __device__ void linear(LeftFragment (&left)[terms], float (&denominators)[2], int step) const {
     float numbers[4][2];
-    scale(numbers, own_[h], static_cast<float>(Map::linear_scale));
-    round_left<terms>(left, numbers);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      numbers[i][0] = own_[i][0] * static_cast<float>(Map::linear_scale);
+      numbers[i][1] = own_[i][1] * static_cast<float>(Map::linear_scale);
+    }
+    finish(left, numbers, denominators, step);
   }
-  /// Products of inputs 16h … 16h + 15 with those `shift` further on.
-  template <int h>
-  __device__ void products(LeftFragment (&left)[terms], int shift) const {
+  /// Their products with the inputs that are `shift` further on.
+  __device__ void products(LeftFragment (&left)[terms], float (&denominators)[2], int step, int shift) const {
     float numbers[4][2];
-    load(numbers, 16 * h + shift);
+    load(numbers, shift);
     const float factor = shift == 0 ? pair_scale / 2 : pair_scale;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      numbers[i][0] *= own_[i][0] * factor;
+      numbers[i][1] *= own_[i][1] * factor;
+    }
+    finish(left, numbers, denominators, step);
+  }
+  /// The last step: where d is 16, half a step of products d/2 apart; then the constant.
+  __device__ void constant(LeftFragment (&left)[terms], float (&denominators)[2]) const {
+    float numbers[4][2] = {};
+    constexpr int at = d == 16 ? 2 : 0;
+    if constexpr (d == 16) {
+      float others[4][2];
+      load(others, d / 2);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        numbers[i][0] = others[i][0] * (own_[i][0] * pair_scale);
+        numbers[i][1] = others[i][1] * (own_[i][1] * pair_scale);
+      }
+    }
+    numbers[at][0] = numbers[at + 1][0] = quarter_ == 0 ? 1.0F : 0.0F;
+    finish(left, numbers, denominators, Layout::feature_steps - 1);
+  }
+
+ private:
+  __device__ void finish(LeftFragment (&left)[terms], const float (&numbers)[4][2], float (&denominators)[2],
+                         int step) const {
+    float z[4];
+    load_numbers(z, Layout::normaliser + static_cast<unsigned>(step * 64 + quarter_ * 16));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        numbers[i][e] *= own_[h][i][e] * factor;
+        denominators[i % 2] = fmaf(numbers[i][e], z[i / 2 * 2 + e], denominators[i % 2]);
       }
     }
     round_left<terms>(left, numbers);
   }
-  /// The last step: where d is 16, half a step of products d/2 apart; then the constant.
-  __device__ void constant(LeftFragment (&left)[terms]) const {
-    float numbers[4][2] = {};
-    if constexpr (d == 16) {
-      float other[4][2];
-      load(other, d / 2);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          numbers[i][e] = other[i][e] * (own_[0][i][e] * pair_scale);
-        }
-      }
-      numbers[2][0] = numbers[3][0] = quarter_ == 0 ? 1.0F : 0.0F;
-    } else {
-      numbers[0][0] = numbers[1][0] = quarter_ == 0 ? 1.0F : 0.0F;
-    }
-    round_left<terms>(left, numbers);
-  }
-
- private:
-  /// Inputs first + c, + 4, + 8, + 12 of both tokens.
-  __device__ void load(float (&numbers)[4][2], int first) const {
-    const SharedAddress from = row_ + 4 * static_cast<unsigned>(first);
+  /// Inputs `shift` further on, of both tokens.
+  __device__ void load(float (&numbers)[4][2], int shift) const {
+    const SharedAddress from = row_ + 4 * static_cast<unsigned>(shift);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -112,17 +125,10 @@ class QueryFragments {
       }
     }
   }
-  static __device__ void scale(float (&scaled)[4][2], const float (&numbers)[4][2], float factor) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scaled[i][0] = numbers[i][0] * factor;
-      scaled[i][1] = numbers[i][1] * factor;
-    }
-  }
 
   SharedAddress row_;
   int quarter_;
-  float own_[Layout::input_steps][4][2];
+  float own_[4][2];
 };
 
 /// Features of keys, transposed: rows are 16 features, one step of them, the depth is 16 tokens. Lane 4g + c has those of
@@ -150,8 +156,8 @@ class KeyFragments {
     }
   }
 
-  /// `first` is the address of the first of 16 tokens' rows.
-  __device__ void features(LeftFragment (&left)[terms], SharedAddress first) const {
+  /// `first` is the address of the first of 16 tokens' rows. Adds this lane's features to `sums`.
+  __device__ void features(LeftFragment (&left)[terms], SharedAddress first, float (&sums)[2]) const {
     // Without a branch: the compiler would not let products overlap.
     float numbers[4][2];
     float others[4][2];
@@ -163,9 +169,15 @@ class KeyFragments {
       for (int e = 0; e < 2; ++e) {
         const float other = linear_ ? 1.0F : others[i][e];
         numbers[i][e] = fmaf(numbers[i][e] * scale_[i % 2], other, constant_[i % 2]);
+        sums[i % 2] += numbers[i][e];
       }
     }
     round_left<terms>(left, numbers);
+  }
+
+  /// Whether row i of this lane's two is the constant feature.
+  [[nodiscard]] __device__ bool is_constant(int i) const {
+    return constant_[i] != 0;
   }
 
  private:

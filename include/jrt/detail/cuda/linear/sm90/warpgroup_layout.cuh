@@ -19,13 +19,14 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 /// depth of one product; a number is one term of bfloat16, or two for float (core/mma.cuh).
 ///
 ///     state S, in registers, 64 rows by width a tile      shared memory, in this order
-///          tile 0   group 0                               keys      [chunk][input_stride] float
-///          tile 1   group 1                               queries   [chunk][input_stride] float
-///          tile 2   group 2                               values    [terms][chunk / 8][width / 8] blocks of 8 x 8
-///          tile 3   group 0 …                             states    [terms][rows / 8][width / 8] blocks of 8 x 8
+///          tile 0   group 0                               what outlives registers, see WarpgroupChunk
+///          tile 1   group 1                               z         [steps][4][4] float, the features of lanes 4g + c
+///          tile 2   group 2                               keys      [chunk][input_stride] float
+///          tile 3   group 0 …                             queries   [chunk][input_stride] float
+///                                                         values    [terms][chunk / 8][width / 8] blocks of 8 x 8
+///                                                         states    [terms][rows / 8][width / 8] blocks of 8 x 8
 ///
-/// Column `columns` of values is 1, so that of the state is z. A row of keys or queries is followed by its own first half,
-/// so that x_((i + s) mod d) is at i + s.
+/// A row of keys or queries is followed by its own first half, so that x_((i + s) mod d) is at i + s.
 template <class Config>
 struct WarpgroupLayout {
   using Map = typename Config::FeatureMap;
@@ -38,7 +39,7 @@ struct WarpgroupLayout {
   static constexpr int terms = std::is_same_v<Element, BFloat16> ? 1 : 2;
   static constexpr int slices = ceil_div(Config::value_dim, 64);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 8);  // of v, in a slice
-  static constexpr int width = columns + 8;
+  static constexpr int width = larger(columns, 16);                                 // of a product
 
   static constexpr int input_dim = Map::input_dim;
   static constexpr int input_steps = ceil_div(input_dim, 16);
@@ -52,12 +53,15 @@ struct WarpgroupLayout {
   static constexpr int value_term = chunk / 8 * row_block;
   static constexpr int state_term = feature_steps * 2 * row_block;
 
-  // From the start of shared memory.
-  static constexpr SharedAddress keys = 0;
+  // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the host). As constants these addresses cost
+  // no registers.
+  static constexpr SharedAddress base = 1024;
+  static constexpr SharedAddress normaliser = base + 128;
+  static constexpr SharedAddress keys = normaliser + feature_steps * 64;
   static constexpr SharedAddress queries = keys + chunk * row_bytes;
   static constexpr SharedAddress values = queries + chunk * row_bytes;
   static constexpr SharedAddress states = values + terms * value_term;
-  static constexpr std::size_t shared_bytes = states + terms * state_term;
+  static constexpr std::size_t shared_bytes = states + terms * state_term - base;
 
   /// Rows whose length is 4 modulo 8 lie so that neither eight rows by four neighbours nor four pairs of rows by eight
   /// neighbours share a bank.
