@@ -128,10 +128,6 @@ class WarpgroupChunk {
     return Layout::states + static_cast<unsigned>(term * Layout::state_term + step * 2 * Layout::row_block);
   }
 
-  volatile Kept* kept_;
-  int first_column_;
-
- private:
   static __device__ void store_numbers(SharedAddress to, const float (&numbers)[4]) {
     asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};"
                  :
@@ -139,6 +135,10 @@ class WarpgroupChunk {
                  : "memory");
   }
 
+  volatile Kept* kept_;
+  int first_column_;
+
+ private:
   __device__ void prefetch(std::int64_t begin) const {
     constexpr int line = 128 / static_cast<int>(sizeof(Element));
     const int t = thread();

@@ -111,11 +111,13 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
       }
       async_proxy_fence();
       __syncthreads();
+      move_aside();
       if (64 * group_ < tokens_from(begin)) {
         for (int g = 0; g < group; ++g) {
           write_outputs(begin, g);
         }
       }
+      take_back();
       if constexpr (!full) {
         update(tokens_from(begin));
       }
@@ -139,6 +141,7 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
   using Chunk::lane;
   using Chunk::read_chunk;
   using Chunk::states;
+  using Chunk::store_numbers;
   using Chunk::tokens_from;
   using Chunk::values;
 
@@ -201,6 +204,33 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
         }
       }
     }
+  }
+
+  /// Moves the last tile to shared memory, where it takes no registers, and back.
+  __device__ void move_aside() const {
+    if constexpr (Layout::sets_aside) {
+      const auto& tile = state_[Layout::group_tiles - 1];
+#pragma unroll
+      for (int i = 0; i < Layout::width / 2; i += 4) {
+        store_numbers(aside(i), {tile[i], tile[i + 1], tile[i + 2], tile[i + 3]});
+      }
+    }
+  }
+  __device__ void take_back() {
+    if constexpr (Layout::sets_aside) {
+#pragma unroll
+      for (int i = 0; i < Layout::width / 2; i += 4) {
+        float numbers[4];
+        load_numbers(numbers, aside(i));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          state_[Layout::group_tiles - 1][i + e] = numbers[e];
+        }
+      }
+    }
+  }
+  static __device__ SharedAddress aside(int i) {
+    return Layout::aside + static_cast<unsigned>((i / 4 * threads + Chunk::thread()) * 16);
   }
 
   /// S += φ(k)ᵀ·v, z += Σ φ(k) over a chunk, for this group's tiles.

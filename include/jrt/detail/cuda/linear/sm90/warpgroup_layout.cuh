@@ -25,6 +25,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///          tile 3   group 0 …                             queries   [chunk][input_stride] float
 ///                                                         values    [terms][chunk / 8][width / 8] blocks of 8 x 8
 ///                                                         states    [terms][rows / 8][width / 8] blocks of 8 x 8
+///                                                         aside     [width / 8][threads][4] float, if a group has three
+///                                                         tiles
 ///
 /// A row of keys or queries is followed by its own first half, so that x_((i + s) mod d) is at i + s.
 template <class Config>
@@ -61,7 +63,10 @@ struct WarpgroupLayout {
   static constexpr SharedAddress queries = keys + chunk * row_bytes;
   static constexpr SharedAddress values = queries + chunk * row_bytes;
   static constexpr SharedAddress states = values + terms * value_term;
-  static constexpr std::size_t shared_bytes = states + terms * state_term - base;
+  static constexpr SharedAddress aside = states + terms * state_term;
+  /// With three tiles in registers there is no room for outputs: meanwhile the last one is set aside.
+  static constexpr bool sets_aside = group_tiles > 2;
+  static constexpr std::size_t shared_bytes = aside + (sets_aside ? width / 8 * threads * 16 : 0) - base;
 
   /// Rows whose length is 4 modulo 8 lie so that neither eight rows by four neighbours nor four pairs of rows by eight
   /// neighbours share a bank.
