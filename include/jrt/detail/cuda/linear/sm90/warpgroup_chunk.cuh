@@ -36,36 +36,64 @@ class WarpgroupChunk {
     return rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);
   }
 
-  /// Rows of inputs from `from` on, by `readers` threads; those outside of [zero_rows, tokens) become 0.
-  template <int rows, int readers>
-  static __device__ void read_inputs(SharedAddress to, const Element* from, std::int64_t stride, int tokens, int zero_rows,
-                                     bool is_aligned, int reader) {
-    constexpr int d = Layout::input_dim;
-    constexpr int pieces = d / 4;
-#pragma unroll 4
-    for (int p = reader; p < rows * pieces; p += readers) {
-      const int t = p / pieces;
-      const int c = p % pieces * 4;
-      float numbers[4] = {};
-      if (t < tokens && t >= zero_rows) {
-        const Element* const row = from + t * stride + c;
-        Vector<Element, 4> elements;
-        if (is_aligned) {
-          elements = load_vector<4>(row);
-        } else {
-          for (int e = 0; e < 4; ++e) {
-            elements[e] = row[e];
+  /// Neighbouring elements on their way to shared memory, as they are stored.
+  template <int count>
+  struct Piece {
+    static constexpr int per_word = 4 / static_cast<int>(sizeof(Element));
+    Vector<std::uint32_t, count / per_word> words;
+
+    /// Loads the first `wanted` of them (any number, also a negative one); others become 0.
+    __device__ void load(const Element* from, int wanted, bool is_aligned) {
+      words = {};
+      if (wanted >= count && is_aligned) {
+        words = load_vector<count / per_word>(reinterpret_cast<const std::uint32_t*>(from));
+      } else if (wanted > 0) {
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          if (i < wanted) {
+            words[i / per_word] |= bits(from[i]) << (i % per_word * 16);
           }
         }
-        for (int e = 0; e < 4; ++e) {
-          numbers[e] = convert<float>(elements[e]);
-        }
       }
-      const SharedAddress row = to + static_cast<unsigned>(t * Layout::row_bytes + c * 4);
-      store_numbers(row, numbers);
-      if (c < d / 2) {
-        store_numbers(row + d * 4, numbers);
+    }
+    [[nodiscard]] __device__ float number(int i) const {
+      const std::uint32_t word = words[i / per_word];
+      return __uint_as_float(per_word == 1 ? word : (i % 2 == 0 ? word << 16 : word & 0xffff0000U));
+    }
+    static __device__ std::uint32_t bits(Element element) {
+      if constexpr (per_word == 1) {
+        return __float_as_uint(element);
+      } else {
+        return element.bits;
       }
+    }
+  };
+
+  /// Stores four neighbouring inputs of a row, and again behind it if they are of its first half.
+  static __device__ void store_inputs(SharedAddress rows, int t, int c, const Piece<4>& piece, float scale) {
+    const SharedAddress to = rows + static_cast<unsigned>(t * Layout::row_bytes + c * 4);
+    const float numbers[4] = {piece.number(0) * scale, piece.number(1) * scale, piece.number(2) * scale,
+                              piece.number(3) * scale};
+    store_numbers(to, numbers);
+    if (c < Layout::input_dim / 2) {
+      store_numbers(to + Layout::input_dim * 4, numbers);
+    }
+  }
+
+  /// A warp's 16 queries, of which `tokens` are there.
+  static __device__ void read_queries(SharedAddress rows, const Element* from, std::int64_t stride, int tokens,
+                                      bool is_aligned) {
+    constexpr int pieces = Layout::input_dim / 4;
+    Piece<4> loaded[pieces / 2];
+#pragma unroll
+    for (int i = 0; i < pieces / 2; ++i) {
+      const int p = i * 32 + lane();
+      loaded[i].load(from + p / pieces * stride + p % pieces * 4, p / pieces < tokens ? 4 : 0, is_aligned);
+    }
+#pragma unroll
+    for (int i = 0; i < pieces / 2; ++i) {
+      const int p = i * 32 + lane();
+      store_inputs(rows, p / pieces, p % pieces * 4, loaded[i], Layout::query_scale);
     }
   }
 
@@ -84,6 +112,14 @@ class WarpgroupChunk {
     bool values_aligned;
   };
   static_assert(sizeof(Kept) <= Layout::normaliser - Layout::base);
+
+  /// Stores the factors behind keys. To be followed by a barrier.
+  static __device__ void store_factors() {
+    for (int t = thread(); t < chunk; t += threads) {
+      store_numbers(Layout::keys + static_cast<unsigned>(t * Layout::row_bytes + Layout::linear_factor * 4),
+                    {static_cast<float>(Layout::Map::linear_scale) / Layout::key_scale, 1, 0, 0});
+    }
+  }
 
   /// To be followed by a barrier.
   __device__ void keep(const KeySource<Element>& source, const TokenRange& range, int query_group) const {
@@ -106,16 +142,76 @@ class WarpgroupChunk {
     return static_cast<int>(clamped(kept_->tokens - begin, 0, chunk));
   }
 
-  /// Reads a chunk and asks the second-level cache for the one after it.
-  __device__ void read_chunk(std::int64_t begin) const {
-    const int tokens = tokens_from(begin);
-    read_values(begin, tokens);
-    const std::int64_t stride = kept_->key_stride;
-    read_inputs<chunk, threads>(Layout::keys, kept_->key + begin * stride, stride, tokens,
-                                static_cast<int>(clamped(kept_->zero_keys - begin, 0, chunk)), kept_->keys_aligned,
-                                thread());
-    prefetch(begin + chunk);
-  }
+  /// A thread's part of a chunk of keys and values, between its loads and its stores to shared memory.
+  class Fetched {
+   public:
+    /// Issues the loads of the chunk that begins `begin` tokens after the first.
+    __device__ void load(const volatile Kept& kept, std::int64_t begin, int first_column) {
+      const auto tokens = static_cast<int>(clamped(kept.tokens - begin, 0, chunk));
+      const bool values_aligned = kept.values_aligned;
+      const std::int64_t value_stride = kept.value_stride;
+      const Element* const value = kept.value + begin * value_stride;
+#pragma unroll
+      for (int i = 0; i < value_pieces; ++i) {
+        const ValuePlace at(i);
+        values_[i].load(value + at.t * value_stride + 8 * at.block,
+                        at.t < tokens ? Format::columns - first_column - 8 * at.block : 0, values_aligned);
+      }
+      const bool keys_aligned = kept.keys_aligned;
+      const std::int64_t key_stride = kept.key_stride;
+      const Element* const key = kept.key + begin * key_stride;
+      const auto zero_keys = static_cast<int>(clamped(kept.zero_keys - begin, 0, chunk));
+#pragma unroll
+      for (int i = 0; i < key_pieces; ++i) {
+        const KeyPlace at(i);
+        keys_[i].load(key + at.t * key_stride + at.c, at.t < tokens && at.t >= zero_keys ? 4 : 0, keys_aligned);
+      }
+    }
+    __device__ void store() const {
+#pragma unroll
+      for (int i = 0; i < value_pieces; ++i) {
+        const ValuePlace at(i);
+        if (at.t < chunk) {
+          store_values(at.t, at.block, values_[i]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < key_pieces; ++i) {
+        const KeyPlace at(i);
+        store_inputs(Layout::keys, at.t, at.c, keys_[i], Layout::key_scale);
+      }
+    }
+
+   private:
+    static constexpr int blocks = Layout::width / 8;
+    static constexpr int value_pieces = ceil_div(chunk * blocks, threads);
+    static constexpr int key_pieces = chunk * Layout::input_dim / 4 / threads;
+    static_assert(chunk * Layout::input_dim / 4 % threads == 0);
+
+    /// Token and 8 columns of a piece of values. Neighbouring threads take rows of a block: their stores touch all banks.
+    struct ValuePlace {
+      int t;
+      int block;
+      __device__ explicit ValuePlace(int i) {
+        const int p = thread() + i * threads;
+        t = p / (8 * blocks) * 8 + p % 8;
+        block = p / 8 % blocks;
+      }
+    };
+    struct KeyPlace {
+      int t;
+      int c;
+      __device__ explicit KeyPlace(int i) {
+        constexpr int pieces = Layout::input_dim / 4;
+        const int p = thread() + i * threads;
+        t = p / pieces;
+        c = p % pieces * 4;
+      }
+    };
+
+    Piece<8> values_[value_pieces];
+    Piece<4> keys_[key_pieces];
+  };
 
   /// Descriptor of 16 rows of blocks of 8 x 8 numbers.
   static __device__ std::uint64_t blocks_of(SharedAddress first) {
@@ -139,57 +235,21 @@ class WarpgroupChunk {
   int first_column_;
 
  private:
-  __device__ void prefetch(std::int64_t begin) const {
-    constexpr int line = 128 / static_cast<int>(sizeof(Element));
-    const int t = thread();
-    if (t < tokens_from(begin)) {
-      prefetch(kept_->key + (begin + t) * kept_->key_stride);
-      const Element* const value = kept_->value + (begin + t) * kept_->value_stride;
+  /// Eight columns of a token's values, rounded to terms.
+  static __device__ void store_values(int token, int block, const Piece<8>& piece) {
+    Pair pairs[terms][4];
 #pragma unroll
-      for (int c = 0; c < Layout::columns; c += line) {
-        prefetch(value + c);
-      }
-    }
-  }
-  static __device__ void prefetch(const void* address) {
-    asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
-  }
-
-  /// Values of a chunk, rounded to terms. Neighbouring threads take rows of a block: their stores touch all banks.
-  __device__ void read_values(std::int64_t begin, int tokens) const {
-    constexpr int blocks = Layout::width / 8;
-    const bool is_aligned = kept_->values_aligned;
-    const std::int64_t stride = kept_->value_stride;
-    const Element* const first = kept_->value + begin * stride;
-#pragma unroll 4
-    for (int p = thread(); p < chunk * blocks; p += threads) {
-      const int t = p / (8 * blocks) * 8 + p % 8;
-      const int block = p / 8 % blocks;
-      const int wanted = t < tokens ? Format::columns - first_column_ - 8 * block : 0;
-      const Element* const from = first + t * stride + 8 * block;
-      Vector<Element, 8> elements{};
-      if (is_aligned && wanted >= 8) {
-        elements = load_vector<8>(from);
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (terms == 1) {
+        pairs[0][i] = piece.words[i];
       } else {
-        for (int e = 0; e < 8; ++e) {
-          if (e < wanted) {
-            elements[e] = from[e];
-          }
-        }
-      }
-      Pair pairs[terms][4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const auto rounded = Terms<terms>::of(convert<float>(elements[2 * i]), convert<float>(elements[2 * i + 1]));
+        const auto rounded = Terms<terms>::of(piece.number(2 * i), piece.number(2 * i + 1));
 #pragma unroll
         for (int term = 0; term < terms; ++term) {
           pairs[term][i] = rounded.pairs[term];
         }
       }
-      store_row(t, block, pairs);
     }
-  }
-  static __device__ void store_row(int token, int block, const Pair (&pairs)[terms][4]) {
 #pragma unroll
     for (int term = 0; term < terms; ++term) {
       store_pairs(SharedNumbers::at(values(term, token) + static_cast<unsigned>(block * 128 + token % 8 * 16)),

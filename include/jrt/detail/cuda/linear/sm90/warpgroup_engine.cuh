@@ -10,6 +10,7 @@
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/linear/sm90/warpgroup_chunk.cuh"
 #include "jrt/detail/cuda/linear/sm90/warpgroup_features.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_products.cuh"
 #include "jrt/detail/shared/linear/denominators.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/mixer/linear_attention.hpp"
@@ -26,8 +27,9 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 /// Features are formed in registers, where they are left operands. The state is kept in registers in float; at the start
 /// of a chunk it is published in shared memory, as terms.
 template <AttentionConfig Config>
-class WarpgroupEngine : private WarpgroupChunk<Config> {
+class WarpgroupEngine : private WarpgroupProducts<Config> {
   using Chunk = WarpgroupChunk<Config>;
+  using Products = WarpgroupProducts<Config>;
 
  public:
   using Layout = WarpgroupLayout<Config>;
@@ -44,7 +46,7 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
   static constexpr std::int64_t scratch_bytes = 0;
 
   __device__ WarpgroupEngine(const PrefillArgs<Config>& args, void* shared, void* /*scratch*/, int slice)
-      : Chunk(shared, slice), args_(args) {
+      : Products(shared, slice), args_(args) {
     const int warp = warp_uniform(static_cast<int>(threadIdx.x) / 32);
     group_ = warp / 4;
     warp_ = warp % 4;
@@ -87,10 +89,14 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
     __syncthreads();
     keep(source, range, 0);
     __syncthreads();
+    Chunk::store_factors();
+    Fetched next;
+    next.load(*kept_, 0, first_column_);
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
-      read_chunk(begin);
+      next.store();
       async_proxy_fence();
       __syncthreads();
+      next.load(*kept_, begin + chunk, first_column_);
       update(tokens_from(begin));
       __syncthreads();
     }
@@ -102,12 +108,17 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
     __syncthreads();
     keep(source, range, group);
     __syncthreads();
+    Fetched next;
+    if constexpr (!full) {
+      Chunk::store_factors();
+      next.load(*kept_, 0, first_column_);
+    }
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
       if (!full || begin == 0) {
         publish();
       }
       if constexpr (!full) {
-        read_chunk(begin);
+        next.store();
       }
       async_proxy_fence();
       __syncthreads();
@@ -119,6 +130,7 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
       }
       take_back();
       if constexpr (!full) {
+        next.load(*kept_, begin + chunk, first_column_);
         update(tokens_from(begin));
       }
       __syncthreads();
@@ -128,43 +140,27 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
  private:
   static constexpr bool full = Config::Mask::reads_future;
   static constexpr int terms = Layout::terms;
-  static constexpr int fragments = 2;  // left operands in use by the matrix unit at a time
+  static constexpr int fragments = Products::fragments;
   /// The matrix unit truncates where an addition rounds. Where that would be seen, products of 64 tokens are summed apart.
   static constexpr bool sums_apart = terms > 1;
 
-  using Left = LeftFragment[terms];
+  using Left = typename Products::Left;
+  using Fetched = typename Chunk::Fetched;
 
-  using Chunk::blocks_of;
   using Chunk::first_column_;
   using Chunk::keep;
   using Chunk::kept_;
   using Chunk::lane;
-  using Chunk::read_chunk;
   using Chunk::states;
   using Chunk::store_numbers;
   using Chunk::tokens_from;
   using Chunk::values;
+  using Products::multiply;
+  using Products::over_quad;
 
   /// The step of 16 rows of the state that this warp has in its group's m-th tile.
   [[nodiscard]] __device__ int step_of(int m) const {
     return 4 * (m * Layout::groups + group_) + warp_;
-  }
-
-  /// sums += left · right, small terms first; `right(term)` is where a term of the right operand is.
-  template <class Right>
-  static __device__ void multiply(float (&sums)[Layout::width / 2], const Left& left, const Right& right) {
-    wgmma_fence();
-    if constexpr (terms == 1) {
-      product(sums, left[0], right(0));
-    } else {
-      product(sums, left[1], right(0));
-      product(sums, left[0], right(1));
-      product(sums, left[0], right(0));
-    }
-    wgmma_commit();
-  }
-  static __device__ void product(float (&sums)[Layout::width / 2], const LeftFragment& left, SharedAddress right) {
-    WarpgroupProduct<Layout::width>::template add<BFloat16>(sums, left, blocks_of(right), 1);
   }
 
   /// Writes this group's tiles of S, as terms, and of z. Within 8 rows the order is that of QueryFragments.
@@ -175,13 +171,16 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
       if (step_of(m) < Layout::feature_steps) {
+        // Where the pair is twice the same input, the query's feature is half of the product that QueryFragments forms.
+        const int step = step_of(m);
+        const float factor = step / Layout::input_steps == 1 ? 0.5F : 1.0F;
         if (lane() % 4 == 0) {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             const int r = lane() / 4;
             store_pair(SharedNumbers::at(Layout::normaliser +
                                          static_cast<unsigned>(64 * step_of(m) + r % 4 * 16 + r / 4 * 4 + 8 * h)),
-                       __float_as_uint(normaliser_[m][h]));
+                       __float_as_uint(normaliser_[m][h] * factor));
           }
         }
 #pragma unroll
@@ -190,7 +189,8 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int at = 4 * j + 2 * i;
-            pairs[i] = at < Layout::width / 2 ? Terms<terms>::of(state_[m][at], state_[m][at + 1]) : Terms<terms>{};
+            pairs[i] = at < Layout::width / 2 ? Terms<terms>::of(state_[m][at] * factor, state_[m][at + 1] * factor)
+                                              : Terms<terms>{};
           }
 #pragma unroll
           for (int term = 0; term < terms; ++term) {
@@ -275,12 +275,6 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
       multiply(sums, left[k % fragments], [&](int term) { return values(term, token); });
     }
   }
-  /// The sum over the four lanes of a row.
-  static __device__ float over_quad(float number) {
-    number += __shfl_xor_sync(~0u, number, 1);
-    return number + __shfl_xor_sync(~0u, number, 2);
-  }
-
   /// Outputs of this warp's 16 tokens of a chunk, for query head g of the group.
   __device__ void write_outputs(std::int64_t begin, int g) {
     const int first = 64 * group_ + 16 * warp_;
@@ -288,114 +282,21 @@ class WarpgroupEngine : private WarpgroupChunk<Config> {
     const std::int64_t token = kept_->token + begin + first;
     const int tokens = tokens_from(begin) - first;  // that are there; may be negative
     __syncwarp();
-    Chunk::template read_inputs<16, 32>(rows, args_.query.row(kept_->row, token, kept_->head + g), args_.query.token_stride,
-                                        tokens, 0, Chunk::aligned(args_.query), lane());
+    Chunk::read_queries(rows, args_.query.row(kept_->row, token, kept_->head + g), args_.query.token_stride, tokens,
+                        Chunk::aligned(args_.query));
     __syncwarp();
     float sums[Layout::width / 2] = {};
     float denominators[2] = {0, 0};
     Left left[fragments];
     if constexpr (!full) {
-      add_scores(sums, denominators, left, rows);
+      Products::add_scores(args_.feature_map, sums, denominators, left, rows, group_, warp_);
     }
-    add_state(sums, denominators, left, rows);
+    Products::add_state(sums, denominators, left, rows);
     wgmma_wait<0>();
     fence_accumulators(sums);
     denominators[0] = over_quad(denominators[0]);
     denominators[1] = over_quad(denominators[1]);
     store(sums, denominators, kept_->token + begin + first, tokens_from(begin) - first, kept_->head + g);
-  }
-
-  /// sums += P·v, denominators += P·1 over the chunk's keys up to this group's tokens.
-  __device__ void add_scores(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
-                             SharedAddress rows) const {
-    Left inputs[Layout::input_steps];
-#pragma unroll
-    for (int h = 0; h < Layout::input_steps; ++h) {
-      QueryFragments<Layout>(rows, h, lane()).inputs(inputs[h]);
-    }
-#pragma unroll 1
-    for (int tile = 0; tile <= group_; ++tile) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        wgmma_wait<fragments - 1>();
-        weigh(left[k % fragments], denominators, inputs, 64 * tile + 16 * k, tile < group_ ? 4 : warp_ - k);
-        multiply(sums, left[k % fragments], [&](int term) { return values(term, 64 * tile + 16 * k); });
-      }
-    }
-  }
-
-  /// P of this warp's tokens and 16 keys as a left operand. `behind`: how many times 16 keys lie between these and the
-  /// warp's own tokens; those that lie ahead have weight 0.
-  __device__ void weigh(Left& left, float (&denominators)[2], const Left (&inputs)[Layout::input_steps], int key,
-                        int behind) const {
-    float numbers[4][2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      Accumulator scores{};
-      const SharedAddress row =
-          Layout::keys + static_cast<unsigned>((key + 8 * n + lane() / 4) * Layout::row_bytes + lane() % 4 * 4);
-#pragma unroll
-      for (int h = 0; h < Layout::input_steps; ++h) {
-        const auto low = Terms<terms>::of(load_number(row + h * 64), load_number(row + h * 64 + 16));
-        const auto high = Terms<terms>::of(load_number(row + h * 64 + 32), load_number(row + h * 64 + 48));
-        RightFragment right[terms];
-#pragma unroll
-        for (int term = 0; term < terms; ++term) {
-          right[term] = {{low.pairs[term], high.pairs[term]}};
-        }
-        multiply_terms(scores, inputs[h], right);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int ahead = 8 * n + lane() % 4 * 2 + e - lane() / 4 - 8 * i;
-          const bool seen = behind > 0 || (behind == 0 && ahead <= 0);
-          numbers[2 * n + i][e] = seen ? args_.feature_map.kernel(scores.values[2 * i + e]) : 0.0F;
-        }
-      }
-    }
-    round_left<terms>(left, numbers);
-    // Sums the rounded weights, by which the values are multiplied: then rounding moves weight, but adds none.
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int term = terms - 1; term >= 0; --term) {
-        const float2 used = as_floats(left[term].pairs[i]);
-        denominators[i % 2] += used.x + used.y;
-      }
-    }
-  }
-
-  /// sums += φ(q)·S, denominators += φ(q)·z.
-  static __device__ void add_state(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
-                                   SharedAddress rows) {
-    constexpr int steps = Layout::input_steps;
-    constexpr int shifts = Layout::input_dim / 2;  // of which the last, by d/2, is of the first half of the inputs alone
-    const auto add = [&](Left& fragment, int step, const auto& form) {
-      wgmma_wait<fragments - 1>();
-      form(fragment, denominators, step);
-      multiply(sums, fragment, [&](int term) { return states(term, step); });
-    };
-#pragma unroll
-    for (int h = 0; h < steps; ++h) {
-      const QueryFragments<Layout> queries(rows, h, lane());
-      add(left[0], h, [&](auto&... to) { queries.linear(to...); });
-#pragma unroll 1
-      for (int first = 0; first < shifts; first += fragments) {
-#pragma unroll
-        for (int i = 1; i <= fragments; ++i) {
-          const int shift = first + i - 1;
-          add(left[i % fragments], steps * (shift + 1) + h, [&](auto&... to) { queries.products(to..., shift); });
-        }
-      }
-      if (h < steps / 2) {
-        add(left[1], steps * (shifts + 1) + h, [&](auto&... to) { queries.products(to..., shifts); });
-      }
-      if (h + 1 == steps) {
-        add(left[1], Layout::feature_steps - 1, [&](Left& to, float(&sum)[2], int /*step*/) { queries.constant(to, sum); });
-      }
-    }
   }
 
   /// Normalises and stores the outputs of a warp's tokens.

@@ -49,7 +49,6 @@ class QueryFragments {
   using Map = typename Layout::Map;
   static constexpr int terms = Layout::terms;
   static constexpr int d = Layout::input_dim;
-  static constexpr auto pair_scale = static_cast<float>(2 * Map::product_scale);
 
  public:
   /// `first` is the address of the first token's row.
@@ -59,29 +58,25 @@ class QueryFragments {
   }
 
   /// The inputs themselves, for scores.
-  __device__ void inputs(LeftFragment (&left)[terms]) const { round_left<terms>(left, own_); }
-
+  __device__ void inputs(LeftFragment (&left)[terms]) const {
+    scaled(left, 1 / (Layout::query_scale * Layout::key_scale), [](const auto& /*numbers*/) {});
+  }
   /// Their linear features.
   __device__ void linear(LeftFragment (&left)[terms], float (&denominators)[2], int step) const {
-    float numbers[4][2];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      numbers[i][0] = own_[i][0] * static_cast<float>(Map::linear_scale);
-      numbers[i][1] = own_[i][1] * static_cast<float>(Map::linear_scale);
-    }
-    finish(left, numbers, denominators, step);
+    scaled(left, static_cast<float>(Map::linear_scale) / Layout::query_scale,
+           [&](const auto& numbers) { add_denominators(numbers, denominators, step); });
   }
   /// Their products with the inputs that are `shift` further on.
   __device__ void products(LeftFragment (&left)[terms], float (&denominators)[2], int step, int shift) const {
     float numbers[4][2];
     load(numbers, shift);
-    const float factor = shift == 0 ? pair_scale / 2 : pair_scale;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      numbers[i][0] *= own_[i][0] * factor;
-      numbers[i][1] *= own_[i][1] * factor;
+      numbers[i][0] *= own_[i][0];
+      numbers[i][1] *= own_[i][1];
     }
-    finish(left, numbers, denominators, step);
+    add_denominators(numbers, denominators, step);
+    round_left<terms>(left, numbers);
   }
   /// The last step: where d is 16, half a step of products d/2 apart; then the constant.
   __device__ void constant(LeftFragment (&left)[terms], float (&denominators)[2]) const {
@@ -92,17 +87,28 @@ class QueryFragments {
       load(others, d / 2);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        numbers[i][0] = others[i][0] * (own_[i][0] * pair_scale);
-        numbers[i][1] = others[i][1] * (own_[i][1] * pair_scale);
+        numbers[i][0] = others[i][0] * own_[i][0];
+        numbers[i][1] = others[i][1] * own_[i][1];
       }
     }
     numbers[at][0] = numbers[at + 1][0] = quarter_ == 0 ? 1.0F : 0.0F;
-    finish(left, numbers, denominators, Layout::feature_steps - 1);
+    add_denominators(numbers, denominators, Layout::feature_steps - 1);
+    round_left<terms>(left, numbers);
   }
 
  private:
-  __device__ void finish(LeftFragment (&left)[terms], const float (&numbers)[4][2], float (&denominators)[2],
-                         int step) const {
+  template <class Function>
+  __device__ void scaled(LeftFragment (&left)[terms], float factor, const Function& function) const {
+    float numbers[4][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      numbers[i][0] = own_[i][0] * factor;
+      numbers[i][1] = own_[i][1] * factor;
+    }
+    function(numbers);
+    round_left<terms>(left, numbers);
+  }
+  __device__ void add_denominators(const float (&numbers)[4][2], float (&denominators)[2], int step) const {
     float z[4];
     load_numbers(z, Layout::normaliser + static_cast<unsigned>(step * 64 + quarter_ * 16));
 #pragma unroll
@@ -112,7 +118,6 @@ class QueryFragments {
         denominators[i % 2] = fmaf(numbers[i][e], z[i / 2 * 2 + e], denominators[i % 2]);
       }
     }
-    round_left<terms>(left, numbers);
   }
   /// Inputs `shift` further on, of both tokens.
   __device__ void load(float (&numbers)[4][2], int shift) const {
@@ -142,17 +147,22 @@ class KeyFragments {
  public:
   /// Features 16·step …, which are 0 past the map's last. `step` is warp-uniform.
   __device__ KeyFragments(int step, int lane) {
-    linear_ = step < Layout::input_steps;
-    const int block = linear_ ? 0 : smaller((step - Layout::input_steps) / Layout::input_steps, d / 2);
-    const int h = step % Layout::input_steps;
-    own_ = static_cast<unsigned>(lane % 4 * 2 * Layout::row_bytes + (16 * h + lane / 4) * 4);
-    other_ = own_ + 4 * static_cast<unsigned>(block);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = 16 * step + lane / 4 + 8 * i;
-      const auto scale = static_cast<float>(linear_ ? Map::linear_scale : Map::product_scale);
-      scale_[i] = row < Map::feature_dim - 1 ? scale : 0.0F;
-      constant_[i] = row == Map::feature_dim - 1 ? 1.0F : 0.0F;
+      const int input = step % Layout::input_steps * 16 + lane / 4 + 8 * i;
+      int own = input;
+      int other = Layout::linear_factor;
+      if (row >= Map::feature_dim - 1) {
+        own = row == Map::feature_dim - 1 ? Layout::one : Layout::zero;
+        other = Layout::one;
+      } else if (row >= d) {
+        other = input + (row - d) / d;
+      }
+      const int tokens = lane % 4 * 2 * Layout::row_bytes;
+      own_[i] = static_cast<unsigned>(tokens + own * 4);
+      other_[i] = static_cast<unsigned>(tokens + other * 4);
+      constant_[i] = row == Map::feature_dim - 1;
     }
   }
 
@@ -161,14 +171,20 @@ class KeyFragments {
     // Without a branch: the compiler would not let products overlap.
     float numbers[4][2];
     float others[4][2];
-    load(numbers, first + own_);
-    load(others, first + other_);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float other = linear_ ? 1.0F : others[i][e];
-        numbers[i][e] = fmaf(numbers[i][e] * scale_[i % 2], other, constant_[i % 2]);
+        const SharedAddress token = first + (i / 2 * 8 + e) * Layout::row_bytes;
+        numbers[i][e] = load_number(token + own_[i % 2]);
+        others[i][e] = load_number(token + other_[i % 2]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        numbers[i][e] *= others[i][e];
         sums[i % 2] += numbers[i][e];
       }
     }
@@ -177,25 +193,13 @@ class KeyFragments {
 
   /// Whether row i of this lane's two is the constant feature.
   [[nodiscard]] __device__ bool is_constant(int i) const {
-    return constant_[i] != 0;
+    return constant_[i];
   }
 
  private:
-  static __device__ void load(float (&numbers)[4][2], SharedAddress from) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        numbers[i][e] = load_number(from + (i / 2 * 8 + e) * Layout::row_bytes + i % 2 * 32);
-      }
-    }
-  }
-
-  bool linear_;
-  unsigned own_;
-  unsigned other_;
-  float scale_[2];
-  float constant_[2];
+  unsigned own_[2];
+  unsigned other_[2];
+  bool constant_[2];
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

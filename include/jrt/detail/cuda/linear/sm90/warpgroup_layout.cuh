@@ -28,7 +28,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///                                                         aside     [width / 8][threads][4] float, if a group has three
 ///                                                         tiles
 ///
-/// A row of keys or queries is followed by its own first half, so that x_((i + s) mod d) is at i + s.
+/// A row of keys or queries is followed by its own first half, so that x_((i + s) mod d) is at i + s; that of a key then by
+/// factors by which products become its other features. Rows are scaled so that products need no further factor.
 template <class Config>
 struct WarpgroupLayout {
   using Map = typename Config::FeatureMap;
@@ -49,6 +50,12 @@ struct WarpgroupLayout {
   static constexpr int feature_steps = ceil_div(Map::feature_dim, 16);
   static constexpr int tiles = ceil_div(feature_steps, 4);
   static constexpr int group_tiles = ceil_div(tiles, groups);
+
+  static constexpr auto key_scale = static_cast<float>(square_root(Map::product_scale));
+  static constexpr auto query_scale = static_cast<float>(square_root(2 * Map::product_scale));
+  static constexpr int linear_factor = input_dim / 2 * 3;  // where it is in a key's row
+  static constexpr int one = linear_factor + 1;
+  static constexpr int zero = linear_factor + 2;
 
   static constexpr int row_bytes = input_stride * static_cast<int>(sizeof(float));
   static constexpr int row_block = 8 * width * 2;  // 8 tokens of values, or 8 rows of the state
