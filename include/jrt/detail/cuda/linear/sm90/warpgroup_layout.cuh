@@ -51,8 +51,16 @@ struct WarpgroupLayout {
   static constexpr int tiles = ceil_div(feature_steps, 4);
   static constexpr int group_tiles = ceil_div(tiles, groups);
 
-  static constexpr auto key_scale = static_cast<float>(square_root(Map::product_scale));
-  static constexpr auto query_scale = static_cast<float>(square_root(2 * Map::product_scale));
+  /// Of inputs on their way to shared memory: products of keys are then features, as are those of two different queries.
+  static constexpr double product_scale = [] {
+    if constexpr (is_taylor2<Map>) {
+      return Map::product_scale;
+    } else {
+      return 1.0;
+    }
+  }();
+  static constexpr auto key_scale = static_cast<float>(square_root(product_scale));
+  static constexpr auto query_scale = static_cast<float>(square_root(2 * product_scale));
   static constexpr int linear_factor = input_dim / 2 * 3;  // where it is in a key's row
   static constexpr int one = linear_factor + 1;
   static constexpr int zero = linear_factor + 2;
