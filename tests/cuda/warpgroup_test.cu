@@ -14,10 +14,11 @@
 namespace jrt::test {
 namespace {
 
-TEST_CASE("used for bfloat16 at d = 32, and for float at d = 16 where products may be split") {
+TEST_CASE("used for bfloat16 at d = 32 and 64, and for float at d = 16 where products may be split") {
   using detail::cuda::WarpgroupLayout;
   CHECK(WarpgroupLayout<Prefix<BFloat16, 32, 64>>::supported);
   CHECK(WarpgroupLayout<Full<BFloat16, 32, 100>>::supported);
+  CHECK(WarpgroupLayout<Prefix<BFloat16, 64, 64>>::supported);
   CHECK(WarpgroupLayout<WithSplitProducts<Causal<float, 16, 20>>>::supported);
   CHECK_FALSE(WarpgroupLayout<Prefix<float, 16, 64>>::supported);
   CHECK_FALSE(WarpgroupLayout<Prefix<BFloat16, 16, 64>>::supported);
@@ -27,7 +28,7 @@ TEST_CASE("used for bfloat16 at d = 32, and for float at d = 16 where products m
 }
 
 TEST_CASE_TEMPLATE("a small problem", C, WithSplitProducts<Causal<float, 16, 64>>, WithSplitProducts<Prefix<float, 16, 64>>,
-                   Causal<BFloat16, 32, 64>, Prefix<BFloat16, 32, 64>) {
+                   Causal<BFloat16, 32, 64>, Prefix<BFloat16, 32, 64>, Causal<BFloat16, 64, 20>) {
   for (const std::int64_t tokens : {1, 16, 64, 65, 128, 192, 193, 400}) {
     CAPTURE(tokens);
     const Problem<C> problem(

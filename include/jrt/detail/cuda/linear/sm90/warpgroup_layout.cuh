@@ -36,11 +36,12 @@ struct WarpgroupLayout {
   using Element = typename Config::Element;
   using Format = StateFormatOf<Config>;
 
-  static constexpr int groups = warpgroup_prefill_tuning.groups;
+  static constexpr WarpgroupPrefillTuning tuning = warpgroup_prefill_tuning<Map::input_dim>;
+  static constexpr int groups = tuning.groups;
   static constexpr int threads = 128 * groups;
   static constexpr int chunk = 64 * groups;  // tokens: each group has the outputs of 64
   static constexpr int terms = std::is_same_v<Element, BFloat16> ? 1 : 2;
-  static constexpr int slices = ceil_div(Config::value_dim, 64);
+  static constexpr int slices = ceil_div(Config::value_dim, tuning.max_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 8);  // of v, in a slice
   static constexpr int width = larger(columns, 16);                                 // of a product
 
@@ -79,18 +80,18 @@ struct WarpgroupLayout {
   static constexpr SharedAddress values = queries + chunk * row_bytes;
   static constexpr SharedAddress states = values + terms * value_term;
   static constexpr SharedAddress aside = states + terms * state_term;
-  /// With three tiles in registers there is no room for outputs: meanwhile the last one is set aside.
-  static constexpr bool sets_aside = group_tiles > 2;
+  /// With three wide tiles in 168 registers there is no room for outputs: meanwhile the last one is set aside.
+  static constexpr bool sets_aside = groups > 2 && group_tiles* width > 128;
   static constexpr std::size_t shared_bytes = aside + (sets_aside ? width / 8 * threads * 16 : 0) - base;
 
   /// Rows whose length is 4 modulo 8 lie so that neither eight rows by four neighbours nor four pairs of rows by eight
   /// neighbours share a bank.
   static constexpr bool no_conflicts = input_stride % 8 == 4;
 
-  /// bfloat16 at d = 32, and float as two terms at d = 16; bfloat16 at d = 16 has kernels of its own.
+  /// bfloat16 at d = 32 and 64, and float as two terms at d = 16; bfloat16 at d = 16 has kernels of its own.
   static constexpr bool supported =
       std::is_same_v<Map, Taylor2<input_dim, SymmetricPacking>> && std::is_same_v<ConfigCompute<Config>, float> &&
-      ((std::is_same_v<Element, BFloat16> && input_dim == 32) ||
+      ((std::is_same_v<Element, BFloat16> && (input_dim == 32 || input_dim == 64)) ||
        (std::is_same_v<Element, float> && ProductsOf<Config>::type::splits_numbers && input_dim == 16)) &&
       no_conflicts && shared_bytes <= shared_bytes_sm90;
 };
