@@ -29,8 +29,9 @@ class WarpgroupChunk {
   __device__ WarpgroupChunk(void* shared, int slice)
       : kept_(static_cast<volatile Kept*>(shared)), first_column_(slice * Layout::columns) {}
 
-  static __device__ int thread() { return static_cast<int>(threadIdx.x); }
-  static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  // What follows from these is computed where it is used: across a chunk there are no registers for it.
+  static __device__ int thread() { return static_cast<int>(computed_afresh(threadIdx.x)); }
+  static __device__ int lane() { return thread() % 32; }
 
   static __device__ bool aligned(const TensorView<const Element>& view) {
     return rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);
@@ -83,16 +84,17 @@ class WarpgroupChunk {
   /// A warp's 16 queries, of which `tokens` are there.
   static __device__ void read_queries(SharedAddress rows, const Element* from, std::int64_t stride, int tokens,
                                       bool is_aligned) {
+    const int lane = WarpgroupChunk::lane();
     constexpr int pieces = Layout::input_dim / 4;
     Piece<4> loaded[pieces / 2];
 #pragma unroll
     for (int i = 0; i < pieces / 2; ++i) {
-      const int p = i * 32 + lane();
+      const int p = i * 32 + lane;
       loaded[i].load(from + p / pieces * stride + p % pieces * 4, p / pieces < tokens ? 4 : 0, is_aligned);
     }
 #pragma unroll
     for (int i = 0; i < pieces / 2; ++i) {
-      const int p = i * 32 + lane();
+      const int p = i * 32 + lane;
       store_inputs(rows, p / pieces, p % pieces * 4, loaded[i], Layout::query_scale);
     }
   }
@@ -147,13 +149,14 @@ class WarpgroupChunk {
    public:
     /// Issues the loads of the chunk that begins `begin` tokens after the first.
     __device__ void load(const volatile Kept& kept, std::int64_t begin, int first_column) {
+      const int thread = WarpgroupChunk::thread();
       const auto tokens = static_cast<int>(clamped(kept.tokens - begin, 0, chunk));
       const bool values_aligned = kept.values_aligned;
       const std::int64_t value_stride = kept.value_stride;
       const Element* const value = kept.value + begin * value_stride;
 #pragma unroll
       for (int i = 0; i < value_pieces; ++i) {
-        const ValuePlace at(i);
+        const ValuePlace at(thread, i);
         values_[i].load(value + at.t * value_stride + 8 * at.block,
                         at.t < tokens ? Format::columns - first_column - 8 * at.block : 0, values_aligned);
       }
@@ -163,21 +166,22 @@ class WarpgroupChunk {
       const auto zero_keys = static_cast<int>(clamped(kept.zero_keys - begin, 0, chunk));
 #pragma unroll
       for (int i = 0; i < key_pieces; ++i) {
-        const KeyPlace at(i);
+        const KeyPlace at(thread, i);
         keys_[i].load(key + at.t * key_stride + at.c, at.t < tokens && at.t >= zero_keys ? 4 : 0, keys_aligned);
       }
     }
     __device__ void store() const {
+      const int thread = WarpgroupChunk::thread();
 #pragma unroll
       for (int i = 0; i < value_pieces; ++i) {
-        const ValuePlace at(i);
+        const ValuePlace at(thread, i);
         if (at.t < chunk) {
           store_values(at.t, at.block, values_[i]);
         }
       }
 #pragma unroll
       for (int i = 0; i < key_pieces; ++i) {
-        const KeyPlace at(i);
+        const KeyPlace at(thread, i);
         store_inputs(Layout::keys, at.t, at.c, keys_[i], Layout::key_scale);
       }
     }
@@ -192,8 +196,8 @@ class WarpgroupChunk {
     struct ValuePlace {
       int t;
       int block;
-      __device__ explicit ValuePlace(int i) {
-        const int p = thread() + i * threads;
+      __device__ ValuePlace(int thread, int i) {
+        const int p = thread + i * threads;
         t = p / (8 * blocks) * 8 + p % 8;
         block = p / 8 % blocks;
       }
@@ -201,9 +205,9 @@ class WarpgroupChunk {
     struct KeyPlace {
       int t;
       int c;
-      __device__ explicit KeyPlace(int i) {
+      __device__ KeyPlace(int thread, int i) {
         constexpr int pieces = Layout::input_dim / 4;
-        const int p = thread() + i * threads;
+        const int p = thread + i * threads;
         t = p / pieces;
         c = p % pieces * 4;
       }

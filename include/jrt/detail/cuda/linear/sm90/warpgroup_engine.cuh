@@ -55,7 +55,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
   /// As SimtEngine::for_state.
   template <class Function>
   __device__ void for_state(const Function& function) {
-    const auto lane = static_cast<int>(computed_afresh(threadIdx.x % 32));  // indices are not kept between two calls
+    const int lane = Chunk::lane();
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
 #pragma unroll
@@ -150,7 +150,6 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
   using Chunk::first_column_;
   using Chunk::keep;
   using Chunk::kept_;
-  using Chunk::lane;
   using Chunk::states;
   using Chunk::store_numbers;
   using Chunk::tokens_from;
@@ -165,8 +164,9 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
 
   /// Writes this group's tiles of S, as terms, and of z. Within 8 rows the order is that of QueryFragments.
   __device__ void publish() const {
-    const int row = lane() % 8;
-    const auto place = static_cast<unsigned>(lane() / 8 % 2 * Layout::row_block + lane() / 16 * 128 +
+    const int lane = Chunk::lane();
+    const int row = lane % 8;
+    const auto place = static_cast<unsigned>(lane / 8 % 2 * Layout::row_block + lane / 16 * 128 +
                                              (row < 4 ? 2 * row : 2 * (row - 4) + 1) * 16);
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
@@ -174,10 +174,10 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
         // Where the pair is twice the same input, the query's feature is half of the product that QueryFragments forms.
         const int step = step_of(m);
         const float factor = step / Layout::input_steps == 1 ? 0.5F : 1.0F;
-        if (lane() % 4 == 0) {
+        if (lane % 4 == 0) {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const int r = lane() / 4;
+            const int r = lane / 4;
             store_pair(SharedNumbers::at(Layout::normaliser +
                                          static_cast<unsigned>(64 * step_of(m) + r % 4 * 16 + r / 4 * 4 + 8 * h)),
                        __float_as_uint(normaliser_[m][h] * factor));
@@ -237,7 +237,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
   __device__ void update(int tokens) {
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
-      const KeyFragments<Layout> keys(step_of(m), lane());
+      const KeyFragments<Layout> keys(step_of(m), Chunk::lane());
       float features[2] = {0, 0};
 #pragma unroll 1
       for (int first = 0; first < tokens; first += 64) {
@@ -302,24 +302,25 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
   /// Normalises and stores the outputs of a warp's tokens.
   __device__ void store(float (&sums)[Layout::width / 2], const float (&denominators)[2], std::int64_t first, int tokens,
                         std::int64_t head) const {
+    const int lane = Chunk::lane();
     const auto& output = args_.output;
     const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(output.data) % (2 * sizeof(Element)) == 0 &&
                                (output.batch_stride | output.token_stride | output.head_stride) % 2 == 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int t = lane() / 4 + 8 * i;
+      const int t = lane / 4 + 8 * i;
       const float denominator = denominators[i];
       if (t >= tokens) {
         continue;
       }
       const float factor = Config::Normaliser::factor(denominator);
-      if (has_denominators<Config> && first_column_ == 0 && lane() % 4 == 0) {
+      if (has_denominators<Config> && first_column_ == 0 && lane % 4 == 0) {
         store_denominator(args_.denominators, kept_->row, first + t, head, denominator);
       }
       Element* const row = output.row(kept_->row, first + t, head) + first_column_;
 #pragma unroll
       for (int j = 0; j < Layout::columns / 8; ++j) {
-        const int column = 8 * j + lane() % 4 * 2;
+        const int column = 8 * j + lane % 4 * 2;
         const int room = Format::columns % Layout::columns == 0 ? 2 : Format::columns - first_column_ - column;
         const Vector<Element, 2> pair{
             {convert<Element>(sums[4 * j + 2 * i] * factor), convert<Element>(sums[4 * j + 2 * i + 1] * factor)}};

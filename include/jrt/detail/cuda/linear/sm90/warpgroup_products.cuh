@@ -51,9 +51,10 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
   __device__ static void add_scores(const Map& map, float (&sums)[Layout::width / 2], float (&denominators)[2],
                                     Left (&left)[fragments], SharedAddress rows, int group, int warp) {
     Left inputs[Layout::input_steps];
+    const int lane = Chunk::lane();
 #pragma unroll
     for (int h = 0; h < Layout::input_steps; ++h) {
-      QueryFragments<Layout>(rows, h, Chunk::lane()).inputs(inputs[h]);
+      QueryFragments<Layout>(rows, h, lane).inputs(inputs[h]);
     }
 #pragma unroll 1
     for (int tile = 0; tile <= group; ++tile) {
@@ -70,12 +71,13 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
   /// warp's own tokens; those that lie ahead have weight 0.
   static __device__ void weigh(const Map& map, Left& left, float (&denominators)[2],
                                const Left (&inputs)[Layout::input_steps], int key, int behind) {
+    const int lane = Chunk::lane();
     float numbers[4][2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       Accumulator scores{};
-      const SharedAddress row = Layout::keys + static_cast<unsigned>((key + 8 * n + Chunk::lane() / 4) * Layout::row_bytes +
-                                                                     Chunk::lane() % 4 * 4);
+      const SharedAddress row =
+          Layout::keys + static_cast<unsigned>((key + 8 * n + lane / 4) * Layout::row_bytes + lane % 4 * 4);
 #pragma unroll
       for (int h = 0; h < Layout::input_steps; ++h) {
         const auto low = Terms<terms>::of(load_number(row + h * 64), load_number(row + h * 64 + 16));
@@ -91,7 +93,7 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int ahead = 8 * n + Chunk::lane() % 4 * 2 + e - Chunk::lane() / 4 - 8 * i;
+          const int ahead = 8 * n + lane % 4 * 2 + e - lane / 4 - 8 * i;
           const bool seen = behind > 0 || (behind == 0 && ahead <= 0);
           numbers[2 * n + i][e] = seen ? map.kernel(scores.values[2 * i + e]) : 0.0F;
         }
