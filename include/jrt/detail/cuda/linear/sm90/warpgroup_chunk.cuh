@@ -81,6 +81,18 @@ class WarpgroupChunk {
     }
   }
 
+  /// Stores the same inputs of a key as terms.
+  static __device__ void store_terms(int t, int c, const Piece<4>& piece) {
+    const auto low = Terms<terms>::of(piece.number(0) * Layout::key_scale, piece.number(1) * Layout::key_scale);
+    const auto high = Terms<terms>::of(piece.number(2) * Layout::key_scale, piece.number(3) * Layout::key_scale);
+#pragma unroll
+    for (int term = 0; term < terms; ++term) {
+      const SharedAddress to =
+          Layout::terms_of_keys + static_cast<unsigned>((term * chunk + t) * Layout::terms_row + c * 2);
+      asm volatile("st.shared.v2.b32 [%0], {%1,%2};" : : "r"(to), "r"(low.pairs[term]), "r"(high.pairs[term]) : "memory");
+    }
+  }
+
   /// A warp's 16 queries, of which `tokens` are there.
   static __device__ void read_queries(SharedAddress rows, const Element* from, std::int64_t stride, int tokens,
                                       bool is_aligned) {
@@ -183,6 +195,9 @@ class WarpgroupChunk {
       for (int i = 0; i < key_pieces; ++i) {
         const KeyPlace at(thread, i);
         store_inputs(Layout::keys, at.t, at.c, keys_[i], Layout::key_scale);
+        if constexpr (Layout::keeps_terms) {
+          store_terms(at.t, at.c, keys_[i]);
+        }
       }
     }
 
@@ -216,6 +231,10 @@ class WarpgroupChunk {
     Piece<8> values_[value_pieces];
     Piece<4> keys_[key_pieces];
   };
+
+  static __device__ void prefetch(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
+  }
 
   /// Descriptor of 16 rows of blocks of 8 x 8 numbers.
   static __device__ std::uint64_t blocks_of(SharedAddress first) {

@@ -123,6 +123,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       async_proxy_fence();
       __syncthreads();
       move_aside();
+      prefetch_queries(begin + chunk, group);
       if (64 * group_ < tokens_from(begin)) {
         for (int g = 0; g < group; ++g) {
           write_outputs(begin, g);
@@ -206,6 +207,16 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     }
   }
 
+  /// Asks the second-level cache for a chunk's queries, which are read only when they are needed.
+  __device__ void prefetch_queries(std::int64_t begin, int group) const {
+    const int t = Chunk::thread();
+    if (t < tokens_from(begin)) {
+      for (int g = 0; g < group; ++g) {
+        Chunk::prefetch(args_.query.row(kept_->row, kept_->token + begin + t, kept_->head + g));
+      }
+    }
+  }
+
   /// Moves the last tile to shared memory, where it takes no registers, and back.
   __device__ void move_aside() const {
     if constexpr (Layout::sets_aside) {
@@ -237,6 +248,9 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
   __device__ void update(int tokens) {
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
+      if (m * Layout::groups + group_ >= Layout::tiles) {
+        break;
+      }
       const KeyFragments<Layout> keys(step_of(m), Chunk::lane());
       float features[2] = {0, 0};
 #pragma unroll 1

@@ -57,14 +57,33 @@ class QueryFragments {
     load(own_, 0);
   }
 
-  /// The inputs themselves, for scores.
+  /// The inputs themselves, for scores; where keys are kept as terms, in their own order.
   __device__ void inputs(LeftFragment (&left)[terms]) const {
-    scaled(left, 1 / (Layout::query_scale * Layout::key_scale), [](const auto& /*numbers*/) {});
+    float numbers[4][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const SharedAddress own =
+            row_ + static_cast<unsigned>(i % 2 * 8 * Layout::row_bytes + i / 2 * 32 + quarter_ * 4 + e * 4);
+        const float number = Layout::keeps_terms ? load_number(own) : own_[i][e];
+        numbers[i][e] = number * (1 / (Layout::query_scale * Layout::key_scale));
+      }
+    }
+    round_left<terms>(left, numbers);
   }
   /// Their linear features.
   __device__ void linear(LeftFragment (&left)[terms], float (&denominators)[2], int step) const {
-    scaled(left, static_cast<float>(Map::linear_scale) / Layout::query_scale,
-           [&](const auto& numbers) { add_denominators(numbers, denominators, step); });
+    float numbers[4][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        numbers[i][e] = own_[i][e] * (static_cast<float>(Map::linear_scale) / Layout::query_scale);
+      }
+    }
+    add_denominators(numbers, denominators, step);
+    round_left<terms>(left, numbers);
   }
   /// Their products with the inputs that are `shift` further on.
   __device__ void products(LeftFragment (&left)[terms], float (&denominators)[2], int step, int shift) const {
@@ -97,17 +116,6 @@ class QueryFragments {
   }
 
  private:
-  template <class Function>
-  __device__ void scaled(LeftFragment (&left)[terms], float factor, const Function& function) const {
-    float numbers[4][2];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      numbers[i][0] = own_[i][0] * factor;
-      numbers[i][1] = own_[i][1] * factor;
-    }
-    function(numbers);
-    round_left<terms>(left, numbers);
-  }
   __device__ void add_denominators(const float (&numbers)[4][2], float (&denominators)[2], int step) const {
     float z[4];
     load_numbers(z, Layout::normaliser + static_cast<unsigned>(step * 64 + quarter_ * 16));

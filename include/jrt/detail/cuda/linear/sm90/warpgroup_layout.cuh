@@ -25,6 +25,7 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///          tile 3   group 0 …                             queries   [chunk][input_stride] float
 ///                                                         values    [terms][chunk / 8][width / 8] blocks of 8 x 8
 ///                                                         states    [terms][rows / 8][width / 8] blocks of 8 x 8
+///                                                         keys      [terms][chunk][d + 8] bfloat16, if there are two terms
 ///                                                         aside     [width / 8][threads][4] float, if a group has three
 ///                                                         tiles
 ///
@@ -71,6 +72,10 @@ struct WarpgroupLayout {
   static constexpr int value_term = chunk / 8 * row_block;
   static constexpr int state_term = feature_steps * 2 * row_block;
 
+  /// Where rounding takes many instructions, keys are also kept as terms, for scores.
+  static constexpr bool keeps_terms = terms > 1;
+  static constexpr int terms_row = (input_dim + 8) * 2;  // bytes, such that eight rows by four pairs share no bank
+
   // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the host). As constants these addresses cost
   // no registers.
   static constexpr SharedAddress base = 1024;
@@ -79,7 +84,8 @@ struct WarpgroupLayout {
   static constexpr SharedAddress queries = keys + chunk * row_bytes;
   static constexpr SharedAddress values = queries + chunk * row_bytes;
   static constexpr SharedAddress states = values + terms * value_term;
-  static constexpr SharedAddress aside = states + terms * state_term;
+  static constexpr SharedAddress terms_of_keys = states + terms * state_term;
+  static constexpr SharedAddress aside = terms_of_keys + (keeps_terms ? terms * chunk * terms_row : 0);
   /// With three wide tiles in 168 registers there is no room for outputs: meanwhile the last one is set aside.
   static constexpr bool sets_aside = groups > 2 && group_tiles* width > 128;
   static constexpr std::size_t shared_bytes = aside + (sets_aside ? width / 8 * threads * 16 : 0) - base;

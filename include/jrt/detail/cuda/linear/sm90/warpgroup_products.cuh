@@ -76,17 +76,11 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       Accumulator scores{};
-      const SharedAddress row =
-          Layout::keys + static_cast<unsigned>((key + 8 * n + lane / 4) * Layout::row_bytes + lane % 4 * 4);
+      const int token = key + 8 * n + lane / 4;
 #pragma unroll
       for (int h = 0; h < Layout::input_steps; ++h) {
-        const auto low = Terms<terms>::of(load_number(row + h * 64), load_number(row + h * 64 + 16));
-        const auto high = Terms<terms>::of(load_number(row + h * 64 + 32), load_number(row + h * 64 + 48));
         RightFragment right[terms];
-#pragma unroll
-        for (int term = 0; term < terms; ++term) {
-          right[term] = {{low.pairs[term], high.pairs[term]}};
-        }
+        load_key(right, token, 16 * h, lane % 4);
         multiply_terms(scores, inputs[h], right);
       }
 #pragma unroll
@@ -100,13 +94,31 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
       }
     }
     round_left<terms>(left, numbers);
-    // Sums the rounded weights, by which the values are multiplied: then rounding moves weight, but adds none.
+    // Where rounding is coarse, sums the rounded weights, by which values are multiplied: it moves weight, but adds none.
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      const float2 used = terms == 1 ? as_floats(left[0].pairs[i]) : float2{numbers[i][0], numbers[i][1]};
+      denominators[i % 2] += used.x + used.y;
+    }
+  }
+
+  /// Inputs first … first + 15 of a key as this lane's part of a right operand; where keys are not kept as terms, in the
+  /// order of QueryFragments.
+  static __device__ void load_key(RightFragment (&right)[terms], int token, int first, int quarter) {
+    if constexpr (Layout::keeps_terms) {
 #pragma unroll
-      for (int term = terms - 1; term >= 0; --term) {
-        const float2 used = as_floats(left[term].pairs[i]);
-        denominators[i % 2] += used.x + used.y;
+      for (int term = 0; term < terms; ++term) {
+        const SharedAddress row =
+            Layout::terms_of_keys + static_cast<unsigned>((term * Layout::chunk + token) * Layout::terms_row + quarter * 4);
+        right[term] = {{load_pair(row + first * 2), load_pair(row + first * 2 + 16)}};
+      }
+    } else {
+      const SharedAddress row = Layout::keys + static_cast<unsigned>(token * Layout::row_bytes + (quarter + first) * 4);
+      const auto low = Terms<terms>::of(load_number(row), load_number(row + 16));
+      const auto high = Terms<terms>::of(load_number(row + 32), load_number(row + 48));
+#pragma unroll
+      for (int term = 0; term < terms; ++term) {
+        right[term] = {{low.pairs[term], high.pairs[term]}};
       }
     }
   }
