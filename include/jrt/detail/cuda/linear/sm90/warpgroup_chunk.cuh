@@ -156,82 +156,72 @@ class WarpgroupChunk {
     return static_cast<int>(clamped(kept_->tokens - begin, 0, chunk));
   }
 
-  /// A thread's part of a chunk of keys and values, between its loads and its stores to shared memory.
-  class Fetched {
-   public:
-    /// Issues the loads of the chunk that begins `begin` tokens after the first.
-    __device__ void load(const volatile Kept& kept, std::int64_t begin, int first_column) {
-      const int thread = WarpgroupChunk::thread();
-      const auto tokens = static_cast<int>(clamped(kept.tokens - begin, 0, chunk));
-      const bool values_aligned = kept.values_aligned;
-      const std::int64_t value_stride = kept.value_stride;
-      const Element* const value = kept.value + begin * value_stride;
+  /// Reads a chunk of keys and values.
+  __device__ void read_chunk(std::int64_t begin) const {
+    const int thread = WarpgroupChunk::thread();
+    const int tokens = tokens_from(begin);
+    constexpr int blocks = Layout::width / 8;
+    constexpr int value_pieces = ceil_div(chunk * blocks, threads);
+    constexpr int row_pieces = Layout::input_dim / 4;
+    constexpr int key_pieces = chunk * row_pieces / threads;
+    static_assert(chunk * row_pieces % threads == 0);
+
+    Piece<8> loaded_values[value_pieces];
+    Piece<4> loaded_keys[key_pieces];
+    const bool values_aligned = kept_->values_aligned;
+    const std::int64_t value_stride = kept_->value_stride;
+    const Element* const value = kept_->value + begin * value_stride;
+    // Neighbouring threads take rows of a block: their stores touch all banks.
+    const auto token_of = [&](int i) { return (thread + i * threads) / (8 * blocks) * 8 + thread % 8; };
+    const auto block_of = [&](int i) { return (thread + i * threads) / 8 % blocks; };
 #pragma unroll
-      for (int i = 0; i < value_pieces; ++i) {
-        const ValuePlace at(thread, i);
-        values_[i].load(value + at.t * value_stride + 8 * at.block,
-                        at.t < tokens ? Format::columns - first_column - 8 * at.block : 0, values_aligned);
-      }
-      const bool keys_aligned = kept.keys_aligned;
-      const std::int64_t key_stride = kept.key_stride;
-      const Element* const key = kept.key + begin * key_stride;
-      const auto zero_keys = static_cast<int>(clamped(kept.zero_keys - begin, 0, chunk));
+    for (int i = 0; i < value_pieces; ++i) {
+      const int t = token_of(i);
+      const int column = 8 * block_of(i);
+      loaded_values[i].load(value + t * value_stride + column, t < tokens ? Format::columns - first_column_ - column : 0,
+                            values_aligned);
+    }
+    const bool keys_aligned = kept_->keys_aligned;
+    const std::int64_t key_stride = kept_->key_stride;
+    const Element* const key = kept_->key + begin * key_stride;
+    const auto zero_keys = static_cast<int>(clamped(kept_->zero_keys - begin, 0, chunk));
 #pragma unroll
-      for (int i = 0; i < key_pieces; ++i) {
-        const KeyPlace at(thread, i);
-        keys_[i].load(key + at.t * key_stride + at.c, at.t < tokens && at.t >= zero_keys ? 4 : 0, keys_aligned);
+    for (int i = 0; i < key_pieces; ++i) {
+      const int p = thread + i * threads;
+      const int t = p / row_pieces;
+      loaded_keys[i].load(key + t * key_stride + p % row_pieces * 4, t < tokens && t >= zero_keys ? 4 : 0, keys_aligned);
+    }
+#pragma unroll
+    for (int i = 0; i < value_pieces; ++i) {
+      if (token_of(i) < chunk) {
+        store_values(token_of(i), block_of(i), loaded_values[i]);
       }
     }
-    __device__ void store() const {
-      const int thread = WarpgroupChunk::thread();
 #pragma unroll
-      for (int i = 0; i < value_pieces; ++i) {
-        const ValuePlace at(thread, i);
-        if (at.t < chunk) {
-          store_values(at.t, at.block, values_[i]);
-        }
+    for (int i = 0; i < key_pieces; ++i) {
+      const int p = thread + i * threads;
+      store_inputs(Layout::keys, p / row_pieces, p % row_pieces * 4, loaded_keys[i], Layout::key_scale);
+      if constexpr (Layout::keeps_terms) {
+        store_terms(p / row_pieces, p % row_pieces * 4, loaded_keys[i]);
       }
+    }
+  }
+
+  /// Asks the second-level cache for a chunk.
+  __device__ void prefetch(std::int64_t begin) const {
+    constexpr int line = 128 / static_cast<int>(sizeof(Element));
+    const int t = thread();
+    if (t < tokens_from(begin)) {
+      prefetch(kept_->key + (begin + t) * kept_->key_stride);
+      const Element* const value = kept_->value + (begin + t) * kept_->value_stride;
 #pragma unroll
-      for (int i = 0; i < key_pieces; ++i) {
-        const KeyPlace at(thread, i);
-        store_inputs(Layout::keys, at.t, at.c, keys_[i], Layout::key_scale);
-        if constexpr (Layout::keeps_terms) {
-          store_terms(at.t, at.c, keys_[i]);
+      for (int c = 0; c < Layout::columns; c += line) {
+        if (first_column_ + c < Format::columns) {
+          prefetch(value + c);
         }
       }
     }
-
-   private:
-    static constexpr int blocks = Layout::width / 8;
-    static constexpr int value_pieces = ceil_div(chunk * blocks, threads);
-    static constexpr int key_pieces = chunk * Layout::input_dim / 4 / threads;
-    static_assert(chunk * Layout::input_dim / 4 % threads == 0);
-
-    /// Token and 8 columns of a piece of values. Neighbouring threads take rows of a block: their stores touch all banks.
-    struct ValuePlace {
-      int t;
-      int block;
-      __device__ ValuePlace(int thread, int i) {
-        const int p = thread + i * threads;
-        t = p / (8 * blocks) * 8 + p % 8;
-        block = p / 8 % blocks;
-      }
-    };
-    struct KeyPlace {
-      int t;
-      int c;
-      __device__ KeyPlace(int thread, int i) {
-        constexpr int pieces = Layout::input_dim / 4;
-        const int p = thread + i * threads;
-        t = p / pieces;
-        c = p % pieces * 4;
-      }
-    };
-
-    Piece<8> values_[value_pieces];
-    Piece<4> keys_[key_pieces];
-  };
-
+  }
   static __device__ void prefetch(const void* address) {
     asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
   }

@@ -90,13 +90,11 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     keep(source, range, 0);
     __syncthreads();
     Chunk::store_factors();
-    Fetched next;
-    next.load(*kept_, 0, first_column_);
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
-      next.store();
+      read_chunk(begin);
       async_proxy_fence();
       __syncthreads();
-      next.load(*kept_, begin + chunk, first_column_);
+      prefetch(begin + chunk);
       update(tokens_from(begin));
       __syncthreads();
     }
@@ -108,20 +106,21 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     __syncthreads();
     keep(source, range, group);
     __syncthreads();
-    Fetched next;
     if constexpr (!full) {
       Chunk::store_factors();
-      next.load(*kept_, 0, first_column_);
     }
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
       if (!full || begin == 0) {
         publish();
       }
       if constexpr (!full) {
-        next.store();
+        read_chunk(begin);
       }
       async_proxy_fence();
       __syncthreads();
+      if constexpr (!full) {
+        prefetch(begin + chunk);
+      }
       move_aside();
       prefetch_queries(begin + chunk, group);
       if (64 * group_ < tokens_from(begin)) {
@@ -131,7 +130,6 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       }
       take_back();
       if constexpr (!full) {
-        next.load(*kept_, begin + chunk, first_column_);
         update(tokens_from(begin));
       }
       __syncthreads();
@@ -146,11 +144,12 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
   static constexpr bool sums_apart = terms > 1;
 
   using Left = typename Products::Left;
-  using Fetched = typename Chunk::Fetched;
 
   using Chunk::first_column_;
   using Chunk::keep;
   using Chunk::kept_;
+  using Chunk::prefetch;
+  using Chunk::read_chunk;
   using Chunk::states;
   using Chunk::store_numbers;
   using Chunk::tokens_from;
@@ -212,7 +211,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     const int t = Chunk::thread();
     if (t < tokens_from(begin)) {
       for (int g = 0; g < group; ++g) {
-        Chunk::prefetch(args_.query.row(kept_->row, kept_->token + begin + t, kept_->head + g));
+        prefetch(args_.query.row(kept_->row, kept_->token + begin + t, kept_->head + g));
       }
     }
   }
