@@ -10,10 +10,10 @@ namespace jrt {
 /// Policy: how a prefill multiplies float elements. It changes speed and the last digits, not the state's type or format.
 ///
 /// Requires:   `static constexpr bool splits_numbers`: whether a number may be multiplied as the sum of two shorter ones.
-/// Guarantees: results repeat from run to run; states are those of the same operator with any other policy of products.
+/// Guarantees: results repeat from run to run; states have the format of the same operator with other products.
 /// Cost:       see the two policies.
 /// Default:    `FloatProducts`.
-/// Tested by:  tests/policy/products_test.cpp, tests/cuda/split_products_test.cu
+/// Tested by:  tests/policy/products_test.cpp, tests/cuda/warpgroup_test.cu
 template <class P>
 concept Products = requires {
   { P::splits_numbers } -> std::convertible_to<bool>;
