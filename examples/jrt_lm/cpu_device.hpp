@@ -38,6 +38,7 @@ namespace jrt_lm {
 class CpuDevice {
  public:
   using Execution = jrt::Cpu<jrt::ThreadPool>;
+  static constexpr bool replays_prompts = false;
   using Graph = std::function<void()>;
 
   explicit CpuDevice(const ModelOptions& options)

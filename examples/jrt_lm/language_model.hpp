@@ -113,7 +113,7 @@ struct ModelOptions {
   int threads = 1;                             ///< of the CPU
   int rank = 0;                                ///< of several: the GPU
   std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
-  bool separate_kernels = false;               ///< decode steps of separate kernels, even where there is one for all
+  bool separate_kernels = false;               ///< even where one kernel does a decode step; short prompts launched, not replayed
 };
 
 /// Makes a model on a device, with a type and with mixers that this program was compiled for; others are a

@@ -53,7 +53,7 @@ Where:
   --threads N            of the CPU; default: all
   --gpus N, --ranks N    a long prompt is read by GPUs 0 … N - 1, or by N groups of the CPU's threads, each with all
                          weights and a piece of the tokens (docs/distributed.md); the last one goes on
-  --separate-kernels     decode steps on a GPU of separate kernels, even where one kernel can do them
+  --separate-kernels     on a GPU: decode steps of separate kernels, even where one can do them, and no replayed prompts
 Measuring, on random prompts:
   --measure N[,N...]     tokens of a prompt;  --batch B: prompts;  --repeats R: of which the median counts
 Output:

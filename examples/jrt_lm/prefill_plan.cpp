@@ -83,6 +83,21 @@ PrefillPlan::PrefillPlan(std::span<const Prompt> prompts, LogitsOf logits, std::
   }
 }
 
+PrefillPlan::PrefillPlan(std::span<const Prompt> prompt, const PromptShape& shape,
+                         std::span<const std::int64_t> tokens_read)
+    : PrefillPlan(prompt, LogitsOf::last_tokens, shape.rows, tokens_read) {
+  const auto first = data_.begin();
+  const auto more = static_cast<std::size_t>(shape.rows - rows_);
+  data_.insert(first + 2 * rows_, more, 0);      // positions
+  data_.insert(data_.begin() + rows_, more, 0);  // tokens
+  rows_ = shape.rows;
+  longest_ = shape.rows;
+  encoder_rows_ = shape.encoder_rows;
+  if (shape.encoder_rows > 0) {
+    encoder_ranges_ = {{0, shape.encoder_rows, 0}};
+  }
+}
+
 void check_slot(std::int64_t slots, std::int32_t slot) {
   if (slot < 0 || slot >= slots) {
     fail("slot " + std::to_string(slot) + " is not one of the model's, which are from 0 to " + std::to_string(slots - 1));

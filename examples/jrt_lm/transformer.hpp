@@ -24,6 +24,7 @@
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/pass.hpp"
 #include "jrt_lm/prefill_plan.hpp"
+#include "jrt_lm/prompt_graphs.hpp"
 #include "jrt_lm/step_kernel.hpp"
 #include "jrt_lm/step_plan.hpp"
 
@@ -60,6 +61,9 @@ class Transformer final : public LanguageModel {
 
   void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) override {
     check_prompts(config_, tokens_read_, prompts);
+    if (read_short_prompt(prompts, rows)) {
+      return;
+    }
     std::int64_t all_rows = 0;
     std::int64_t all_tokens = 0;
     for (const Prompt& prompt : prompts) {
@@ -224,23 +228,67 @@ class Transformer final : public LanguageModel {
     }
   }
 
+  /// One short prompt, from a graph: false if it is not such a prompt. All memory of it is the graphs' own, as large as
+  /// the largest needs, but for the mixers' workspace, whose growth shows.
+  bool read_short_prompt([[maybe_unused]] std::span<const Prompt> prompts, [[maybe_unused]] LogitsOf rows) {
+    if constexpr (!Device::replays_prompts) {
+      return false;
+    } else {
+      if (separate_kernels_ || prompts.size() != 1 || rows != LogitsOf::last_tokens || prompts[0].zero_keys != 0 ||
+          std::ssize(prompts[0].tokens) > short_prompt_tokens) {
+        return false;
+      }
+      const Prompt& prompt = prompts[0];
+      const PromptShape shape = short_prompt_shape(std::ssize(prompt.tokens), prompt.prefix);
+      const PrefillPlan plan(prompts, shape, tokens_read_);
+      Activations<Device, Element>& a = prompt_activations_;
+      a.reserve(device_, config_, short_prompt_tokens, config_.has_encoder ? short_prompt_tokens : 0);
+      constexpr std::size_t numbers_of_call = 8;
+      a.upload(device_, plan.data(), plan.continues(), 2 * short_prompt_tokens + numbers_of_call);
+      prompt_logits_.reserve(device_, 1, config_);
+      logits_ = &prompt_logits_;
+      const auto run = [&] {
+        prompt_logits_.rows = 0;
+        enqueue_group(plan, a, prompt_logits_, {});
+      };
+      const auto eager = [&] {
+        const std::byte* const scratch = a.scratch.data();
+        run();
+        if (a.scratch.data() != scratch) {
+          prompt_graphs_.clear();
+        }
+      };
+      prompt_graphs_.read(
+          shape, eager, [&] { return device_.capture(run); }, [&](const auto& graph) { device_.launch(graph); });
+      prompt_logits_.rows = 1;
+      auto& read = tokens_read_[static_cast<std::size_t>(prompt.slot)];
+      read = (prompt.continues ? read : 0) + std::ssize(prompt.tokens);
+      return true;
+    }
+  }
+
   void prefill_group(const PrefillPlan& plan, const std::function<void(std::int64_t)>& progress) {
-    const Array<std::int32_t>& numbers = prefill_activations_.numbers;
     prefill_activations_.reserve(device_, config_, plan.rows(), plan.encoder_rows());
     prefill_activations_.upload(device_, plan.data(), plan.continues());
+    enqueue_group(plan, prefill_activations_, prefill_logits_, progress);
+  }
+
+  void enqueue_group(const PrefillPlan& plan, Activations<Device, Element>& a, Logits& logits,
+                     const std::function<void(std::int64_t)>& progress) {
+    const Array<std::int32_t>& numbers = a.numbers;
     Pass pass;
     pass.rows = plan.rows();
     pass.tokens = numbers.data() + plan.tokens_at();
     pass.positions = numbers.data() + plan.positions_at();
     pass.slots = numbers.data() + plan.slots_at();
-    pass.continues = prefill_activations_.continues.data();
+    pass.continues = a.continues.data();
     pass.sequences.count = plan.prompts();
     pass.sequences.cu_seqlens = numbers.data() + plan.offsets_at();
     pass.sequences.cu_encoder_seqlens = numbers.data() + plan.encoder_offsets_at();
     pass.sequences.max_tokens = plan.longest();
     pass.plan = &plan;
-    run_layers(pass, prefill_activations_, progress);
-    finish(prefill_activations_, numbers.data() + plan.logit_rows_at(), plan.logit_rows(), prefill_logits_);
+    run_layers(pass, a, progress);
+    finish(a, numbers.data() + plan.logit_rows_at(), plan.logit_rows(), logits);
   }
 
   /// Everything of a step but its start: tokens, slots and positions are where its graph finds them.
@@ -501,6 +549,9 @@ class Transformer final : public LanguageModel {
   std::vector<std::int64_t> tokens_read_;
   Activations<Device, Element> prefill_activations_;
   Logits prefill_logits_;
+  Activations<Device, Element> prompt_activations_;
+  Logits prompt_logits_;
+  PromptGraphs<typename Device::Graph> prompt_graphs_;
   std::map<std::int64_t, std::unique_ptr<StepBatch>> steps_;
   Logits* logits_ = nullptr;
   struct Ranked {
