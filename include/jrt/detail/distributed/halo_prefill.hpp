@@ -30,8 +30,8 @@ inline Sequences halo_sequences(const HaloPlan& plan, HaloArray offsets) {
 }
 
 /// A prefill of a mixer that needs the rows before a piece: all pieces at once, beside the exchange, from states that lack
-/// other ranks' rows; then, of pieces that begin inside a sequence, the first tokens once more, from the states of their
-/// halos: later tokens do not look at those.
+/// other ranks' rows (from none, if the caller neither gives nor wants any); then, of pieces that begin inside a sequence,
+/// the first tokens once more, from the states of their halos: later tokens do not look at those.
 ///
 /// `Carried` makes the states of halos: `take(arena)`, `receive(communicator, on)`, `states()`. `Mixer` derives from this
 /// class and has
@@ -96,7 +96,12 @@ class HaloPrefill {
   [[nodiscard]] const Execution& on() const { return on_; }
 
  private:
+  [[nodiscard]] bool has_states() const { return plan_.reads_initial_state || !local_.final_state.empty(); }
+
   Status prefill_pieces() const {
+    if (!has_states()) {
+      return prefill(prefill_args(), inner_, on_);
+    }
     Status status = clear_states(Slots{states_}, plan_.pieces, on_);
     if (status.ok() && plan_.reads_initial_state) {
       status = copy_states(local_.initial_state, Slots{states_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
@@ -110,7 +115,7 @@ class HaloPrefill {
   [[nodiscard]] PrefillArgs<Config> prefill_args() const {
     PrefillArgs<Config> args = local_;
     args.sequences = piece_sequences(plan_);
-    return with_states(args, {states_});
+    return with_states(args, has_states() ? Slots{states_} : Slots{});
   }
   /// The first tokens of the piece after halo `i`.
   [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i) const {

@@ -73,6 +73,13 @@ struct ContextBackend<Cpu<E>> {
     }
     return {};
   }
+  /// Of two pairs of views, of which the second may be empty.
+  template <class T>
+  static Status copy_two(const TensorView<const T>& from, const TensorView<T>& to, const TensorView<const T>& second_from,
+                         const TensorView<T>& second_to, const On& on) {
+    const Status status = copy_rows(from, to, on);
+    return status.ok() && second_to.heads > 0 ? copy_rows(second_from, second_to, on) : status;
+  }
   template <class T>
   static Status add_rows(const TensorView<const T>& from, const TensorView<T>& to, const On& /*on*/) {
     using Compute = ComputeType<T>;

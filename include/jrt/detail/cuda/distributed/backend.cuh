@@ -9,9 +9,11 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/tuning.cuh"
+#include "jrt/detail/cuda/distributed/rows.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/detail/cuda/state/operations.cuh"
 #include "jrt/detail/distributed/backend.hpp"
+#include "jrt/detail/distributed/halo.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/execution/cuda.cuh"
 #include "jrt/numeric.hpp"
@@ -71,45 +73,6 @@ struct SetCounts {
   }
 };
 
-/// `work(row, i)` for the elements of a view's rows, one thread each.
-template <class T, class Work>
-__global__ void __launch_bounds__(state_threads)
-    for_elements(const __grid_constant__ TensorView<T> to, const __grid_constant__ Work work) {
-  const std::int64_t element = std::int64_t{blockIdx.x} * state_threads + threadIdx.x;
-  const std::int64_t token = element / (to.heads * to.dim);
-  if (token < to.tokens) {
-    const std::int64_t head = element / to.dim % to.heads;
-    work(to.row(0, token, head), token, head, element % to.dim);
-  }
-}
-template <class T>
-struct CopyRows {
-  TensorView<const T> from;
-  __device__ void operator()(T* row, std::int64_t token, std::int64_t head, std::int64_t i) const {
-    row[i] = from.row(0, token, head)[i];
-  }
-};
-template <class T>
-struct AddRows {
-  TensorView<const T> from;
-  __device__ void operator()(T* row, std::int64_t token, std::int64_t head, std::int64_t i) const {
-    using Compute = ComputeType<T>;
-    row[i] = convert<T>(convert<Compute>(row[i]) + convert<Compute>(from.row(0, token, head)[i]));
-  }
-};
-template <class T>
-struct FillRows {
-  T value;
-  __device__ void operator()(T* row, std::int64_t /*token*/, std::int64_t /*head*/, std::int64_t i) const {
-    row[i] = value;
-  }
-};
-template <class T, class Work>
-Status run_on_rows(const char* operation, const TensorView<T>& to, const Work& work, const Cuda& on) {
-  const std::int64_t blocks = ceil_div<std::int64_t>(to.tokens * to.heads * to.dim, state_threads);
-  return launch(operation, for_elements<T, Work>, {blocks, state_threads, 0}, on, to, work);
-}
-
 }  // namespace JRT_DETAIL_CUDA_ABI
 }  // namespace jrt::detail::cuda
 
@@ -133,7 +96,12 @@ struct ContextBackend<Cuda> {
 
   template <class T>
   static Status copy_rows(const TensorView<const T>& from, const TensorView<T>& to, const Cuda& on) {
-    return cuda::run_on_rows("copy_rows", to, cuda::CopyRows<T>{from}, on);
+    return copy_two<T>(from, to, {}, {}, on);
+  }
+  template <class T>
+  static Status copy_two(const TensorView<const T>& from, const TensorView<T>& to, const TensorView<const T>& second_from,
+                         const TensorView<T>& second_to, const Cuda& on) {
+    return cuda::copy_two_rows_of<T>({from, to}, {second_from, second_to}, on);
   }
   template <class T>
   static Status add_rows(const TensorView<const T>& from, const TensorView<T>& to, const Cuda& on) {
@@ -148,6 +116,16 @@ struct ContextBackend<Cuda> {
   static Status set_counts(const StateSlots<Format>& rings, const std::int32_t* counts, std::int64_t count,
                            const Cuda& on) {
     return cuda::run_on_states("set_counts", cuda::SetCounts<Format>{rings, counts}, count, rings.pool.heads, on);
+  }
+
+  /// The caches of halos, of the rows of each: `counts` are the tokens before them.
+  static constexpr bool stores_rings = true;
+  template <class Config>
+  static Status store_rings(const RowTensors<const typename Config::Element>& halos, const std::int32_t* offsets,
+                            const std::int32_t* counts, const StatePoolView<StateFormatOf<Config>>& rings,
+                            std::int64_t count, const typename Config::Rotary& rotary, const Cuda& on) {
+    const cuda::StoreRings<Config> work{halos.first, halos.second, offsets, counts, rings, rotary};
+    return cuda::run_on_states("store_rings", work, count, rings.heads, on);
   }
 
   static Status copy_blocks(const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride,
