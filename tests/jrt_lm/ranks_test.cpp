@@ -122,7 +122,7 @@ TEST_CASE("what one rank refuses, several refuse") {
 enum class Fault { none, before_all_are_ready, in_its_piece, never_comes };
 
 /// Of a prompt. A GPU loads its kernels in the first.
-constexpr int limit_in_seconds = device == DeviceKind::cuda ? 8 : 2;
+constexpr int limit_in_seconds = device == DeviceKind::cuda ? 5 : 2;
 
 /// A model with a fault when it is one of several ranks.
 class FaultyModel final : public LanguageModel {
