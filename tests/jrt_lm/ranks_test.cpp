@@ -26,6 +26,17 @@
 namespace jrt_lm::test {
 namespace {
 
+/// The last token's logits, on the model's own device: that of several ranks is not that of one.
+std::vector<double> logits_of(LanguageModel& model, const Tokens& tokens, std::int32_t slot, std::int64_t prefix,
+                              bool continues = false) {
+  model.use_device();
+  return prefill_last(model, tokens, slot, prefix, continues);
+}
+std::vector<double> logits_after(LanguageModel& model, std::int32_t token, std::int32_t slot) {
+  model.use_device();
+  return step_one(model, token, slot);
+}
+
 std::unique_ptr<LanguageModel> on_ranks(int ranks, const ModelConfig& config, const WeightSource& weights,
                                         NumberType type) {
   ModelOptions options;
@@ -64,19 +75,17 @@ TEST_CASE("prompts that ranks read together, and what follows them, are those of
       const auto all = on_ranks(ranks, config, weights, precision.type);
       for (const std::int64_t prefix : {0, 100, 500, 900}) {  // on no rank, the first, some, all
         CAPTURE(prefix);
-        CHECK(relative_error(prefill_last(*all, prompt, 1, prefix), prefill_last(*one, prompt, 1, prefix)) <=
-              precision.bound);
+        CHECK(relative_error(logits_of(*all, prompt, 1, prefix), logits_of(*one, prompt, 1, prefix)) <= precision.bound);
         CHECK(all->tokens_read(1) == 900);
         for (const std::int32_t token : {3, 17, 5}) {
-          CHECK(relative_error(step_one(*all, token, 1), step_one(*one, token, 1)) <= precision.bound);
+          CHECK(relative_error(logits_after(*all, token, 1), logits_after(*one, token, 1)) <= precision.bound);
         }
         // Goes on from the state, on all ranks; then with a prompt that is too short for them.
-        CHECK(relative_error(prefill_last(*all, more, 1, 0, true), prefill_last(*one, more, 1, 0, true)) <=
-              precision.bound);
+        CHECK(relative_error(logits_of(*all, more, 1, 0, true), logits_of(*one, more, 1, 0, true)) <= precision.bound);
         CHECK(all->tokens_read(1) == one->tokens_read(1));
-        CHECK(relative_error(prefill_last(*all, {1, 2, 3}, 1, 0, true), prefill_last(*one, {1, 2, 3}, 1, 0, true)) <=
+        CHECK(relative_error(logits_of(*all, {1, 2, 3}, 1, 0, true), logits_of(*one, {1, 2, 3}, 1, 0, true)) <=
               precision.bound);
-        CHECK(relative_error(step_one(*all, 7, 1), step_one(*one, 7, 1)) <= precision.bound);
+        CHECK(relative_error(logits_after(*all, 7, 1), logits_after(*one, 7, 1)) <= precision.bound);
       }
     }
   }
@@ -109,12 +118,12 @@ TEST_CASE("what one rank refuses, several refuse") {
   const auto all = on_ranks(2, config, weights, precisions.front().type);
   Tokens prompt = random_tokens(900, 29, 1);
   prompt[600] = 99;
-  CHECK_THROWS_AS(prefill_last(*all, prompt, 0, 0), std::invalid_argument);
+  CHECK_THROWS_AS(logits_of(*all, prompt, 0, 0), std::invalid_argument);
   prompt[600] = 9;
-  CHECK_THROWS_AS(prefill_last(*all, prompt, 3, 0), std::invalid_argument);
-  CHECK_THROWS_AS(prefill_last(*all, prompt, 0, 901), std::invalid_argument);
+  CHECK_THROWS_AS(logits_of(*all, prompt, 3, 0), std::invalid_argument);
+  CHECK_THROWS_AS(logits_of(*all, prompt, 0, 901), std::invalid_argument);
   const auto one = on_ranks(1, config, weights, precisions.front().type);
-  CHECK(relative_error(prefill_last(*all, prompt, 0, 9), prefill_last(*one, prompt, 0, 9)) <= precisions.front().bound);
+  CHECK(relative_error(logits_of(*all, prompt, 0, 9), logits_of(*one, prompt, 0, 9)) <= precisions.front().bound);
   CHECK_THROWS_AS(make_ranked_model(0, config, weights, {}), std::invalid_argument);
 }
 
@@ -200,10 +209,10 @@ TEST_CASE("a rank that fails, or never comes, is an error for all, and the next 
   }
   const auto all = join_models(std::move(models), limit_in_seconds);
   const Tokens prompt = random_tokens(900, 29, 1);
-  const auto expected = prefill_last(*all, prompt, 0, 100);
+  const auto expected = logits_of(*all, prompt, 0, 100);
   const auto message = [&] {
     try {
-      static_cast<void>(prefill_last(*all, prompt, 0, 100));
+      static_cast<void>(logits_of(*all, prompt, 0, 100));
     } catch (const std::runtime_error& error) {
       return std::string(error.what());
     }
@@ -221,7 +230,7 @@ TEST_CASE("a rank that fails, or never comes, is an error for all, and the next 
       CHECK(said.find("rank 1 has enqueued 0 layers") != std::string::npos);
     }
     fault = Fault::none;
-    CHECK(prefill_last(*all, prompt, 0, 100) == expected);
+    CHECK(logits_of(*all, prompt, 0, 100) == expected);
   }
 }
 
