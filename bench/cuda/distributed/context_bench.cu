@@ -4,13 +4,13 @@
 // convolutions, K = 3, 1024 channels), and of both attentions in one, of one sequence; each rank is a thread with its GPU.
 //
 //     NCCL_NVLS_ENABLE=0 CUDA_MODULE_LOADING=EAGER context_bench [--weak TOKENS_PER_GPU] [--strong TOKENS] [--gpus N]
-//     [--json FILE] [--graph 0] [--register 1 (workspaces with NCCL)]
+//     [--json FILE] [--graph 0] [--register 0]
 //     context_bench --alone N      calls of one rank of N without exchanges, for a profiler
 //
 // Weak scaling: as many tokens a GPU on 1, 2, … GPUs; `of one` is the time over that of one GPU. Strong scaling: one
 // sequence on 1, 2, … GPUs; `of one` is how many times faster. One GPU runs the library's ordinary prefill. A time is the
 // slowest rank's median of `rounds`; in a round, `calls` calls are replayed from a captured graph between two events, after
-// a small exchange that lets all ranks begin together. Beside the call itself (`time`):
+// a small exchange that lets all ranks begin together. Workspaces are registered with NCCL unless --register 0. Beside the call itself (`time`):
 //
 //     in order    without a side stream: nothing is hidden
 //     local       with a communicator that does nothing: the call's own work
@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
   std::int64_t weak = 32768;
   std::int64_t strong = 1048576;
   std::int64_t graph = 1;
-  std::int64_t registers = 0;
+  std::int64_t registers = 1;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::int64_t value = std::atoll(argv[i + 1]);
     if (std::strcmp(argv[i], "--weak") == 0 && value >= 0) {
@@ -181,7 +181,7 @@ int main(int argc, char** argv) {
       json_file = argv[i + 1];
     } else {
       std::fprintf(stderr,
-                   "use: %s [--weak TOKENS_PER_GPU] [--strong TOKENS] [--gpus N] [--json FILE] [--graph 0] [--register 1]\n"
+                   "use: %s [--weak TOKENS_PER_GPU] [--strong TOKENS] [--gpus N] [--json FILE] [--graph 0] [--register 0]\n"
                    "0 tokens leave a part out\n",
                    argv[0]);
       return 1;

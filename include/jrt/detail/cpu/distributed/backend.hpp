@@ -28,6 +28,9 @@ struct ContextBackend<Cpu<E>> {
   static std::int64_t segment_workers(const On& on) { return workers_of(on); }
   static constexpr std::int64_t min_segments = 2;
 
+  /// Where a prefill of few tokens runs, beside one of many.
+  static const On& for_few_rows(const On& on) { return on; }
+
   /// Lists of codes (distributed/linear_plan.hpp) for all heads: sums in `sums`, results in `states`.
   template <class Format>
   static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
