@@ -10,7 +10,8 @@
 // Weak scaling: as many tokens a GPU on 1, 2, … GPUs; `of one` is the time over that of one GPU. Strong scaling: one
 // sequence on 1, 2, … GPUs; `of one` is how many times faster. One GPU runs the library's ordinary prefill. A time is the
 // slowest rank's median of `rounds`; in a round, `calls` calls are replayed from a captured graph between two events, after
-// a small exchange that lets all ranks begin together. Workspaces are registered with NCCL unless --register 0. Beside the call itself (`time`):
+// a small exchange that lets all ranks begin together. Workspaces are registered with NCCL unless --register 0. Beside the
+// call itself (`time`):
 //
 //     in order    without a side stream: nothing is hidden
 //     local       with a communicator that does nothing: the call's own work

@@ -9,6 +9,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/tuning.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/distributed/rows.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/detail/cuda/state/operations.cuh"
@@ -23,42 +24,58 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// One value of one list of codes (distributed/linear_plan.hpp).
 template <class Format>
-struct ScanSums {
-  static constexpr std::int64_t numbers = Format::head_elements;
-  StateScan scan;
-  StatePoolView<Format> sums;
-  StatePoolView<Format> states;
+inline constexpr std::int64_t scan_blocks =
+    ceil_div<std::int64_t>(Format::head_elements* static_cast<std::int64_t>(sizeof(typename Format::Scalar)),
+                           std::int64_t{state_threads} * access_bytes);
 
-  __device__ void operator()(std::int64_t list, std::int64_t h, std::int64_t i) const {
-    using Scalar = typename Format::Scalar;
-    constexpr int loads = state_scan_tuning.loads_in_flight;
-    Scalar running{};
-    const bool padding = i >= Format::head_values;
-    const std::int32_t end = scan.offsets[list + 1];
-    for (std::int32_t first = scan.offsets[list]; first < end; first += loads) {
-      std::int32_t codes[loads];
-      Scalar values[loads];
+/// Lists of codes (distributed/linear_plan.hpp): a thread has some neighbouring numbers of one head and list. Codes are
+/// read once for a block, so that sums can be asked for before the ones before them have arrived.
+template <class Format>
+__global__ void __launch_bounds__(state_threads)
+    scan_sums(const __grid_constant__ StateScan scan, const __grid_constant__ StatePoolView<Format> sums,
+              const __grid_constant__ StatePoolView<Format> states) {
+  using Scalar = typename Format::Scalar;
+  constexpr int each = access_bytes / static_cast<int>(sizeof(Scalar));
+  constexpr int loads = state_scan_tuning.loads_in_flight;
+  constexpr int most_codes = 256;
+  static_assert(Format::head_elements % each == 0);
+  __shared__ std::int32_t codes[most_codes];
+  const std::int64_t blocks = scan_blocks<Format>;
+  const std::int64_t head = blockIdx.x / blocks % sums.heads;
+  const std::int64_t list = blockIdx.x / blocks / sums.heads;
+  const std::int64_t i = (blockIdx.x % blocks * state_threads + threadIdx.x) * each;
+  Vector<Scalar, each> running{};
+  const std::int32_t end = scan.offsets[list + 1];
+  for (std::int32_t begin = scan.offsets[list]; begin < end; begin += most_codes) {
+    const int count = smaller(end - begin, most_codes);
+    __syncthreads();
+    for (int c = static_cast<int>(threadIdx.x); c < count; c += state_threads) {
+      codes[c] = scan.codes[begin + c];
+    }
+    __syncthreads();
+    for (int first = 0; i < Format::head_elements && first < count; first += loads) {
+      Vector<Scalar, each> values[loads];
 #pragma unroll
       for (int c = 0; c < loads; ++c) {
-        codes[c] = first + c < end ? scan.codes[first + c] : 0;
+        values[c] = {};
+        if (first + c < count && codes[first + c] >= 0) {
+          values[c] = load_vector<each>(sums.head(codes[first + c], head) + i);
+        }
       }
 #pragma unroll
       for (int c = 0; c < loads; ++c) {
-        values[c] = first + c < end && codes[c] >= 0 && !padding ? sums.head(codes[c], h)[i] : Scalar{};
-      }
+        if (first + c < count && codes[first + c] < 0) {
+          store_vector(states.head(~codes[first + c], head) + i, running);
+        }
 #pragma unroll
-      for (int c = 0; c < loads; ++c) {
-        if (first + c < end && codes[c] < 0) {
-          states.head(~codes[c], h)[i] = running;
-        } else {
-          running += values[c];
+        for (int n = 0; n < each; ++n) {
+          running[n] = i + n < Format::head_values ? running[n] + values[c][n] : Scalar{};  // the padding of a state is 0
         }
       }
     }
   }
-};
+}
 
 template <class Format>
 struct SetCounts {
@@ -95,7 +112,9 @@ struct ContextBackend<Cuda> {
   template <class Format>
   static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
                      const Cuda& on) {
-    return cuda::run_on_states("scan", cuda::ScanSums<Format>{scan, sums, states}, scan.count, states.heads, on);
+    return cuda::launch("scan", cuda::scan_sums<Format>,
+                        {scan.count * sums.heads * cuda::scan_blocks<Format>, cuda::state_threads, 0}, on, scan, sums,
+                        states);
   }
 
   template <class T>
