@@ -106,7 +106,8 @@ struct ContextBackend<Cuda> {
   static constexpr std::int64_t min_segments = 3;
 
   /// By the portable kernels: a block of Hopper's own takes a whole multiprocessor, of which the prefill of many tokens
-  /// leaves few, and reads a window's cache row by row (43 us for 128 tokens).
+  /// leaves few, and reads a window's cache row by row (43 us for 128 tokens, under a
+  /// profiler).
   static Cuda for_few_rows(const Cuda& on) { return Cuda(on.stream(), CudaKernels::portable); }
 
   template <class Format>
