@@ -194,6 +194,7 @@ class CpuDevice {
 
   struct ThreadRanks final : RankGroup {
     std::unique_ptr<jrt::ThreadGroup> threads;
+    void abort() override { threads->abort(); }
   };
 
   template <class T>

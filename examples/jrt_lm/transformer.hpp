@@ -10,9 +10,11 @@
 #include <jrt/state.hpp>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -144,38 +146,29 @@ class Transformer final : public LanguageModel {
   void use_device() override { device_.use(); }
   [[nodiscard]] std::unique_ptr<RankGroup> make_group(int ranks) override { return device_.make_group(ranks); }
 
-  void reserve_piece(const RankedPrompt& prompt, int rank) override {
-    const auto at = static_cast<std::size_t>(rank);
-    prefill_activations_.reserve(device_, config_, prompt.pieces[at], prompt.encoder_pieces[at]);
-    constexpr std::size_t numbers_of_call = 64;
-    const std::vector<std::int32_t> numbers(2 * static_cast<std::size_t>(prompt.pieces[at]) + numbers_of_call);
-    prefill_activations_.upload(device_, numbers, std::vector<std::uint8_t>(1));
-    constexpr std::size_t workspace_bytes = std::size_t{128} << 20;
-    static_cast<void>(prefill_activations_.workspace(device_, workspace_bytes));
+  void join(RankGroup& group, int rank) override {
+    link_.reset();
+    link_ = device_.link(group, rank);
+  }
+
+  void prepare_piece(const RankedPrompt& prompt, int rank) override {
+    rehearse(prompt, rank);
+    piece_.emplace(plan_of_piece(prompt, rank, prompt.slot));
+    upload(*piece_);
     prefill_logits_.reserve(device_, 1, config_);
     device_.synchronize();
   }
 
-  void prefill_piece(const RankedPrompt& prompt, int rank, RankGroup& group) override {
+  void read_piece(const RankedPrompt& prompt, int /*rank*/, const std::function<void(std::int64_t)>& enqueued) override {
     const jrt::ContextLayout layout = prompt.layout();
-    const std::int64_t first = layout.first_token(rank, 0);
-    const std::int64_t count = layout.piece(rank, 0);
-    Prompt own{prompt.tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count))};
-    own.slot = prompt.slot;
-    own.prefix = layout.encoder_piece(rank, 0);
-    own.continues = true;  // positions go on from `tokens_before_it`
-    std::vector<std::int64_t> tokens_before_it(tokens_read_.size());
-    tokens_before_it[checked(prompt.slot)] = prompt.tokens_before + first;
-    const PrefillPlan plan(std::span(&own, 1), LogitsOf::last_tokens, tokens_per_group_, tokens_before_it);
-    const auto link = device_.link(group, rank);
-    ranked_ = {&layout, link.get()};
-    prefill_logits_.reserve(device_, 1, config_);
+    prefill_logits_.rows = 0;
     logits_ = &prefill_logits_;
+    ranked_ = {&layout, link_.get()};
     try {
-      prefill_group(plan, {});
-      device_.await(*link);
+      run_prompts(pass_of(*piece_, prefill_activations_), prefill_activations_, prefill_logits_, enqueued);
+      device_.await(*link_);
     } catch (...) {
-      link->abort();  // or the others would wait
+      link_->abort();  // or the others would wait
       ranked_ = {};
       throw;
     }
@@ -249,7 +242,7 @@ class Transformer final : public LanguageModel {
       logits_ = &prompt_logits_;
       const auto run = [&] {
         prompt_logits_.rows = 0;
-        enqueue_group(plan, a, prompt_logits_, {});
+        run_prompts(pass_of(plan, a), a, prompt_logits_, {});
       };
       const auto eager = [&] {
         const std::byte* const scratch = a.scratch.data();
@@ -268,13 +261,16 @@ class Transformer final : public LanguageModel {
   }
 
   void prefill_group(const PrefillPlan& plan, const std::function<void(std::int64_t)>& progress) {
-    prefill_activations_.reserve(device_, config_, plan.rows(), plan.encoder_rows());
-    prefill_activations_.upload(device_, plan.data(), plan.continues());
-    enqueue_group(plan, prefill_activations_, prefill_logits_, progress);
+    upload(plan);
+    run_prompts(pass_of(plan, prefill_activations_), prefill_activations_, prefill_logits_, progress);
   }
 
-  void enqueue_group(const PrefillPlan& plan, Activations<Device, Element>& a, Logits& logits,
-                     const std::function<void(std::int64_t)>& progress) {
+  /// Makes room for the prompts of a plan, and puts its numbers where `pass_of` finds them.
+  void upload(const PrefillPlan& plan) {
+    prefill_activations_.reserve(device_, config_, plan.rows(), plan.encoder_rows());
+    prefill_activations_.upload(device_, plan.data(), plan.continues());
+  }
+  [[nodiscard]] static Pass pass_of(const PrefillPlan& plan, const Activations<Device, Element>& a) {
     const Array<std::int32_t>& numbers = a.numbers;
     Pass pass;
     pass.rows = plan.rows();
@@ -287,8 +283,52 @@ class Transformer final : public LanguageModel {
     pass.sequences.cu_encoder_seqlens = numbers.data() + plan.encoder_offsets_at();
     pass.sequences.max_tokens = plan.longest();
     pass.plan = &plan;
-    run_layers(pass, a, progress);
-    finish(a, numbers.data() + plan.logit_rows_at(), plan.logit_rows(), logits);
+    return pass;
+  }
+  void run_prompts(const Pass& pass, Activations<Device, Element>& a, Logits& logits,
+                   const std::function<void(std::int64_t)>& after_layer) {
+    run_layers(pass, a, after_layer);
+    finish(a, a.numbers.data() + pass.plan->logit_rows_at(), pass.plan->logit_rows(), logits);
+  }
+
+  /// A rank's piece as a prompt of its own, whose positions go on from the ranks before.
+  PrefillPlan plan_of_piece(const RankedPrompt& prompt, int rank, std::int64_t slot) const {
+    const jrt::ContextLayout layout = prompt.layout();
+    const std::int64_t first = layout.first_token(rank, 0);
+    Prompt own{prompt.tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(layout.piece(rank, 0)))};
+    own.slot = static_cast<std::int32_t>(slot);
+    own.prefix = layout.encoder_piece(rank, 0);
+    own.continues = true;
+    std::vector<std::int64_t> tokens_before_it(static_cast<std::size_t>(slots()) + 1);
+    tokens_before_it[static_cast<std::size_t>(slot)] = prompt.tokens_before + first;
+    return {std::span(&own, 1), LogitsOf::last_tokens, tokens_per_group_, tokens_before_it};
+  }
+
+  /// Every call of a piece but the exchanges, for one layer of each kind, on the spare slot: then all memory is there, and
+  /// the kernels for products of this size are chosen and loaded. Once a rank waits for another on its GPU, none of that
+  /// may happen: the driver may wait for all GPUs then, and the other rank's thread for the driver.
+  void rehearse(const RankedPrompt& prompt, int rank) {
+    const auto what = std::tuple(prompt.pieces, prompt.encoder_pieces, prompt.continues);
+    if (std::find(rehearsed_.begin(), rehearsed_.end(), what) != rehearsed_.end()) {
+      return;
+    }
+    const jrt::ContextLayout layout = prompt.layout();
+    const PrefillPlan plan = plan_of_piece(prompt, rank, slots());
+    RehearsalLink<typename Device::Execution> nobody(rank, layout.ranks);
+    upload(plan);
+    prefill_logits_.reserve(device_, 1, config_);
+    Pass pass = pass_of(plan, prefill_activations_);
+    pass.one_of_each = true;
+    ranked_ = {&layout, &nobody};
+    try {
+      run_prompts(pass, prefill_activations_, prefill_logits_, {});
+      device_.synchronize();
+    } catch (...) {
+      ranked_ = {};
+      throw;
+    }
+    ranked_ = {};
+    rehearsed_.push_back(what);
   }
 
   /// Everything of a step but its start: tokens, slots and positions are where its graph finds them.
@@ -402,7 +442,11 @@ class Transformer final : public LanguageModel {
     device_.embed(pass.tokens, pass.rows, weights_.embedding.weight.data(), config_.width, a.residual.data());
     for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
       const Layer& layer = weights_.layers[i];
-      switch (config_.layers[i]) {
+      const auto* const kinds = config_.layers.data();
+      if (pass.one_of_each && std::find(kinds, kinds + i, kinds[i]) != kinds + i) {
+        continue;
+      }
+      switch (kinds[i]) {
         case MixerKind::convolution:
           convolve(i, pass, a);
           break;
@@ -559,6 +603,9 @@ class Transformer final : public LanguageModel {
     RankLink<typename Device::Execution>* link = nullptr;
   };
   Ranked ranked_{};  // while a piece is read
+  std::unique_ptr<RankLink<typename Device::Execution>> link_;
+  std::optional<PrefillPlan> piece_;  // prepared
+  std::vector<std::tuple<std::vector<std::int64_t>, std::vector<std::int64_t>, bool>> rehearsed_;
   bool stepped_in_one_kernel_ = false;
 };
 
