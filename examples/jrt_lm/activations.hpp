@@ -40,8 +40,10 @@ struct Activations {
     grow(device, encoder, encoder_rows * (values + config.heads * config.shape.feature_dim));
   }
 
-  void upload(Device& device, std::span<const std::int32_t> plan_numbers, std::span<const std::uint8_t> plan_continues) {
-    grow(device, numbers, std::ssize(plan_numbers));
+  /// `most_numbers`: of any plan to come for which the arrays shall stay where they are.
+  void upload(Device& device, std::span<const std::int32_t> plan_numbers, std::span<const std::uint8_t> plan_continues,
+              std::int64_t most_numbers = 0) {
+    grow(device, numbers, std::max(most_numbers, std::ssize(plan_numbers)));
     grow(device, continues, std::ssize(plan_continues));
     numbers.upload(plan_numbers);
     continues.upload(plan_continues);

@@ -38,6 +38,7 @@ namespace jrt_lm {
 class CpuDevice {
  public:
   using Execution = jrt::Cpu<jrt::ThreadPool>;
+  static constexpr bool replays_prompts = false;
   using Graph = std::function<void()>;
 
   explicit CpuDevice(const ModelOptions& options)
@@ -193,6 +194,7 @@ class CpuDevice {
 
   struct ThreadRanks final : RankGroup {
     std::unique_ptr<jrt::ThreadGroup> threads;
+    void abort() override { threads->abort(); }
   };
 
   template <class T>

@@ -89,6 +89,8 @@ class CudaDevice {
   using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, Destroy<cudaStreamDestroy>>;
 
  public:
+  /// Short prompts are replayed from graphs: their launches would take longer than their work.
+  static constexpr bool replays_prompts = true;
   /// Work that can be launched again and again.
   using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, Destroy<cudaGraphExecDestroy>>;
 

@@ -91,13 +91,16 @@ class LanguageModel {
 
   /// Of several ranks (ranked_model.hpp), each with its model. The calling thread's device becomes the model's.
   virtual void use_device() = 0;
-  /// A connection of that many ranks, for the models of all.
+  /// A connection of that many ranks, for the models of all. The calling thread's device may be another afterwards.
   [[nodiscard]] virtual std::unique_ptr<RankGroup> make_group(int ranks) = 0;
-  /// Makes room for a rank's piece of a prompt, before any rank begins.
-  virtual void reserve_piece(const RankedPrompt& prompt, int rank) = 0;
-  /// Reads a rank's piece; called for all ranks at once, each in a thread. Afterwards the last rank has the sequence's
-  /// state and its logits.
-  virtual void prefill_piece(const RankedPrompt& prompt, int rank, RankGroup& group) = 0;
+  /// This model is rank `rank` of the group from now on, which must outlive its next `join`.
+  virtual void join(RankGroup& group, int rank) = 0;
+  /// Everything of a rank's piece that may wait for its device, before any rank begins: memory, and a rehearsal of one
+  /// layer of each kind without the exchanges, in which kernels are chosen and loaded.
+  virtual void prepare_piece(const RankedPrompt& prompt, int rank) = 0;
+  /// Reads the piece that was prepared; called for all ranks at once, each in a thread. `enqueued`, if there is one, is
+  /// told how many layers are on their way. Afterwards the last rank has the sequence's state and its logits.
+  virtual void read_piece(const RankedPrompt& prompt, int rank, const std::function<void(std::int64_t)>& enqueued) = 0;
 };
 
 enum class DeviceKind { cpu, cuda };
@@ -110,10 +113,11 @@ struct ModelOptions {
   DeviceKind device = DeviceKind::cpu;
   NumberType type = NumberType::float32;
   std::int64_t slots = 1;
-  int threads = 1;                             ///< of the CPU
-  int rank = 0;                                ///< of several: the GPU
+  int threads = 1;          ///< of the CPU
+  int rank = 0;             ///< of several: the GPU
+  double rank_seconds = 0;  ///< of several ranks to read a prompt: more is an error; 0: the device's limit
   std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
-  bool separate_kernels = false;               ///< decode steps of separate kernels, even where there is one for all
+  bool separate_kernels = false;               ///< even where one kernel does a decode step; short prompts launched, not replayed
 };
 
 /// Makes a model on a device, with a type and with mixers that this program was compiled for; others are a

@@ -3,15 +3,18 @@
 
 #include <stdexcept>
 #include <string>
-#include <vector>
-
-#include "jrt_lm/require.hpp"
 
 #if defined(JRT_LM_NCCL)
 #include <nccl.h>
 
+#include <atomic>
 #include <chrono>
 #include <jrt/distributed/nccl.cuh>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "jrt_lm/require.hpp"
 #endif
 
 namespace jrt_lm {
@@ -26,19 +29,11 @@ void check(ncclResult_t result, const char* what) {
   }
 }
 
-struct NcclRanks final : RankGroup {
-  explicit NcclRanks(int ranks) : communicators(static_cast<std::size_t>(ranks)) {
-    check(ncclCommInitAll(communicators.data(), ranks, nullptr), "connecting GPUs");
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
   }
-  ~NcclRanks() override {
-    for (ncclComm_t communicator : communicators) {
-      if (communicator != nullptr) {
-        ncclCommDestroy(communicator);
-      }
-    }
-  }
-  std::vector<ncclComm_t> communicators;
-};
+}
 
 /// A stream of the calling thread's device, beside its others.
 class OwnStream {
@@ -46,10 +41,8 @@ class OwnStream {
   OwnStream() {
     int lowest = 0;
     int highest = 0;
-    if (cudaDeviceGetStreamPriorityRange(&lowest, &highest) != cudaSuccess ||
-        cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest) != cudaSuccess) {
-      throw std::runtime_error("CUDA: there is no stream for the exchanges of ranks");
-    }
+    check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "priorities of streams");
+    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest), "stream for exchanges");
   }
   OwnStream(const OwnStream&) = delete;
   OwnStream& operator=(const OwnStream&) = delete;
@@ -60,35 +53,118 @@ class OwnStream {
   cudaStream_t stream_ = nullptr;
 };
 
+class NcclRanks final : public RankGroup {
+ public:
+  explicit NcclRanks(int ranks) : communicators_(static_cast<std::size_t>(ranks)) {
+    check(ncclCommInitAll(communicators_.data(), ranks, nullptr), "connecting GPUs");
+    connect();
+  }
+  ~NcclRanks() override {
+    for (ncclComm_t communicator : communicators_) {
+      if (communicator != nullptr) {
+        static_cast<void>(aborted_ ? ncclCommAbort(communicator) : ncclCommDestroy(communicator));
+      }
+    }
+  }
+
+  void abort() override { aborted_ = true; }  // ranks look: each aborts its own communicator, which nobody else may use
+  [[nodiscard]] bool aborted() const { return aborted_; }
+  [[nodiscard]] ncclComm_t& of_rank(int rank) { return communicators_.at(static_cast<std::size_t>(rank)); }
+
+ private:
+  /// One exchange of each kind. NCCL connects two ranks in the first call that needs it, and that may wait for what
+  /// another rank has on its GPU: with a thread for each rank, that could already be a kernel which waits for this one. In
+  /// one group of calls of one thread, all are connected before anything runs.
+  void connect() {
+    constexpr std::size_t bytes = std::size_t{1} << 20;
+    struct Rank {
+      std::unique_ptr<OwnStream> stream;
+      char* memory = nullptr;  // that of all ranks
+    };
+    std::vector<Rank> ranks(communicators_.size());
+    const auto for_ranks = [&](const auto& function) {
+      for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+        check(cudaSetDevice(static_cast<int>(rank)), "device");
+        function(static_cast<int>(rank), ranks[rank]);
+      }
+    };
+    const auto in_group = [&](const auto& function) {
+      check(ncclGroupStart(), "group");
+      for_ranks(function);
+      check(ncclGroupEnd(), "first exchange");
+      for_ranks([](int, const Rank& rank) { check(cudaStreamSynchronize(rank.stream->get()), "first exchange"); });
+    };
+    for_ranks([&](int, Rank& rank) {
+      rank.stream = std::make_unique<OwnStream>();
+      check(cudaMalloc(&rank.memory, bytes * ranks.size()), "memory");
+    });
+    in_group([&](int r, const Rank& rank) {
+      const std::size_t own = static_cast<std::size_t>(r) * bytes;
+      check(ncclAllGather(rank.memory + own, rank.memory, bytes, ncclInt8, of_rank(r), rank.stream->get()), "all-gather");
+    });
+    in_group([&](int r, const Rank& rank) {
+      if (r + 1 < static_cast<int>(ranks.size())) {
+        check(ncclSend(rank.memory, bytes, ncclInt8, r + 1, of_rank(r), rank.stream->get()), "send");
+      }
+      if (r > 0) {
+        check(ncclRecv(rank.memory + bytes, bytes, ncclInt8, r - 1, of_rank(r), rank.stream->get()), "receive");
+      }
+    });
+    for_ranks([](int, const Rank& rank) { check(cudaFree(rank.memory), "memory"); });
+  }
+
+  std::vector<ncclComm_t> communicators_;
+  std::atomic<bool> aborted_ = false;
+};
+
 class NcclLink final : public RankLink<jrt::Cuda> {
  public:
-  explicit NcclLink(ncclComm_t& of_group) : of_group_(of_group), side_(stream_.get()), communicator_(of_group, &side_) {}
+  NcclLink(NcclRanks& group, int rank)
+      : group_(group), of_group_(group.of_rank(rank)), side_(stream_.get()), communicator_(of_group_, &side_) {}
 
   [[nodiscard]] int rank() const override { return communicator_.rank(); }
   [[nodiscard]] int size() const override { return communicator_.size(); }
   jrt::Status all_gather(const void* send, void* receive, std::size_t bytes, const jrt::Cuda& on) override {
-    return communicator_.all_gather(send, receive, bytes, on);
+    return group_.aborted() ? another_failed() : communicator_.all_gather(send, receive, bytes, on);
   }
   jrt::Status exchange(std::span<const jrt::OutgoingBytes> outgoing, std::span<const jrt::IncomingBytes> incoming,
                        const jrt::Cuda& on) override {
-    return communicator_.exchange(outgoing, incoming, on);
+    return group_.aborted() ? another_failed() : communicator_.exchange(outgoing, incoming, on);
   }
   jrt::Status overlap(const jrt::Cuda& on, const Part& transfers, const Part& work) override {
     return communicator_.overlap(on, transfers, work);
   }
+  /// Of this rank; the others notice.
   void abort() override {
+    group_.abort();
     communicator_.abort();
     of_group_ = nullptr;  // freed
   }
   void await(const jrt::Cuda& on) {
-    const jrt::Status status = communicator_.await_ranks(std::chrono::hours(1), on);
-    if (!status.ok()) {
-      of_group_ = nullptr;
+    for (;;) {
+      const cudaError_t done = cudaStreamQuery(on.stream());
+      if (done == cudaSuccess) {
+        return;
+      }
+      if (done != cudaErrorNotReady) {
+        check(done, "work on the device");
+      }
+      if (group_.aborted()) {
+        require(another_failed());
+      }
+      ncclResult_t failure = ncclSuccess;
+      check(ncclCommGetAsyncError(communicator_.get(), &failure), "state");
+      check(failure, "exchange");
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
-    require(status);
   }
 
  private:
+  static jrt::Status another_failed() {
+    return jrt::Status::error(jrt::StatusCode::device_error, "another rank has failed, or the time limit was reached.");
+  }
+
+  NcclRanks& group_;
   ncclComm_t& of_group_;
   OwnStream stream_;
   jrt::SideStream side_;
@@ -101,7 +177,7 @@ std::unique_ptr<RankGroup> make_nccl_group(int ranks) {
   return std::make_unique<NcclRanks>(ranks);
 }
 std::unique_ptr<RankLink<jrt::Cuda>> make_nccl_link(RankGroup& group, int rank) {
-  return std::make_unique<NcclLink>(static_cast<NcclRanks&>(group).communicators.at(static_cast<std::size_t>(rank)));
+  return std::make_unique<NcclLink>(static_cast<NcclRanks&>(group), rank);
 }
 void await_nccl(RankLink<jrt::Cuda>& link, const jrt::Cuda& on) {
   static_cast<NcclLink&>(link).await(on);

@@ -53,7 +53,8 @@ Where:
   --threads N            of the CPU; default: all
   --gpus N, --ranks N    a long prompt is read by GPUs 0 … N - 1, or by N groups of the CPU's threads, each with all
                          weights and a piece of the tokens (docs/distributed.md); the last one goes on
-  --separate-kernels     decode steps on a GPU of separate kernels, even where one kernel can do them
+  --rank-seconds S       they have failed if they have not read a prompt by then; default: 600 on GPUs
+  --separate-kernels     on a GPU: decode steps of separate kernels, even where one can do them, and no replayed prompts
 Measuring, on random prompts:
   --measure N[,N...]     tokens of a prompt;  --batch B: prompts;  --repeats R: of which the median counts
 Output:
@@ -231,6 +232,7 @@ Options parse_options(int argc, char** argv) {
       {"threads",
        [&](const std::string& v) { options.model.threads = static_cast<int>(integer(v, "--threads", 1, 1024)); }},
       {"ranks", [&](const std::string& v) { options.ranks = static_cast<int>(integer(v, "--ranks", 1, 64)); }},
+      {"rank-seconds", [&](const std::string& v) { options.model.rank_seconds = number<double>(v, "--rank-seconds"); }},
       {"gpus",
        [&](const std::string& v) {
          options.ranks = static_cast<int>(integer(v, "--gpus", 1, 64));

@@ -19,6 +19,7 @@ struct Pass {
   const std::uint8_t* continues = nullptr;  ///< of prompts
   jrt::Sequences sequences{};               ///< of prompts
   const PrefillPlan* plan = nullptr;        ///< of prompts; null for a step
+  bool one_of_each = false;                 ///< the first layer of each kind alone
 
   [[nodiscard]] bool is_step() const { return plan == nullptr; }
 

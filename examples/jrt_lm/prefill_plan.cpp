@@ -14,10 +14,12 @@ namespace {
   throw std::invalid_argument(what);
 }
 
-void check_token(const ModelConfig& config, std::int32_t token, const std::string& where) {
+/// `where()` says which token it is; a prompt has millions that are right.
+template <class Where>
+void check_token(const ModelConfig& config, std::int32_t token, const Where& where) {
   // The padding of the vocabulary may be read: training masks tokens with its last row (50263 of 50264).
   if (token < 0 || token >= config.vocabulary_rows) {
-    fail(where + " is token " + std::to_string(token) + ", but the embeddings have tokens from 0 to " +
+    fail(where() + " is token " + std::to_string(token) + ", but the embeddings have tokens from 0 to " +
          std::to_string(config.vocabulary_rows - 1));
   }
 }
@@ -83,6 +85,21 @@ PrefillPlan::PrefillPlan(std::span<const Prompt> prompts, LogitsOf logits, std::
   }
 }
 
+PrefillPlan::PrefillPlan(std::span<const Prompt> prompt, const PromptShape& shape,
+                         std::span<const std::int64_t> tokens_read)
+    : PrefillPlan(prompt, LogitsOf::last_tokens, shape.rows, tokens_read) {
+  const auto first = data_.begin();
+  const auto more = static_cast<std::size_t>(shape.rows - rows_);
+  data_.insert(first + 2 * rows_, more, 0);      // positions
+  data_.insert(data_.begin() + rows_, more, 0);  // tokens
+  rows_ = shape.rows;
+  longest_ = shape.rows;
+  encoder_rows_ = shape.encoder_rows;
+  if (shape.encoder_rows > 0) {
+    encoder_ranges_ = {{0, shape.encoder_rows, 0}};
+  }
+}
+
 void check_slot(std::int64_t slots, std::int32_t slot) {
   if (slot < 0 || slot >= slots) {
     fail("slot " + std::to_string(slot) + " is not one of the model's, which are from 0 to " + std::to_string(slots - 1));
@@ -101,7 +118,8 @@ void check_prompts(const ModelConfig& config, std::span<const std::int64_t> toke
       fail(name + " has " + std::to_string(count) + " tokens, but must have from 1 to " + std::to_string(room));
     }
     for (std::int64_t t = 0; t < count; ++t) {
-      check_token(config, prompt.tokens[static_cast<std::size_t>(t)], name + ", position " + std::to_string(t) + ",");
+      check_token(config, prompt.tokens[static_cast<std::size_t>(t)],
+                  [&] { return name + ", position " + std::to_string(t) + ","; });
     }
     used.push_back(prompt.slot);
     const std::int64_t most = config.has_encoder && !prompt.continues ? count : 0;
@@ -126,7 +144,7 @@ void check_step(const ModelConfig& config, std::span<const std::int64_t> tokens_
          " slots, but must have one for each, and at least one");
   }
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    check_token(config, tokens[i], "row " + std::to_string(i) + " of a step");
+    check_token(config, tokens[i], [&] { return "row " + std::to_string(i) + " of a step"; });
     std::int64_t room = max_tokens;
     if (slots[i] != jrt::skip_slot) {
       check_slot(std::ssize(tokens_read), slots[i]);

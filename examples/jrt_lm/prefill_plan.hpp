@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "jrt_lm/language_model.hpp"
+#include "jrt_lm/prompt_graphs.hpp"
 
 namespace jrt_lm {
 
@@ -23,6 +24,9 @@ class PrefillPlan {
  public:
   PrefillPlan(std::span<const Prompt> prompts, LogitsOf logits, std::int64_t tokens_per_group,
               std::span<const std::int64_t> tokens_read);
+  /// Of one prompt, and the logits of its last token, with rows for all tokens of `shape`: what is behind the prompt is of
+  /// no sequence.
+  PrefillPlan(std::span<const Prompt> prompt, const PromptShape& shape, std::span<const std::int64_t> tokens_read);
 
   [[nodiscard]] std::size_t prompts() const { return continues_.size(); }
   [[nodiscard]] std::int64_t rows() const { return rows_; }

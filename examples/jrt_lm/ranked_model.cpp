@@ -2,12 +2,17 @@
 #include "jrt_lm/ranked_model.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <barrier>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <functional>
 #include <jrt/distributed/context_layout.hpp>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -21,16 +26,16 @@ namespace jrt_lm {
 
 namespace {
 
+/// Seconds. On the CPU, whose prompts may take hours, each exchange has a limit of its own.
+double limit_of(DeviceKind device) {
+  return device == DeviceKind::cuda ? 600 : 1e7;
+}
+
 class RankedModel final : public LanguageModel {
  public:
-  RankedModel(int ranks, const ModelConfig& config, const WeightSource& weights, ModelOptions options) {
-    options.threads = std::max(1, options.device == DeviceKind::cpu ? options.threads / ranks : options.threads);
-    for (int rank = 0; rank < ranks; ++rank) {
-      options.rank = rank;
-      models_.push_back(make_model(config, weights, options));
-    }
-    group_ = last().make_group(ranks);
-    last().use_device();
+  RankedModel(std::vector<std::unique_ptr<LanguageModel>> models, double seconds)
+      : models_(std::move(models)), seconds_(seconds) {
+    connect();
   }
 
   [[nodiscard]] const ModelConfig& config() const override { return last().config(); }
@@ -79,17 +84,21 @@ class RankedModel final : public LanguageModel {
       last().use_device();
     }
     std::barrier<> ready(ranks);
-    run_ranks([&](int rank) {
+    std::atomic<bool> all_ready = true;
+    run_ranks([&](int rank, std::atomic<std::int64_t>& layers) {
       LanguageModel& model = *models_[static_cast<std::size_t>(rank)];
       model.use_device();
       try {
-        model.reserve_piece(ranked, rank);
+        model.prepare_piece(ranked, rank);
       } catch (...) {
+        all_ready = false;
         ready.arrive_and_drop();
         throw;
       }
       ready.arrive_and_wait();
-      model.prefill_piece(ranked, rank, *group_);
+      if (all_ready) {
+        model.read_piece(ranked, rank, [&](std::int64_t count) { layers = count; });
+      }
     });
   }
 
@@ -110,39 +119,91 @@ class RankedModel final : public LanguageModel {
   void load(std::span<const std::byte> bytes, std::int32_t slot) override { last().load(bytes, slot); }
 
   [[nodiscard]] std::unique_ptr<RankGroup> make_group(int ranks) override { return last().make_group(ranks); }
-  void reserve_piece(const RankedPrompt& prompt, int rank) override { last().reserve_piece(prompt, rank); }
-  void prefill_piece(const RankedPrompt& prompt, int rank, RankGroup& group) override {
-    last().prefill_piece(prompt, rank, group);
+  void join(RankGroup& group, int rank) override { last().join(group, rank); }
+  void prepare_piece(const RankedPrompt& prompt, int rank) override { last().prepare_piece(prompt, rank); }
+  void read_piece(const RankedPrompt& prompt, int rank, const std::function<void(std::int64_t)>& enqueued) override {
+    last().read_piece(prompt, rank, enqueued);
   }
 
  private:
   [[nodiscard]] LanguageModel& last() const { return *models_.back(); }
 
-  /// `function(rank)` in a thread for each; the first rank's error of those that failed.
-  void run_ranks(const std::function<void(int)>& function) {
-    std::vector<std::exception_ptr> errors(models_.size());
-    std::vector<std::thread> threads;
+  /// A new connection; that of a call which failed is of no more use.
+  void connect() {
+    last().use_device();
+    std::unique_ptr<RankGroup> group = last().make_group(static_cast<int>(models_.size()));
     for (std::size_t rank = 0; rank < models_.size(); ++rank) {
-      threads.emplace_back([&, rank] {
+      models_[rank]->use_device();
+      models_[rank]->join(*group, static_cast<int>(rank));
+    }
+    group_ = std::move(group);  // the last one's device is this thread's
+  }
+
+  /// `function(rank, layers)` in a thread for each, which keeps count of the layers that are on their way. An error of one
+  /// of them, or the time limit, ends the exchanges of all; the error that came first is thrown.
+  void run_ranks(const std::function<void(int, std::atomic<std::int64_t>&)>& function) {
+    struct Rank {
+      std::thread thread;
+      std::atomic<std::int64_t> layers = 0;
+      bool ended = false;
+    };
+    std::vector<Rank> ranks(models_.size());
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::exception_ptr error;
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
+      ranks[i].thread = std::thread([&, i] {
+        std::exception_ptr own;
         try {
-          function(static_cast<int>(rank));
+          function(static_cast<int>(i), ranks[i].layers);
         } catch (...) {
-          errors[rank] = std::current_exception();
+          own = std::current_exception();
         }
+        const std::lock_guard lock(mutex);
+        ranks[i].ended = true;
+        error = error == nullptr ? own : error;
+        changed.notify_all();
       });
     }
-    for (std::thread& thread : threads) {
-      thread.join();
-    }
-    for (const std::exception_ptr& error : errors) {
-      if (error != nullptr) {
-        group_ = last().make_group(static_cast<int>(models_.size()));  // that of the failed call is of no more use
-        std::rethrow_exception(error);
+    const auto all_ended = [&] {
+      return std::all_of(ranks.begin(), ranks.end(), [](const Rank& rank) { return rank.ended; });
+    };
+    const auto report = [&] {
+      std::string text;
+      for (std::size_t i = 0; i < ranks.size(); ++i) {
+        text += "; rank " + std::to_string(i) +
+                (ranks[i].ended ? " has ended" : " has enqueued " + std::to_string(ranks[i].layers.load()) + " layers");
       }
+      return text;
+    };
+    {
+      std::unique_lock lock(mutex);
+      const bool in_time = changed.wait_for(lock, std::chrono::duration<double>(std::min(seconds_, 1e7)),
+                                            [&] { return all_ended() || error != nullptr; });
+      if (!in_time) {
+        error = std::make_exception_ptr(
+            std::runtime_error("ranks have not read their prompt within " + std::to_string(seconds_) + " s" + report()));
+      }
+      if (error != nullptr) {
+        group_->abort();
+        if (!changed.wait_for(lock, std::chrono::seconds(30), all_ended)) {
+          // A thread that waits within the driver cannot be ended, nor can this function be left without it.
+          std::fprintf(stderr, "jrt_lm: a rank waits for its device and cannot be ended%s\n", report().c_str());
+          std::_Exit(1);
+        }
+      }
+    }
+    for (Rank& rank : ranks) {
+      rank.thread.join();
+    }
+    if (error != nullptr) {
+      connect();
+      std::rethrow_exception(error);
     }
   }
 
   std::vector<std::unique_ptr<LanguageModel>> models_;
+  double seconds_;
   std::unique_ptr<RankGroup> group_;
 };
 
@@ -150,14 +211,30 @@ class RankedModel final : public LanguageModel {
 
 std::unique_ptr<LanguageModel> make_ranked_model(int ranks, const ModelConfig& config, const WeightSource& weights,
                                                  const ModelOptions& options) {
-  if (ranks > 1 && options.device == DeviceKind::cuda) {
-    // A kernel that is loaded when it is first used may have to wait for one that waits for another rank.
+  if (ranks < 1 || !(options.rank_seconds >= 0)) {
+    throw std::invalid_argument("ranks and their seconds are " + std::to_string(ranks) + " and " +
+                                std::to_string(options.rank_seconds) + ", but must be at least 1 and 0");
+  }
+  if (ranks == 1) {
+    return make_model(config, weights, options);
+  }
+  if (options.device == DeviceKind::cuda) {
+    // A kernel that is loaded when it is first used may have to wait for one that waits for another rank; and NCCL may
+    // connect ranks now.
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    setenv("NCCL_RUNTIME_CONNECT", "0", 0);
   }
-  if (ranks < 1) {
-    throw std::invalid_argument("ranks are " + std::to_string(ranks) + ", but must be at least 1");
+  ModelOptions of_rank = options;
+  of_rank.threads = std::max(1, options.device == DeviceKind::cpu ? options.threads / ranks : options.threads);
+  std::vector<std::unique_ptr<LanguageModel>> models;
+  for (of_rank.rank = 0; of_rank.rank < ranks; ++of_rank.rank) {
+    models.push_back(make_model(config, weights, of_rank));
   }
-  return ranks == 1 ? make_model(config, weights, options) : std::make_unique<RankedModel>(ranks, config, weights, options);
+  return join_models(std::move(models), options.rank_seconds > 0 ? options.rank_seconds : limit_of(options.device));
+}
+
+std::unique_ptr<LanguageModel> join_models(std::vector<std::unique_ptr<LanguageModel>> models, double seconds) {
+  return std::make_unique<RankedModel>(std::move(models), seconds);
 }
 
 }  // namespace jrt_lm

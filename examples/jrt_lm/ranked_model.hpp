@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "jrt_lm/language_model.hpp"
 
@@ -12,5 +13,9 @@ namespace jrt_lm {
 /// last rank's, where the state is then. `options.rank` is ignored.
 std::unique_ptr<LanguageModel> make_ranked_model(int ranks, const ModelConfig& config, const WeightSource& weights,
                                                  const ModelOptions& options);
+
+/// The same of models that are there: rank i is models[i]. A prompt that takes ranks more than `seconds` is an error, which
+/// says how far each has come; an error of one rank ends the exchanges of all, and is thrown. Others may follow.
+std::unique_ptr<LanguageModel> join_models(std::vector<std::unique_ptr<LanguageModel>> models, double seconds);
 
 }  // namespace jrt_lm

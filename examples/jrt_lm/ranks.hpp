@@ -44,6 +44,9 @@ class RankGroup {
   RankGroup(const RankGroup&) = delete;
   RankGroup& operator=(const RankGroup&) = delete;
   virtual ~RankGroup() = default;
+
+  /// All ranks' exchanges, those that wait and later ones, end with an error. From any thread.
+  virtual void abort() = 0;
 };
 
 /// One rank's end of it: a jrt::Communicator behind virtual functions.
@@ -96,6 +99,34 @@ class LinkOf final : public RankLink<Execution> {
 
  private:
   C communicator_;
+};
+
+/// A link that exchanges nothing: with it, a rank makes all of its calls but the exchanges, with numbers that mean nothing.
+template <class Execution>
+class RehearsalLink final : public RankLink<Execution> {
+ public:
+  using Part = typename RankLink<Execution>::Part;
+
+  RehearsalLink(int rank, int size) : rank_(rank), size_(size) {}
+
+  [[nodiscard]] int rank() const override { return rank_; }
+  [[nodiscard]] int size() const override { return size_; }
+  jrt::Status all_gather(const void* /*send*/, void* /*receive*/, std::size_t /*bytes*/, const Execution& /*on*/) override {
+    return {};
+  }
+  jrt::Status exchange(std::span<const jrt::OutgoingBytes> /*outgoing*/, std::span<const jrt::IncomingBytes> /*incoming*/,
+                       const Execution& /*on*/) override {
+    return {};
+  }
+  jrt::Status overlap(const Execution& on, const Part& transfers, const Part& work) override {
+    const jrt::Status status = transfers(on);
+    return status.ok() ? work(on) : status;
+  }
+  void abort() override {}
+
+ private:
+  int rank_;
+  int size_;
 };
 
 }  // namespace jrt_lm

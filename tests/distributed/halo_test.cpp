@@ -312,6 +312,36 @@ TEST_CASE_TEMPLATE("ranks agree with one device", Config, Window, RotatedWindow,
   }
 }
 
+TEST_CASE_TEMPLATE("outputs are the same where nobody asks for states", Config, Window, RotatedWindow, Convolution) {
+  for (const Pieces& pieces :
+       {Pieces{2, {30, 12}}, Pieces{4, {5, 3, 2, 30}}, Pieces{3, {12, 5, 0, /**/ 0, 3, 4, /**/ 0, 1, 20}}}) {
+    CAPTURE(pieces.ranks);
+    std::vector<double> outputs[2];
+    for (const bool with_states : {true, false}) {
+      std::vector<Call<Config>> parts;
+      for (int rank = 0; rank < pieces.ranks; ++rank) {
+        parts.emplace_back(pieces.local_tokens(rank), pieces.sequences());
+      }
+      JRT_REQUIRE_RANKS_OK(run_ranks(pieces.ranks, [&](ThreadCommunicator& communicator) {
+        Call<Config>& part = parts[static_cast<std::size_t>(communicator.rank())];
+        ContextPlan<Config> plan;
+        Status status = ContextPlan<Config>::make(pieces.layout(), communicator.rank(), Cpu{}, plan);
+        ContextPrefillArgs<Config> args{part.batch.forward(), &plan};
+        if (with_states) {
+          args.local.final_state = {part.final_states.view()};
+        }
+        OwnWorkspace workspace(prefill_workspace_bytes(args, Cpu{}));
+        return status.ok() ? prefill(args, communicator, workspace.view(), Cpu{}) : status;
+      }));
+      for (const Call<Config>& part : parts) {
+        const std::vector<double>& output = part.batch.output.values;
+        outputs[with_states ? 1 : 0].insert(outputs[with_states ? 1 : 0].end(), output.begin(), output.end());
+      }
+    }
+    CHECK(relative_error(outputs[0], outputs[1]) <= 1e-13);
+  }
+}
+
 /// Rank 1 of two does not call; or calls, is told that its arguments are wrong, and aborts.
 template <class Config>
 std::vector<Status> with_failing_rank(bool backward_too, bool aborts, int time_limit_ms) {

@@ -105,11 +105,59 @@ struct Tensors {
   std::vector<Tensor<double>*> encoder_results() { return {&key_encoder_gradient, &value_encoder_gradient}; }
 };
 
+const auto no_layer = [](int) { return Status(); };
+
+/// What ranks have.
+std::vector<Tensors> divided(const Pieces& pieces) {
+  const Tensors given(pieces.offsets().back(), pieces.offsets(true).back(), pieces.sequences());
+  std::vector<Tensors> parts;
+  for (int r = 0; r < pieces.ranks; ++r) {
+    Tensors& part = parts.emplace_back(pieces.local_tokens(r), pieces.local_tokens(r, true), pieces.sequences());
+    part.query = pieces.of_rank(given.query, r);
+    part.value = pieces.of_rank(given.value, r);
+    part.key_encoder = pieces.of_rank(given.key_encoder, r, true);
+    part.value_encoder = pieces.of_rank(given.value_encoder, r, true);
+    part.input = pieces.of_rank(given.input, r);
+    part.output_gradient = pieces.of_rank(given.output_gradient, r);
+  }
+  return parts;
+}
+
+/// A rank's calls, forward and backward.
+template <class C>
+Status run_rank(Tensors& part, const Pieces& pieces, C& communicator) {
+  const Cpu on;
+  ContextPlan<Convolution> convolution;
+  ContextPlan<Hybrid> hybrid;
+  Pieces without_encoder = pieces;
+  without_encoder.encoder_tokens.clear();
+  Status status = ContextPlan<Convolution>::make(without_encoder.layout(), communicator.rank(), on, convolution);
+  if (status.ok()) {
+    status = ContextPlan<Hybrid>::make(pieces.layout(), communicator.rank(), on, hybrid);
+  }
+  if (!status.ok()) {
+    return status;
+  }
+  ContextPrefillArgs<Model> args;
+  args.layers = {ContextPrefillArgs<Convolution>{part.convolution(), &convolution},
+                 ContextPrefillArgs<Hybrid>{part.hybrid(), &hybrid}};
+  args.final_state = {part.final_states.view()};
+  OwnWorkspace workspace(prefill_workspace_bytes(args, on));
+  status = prefill(args, no_layer, communicator, workspace.view(), on);
+  if (!status.ok()) {
+    return status;
+  }
+  ContextBackwardArgs<Model> gradients;
+  gradients.layers = {ContextBackwardArgs<Convolution>{part.convolution_gradients(), &convolution},
+                      ContextBackwardArgs<Hybrid>{part.hybrid_gradients(), &hybrid}};
+  OwnWorkspace gradient_workspace(backward_workspace_bytes(gradients, on));
+  return backward(gradients, no_layer, communicator, gradient_workspace.view(), on);
+}
+
 template <class C>
 void compare(const Pieces& pieces) {
   const auto offsets = pieces.offsets();
   const auto encoder_offsets = pieces.offsets(true);
-  const auto no_layer = [](int) { return Status(); };
   Tensors one(offsets.back(), encoder_offsets.back(), pieces.sequences());
   PrefillArgs<Model> model;
   model.layers = {one.convolution(), one.hybrid()};
@@ -125,46 +173,10 @@ void compare(const Pieces& pieces) {
   OwnWorkspace more(backward_workspace_bytes(model_gradients, Cpu{}));
   JRT_REQUIRE_OK(backward(model_gradients, no_layer, more.view(), Cpu{}));
 
-  const Tensors given(offsets.back(), encoder_offsets.back(), pieces.sequences());
-  Tensors whole = Tensors(offsets.back(), encoder_offsets.back(), pieces.sequences());
-  std::vector<Tensors> parts;
-  for (int r = 0; r < pieces.ranks; ++r) {
-    Tensors& part = parts.emplace_back(pieces.local_tokens(r), pieces.local_tokens(r, true), pieces.sequences());
-    part.query = pieces.of_rank(given.query, r);
-    part.value = pieces.of_rank(given.value, r);
-    part.key_encoder = pieces.of_rank(given.key_encoder, r, true);
-    part.value_encoder = pieces.of_rank(given.value_encoder, r, true);
-    part.input = pieces.of_rank(given.input, r);
-    part.output_gradient = pieces.of_rank(given.output_gradient, r);
-  }
+  Tensors whole(offsets.back(), encoder_offsets.back(), pieces.sequences());
+  std::vector<Tensors> parts = divided(pieces);
   const auto results = run_ranks<C>(pieces.ranks, [&](C& communicator) {
-    Tensors& part = parts[static_cast<std::size_t>(communicator.rank())];
-    const Cpu on;
-    ContextPlan<Convolution> convolution;
-    ContextPlan<Hybrid> hybrid;
-    Pieces without_encoder = pieces;
-    without_encoder.encoder_tokens.clear();
-    Status status = ContextPlan<Convolution>::make(without_encoder.layout(), communicator.rank(), on, convolution);
-    if (status.ok()) {
-      status = ContextPlan<Hybrid>::make(pieces.layout(), communicator.rank(), on, hybrid);
-    }
-    if (!status.ok()) {
-      return status;
-    }
-    ContextPrefillArgs<Model> args;
-    args.layers = {ContextPrefillArgs<Convolution>{part.convolution(), &convolution},
-                   ContextPrefillArgs<Hybrid>{part.hybrid(), &hybrid}};
-    args.final_state = {part.final_states.view()};
-    OwnWorkspace workspace(prefill_workspace_bytes(args, on));
-    status = prefill(args, no_layer, communicator, workspace.view(), on);
-    if (!status.ok()) {
-      return status;
-    }
-    ContextBackwardArgs<Model> gradients;
-    gradients.layers = {ContextBackwardArgs<Convolution>{part.convolution_gradients(), &convolution},
-                        ContextBackwardArgs<Hybrid>{part.hybrid_gradients(), &hybrid}};
-    OwnWorkspace gradient_workspace(backward_workspace_bytes(gradients, on));
-    return backward(gradients, no_layer, communicator, gradient_workspace.view(), on);
+    return run_rank(parts[static_cast<std::size_t>(communicator.rank())], pieces, communicator);
   });
   JRT_REQUIRE_RANKS_OK(results);
   for (int r = 0; r < pieces.ranks; ++r) {
@@ -222,6 +234,16 @@ TEST_CASE("a stack with hybrid attention on ranks agrees with one device") {
     compare<ThreadCommunicator>(pieces);
     compare<WorkFirst>(pieces);
   }
+}
+
+TEST_CASE("a rank that fails in any exchange of a stack leaves nobody waiting") {
+  const Pieces pieces{2, {40, 30}, {10, 25}};
+  check_failures([&] {
+    std::vector<Tensors> parts = divided(pieces);
+    return run_ranks<Failing>(2, [&](Failing& communicator) {
+      return run_rank(parts[static_cast<std::size_t>(communicator.rank())], pieces, communicator);
+    });
+  });
 }
 
 TEST_CASE("hybrid attention refuses a state of a divided sequence") {

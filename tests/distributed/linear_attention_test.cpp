@@ -149,12 +149,10 @@ Batch<Config> on_one_device(const Pieces& pieces, bool oracle = false) {
   return batch;
 }
 
-/// The same on ranks; states are those of the ranks that have a sequence's first and last tokens.
-template <class Config, class C = ThreadCommunicator, class On = Cpu<>>
-Batch<Config> on_ranks(const Pieces& pieces, const On& on = {}) {
-  using Format = StateFormatOf<Config>;
+/// What ranks have: pieces of `given`.
+template <class Config>
+std::vector<Batch<Config>> divided(const Pieces& pieces) {
   const Batch<Config> given(pieces);
-  Batch<Config> whole(pieces);
   std::vector<Batch<Config>> parts;
   for (int r = 0; r < pieces.ranks; ++r) {
     Batch<Config>& part =
@@ -168,27 +166,41 @@ Batch<Config> on_ranks(const Pieces& pieces, const On& on = {}) {
     Batch<Config>::fill(part.initial, 8);
     Batch<Config>::fill(part.final_gradient, 9);
   }
+  return parts;
+}
+
+/// A rank's calls, forward and backward.
+template <class Config, class C, class On>
+Status run_rank(Batch<Config>& part, const Pieces& pieces, C& communicator, const On& on) {
+  ContextPlan<Config> plan;
+  Status status = ContextPlan<Config>::make(pieces.layout(), communicator.rank(), on, plan, heads);
+  if (!status.ok()) {
+    return status;
+  }
+  const ContextPrefillArgs<Config> forward{part.forward(), &plan};
+  OwnWorkspace workspace(prefill_workspace_bytes(forward, on));
+  int times = 0;
+  const auto meanwhile = [&] {
+    ++times;
+    return Status();
+  };
+  status = prefill(forward, meanwhile, communicator, workspace.view(), on);
+  if (!status.ok() || times != 1) {
+    return status.ok() ? Status::error(StatusCode::corrupt_data, "meanwhile was called %d times", times) : status;
+  }
+  const ContextBackwardArgs<Config> gradients{part.backward(), &plan};
+  OwnWorkspace more(backward_workspace_bytes(gradients, on));
+  return backward(gradients, communicator, more.view(), on);
+}
+
+/// The same on ranks; states are those of the ranks that have a sequence's first and last tokens.
+template <class Config, class C = ThreadCommunicator, class On = Cpu<>>
+Batch<Config> on_ranks(const Pieces& pieces, const On& on = {}) {
+  using Format = StateFormatOf<Config>;
+  Batch<Config> whole(pieces);
+  std::vector<Batch<Config>> parts = divided<Config>(pieces);
   const auto results = run_ranks<C>(pieces.ranks, [&](C& communicator) {
-    Batch<Config>& part = parts[static_cast<std::size_t>(communicator.rank())];
-    ContextPlan<Config> plan;
-    Status status = ContextPlan<Config>::make(pieces.layout(), communicator.rank(), on, plan, heads);
-    if (!status.ok()) {
-      return status;
-    }
-    const ContextPrefillArgs<Config> forward{part.forward(), &plan};
-    OwnWorkspace workspace(prefill_workspace_bytes(forward, on));
-    int times = 0;
-    const auto meanwhile = [&] {
-      ++times;
-      return Status();
-    };
-    status = prefill(forward, meanwhile, communicator, workspace.view(), on);
-    if (!status.ok() || times != 1) {
-      return status.ok() ? Status::error(StatusCode::corrupt_data, "meanwhile was called %d times", times) : status;
-    }
-    const ContextBackwardArgs<Config> gradients{part.backward(), &plan};
-    OwnWorkspace more(backward_workspace_bytes(gradients, on));
-    return backward(gradients, communicator, more.view(), on);
+    return run_rank(parts[static_cast<std::size_t>(communicator.rank())], pieces, communicator, on);
   });
   JRT_REQUIRE_RANKS_OK(results);
   for (int r = 0; r < pieces.ranks; ++r) {
@@ -347,6 +359,20 @@ TEST_CASE("segments of fixed length give the same bits on any number of ranks") 
     divide_at_segments<Config>(prefix, ranks, Cpu{}, pieces.encoder_tokens.data());
     compare<Config>(pieces, 0, 0);
   }
+}
+
+TEST_CASE_TEMPLATE("a rank that fails leaves nobody waiting", Config, Operator<double, PrefixMask, OccupancySplit<>>,
+                   Operator<double, FullMask, LengthSplit<48>>) {
+  Pieces pieces{2, {120, 80}, {100, 30}, {1}};
+  if (!Config::Mask::reads_encoder) {
+    pieces.encoder_tokens.clear();
+  }
+  check_failures([&] {
+    std::vector<Batch<Config>> parts = divided<Config>(pieces);
+    return run_ranks<Failing>(2, [&](Failing& communicator) {
+      return run_rank(parts[static_cast<std::size_t>(communicator.rank())], pieces, communicator, Cpu{});
+    });
+  });
 }
 
 }  // namespace

@@ -234,6 +234,58 @@ Results run_halo(const Inputs& in, ContextLayout layout, C& communicator, const 
   return {output.values(), {}};
 }
 
+/// A rank's window of 16-bit numbers, for which Hopper has a kernel of its own, and the cache that it leaves.
+using WideWindow = SlidingWindowAttention<BFloat16, 64, 128>;
+struct WideInputs {
+  std::int64_t tokens = 3072;
+  std::vector<BFloat16> query = random_tensor<BFloat16>({1, tokens, heads, 64}, 11).values;
+  std::vector<BFloat16> key = random_tensor<BFloat16>({1, tokens, heads, 64}, 12).values;
+  std::vector<BFloat16> value = random_tensor<BFloat16>({1, tokens, heads, 64}, 13).values;
+};
+struct WideResults {
+  std::vector<BFloat16> output;
+  std::vector<BFloat16> state;
+};
+
+template <class C>
+WideResults run_wide_window(const WideInputs& in, const ContextLayout& layout, C& communicator, const Cuda& on,
+                            bool with_state, const Way& way) {
+  using Format = StateFormatOf<WideWindow>;
+  const int rank = communicator.rank();
+  const std::int64_t count = layout.piece(rank, 0);
+  const auto piece = [&](const std::vector<BFloat16>& all) {
+    const auto* const begin = all.data() + layout.first_token(rank, 0) * heads * 64;
+    return DeviceCopy<BFloat16>(std::vector<BFloat16>(begin, begin + count * heads * 64));
+  };
+  const auto query = piece(in.query);
+  const auto key = piece(in.key);
+  const auto value = piece(in.value);
+  DeviceCopy<BFloat16> output(static_cast<std::size_t>(count * heads * 64));
+  DeviceCopy<BFloat16> state(static_cast<std::size_t>(heads * Format::head_elements));
+  ContextPlan<WideWindow> plan;
+  JRT_REQUIRE_OK(ContextPlan<WideWindow>::make(layout, rank, on, plan));
+  DeviceCopy<std::byte> indices(plan.index_bytes());
+  JRT_REQUIRE_OK(plan.place(indices.data(), on));
+  ContextPrefillArgs<WideWindow> args;
+  args.plan = &plan;
+  args.local.query = view(query.data(), count, 64);
+  args.local.key = view(key.data(), count, 64);
+  args.local.value = view(value.data(), count, 64);
+  args.local.output = view(output.data(), count, 64);
+  if (with_state) {
+    args.local.final_state = {view_pool<Format>(state.data(), 1, heads)};
+  }
+  const std::size_t bytes = prefill_workspace_bytes(args, on);
+  DeviceCopy<std::byte> workspace(bytes);
+  enqueue(
+      communicator,
+      [&] {
+        return prefill(args, communicator, {workspace.data(), bytes}, on);
+      },
+      on, way);
+  return {output.values(), state.values()};
+}
+
 /// Every mixer: linear attention with fixed segments and with those of the device, a window, a convolution.
 template <class C>
 std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& communicator, const Cuda& on,
@@ -247,12 +299,11 @@ std::vector<Results> run_rank(const Inputs& in, const ContextLayout& layout, C& 
 constexpr const char* operations[] = {"linear attention, fixed segments", "linear attention, the device's segments",
                                       "window", "convolution"};
 
-/// Outputs of all ranks, one after the other.
-std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout, bool beside, bool captured) {
-  const int ranks = layout.ranks;
+/// `run(communicator, on, way)` in a thread for each rank, with its GPU.
+template <class Run>
+void on_gpus(int ranks, bool beside, bool captured, const Run& run) {
   std::vector<ncclComm_t> communicators(static_cast<std::size_t>(ranks));
   REQUIRE(ncclCommInitAll(communicators.data(), ranks, nullptr) == ncclSuccess);
-  std::vector<std::vector<Results>> of_ranks(static_cast<std::size_t>(ranks));
   std::barrier<> all(ranks);
   const Way way{captured, [&] { all.arrive_and_wait(); }};
   std::vector<std::thread> threads;
@@ -266,7 +317,7 @@ std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout
       {
         SideStream side(other);
         NcclCommunicator communicator(communicators[static_cast<std::size_t>(rank)], beside ? &side : nullptr);
-        of_ranks[static_cast<std::size_t>(rank)] = run_rank(inputs, layout, communicator, Cuda{stream}, way);
+        run(communicator, Cuda{stream}, way);
       }
       cudaStreamDestroy(other);
       cudaStreamDestroy(stream);
@@ -278,6 +329,15 @@ std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout
   for (ncclComm_t communicator : communicators) {
     ncclCommDestroy(communicator);
   }
+}
+
+/// Outputs of all ranks, one after the other.
+std::vector<Results> run_group(const Inputs& inputs, const ContextLayout& layout, bool beside, bool captured) {
+  const int ranks = layout.ranks;
+  std::vector<std::vector<Results>> of_ranks(static_cast<std::size_t>(ranks));
+  on_gpus(ranks, beside, captured, [&](NcclCommunicator& communicator, const Cuda& on, const Way& way) {
+    of_ranks[static_cast<std::size_t>(communicator.rank())] = run_rank(inputs, layout, communicator, on, way);
+  });
   std::vector<Results> joined = of_ranks[0];
   for (int rank = 1; rank < ranks; ++rank) {
     for (std::size_t i = 0; i < joined.size(); ++i) {
@@ -336,6 +396,44 @@ TEST_CASE("several GPUs agree with one") {
           CHECK(actual[i].key_gradient == first[i].key_gradient);
         }
       }
+    }
+  }
+}
+
+TEST_CASE("windows of 16-bit numbers on several GPUs, with and without the cache that is left") {
+  const WideInputs inputs;
+  const std::int64_t whole[] = {inputs.tokens};
+  const std::int64_t two[] = {1600, 1472};
+  const std::int64_t four[] = {1000, 72, 1900, 100};  // two are shorter than the window
+  const auto numbers = [](const std::vector<BFloat16>& values) {
+    std::vector<float> result;
+    for (const BFloat16 x : values) {
+      result.push_back(convert<float>(x));
+    }
+    return result;
+  };
+  for (const ContextLayout& layout : {ContextLayout{2, 1, two}, ContextLayout{4, 1, four}}) {
+    const int ranks = layout.ranks;
+    if (devices() < ranks) {
+      continue;
+    }
+    CAPTURE(ranks);
+    cudaSetDevice(0);
+    Alone alone;
+    for (const bool with_state : {true, false}) {
+      CAPTURE(with_state);
+      const WideResults expected = run_wide_window(inputs, {1, 1, whole}, alone, Cuda{}, with_state, Way{});
+      std::vector<WideResults> actual(static_cast<std::size_t>(ranks));
+      on_gpus(ranks, true, true, [&](NcclCommunicator& communicator, const Cuda& on, const Way& way) {
+        actual[static_cast<std::size_t>(communicator.rank())] =
+            run_wide_window(inputs, layout, communicator, on, with_state, way);
+      });
+      std::vector<BFloat16> output;
+      for (const WideResults& rank : actual) {
+        output.insert(output.end(), rank.output.begin(), rank.output.end());
+      }
+      CHECK(relative_error(numbers(output), numbers(expected.output)) <= 4e-3);
+      CHECK(numbers(actual.back().state) == numbers(expected.state));
     }
   }
 }

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +11,9 @@
 #include <jrt/distributed/thread_communicator.hpp>
 #include <jrt/workspace.hpp>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -139,6 +142,47 @@ std::vector<Status> run_ranks(int ranks, const Function& rank_function, int time
   for (const ::jrt::Status& result : results) { \
     JRT_REQUIRE_OK(result);                     \
   }
+
+/// Of which rank 1 fails in one of its exchanges and does not take part.
+class Failing : public ThreadCommunicator {
+ public:
+  using ThreadCommunicator::ThreadCommunicator;
+  inline static std::atomic<int> exchanges = 0;  ///< of rank 1
+  inline static std::atomic<int> fails_in = -1;  ///< the number of one of them
+
+  template <class Execution>
+  Status all_gather(const void* send, void* receive, std::size_t bytes, const Execution& on) {
+    return fails() ? failure() : ThreadCommunicator::all_gather(send, receive, bytes, on);
+  }
+  template <class Execution>
+  Status exchange(std::span<const OutgoingBytes> outgoing, std::span<const IncomingBytes> incoming, const Execution& on) {
+    return fails() ? failure() : ThreadCommunicator::exchange(outgoing, incoming, on);
+  }
+
+ private:
+  [[nodiscard]] bool fails() const { return rank() == 1 && exchanges++ == fails_in; }
+  static Status failure() { return Status::error(StatusCode::device_error, "rank 1 fails."); }
+};
+
+/// `run()` has the results of two ranks by `Failing`: whichever exchange fails, both get an error, and nobody waits.
+template <class Run>
+void check_failures(const Run& run) {
+  Failing::fails_in = -1;
+  Failing::exchanges = 0;
+  JRT_REQUIRE_RANKS_OK(run());
+  const int count = Failing::exchanges;
+  CHECK(count > 0);
+  for (int i = 0; i < count; ++i) {
+    CAPTURE(i);
+    Failing::fails_in = i;
+    Failing::exchanges = 0;
+    const auto begin = std::chrono::steady_clock::now();
+    const std::vector<Status> results = run();
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(15));
+    CHECK(results[1].message() == "rank 1 fails.");
+    CHECK(results[0].message().find("has called abort") != std::string_view::npos);
+  }
+}
 
 /// A workspace of exactly the size asked for.
 class OwnWorkspace {

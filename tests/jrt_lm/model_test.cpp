@@ -126,6 +126,42 @@ TEST_CASE("logits are those of the formulas, for any prefix and padding") {
   }
 }
 
+TEST_CASE("one short prompt after the other: as it comes, captured, replayed, with more rows than tokens") {
+  const ModelConfig config = small_config();
+  const TestWeights weights(config);
+  const ReferenceModel reference(config, weights);
+  for (const Precision& precision : precisions) {
+    const auto model = made(config, weights, precision.type);
+    unsigned seed = 0;
+    // 16 rows, then 48, with no, few and many encoder tokens; each shape is met several times. Between them all else that
+    // could move memory: a batch, and logits of all tokens.
+    const auto read = [&](std::int64_t count, std::int64_t prefix) {
+      const Tokens tokens = random_tokens(count, config.vocabulary, ++seed);
+      const auto slot = static_cast<std::int32_t>(seed % 4);
+      const auto logits = prefill_last(*model, tokens, slot, prefix);
+      CHECK(relative_error(logits, reference.last_logits(tokens, prefix, 0)) <= precision.bound);
+      CHECK(model->tokens_read(slot) == count);
+      // The state, too: a token more, read as a prompt of its own and as a step.
+      Tokens longer = tokens;
+      longer.push_back(3);
+      const auto expected = reference.last_logits(longer, prefix, 0);
+      model->fork(slot, (slot + 1) % 4);
+      CHECK(relative_error(prefill_last(*model, {3}, (slot + 1) % 4, 0, true), expected) <= precision.bound);
+      CHECK(relative_error(step_one(*model, 3, slot), expected) <= precision.bound);
+    };
+    for (int again = 0; again < 3; ++again) {
+      for (const std::int64_t count : {1, 7, 16, 33, 40, 48}) {
+        for (const std::int64_t prefix : {std::int64_t{0}, count / 3, count}) {
+          read(count, prefix);
+        }
+      }
+      std::vector<Tokens> tokens{random_tokens(300, config.vocabulary, 7), random_tokens(9, config.vocabulary, 8)};
+      const std::vector<Prompt> prompts{{tokens[0], 0, 100}, {tokens[1], 1, 9}};
+      model->prefill(prompts, LogitsOf::all_tokens, {});
+    }
+  }
+}
+
 TEST_CASE("decoding from states is reading everything anew") {
   const ModelConfig config = small_config();
   const TestWeights weights(config);

@@ -23,9 +23,12 @@ namespace jrt {
 /// does not make its call leaves the streams of the others waiting: `await_ranks` waits with a time limit, then aborts.
 /// NCCL connects ranks in the first call that needs it, and the host waits in there, without a time limit: a program that
 /// must not wait for ever makes one call of each kind when the group begins, or sets NCCL_RUNTIME_CONNECT=0 (NCCL connects
-/// all ranks when communicators are made).
+/// all ranks when communicators are made). Several ranks of one process need more care: docs/distributed.md.
 ///
 /// With a `SideStream`, calls run their transfers on it, beside the work of the execution's stream that does not need them.
+///
+/// A workspace that is registered with NCCL (ncclMemAlloc, ncclCommWindowRegister with NCCL_WIN_COLL_SYMMETRIC) is gathered
+/// without copies of NCCL's own.
 ///
 /// The library needs no NVLink multicast; where a machine's driver does not allow it, set NCCL_NVLS_ENABLE=0.
 class NcclCommunicator {

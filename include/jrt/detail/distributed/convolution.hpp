@@ -35,7 +35,7 @@ class CarriedInputs {
     const std::int64_t channels = local_.first.dim;
     states_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.halos * channels * Format::head_elements),
                                 plan_.halos, channels);
-    halos_ = packed_rows(arena.take<Element>(plan_.halo_rows * channels), plan_.halo_rows, local_);
+    halos_ = exchange_.take_halos(arena);
     output_ = view_bthd(arena.take<Element>(plan_.halo_rows * channels), {.tokens = plan_.halo_rows, .dim = channels});
     workspace_.bytes = plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_);
     workspace_.data = arena.take<std::byte>(static_cast<std::int64_t>(workspace_.bytes));

@@ -53,9 +53,7 @@ RowTensors<Element> packed_rows(Element* memory, std::int64_t count, const RowTe
 
 template <class Execution, class Element>
 Status copy_rows(const RowTensors<const Element>& from, const RowTensors<Element>& to, const Execution& on) {
-  using Backend = ContextBackend<Execution>;
-  const Status status = Backend::copy_rows(from.first, to.first, on);
-  return status.ok() && to.second.heads > 0 ? Backend::copy_rows(from.second, to.second, on) : status;
+  return ContextBackend<Execution>::copy_two(from.first, to.first, from.second, to.second, on);
 }
 template <class Execution, class Element>
 Status add_rows(const RowTensors<const Element>& from, const RowTensors<Element>& to, const Execution& on) {
@@ -92,6 +90,16 @@ class HaloExchange {
     outgoing_ = arena.take<Element>(plan_.outgoing_rows * like_.row_elements());
     incoming_ = arena.take<Element>(plan_.incoming_rows * like_.row_elements());
   }
+  /// Memory for the rows of all halos: what arrives itself, if it is in their order, as that of one sequence is.
+  [[nodiscard]] RowTensors<Element> take_halos(Arena& arena) const {
+    bool in_order = true;
+    for (std::int64_t i = 0; i < plan_.incoming(); ++i) {
+      const HaloPlan::Copy copy = plan_.copy(incoming_copies, i);
+      in_order = in_order && copy.first == copy.block_row;
+    }
+    Element* const memory = in_order ? incoming_ : arena.take<Element>(plan_.halo_rows * like_.row_elements());
+    return packed_rows(memory, plan_.halo_rows, like_);
+  }
 
   /// The halos of this rank's pieces: `halos` has `plan.halo_rows` rows.
   template <class C>
@@ -105,9 +113,12 @@ class HaloExchange {
     if (status.ok()) {
       status = exchange(outgoing_copies, outgoing_, incoming_copies, incoming_, communicator, on);
     }
-    return !status.ok() ? status : for_copies(incoming_copies, [&](const HaloPlan::Copy& copy) {
-      return copy_rows(as_input(received).slice(copy.block_row, copy.rows), halos.slice(copy.first, copy.rows), on);
-    });
+    return !status.ok() || halos.first.data == incoming_
+               ? status
+               : for_copies(incoming_copies, [&](const HaloPlan::Copy& copy) {
+                   return copy_rows(as_input(received).slice(copy.block_row, copy.rows), halos.slice(copy.first, copy.rows),
+                                    on);
+                 });
   }
 
   /// Adds the gradients of halos to those of the tokens on their ranks.
@@ -115,9 +126,12 @@ class HaloExchange {
   Status gradients(const RowTensors<const Element>& halos, const RowTensors<Element>& local, C& communicator) const {
     const auto sent = packed_rows(incoming_, plan_.incoming_rows, like_);
     const auto received = packed_rows(outgoing_, plan_.outgoing_rows, like_);
-    Status status = for_copies(incoming_copies, [&](const HaloPlan::Copy& copy) {
-      return copy_rows(halos.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on_);
-    });
+    Status status;
+    if (halos.first.data != incoming_) {
+      status = for_copies(incoming_copies, [&](const HaloPlan::Copy& copy) {
+        return copy_rows(halos.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on_);
+      });
+    }
     if (status.ok()) {
       status = exchange(incoming_copies, incoming_, outgoing_copies, outgoing_, communicator, on_);
     }

@@ -3,14 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "jrt/detail/distributed/backend.hpp"
 #include "jrt/detail/distributed/halo_plan.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/distributed/context_parallel.hpp"
+#include "jrt/numeric.hpp"
 #include "jrt/prefill.hpp"
 #include "jrt/sequences.hpp"
 #include "jrt/state_operations.hpp"
+#include "jrt/tensor_view.hpp"
 #include "jrt/workspace.hpp"
 
 namespace jrt::detail {
@@ -29,9 +32,10 @@ inline Sequences halo_sequences(const HaloPlan& plan, HaloArray offsets) {
   return sequences;
 }
 
-/// A prefill of a mixer that needs the rows before a piece: all pieces at once, beside the exchange, from states that lack
-/// other ranks' rows; then, of pieces that begin inside a sequence, the first tokens once more, from the states of their
-/// halos: later tokens do not look at those.
+/// A prefill of a mixer that needs the rows before a piece: all pieces at once, from states that lack other ranks' rows
+/// (from none, if the caller neither gives nor wants any); beside that the exchange, which makes the states of halos, and
+/// from these the first tokens of pieces that begin inside a sequence (the edges): later tokens do not look at halos. In
+/// the end the edges' outputs replace those of the same tokens.
 ///
 /// `Carried` makes the states of halos: `take(arena)`, `receive(communicator, on)`, `states()`. `Mixer` derives from this
 /// class and has
@@ -44,6 +48,7 @@ class HaloPrefill {
  public:
   using Format = StateFormatOf<Config>;
   using Slots = StateSlots<Format>;
+  using Element = typename Config::Element;
 
   [[nodiscard]] Status check_inner() const {
     return plan_.pieces == 0 ? Status() : MixerBackend<Config, Execution>::check(prefill_args());
@@ -56,30 +61,43 @@ class HaloPrefill {
                                 plan_.pieces, heads);
     if (plan_.pieces > 0) {
       inner_.bytes = prefill_workspace_bytes(prefill_args(), on_);
+      inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
+    }
+    const auto results = [&](auto& of_edges, const auto& like) {
+      using Value = std::remove_pointer_t<decltype(like.data)>;
+      const std::int64_t tokens = plan_.edge_rows - plan_.halo_rows;
+      of_edges = view_bthd(arena.take<Value>(like.data == nullptr ? 0 : tokens * like.heads * like.dim),
+                           {.tokens = tokens, .heads = like.heads, .dim = like.dim});
+    };
+    results(edge_output_, local_.output);
+    if constexpr (has_log_sum_exp) {
+      results(edge_log_sum_exp_, local_.log_sum_exp);
     }
     for (std::int64_t i = 0; i < plan_.halos; ++i) {
-      inner_.bytes = larger(inner_.bytes, prefill_workspace_bytes(edge_args(i), on_));
+      edge_inner_.bytes = larger(edge_inner_.bytes, prefill_workspace_bytes(edge_args(i, 0), on_));
     }
-    inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(inner_.bytes));
+    edge_inner_.data = arena.take<std::byte>(static_cast<std::int64_t>(edge_inner_.bytes));
   }
 
   template <class C, class Meanwhile>
   Status run(C& communicator, const Meanwhile& meanwhile) {
     Status status = overlapped(
-        communicator, on_, [&](const Execution& beside) { return carried_.receive(communicator, beside); },
+        communicator, on_,
+        [&](const Execution& beside) {
+          const Status received = carried_.receive(communicator, beside);
+          return received.ok() ? prefill_edges(Backend::for_few_rows(beside)) : received;
+        },
         [&](const Execution&) {
           const Status of_pieces = plan_.pieces > 0 ? prefill_pieces() : Status();
           return of_pieces.ok() ? meanwhile() : of_pieces;
         });
-    for (std::int64_t i = 0; status.ok() && i < plan_.halos; ++i) {
-      if (plan_.edge(i).tokens > 0) {
-        status = prefill(edge_args(i), inner_, on_);
-      }
+    if (status.ok()) {
+      status = take_from_edges();
     }
     if (local_.final_state.empty() || plan_.pieces == 0) {
       return status;
     }
-    if (status.ok() && plan_.halos > 0) {
+    if (status.ok() && any_short()) {
       status = copy_states(Slots{carried_.states()}, Slots{states_, plan_.arrays[short_pieces]}, plan_.halos, on_);
     }
     return status.ok() ? copy_states(Slots{states_, plan_.arrays[final_pieces]}, local_.final_state, plan_.sequences, on_)
@@ -96,7 +114,18 @@ class HaloPrefill {
   [[nodiscard]] const Execution& on() const { return on_; }
 
  private:
+  using Backend = ContextBackend<Execution>;
+  static constexpr bool has_log_sum_exp = requires(const PrefillArgs<Config>& args) { args.log_sum_exp; };
+
+  /// Whether pieces start from states: the caller's, or such as count the tokens before.
+  [[nodiscard]] bool starts_from_states() const {
+    return plan_.reads_initial_state || (!local_.final_state.empty() && plan_.halos > 0);
+  }
+
   Status prefill_pieces() const {
+    if (!starts_from_states()) {
+      return prefill(prefill_args(), inner_, on_);
+    }
     Status status = clear_states(Slots{states_}, plan_.pieces, on_);
     if (status.ok() && plan_.reads_initial_state) {
       status = copy_states(local_.initial_state, Slots{states_, plan_.arrays[initial_pieces]}, plan_.sequences, on_);
@@ -109,28 +138,78 @@ class HaloPrefill {
 
   [[nodiscard]] PrefillArgs<Config> prefill_args() const {
     PrefillArgs<Config> args = local_;
-    args.sequences = piece_sequences(plan_);
-    return with_states(args, {states_});
+    if (plan_.pieces != 1) {  // one is all of the rank's tokens
+      args.sequences = piece_sequences(plan_);
+    }
+    args.initial_state = starts_from_states() ? Slots{states_} : Slots{};
+    args.final_state = local_.final_state.empty() ? Slots{} : Slots{states_};
+    return args;
   }
-  /// The first tokens of the piece after halo `i`.
-  [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i) const {
+
+  /// Whether the state after a piece is that after its edge.
+  [[nodiscard]] bool is_short(std::int64_t halo) const { return plan_.arrays.host(short_pieces)[halo] >= 0; }
+  [[nodiscard]] bool any_short() const {
+    bool any = false;
+    for (std::int64_t i = 0; i < plan_.halos; ++i) {
+      any = any || is_short(i);
+    }
+    return any;
+  }
+  /// The first tokens of the piece after halo `i`, whose outputs are those of the edges from `row` on.
+  [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i, std::int64_t row) const {
     const HaloPlan::Edge edge = plan_.edge(i);
     PrefillArgs<Config> args = local_;
     Mixer::slice(
         args, [&](const auto& view) { return view.data == nullptr ? view : view.slice_tokens(edge.first, edge.tokens); });
-    Slots states{carried_.states()};
-    states.pool.data = carried_.states().head(i, 0);
-    states.pool.slots = 1;
-    return with_states(args, states);
-  }
-  /// From and, where the caller wants final states, to `states`.
-  [[nodiscard]] PrefillArgs<Config> with_states(PrefillArgs<Config> args, const Slots& states) const {
-    args.initial_state = states;
+    args.output = edge_output_.slice_tokens(row, edge.tokens);
+    if constexpr (has_log_sum_exp) {
+      if (local_.log_sum_exp.data != nullptr) {
+        args.log_sum_exp = edge_log_sum_exp_.slice_tokens(row, edge.tokens);
+      }
+    }
+    args.initial_state = Slots{carried_.states()};
+    args.initial_state.pool.data = carried_.states().head(i, 0);
+    args.initial_state.pool.slots = 1;
     args.final_state = {};
-    if (!local_.final_state.empty()) {
+    if (!local_.final_state.empty() && is_short(i)) {
       args.final_state = args.initial_state;
     }
     return args;
+  }
+  /// `function(halo, edge, its first row in the edges' outputs)`.
+  template <class Function>
+  Status for_edges(const Function& function) const {
+    Status status;
+    std::int64_t row = 0;
+    for (std::int64_t i = 0; status.ok() && i < plan_.halos; ++i) {
+      const HaloPlan::Edge edge = plan_.edge(i);
+      if (edge.tokens > 0) {
+        status = function(i, edge, row);
+      }
+      row += edge.tokens;
+    }
+    return status;
+  }
+  Status prefill_edges(const Execution& on) const {
+    return for_edges([&](std::int64_t i, const HaloPlan::Edge&, std::int64_t row) {
+      return prefill(edge_args(i, row), edge_inner_, on);
+    });
+  }
+  Status take_from_edges() const {
+    return for_edges([&](std::int64_t, const HaloPlan::Edge& edge, std::int64_t row) {
+      const auto take = [&](const auto& from, const auto& to) {
+        using Value = std::remove_pointer_t<decltype(to.data)>;
+        return to.data == nullptr ? Status()
+                                  : Backend::copy_rows(TensorView<const Value>(from.slice_tokens(row, edge.tokens)),
+                                                       to.slice_tokens(edge.first, edge.tokens), on_);
+      };
+      const Status status = take(edge_output_, local_.output);
+      if constexpr (has_log_sum_exp) {
+        return status.ok() ? take(edge_log_sum_exp_, local_.log_sum_exp) : status;
+      } else {
+        return status;
+      }
+    });
   }
 
   const PrefillArgs<Config>& local_;
@@ -139,6 +218,9 @@ class HaloPrefill {
   Carried carried_;
   StatePoolView<Format> states_;
   Workspace inner_;
+  TensorView<Element> edge_output_;
+  TensorView<ComputeType<Element>> edge_log_sum_exp_;  // if the mixer has one
+  Workspace edge_inner_;
 };
 
 }  // namespace jrt::detail

@@ -20,8 +20,9 @@
 
 namespace jrt::detail {
 
-/// The caches from which pieces that begin inside a sequence start, one for each halo, made of its keys and values: a
-/// prefill over the halo, whose outputs nobody reads, leaves its last L+1 keys in the cache.
+/// The caches from which pieces that begin inside a sequence start, one for each halo, made of its keys and values. A
+/// backend that does not make them itself (`store_rings`) does it by a prefill over the halo, whose outputs nobody reads
+/// and which leaves its last L+1 keys in the cache.
 template <class Window, class Execution>
 class WindowRings {
  public:
@@ -39,11 +40,13 @@ class WindowRings {
     const std::int64_t heads = local_.first.heads;
     rings_ = view_pool<Format>(arena.take<typename Format::Scalar>(plan_.halos * heads * Format::head_elements),
                                plan_.halos, heads);
-    halos_ = packed_rows(arena.take<Element>(plan_.halo_rows * local_.row_elements()), plan_.halo_rows, local_);
-    output_ = view_bthd(arena.take<Element>(plan_.halo_rows * heads * Window::value_dim),
-                        {.tokens = plan_.halo_rows, .heads = heads, .dim = Window::value_dim});
-    workspace_.bytes = plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_);
-    workspace_.data = arena.take<std::byte>(static_cast<std::int64_t>(workspace_.bytes));
+    halos_ = exchange_.take_halos(arena);
+    if constexpr (!stores_rings) {
+      output_ = view_bthd(arena.take<Element>(plan_.halo_rows * heads * Window::value_dim),
+                          {.tokens = plan_.halo_rows, .heads = heads, .dim = Window::value_dim});
+      workspace_.bytes = plan_.halos == 0 ? 0 : prefill_workspace_bytes(halo_args(), on_);
+      workspace_.data = arena.take<std::byte>(static_cast<std::int64_t>(workspace_.bytes));
+    }
   }
 
   /// Of halo i in slot i.
@@ -56,15 +59,22 @@ class WindowRings {
     if (!status.ok() || plan_.halos == 0) {
       return status;
     }
-    status = clear_states(StateSlots<Format>{rings_}, plan_.halos, on);
-    if (status.ok()) {
-      status =
-          ContextBackend<Execution>::set_counts(StateSlots<Format>{rings_}, plan_.arrays[halo_counts], plan_.halos, on);
+    if constexpr (stores_rings) {
+      return Backend::template store_rings<Window>(as_input(halos_), plan_.arrays[halo_offsets], plan_.arrays[halo_counts],
+                                                   rings_, plan_.halos, rotary_, on);
+    } else {
+      status = clear_states(StateSlots<Format>{rings_}, plan_.halos, on);
+      if (status.ok()) {
+        status = Backend::set_counts(StateSlots<Format>{rings_}, plan_.arrays[halo_counts], plan_.halos, on);
+      }
+      return status.ok() ? prefill(halo_args(), workspace_, on) : status;
     }
-    return status.ok() ? prefill(halo_args(), workspace_, on) : status;
   }
 
  private:
+  using Backend = ContextBackend<Execution>;
+  static constexpr bool stores_rings = requires { Backend::stores_rings; };
+
   [[nodiscard]] PrefillArgs<Window> halo_args() const {
     PrefillArgs<Window> args;
     args.query = halos_.first;  // any finite numbers

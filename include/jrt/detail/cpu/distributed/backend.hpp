@@ -28,6 +28,9 @@ struct ContextBackend<Cpu<E>> {
   static std::int64_t segment_workers(const On& on) { return workers_of(on); }
   static constexpr std::int64_t min_segments = 2;
 
+  /// Where a prefill of few tokens runs, beside one of many.
+  static const On& for_few_rows(const On& on) { return on; }
+
   /// Lists of codes (distributed/linear_plan.hpp) for all heads: sums in `sums`, results in `states`.
   template <class Format>
   static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
@@ -72,6 +75,13 @@ struct ContextBackend<Cpu<E>> {
       }
     }
     return {};
+  }
+  /// Of two pairs of views, of which the second may be empty.
+  template <class T>
+  static Status copy_two(const TensorView<const T>& from, const TensorView<T>& to, const TensorView<const T>& second_from,
+                         const TensorView<T>& second_to, const On& on) {
+    const Status status = copy_rows(from, to, on);
+    return status.ok() && second_to.heads > 0 ? copy_rows(second_from, second_to, on) : status;
   }
   template <class T>
   static Status add_rows(const TensorView<const T>& from, const TensorView<T>& to, const On& /*on*/) {

@@ -9,9 +9,12 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/launch.cuh"
 #include "jrt/detail/cuda/core/tuning.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/distributed/rows.cuh"
 #include "jrt/detail/cuda/state/backend.cuh"
 #include "jrt/detail/cuda/state/operations.cuh"
 #include "jrt/detail/distributed/backend.hpp"
+#include "jrt/detail/distributed/halo.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/execution/cuda.cuh"
 #include "jrt/numeric.hpp"
@@ -21,42 +24,58 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// One value of one list of codes (distributed/linear_plan.hpp).
 template <class Format>
-struct ScanSums {
-  static constexpr std::int64_t numbers = Format::head_elements;
-  StateScan scan;
-  StatePoolView<Format> sums;
-  StatePoolView<Format> states;
+inline constexpr std::int64_t scan_blocks =
+    ceil_div<std::int64_t>(Format::head_elements* static_cast<std::int64_t>(sizeof(typename Format::Scalar)),
+                           std::int64_t{state_threads} * access_bytes);
 
-  __device__ void operator()(std::int64_t list, std::int64_t h, std::int64_t i) const {
-    using Scalar = typename Format::Scalar;
-    constexpr int loads = state_scan_tuning.loads_in_flight;
-    Scalar running{};
-    const bool padding = i >= Format::head_values;
-    const std::int32_t end = scan.offsets[list + 1];
-    for (std::int32_t first = scan.offsets[list]; first < end; first += loads) {
-      std::int32_t codes[loads];
-      Scalar values[loads];
+/// Lists of codes (distributed/linear_plan.hpp): a thread has some neighbouring numbers of one head and list. Codes are
+/// read once for a block, so that sums can be asked for before the ones before them have arrived.
+template <class Format>
+__global__ void __launch_bounds__(state_threads)
+    scan_sums(const __grid_constant__ StateScan scan, const __grid_constant__ StatePoolView<Format> sums,
+              const __grid_constant__ StatePoolView<Format> states) {
+  using Scalar = typename Format::Scalar;
+  constexpr int each = access_bytes / static_cast<int>(sizeof(Scalar));
+  constexpr int loads = state_scan_tuning.loads_in_flight;
+  constexpr int most_codes = 256;
+  static_assert(Format::head_elements % each == 0);
+  __shared__ std::int32_t codes[most_codes];
+  const std::int64_t blocks = scan_blocks<Format>;
+  const std::int64_t head = blockIdx.x / blocks % sums.heads;
+  const std::int64_t list = blockIdx.x / blocks / sums.heads;
+  const std::int64_t i = (blockIdx.x % blocks * state_threads + threadIdx.x) * each;
+  Vector<Scalar, each> running{};
+  const std::int32_t end = scan.offsets[list + 1];
+  for (std::int32_t begin = scan.offsets[list]; begin < end; begin += most_codes) {
+    const int count = smaller(end - begin, most_codes);
+    __syncthreads();
+    for (int c = static_cast<int>(threadIdx.x); c < count; c += state_threads) {
+      codes[c] = scan.codes[begin + c];
+    }
+    __syncthreads();
+    for (int first = 0; i < Format::head_elements && first < count; first += loads) {
+      Vector<Scalar, each> values[loads];
 #pragma unroll
       for (int c = 0; c < loads; ++c) {
-        codes[c] = first + c < end ? scan.codes[first + c] : 0;
+        values[c] = {};
+        if (first + c < count && codes[first + c] >= 0) {
+          values[c] = load_vector<each>(sums.head(codes[first + c], head) + i);
+        }
       }
 #pragma unroll
       for (int c = 0; c < loads; ++c) {
-        values[c] = first + c < end && codes[c] >= 0 && !padding ? sums.head(codes[c], h)[i] : Scalar{};
-      }
+        if (first + c < count && codes[first + c] < 0) {
+          store_vector(states.head(~codes[first + c], head) + i, running);
+        }
 #pragma unroll
-      for (int c = 0; c < loads; ++c) {
-        if (first + c < end && codes[c] < 0) {
-          states.head(~codes[c], h)[i] = running;
-        } else {
-          running += values[c];
+        for (int n = 0; n < each; ++n) {
+          running[n] = i + n < Format::head_values ? running[n] + values[c][n] : Scalar{};  // the padding of a state is 0
         }
       }
     }
   }
-};
+}
 
 template <class Format>
 struct SetCounts {
@@ -70,45 +89,6 @@ struct SetCounts {
     }
   }
 };
-
-/// `work(row, i)` for the elements of a view's rows, one thread each.
-template <class T, class Work>
-__global__ void __launch_bounds__(state_threads)
-    for_elements(const __grid_constant__ TensorView<T> to, const __grid_constant__ Work work) {
-  const std::int64_t element = std::int64_t{blockIdx.x} * state_threads + threadIdx.x;
-  const std::int64_t token = element / (to.heads * to.dim);
-  if (token < to.tokens) {
-    const std::int64_t head = element / to.dim % to.heads;
-    work(to.row(0, token, head), token, head, element % to.dim);
-  }
-}
-template <class T>
-struct CopyRows {
-  TensorView<const T> from;
-  __device__ void operator()(T* row, std::int64_t token, std::int64_t head, std::int64_t i) const {
-    row[i] = from.row(0, token, head)[i];
-  }
-};
-template <class T>
-struct AddRows {
-  TensorView<const T> from;
-  __device__ void operator()(T* row, std::int64_t token, std::int64_t head, std::int64_t i) const {
-    using Compute = ComputeType<T>;
-    row[i] = convert<T>(convert<Compute>(row[i]) + convert<Compute>(from.row(0, token, head)[i]));
-  }
-};
-template <class T>
-struct FillRows {
-  T value;
-  __device__ void operator()(T* row, std::int64_t /*token*/, std::int64_t /*head*/, std::int64_t i) const {
-    row[i] = value;
-  }
-};
-template <class T, class Work>
-Status run_on_rows(const char* operation, const TensorView<T>& to, const Work& work, const Cuda& on) {
-  const std::int64_t blocks = ceil_div<std::int64_t>(to.tokens * to.heads * to.dim, state_threads);
-  return launch(operation, for_elements<T, Work>, {blocks, state_threads, 0}, on, to, work);
-}
 
 }  // namespace JRT_DETAIL_CUDA_ABI
 }  // namespace jrt::detail::cuda
@@ -125,15 +105,27 @@ struct ContextBackend<Cuda> {
   static std::int64_t segment_workers(const Cuda& on) { return std::int64_t{2} * on.multiprocessors(); }
   static constexpr std::int64_t min_segments = 3;
 
+  /// By the portable kernels: a block of Hopper's own takes a whole multiprocessor, of which the prefill of many tokens
+  /// leaves few, and reads a window's cache row by row (43 us for 128 tokens, under a
+  /// profiler).
+  static Cuda for_few_rows(const Cuda& on) { return Cuda(on.stream(), CudaKernels::portable); }
+
   template <class Format>
   static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
                      const Cuda& on) {
-    return cuda::run_on_states("scan", cuda::ScanSums<Format>{scan, sums, states}, scan.count, states.heads, on);
+    return cuda::launch("scan", cuda::scan_sums<Format>,
+                        {scan.count * sums.heads * cuda::scan_blocks<Format>, cuda::state_threads, 0}, on, scan, sums,
+                        states);
   }
 
   template <class T>
   static Status copy_rows(const TensorView<const T>& from, const TensorView<T>& to, const Cuda& on) {
-    return cuda::run_on_rows("copy_rows", to, cuda::CopyRows<T>{from}, on);
+    return copy_two<T>(from, to, {}, {}, on);
+  }
+  template <class T>
+  static Status copy_two(const TensorView<const T>& from, const TensorView<T>& to, const TensorView<const T>& second_from,
+                         const TensorView<T>& second_to, const Cuda& on) {
+    return cuda::copy_two_rows_of<T>({from, to}, {second_from, second_to}, on);
   }
   template <class T>
   static Status add_rows(const TensorView<const T>& from, const TensorView<T>& to, const Cuda& on) {
@@ -148,6 +140,16 @@ struct ContextBackend<Cuda> {
   static Status set_counts(const StateSlots<Format>& rings, const std::int32_t* counts, std::int64_t count,
                            const Cuda& on) {
     return cuda::run_on_states("set_counts", cuda::SetCounts<Format>{rings, counts}, count, rings.pool.heads, on);
+  }
+
+  /// The caches of halos, of the rows of each: `counts` are the tokens before them.
+  static constexpr bool stores_rings = true;
+  template <class Config>
+  static Status store_rings(const RowTensors<const typename Config::Element>& halos, const std::int32_t* offsets,
+                            const std::int32_t* counts, const StatePoolView<StateFormatOf<Config>>& rings,
+                            std::int64_t count, const typename Config::Rotary& rotary, const Cuda& on) {
+    const cuda::StoreRings<Config> work{halos.first, halos.second, offsets, counts, rings, rotary};
+    return cuda::run_on_states("store_rings", work, count, rings.heads, on);
   }
 
   static Status copy_blocks(const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride,
