@@ -267,14 +267,12 @@ class Prefill {
     const auto rows_of = [&](const auto& view) {
       return RowPrefetch(view, span.batch_row, span.first_token + next.begin, span.first_token + next.end, head);
     };
-    const RowPrefetch next_queries = rows_of(args_.query);
-    const RowPrefetch next_outputs = rows_of(args_.output);
+    LinePrefetch next_rows(rows_of(args_.query), rows_of(args_.output));
     for (std::int64_t token = tokens.begin; token < tokens.end; token += tile_rows) {
       const int first = static_cast<int>(token - tokens.begin);
       const int rows = static_cast<int>(smaller<std::int64_t>(tile_rows, tokens.end - token));
-      next_queries.issue(first, rows);
-      next_outputs.issue(first, rows);
-      scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token));
+      scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token),
+                              next_rows);
       for (int r = 0; r < rows; ++r) {
         scratch.queries.write(r, output(token + r));
         if constexpr (has_denominators<Config>) {
