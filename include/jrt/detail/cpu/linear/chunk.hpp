@@ -229,7 +229,7 @@ struct QueryBlock {
             packet[i] = map.kernel(packet[i]);
           }
         }
-        if (column + lanes < T >> seen + 1 || column < chunk.first_key()) {
+        if (seen + 1 < column + lanes<T> || column < chunk.first_key()) {
           for (int i = 0; i < lanes<T>; ++i) {
             packet[i] = column + i <= seen && column + i >= chunk.first_key() ? packet[i] : T(0);
           }

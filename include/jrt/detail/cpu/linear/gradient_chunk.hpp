@@ -87,7 +87,7 @@ struct GradientChunk {
       std::memset(output_products, 0, sizeof(T) * column_stride);
     } else {
       multiply_tiles(features_gradient, column_stride, State::rows, columns,
-                     {through_state, {Left<T>{state.normaliser(), 1, 1}, last_components(queries), 1}}, false, {{}, {}}, 0);
+                     {through_state, {Left<T>{state.normaliser(), 1, 1}, last_components(queries), 1}}, false);
     }
     std::memset(inputs_gradient, 0, sizeof(T) * Map::input_dim * column_stride);
     if (keys != nullptr) {
