@@ -90,12 +90,14 @@ struct Tile {
 
   /// sums += a · b over `depth`. Prefetches lines of `next`, which may be null, meanwhile.
   void add_product(const Left<T>& a, const Right<T>& b, std::ptrdiff_t depth, LinePrefetch* next = nullptr) {
-    for (std::ptrdiff_t k = 0; k < depth; k += steps_per_prefetch) {
-      if (next != nullptr) {
-        next->issue();
-      }
+    std::ptrdiff_t k = 0;
+    for (; next != nullptr && k < depth; k += steps_per_prefetch) {
+      next->issue();
       add_steps({a.data + k * a.depth_stride, a.row_stride, a.depth_stride}, {b.data + k * b.stride, b.stride},
                 smaller<std::ptrdiff_t>(steps_per_prefetch, depth - k));
+    }
+    if (k == 0) {
+      add_steps(a, b, depth);
     }
   }
 

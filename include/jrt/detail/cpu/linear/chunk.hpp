@@ -168,6 +168,7 @@ struct QueryBlock {
   }
 
   void clear() const {
+    std::memset(inputs, 0, sizeof(T) * chunk_tokens * Expansion::input_stride);
     std::memset(features, 0, sizeof(T) * tile_rows * Chunk::feature_stride);
     std::memset(scores, 0, sizeof(T) * tile_rows * Chunk::score_stride);
   }
@@ -187,7 +188,7 @@ struct QueryBlock {
                               features + std::ptrdiff_t{r} * Chunk::feature_stride, position + r);
     }
     if (chunk != nullptr) {
-      score(rows, *chunk, first, map);
+      score(*chunk, first, map);
     }
     sum_of_products(outputs, State::stride, rows, State::stride,  //
                     Left<T>{features, Chunk::feature_stride, 1}, Right<T>{state.sums(), State::stride}, State::rows,
@@ -212,28 +213,37 @@ struct QueryBlock {
   }
 
  private:
-  /// scores[r][j] = φ(q)·φ(k_j) for j <= first + r, else 0.
-  void score(int rows, const Chunk& chunk, int first, [[maybe_unused]] const Map& map) const {
-    const int columns = padded_to_lanes<T>(first + rows);
+  /// scores[r][j] = φ(q)·φ(k_j) for j <= first + r, else 0. Rows after the last query hold numbers that nobody reads.
+  void score(const Chunk& chunk, int first, const Map& map) const {
+    const int packets = padded_to_lanes<T>(smaller(first + tile_rows, chunk.tokens)) / lanes<T>;
+    for_blocks<tile_packets>(
+        packets, [&](auto count, int first_packet) { score_tile<count()>(chunk, first, first_packet * lanes<T>, map); });
+    if constexpr (Chunk::may_lack_keys) {
+      for (int r = 0; r < tile_rows; ++r) {
+        std::memset(scores + std::ptrdiff_t{r} * Chunk::score_stride, 0,
+                    sizeof(T) * static_cast<std::size_t>(smaller(chunk.first_key(), packets * lanes<T>)));
+      }
+    }
+  }
+
+  /// Some packets of `score`, from `column` on.
+  template <int Packets>
+  void score_tile(const Chunk& chunk, int first, int column, [[maybe_unused]] const Map& map) const {
     const T* const left = Map::has_closed_form ? inputs + std::ptrdiff_t{first} * Expansion::input_stride : features;
-    const std::ptrdiff_t left_stride = Map::has_closed_form ? Expansion::input_stride : Chunk::feature_stride;
-    sum_of_products(scores, Chunk::score_stride, rows, columns, Left<T>{left, left_stride, 1},
-                    Right<T>{chunk.transposed, Chunk::score_stride}, Chunk::score_depth, Left<T>{left, 0, 0},
-                    Right<T>{chunk.transposed, 0}, 0);
-    for (int r = 0; r < rows; ++r) {
-      const int seen = first + r;
-      for (int column = 0; column < columns; column += lanes<T>) {
-        T* const packet = scores + std::ptrdiff_t{r} * Chunk::score_stride + column;
+    constexpr std::ptrdiff_t left_stride = Map::has_closed_form ? Expansion::input_stride : Chunk::feature_stride;
+    Tile<T, tile_rows, Packets> tile;
+    tile.clear();
+    tile.add_product({left, left_stride, 1}, {chunk.transposed + column, Chunk::score_stride}, Chunk::score_depth);
+#pragma GCC unroll 8
+    for (int r = 0; r < tile_rows; ++r) {
+      T* const row = scores + std::ptrdiff_t{r} * Chunk::score_stride + column;
+#pragma GCC unroll 8
+      for (int p = 0; p < Packets; ++p) {
+        Packet<T> weights = tile.sums[r][p];
         if constexpr (Map::has_closed_form) {
-          for (int i = 0; i < lanes<T>; ++i) {
-            packet[i] = map.kernel(packet[i]);
-          }
+          weights = Expansion::kernel(map, weights);
         }
-        if (seen + 1 < column + lanes<T> || column < chunk.first_key()) {
-          for (int i = 0; i < lanes<T>; ++i) {
-            packet[i] = column + i <= seen && column + i >= chunk.first_key() ? packet[i] : T(0);
-          }
-        }
+        store(row + p * lanes<T>, first_lanes<T>(weights, first + r + 1 - column - p * lanes<T>));
       }
     }
   }
