@@ -7,6 +7,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
+#include "jrt/detail/cpu/core/stores.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
 #include "jrt/detail/cpu/core/transpose.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
@@ -204,9 +205,13 @@ struct QueryBlock {
   }
 
   /// Writes the output of row `r` of the last `compute`, converted.
-  void write(int r, typename Config::Element* output) const {
+  void write(int r, typename Config::Element* output, Stores stores) const {
     const T* const row = outputs + std::ptrdiff_t{r} * State::stride;
     const T factor = factors[r];
+    if (stores == Stores::past_caches) {
+      store_row_past_caches<State::columns>(row, factor, output);
+      return;
+    }
     for (int c = 0; c < State::columns; ++c) {
       output[c] = convert<typename Config::Element>(row[c] * factor);
     }
