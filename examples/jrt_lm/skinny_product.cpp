@@ -63,6 +63,44 @@ inline float total(const typename Vector<bytes>::type& sums) {
   }
 }
 
+/// One row times one row of W. The rows of W follow one another, so that memory is read in order, `ahead_bytes` before it
+/// is needed: as fast as nothing but reading, but for a tenth, where four rows side by side lose a quarter.
+float dot(const jrt::BFloat16* x, const jrt::BFloat16* weight, std::int64_t in) {
+  constexpr std::int64_t ahead_bytes = 8192;
+  constexpr int steps = 4;  // independent sums, for the latency of additions
+  Floats even[steps] = {};
+  Floats odd[steps] = {};
+  const auto add = [&](int s, const jrt::BFloat16* left, const jrt::BFloat16* right) {
+    const Widened a = widened(left);
+    const Widened b = widened(right);
+    even[s] += a.even * b.even;
+    odd[s] += a.odd * b.odd;
+  };
+  std::int64_t i = 0;
+  for (; i + steps * step <= in; i += steps * step) {
+#pragma GCC unroll 4
+    for (int s = 0; s < steps; ++s) {
+      __builtin_prefetch(reinterpret_cast<const char*>(weight + i + s * step) + ahead_bytes);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < steps; ++s) {
+      add(s, x + i + s * step, weight + i + s * step);
+    }
+  }
+  for (; i + step <= in; i += step) {
+    add(0, x + i, weight + i);
+  }
+  if (i < in) {  // zeros behind the last numbers
+    jrt::BFloat16 x_rest[step] = {};
+    jrt::BFloat16 weight_rest[step] = {};
+    std::copy(x + i, x + in, x_rest);
+    std::copy(weight + i, weight + in, weight_rest);
+    add(0, x_rest, weight_rest);
+  }
+  const Floats sums = ((even[0] + odd[0]) + (even[1] + odd[1])) + ((even[2] + odd[2]) + (even[3] + odd[3]));
+  return total<vector_bytes>(sums);
+}
+
 /// `sums` of some outputs and rows += their products at one vector of places.
 template <int Rows, int Outputs>
 inline void add_step(Floats (&sums)[Outputs][Rows], const jrt::BFloat16* x, std::int64_t x_columns,
@@ -127,6 +165,12 @@ MultiplyBlock block_of(std::int64_t rows, std::integer_sequence<int, less_one...
 
 void multiply_skinny(const jrt::BFloat16* x, std::int64_t x_columns, std::int64_t rows, std::int64_t in,
                      const jrt::BFloat16* weight, std::int64_t out, float* sums, std::int64_t sums_columns) {
+  if (rows == 1) {
+    for (std::int64_t o = 0; o < out; ++o) {
+      sums[o] = dot(x, weight + o * in, in);
+    }
+    return;
+  }
   constexpr auto counts = std::make_integer_sequence<int, together_rows>{};
   for (std::int64_t o = 0; o < out;) {
     const bool together = o + together_outputs <= out;
