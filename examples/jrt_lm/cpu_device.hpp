@@ -234,7 +234,7 @@ class CpuDevice {
   /// `function(t)` for every row, a few at a time.
   template <class Function>
   void each_row(std::int64_t rows, const Function& function) {
-    constexpr std::int64_t together = 16;
+    const std::int64_t together = rows < 64 ? 4 : 16;  // the rows of a step's batch are shared too
     threads_.run((rows + together - 1) / together, [&](std::int64_t task, int /*worker*/) {
       for (std::int64_t t = task * together; t < std::min(rows, (task + 1) * together); ++t) {
         function(t);
