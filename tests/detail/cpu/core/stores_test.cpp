@@ -38,25 +38,27 @@ TEST_CASE("rows of packets") {
   alignas(64) static float numbers[4096];
   const std::int64_t packet = sizeof(detail::cpu::Packet<float>) / sizeof(float);
   const TensorView<float> view = view_bthd(numbers, {1, 4, 2, 4 * packet});
-  CHECK(detail::cpu::has_rows_of_packets(view) == detail::cpu::stores_past_caches);
+  CHECK(detail::cpu::has_rows_of_packets<float>(view) == detail::cpu::stores_past_caches);
   CHECK_FALSE(detail::cpu::passes_caches(view));
+  static BFloat16 narrow[4096];
+  CHECK_FALSE(detail::cpu::has_rows_of_packets<float>(view_bthd(narrow, {1, 4, 2, 4 * packet})));
   if (packet > 1) {
     TensorView<float> other = view;
     ++other.data;
-    CHECK_FALSE(detail::cpu::has_rows_of_packets(other));
+    CHECK_FALSE(detail::cpu::has_rows_of_packets<float>(other));
     other = view;
     ++other.token_stride;
-    CHECK_FALSE(detail::cpu::has_rows_of_packets(other));
+    CHECK_FALSE(detail::cpu::has_rows_of_packets<float>(other));
     other = view;
     ++other.head_stride;
-    CHECK_FALSE(detail::cpu::has_rows_of_packets(other));
+    CHECK_FALSE(detail::cpu::has_rows_of_packets<float>(other));
     other = view;
     --other.dim;
-    CHECK_FALSE(detail::cpu::has_rows_of_packets(other));
+    CHECK_FALSE(detail::cpu::has_rows_of_packets<float>(other));
   }
 }
 
-TEST_CASE_TEMPLATE("outputs past the caches are the same", E, float, BFloat16) {
+TEST_CASE_TEMPLATE("outputs past the caches are the same", E, float, double) {
   using Config = BasedLinearAttention<E, 16, 64>;
   constexpr std::int64_t heads = 8;
   constexpr std::int64_t dv = 64;
@@ -75,14 +77,14 @@ TEST_CASE_TEMPLATE("outputs past the caches are the same", E, float, BFloat16) {
   args.value = view_bthd(value.data(), {1, tokens, heads, dv});
   args.output = view_bthd(static_cast<E*>(memory.get()), {1, tokens, heads, dv});
   REQUIRE(detail::cpu::passes_caches(args.output));
-  CHECK(detail::cpu::has_rows_of_packets(args.output) == detail::cpu::stores_past_caches);
+  CHECK(detail::cpu::has_rows_of_packets<E>(args.output) == detail::cpu::stores_past_caches);
   const TensorView<E> past_caches = args.output;
   ThreadPool threads(2);
   const Cpu on{threads};
   std::vector<std::byte> workspace(prefill_workspace_bytes(args, on));
   REQUIRE(prefill(args, {workspace.data(), workspace.size()}, on));
   args.output = {static_cast<E*>(other.get()), 1, tokens, heads, dv, tokens * apart, apart, dv};
-  CHECK_FALSE(detail::cpu::has_rows_of_packets(args.output));
+  CHECK_FALSE(detail::cpu::has_rows_of_packets<E>(args.output));
   REQUIRE(prefill(args, {workspace.data(), workspace.size()}, on));
   bool same = true;
   for (std::int64_t t = 0; t < tokens; ++t) {

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "jrt/detail/abi.hpp"
-#include "jrt/detail/cpu/core/rows.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/tensor_view.hpp"
 
@@ -25,34 +22,22 @@ bool passes_caches(const TensorView<E>& output) {
   return output.batch * output.tokens * output.heads * output.dim * static_cast<std::int64_t>(sizeof(E)) >= large;
 }
 
-/// Whether every row of a view is whole packets at multiples of a packet, as `store_row_past_caches` wants them.
-template <class E>
+/// Whether every row of a view is whole packets of T at multiples of a packet, as `store_row_past_caches` wants them. Rows
+/// that are narrowed first are not: what is saved is lost again between the conversion and the store (measured).
+template <class T, class E>
 bool has_rows_of_packets(const TensorView<E>& view) {
-  constexpr auto packet = static_cast<std::int64_t>(sizeof(Packet<float>));
+  constexpr auto packet = static_cast<std::int64_t>(sizeof(Packet<T>));
   const auto whole = [](std::int64_t numbers) { return numbers * static_cast<std::int64_t>(sizeof(E)) % packet == 0; };
-  return stores_past_caches && reinterpret_cast<std::uintptr_t>(view.data) % sizeof(Packet<float>) == 0 &&
-         whole(view.batch_stride) && whole(view.token_stride) && whole(view.head_stride) && whole(view.dim);
+  return stores_past_caches && std::is_same_v<T, E> &&
+         reinterpret_cast<std::uintptr_t>(view.data) % sizeof(Packet<T>) == 0 && whole(view.batch_stride) &&
+         whole(view.token_stride) && whole(view.head_stride) && whole(view.dim);
 }
 
-/// output = row · factor, converted, in a row of whole packets. Before another thread reads, the writer calls
-/// `finish_stores`.
-template <int columns, class T, class E>
-void store_row_past_caches(const T* row, T factor, E* output) {
-  if constexpr (std::is_same_v<T, E>) {
-    for (int c = 0; c < columns; c += lanes<T>) {
-      store_past_caches(output + c, multiply(load(row + c), broadcast(factor)));
-    }
-    return;
-  }
-  alignas(sizeof(Packet<float>)) E numbers[columns];
-  for (int c = 0; c < columns; ++c) {
-    numbers[c] = convert<E>(row[c] * factor);
-  }
-  constexpr std::ptrdiff_t packet = sizeof(Packet<float>);
-  for (std::ptrdiff_t byte = 0; byte + packet <= static_cast<std::ptrdiff_t>(sizeof numbers); byte += packet) {
-    Packet<float> bits;
-    std::memcpy(&bits, reinterpret_cast<const char*>(numbers) + byte, sizeof bits);
-    store_past_caches(reinterpret_cast<float*>(reinterpret_cast<char*>(output) + byte), bits);
+/// output = row · factor, in a row of whole packets. Before another thread reads, the writer calls `finish_stores`.
+template <class T>
+void store_row_past_caches(const T* row, T factor, T* output, int columns) {
+  for (int c = 0; c < columns; c += lanes<T>) {
+    store_past_caches(output + c, multiply(load(row + c), broadcast(factor)));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
@@ -205,12 +206,14 @@ struct QueryBlock {
   }
 
   /// Writes the output of row `r` of the last `compute`, converted.
-  void write(int r, typename Config::Element* output, Stores stores) const {
+  void write(int r, typename Config::Element* output, [[maybe_unused]] Stores stores) const {
     const T* const row = outputs + std::ptrdiff_t{r} * State::stride;
     const T factor = factors[r];
-    if (stores == Stores::past_caches) {
-      store_row_past_caches<State::columns>(row, factor, output);
-      return;
+    if constexpr (std::is_same_v<T, typename Config::Element>) {
+      if (stores == Stores::past_caches) {
+        store_row_past_caches(row, factor, output, State::columns);
+        return;
+      }
     }
     for (int c = 0; c < State::columns; ++c) {
       output[c] = convert<typename Config::Element>(row[c] * factor);

@@ -39,7 +39,7 @@ class Prefill {
   Prefill(const Args& args, std::int64_t sequences, std::int64_t heads, int workers)
       : args_(args), sequences_(sequences), heads_(heads), workers_(workers) {
     // What a hybrid mixer's window continues from stays where it is.
-    if (!is_linear_part<Config> && passes_caches(args.output) && has_rows_of_packets(args.output)) {
+    if (!is_linear_part<Config> && passes_caches(args.output) && has_rows_of_packets<T>(args.output)) {
       stores_ = Stores::past_caches;
     }
   }
