@@ -16,7 +16,8 @@ struct Wide : Turned<BFloat16, 32, 15> {
 
 TEST_CASE_TEMPLATE("random calls of window attention agree with the formula: bfloat16 and half", Config,
                    Turned<BFloat16, 64, 128>, Plain<Half, 64, 128>, Turned<Half, 16, 4>, Plain<BFloat16, 16, 0>,
-                   Plain<Half, 112, 7>, Turned<BFloat16, 112, 64>, Wide, Plain<BFloat16, 24, 4>, Plain<BFloat16, 64, 93>) {
+                   Plain<Half, 112, 7>, Turned<BFloat16, 112, 64>, Turned<Half, 128, 128>, Turned<BFloat16, 48, 200>, Wide,
+                   Plain<BFloat16, 24, 4>, Plain<BFloat16, 64, 93>) {
   MESSAGE("worst error: " << fuzz_mixer<Concurrent, FuzzedWindow, Config>(8668, 30, 250));
 }
 
@@ -43,7 +44,7 @@ TEST_CASE("the kernels for a window are those for its tokens, tensors, type and 
   CHECK(kernels_for<Plain<Half, 64, 128>>(63) == tiles);
   CHECK(kernels_for<Plain<Half, 64, 128>>(1) == rows);
   CHECK(kernels_for<Plain<Half, 64, 128>>(64, 1) == rows);
-  CHECK(kernels_for<Turned<BFloat16, 64, 128>>(100) == tiles);
+  CHECK(kernels_for<Turned<BFloat16, 64, 128>>(100) == (hopper ? KernelKinds{.hopper = true} : tiles));
   CHECK(kernels_for<Plain<BFloat16, 24, 4>>(100) == rows);
 }
 
