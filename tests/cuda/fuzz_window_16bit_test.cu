@@ -21,6 +21,49 @@ TEST_CASE_TEMPLATE("random calls of window attention agree with the formula: bfl
   MESSAGE("worst error: " << fuzz_mixer<Concurrent, FuzzedWindow, Config>(8668, 30, 250));
 }
 
+/// Values of another dimension than keys.
+struct Narrow : Turned<Half, 112, 40> {
+  static constexpr int value_dim = 48;
+};
+
+TEST_CASE_TEMPLATE("decode steps with one query per cache: caches that fill up, and more of them than blocks", Config,
+                   Plain<BFloat16, 64, 128>, Turned<Half, 64, 128>, Plain<BFloat16, 112, 128>, Turned<BFloat16, 128, 200>,
+                   Narrow, Plain<Half, 16, 1>, Turned<BFloat16, 32, 7>, Plain<BFloat16, 64, 0>) {
+  using E = typename Config::Element;
+  const auto steps_agree = [](const WindowShape& shape, std::int64_t prompt) {
+    const WindowProblem<Config> problem(shape, 7);
+    auto begun = run_window<Concurrent>(problem.piece(0, prompt));
+    const auto steps = step_window<Concurrent>(problem, prompt, shape.tokens - prompt, begun.caches);
+    CHECK(relative_error(joined_tokens(begun.output, steps).values, reference_window(problem).values) <= tolerance<E>());
+  };
+  steps_agree({.batch = 2, .tokens = Config::left_window + 20, .query_heads = 2}, 0);
+  steps_agree({.batch = 1, .tokens = 2 * Config::left_window + 12, .query_heads = 2}, 2 * Config::left_window + 3);
+  steps_agree({.batch = 700, .tokens = 12, .query_heads = 2}, 9);
+}
+
+TEST_CASE_TEMPLATE("a decode step from one slot to another: the same bits, and the source as it was", Config,
+                   Plain<BFloat16, 64, 128>, Turned<Half, 112, 128>) {
+  using E = typename Config::Element;
+  using Format = StateFormatOf<Config>;
+  for (const std::int64_t prompt : {0, 50, 128, 129, 200}) {
+    CAPTURE(prompt);
+    const WindowProblem<Config> problem({.batch = 3, .tokens = prompt + 1, .query_heads = 2});
+    const auto begun = run_window<Concurrent>(problem.piece(0, prompt));
+    auto in_place = begun.caches;
+    const auto expected = step_window<Concurrent>(problem, prompt, 1, in_place);
+    Concurrent::Array<E> source(begun.caches);
+    Concurrent::Array<E> destination(poisoned_caches<Config>(3, 2));
+    PlacedWindow<Concurrent, Config> placed(problem.piece(prompt, 1));
+    auto args = placed.template args<DecodeArgs<Config>>();
+    args.source = {view_pool<Format>(source.data(), 3, 2)};
+    args.destination = {view_pool<Format>(destination.data(), 3, 2)};
+    JRT_REQUIRE_OK(decode_step(args, Concurrent::execution()));
+    CHECK(placed.output.read() == expected);
+    CHECK(used_bytes<Config>(destination.read()) == used_bytes<Config>(in_place));
+    CHECK(used_bytes<Config>(source.read()) == used_bytes<Config>(begun.caches));
+  }
+}
+
 template <class Config>
 KernelKinds kernels_for(std::int64_t tokens, std::int64_t offset = 0) {
   using E = typename Config::Element;

@@ -159,6 +159,14 @@ struct WindowStepTuning {
 };
 inline constexpr WindowStepTuning window_step_tuning{};
 
+/// The same with one query per cache: window_stream, whose rows pass through registers.
+struct WindowStreamTuning {
+  int warps = 4;   // that share a cache
+  int rows = 4;    // of a group of lanes at a time; twice as many are in registers
+  int blocks = 4;  // per multiprocessor
+};
+inline constexpr WindowStreamTuning window_stream_tuning{};
+
 /// commit_window. Not varied.
 inline constexpr int window_cache_threads = 128;
 /// update_window_cache, whose blocks store up to L + 1 tokens each, a warp one after the other. Not varied but for 128.
