@@ -161,9 +161,10 @@ inline constexpr WindowStepTuning window_step_tuning{};
 
 /// The same with one query per cache: window_stream, whose rows pass through registers.
 struct WindowStreamTuning {
-  int warps = 4;   // that share a cache
-  int rows = 4;    // of a group of lanes at a time; twice as many are in registers
-  int blocks = 4;  // per multiprocessor
+  int warps = 2;                  // that share a cache
+  int rows = 4;                   // of a group of lanes at a time; twice as many are in registers
+  int multiprocessor_warps = 16;  // of 128 registers a thread
+  int min_caches = 2;             // per multiprocessor; fewer are read by window_steps, with more warps each
 };
 inline constexpr WindowStreamTuning window_stream_tuning{};
 

@@ -253,8 +253,8 @@ Status launch_window_steps(const char* operation, const WindowCall<Config>& call
   const std::int64_t items = call.count() * call.key.heads;
   if constexpr (WindowStreamLayout<Config>::supported) {
     using Stream = WindowStreamLayout<Config>;
-    if (call.group() == 1) {
-      Grid grid{smaller(items, std::int64_t{Stream::tuning.blocks} * on.multiprocessors()), Stream::threads, 0};
+    if (call.group() == 1 && items >= std::int64_t{Stream::tuning.min_caches} * on.multiprocessors()) {
+      Grid grid{smaller(items, std::int64_t{Stream::blocks} * on.multiprocessors()), Stream::threads, 0};
       grid.starts_early = can_start_early<window_stream<Config>>(on);
       return launch(operation, window_stream<Config>, grid, on, call, static_cast<unsigned>(items));
     }

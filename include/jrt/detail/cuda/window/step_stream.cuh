@@ -18,8 +18,8 @@
 /// persistent and go from one cache to the next; each warp streams its share of the rows through registers, the next ones
 /// on their way while it uses these, across the caches' borders:
 ///
-///     warp w of 4   loads   cache 0, rows 8w …   rows 32 + 8w …   rows 64 + 8w …   rows 96 + 8w …   cache 1, rows 8w …
-///                   uses                         rows 8w …        rows 32 + 8w …   …                merge, rows 96 + 8w …
+///     warp w of 2   loads   cache 0, rows 8w …   rows 16 + 8w …   …   rows 112 + 8w …   cache 1, rows 8w …
+///                   uses                         rows 8w …        …   rows 96 + 8w …    rows 112 + 8w …, merge
 ///
 /// Rows are those of the ring but for the new token's, which come with the query through shared memory.
 namespace jrt::detail::cuda {
@@ -31,6 +31,7 @@ struct WindowStreamLayout {
   using Query = QueryLayout<Config>;  // how lanes share a key
   static constexpr WindowStreamTuning tuning = window_stream_tuning;
   static constexpr int warps = tuning.warps;
+  static constexpr int blocks = tuning.multiprocessor_warps / warps;  // per multiprocessor
   static constexpr int threads = 32 * warps;
   static constexpr int groups = 32 / Query::lanes;  // of a warp, each with rows of its own
   static constexpr int each = tuning.rows;          // of a group at a time
@@ -79,15 +80,16 @@ class WindowStream {
       // Asked for a round before it is needed, since the rows depend on its count.
       const Item after = i + 2 * step < items ? item_of(i + 2 * step) : Item{};
       begin(current, parity);
-#pragma unroll
+#pragma unroll 1
       for (int turn = 0; turn < Layout::turns; turn += 2) {
+        const bool last = turn + 2 >= Layout::turns;
         load(rows[1], current, turn + 1);
         take(rows[0], current, turn);
-        if (turn + 2 < Layout::turns) {
-          load(rows[0], current, turn + 2);
-        } else {
-          load(rows[0], next, 0);
+        Item then = current;
+        if (last) {
+          then = next;
         }
+        load(rows[0], then, last ? 0 : turn + 2);
         take(rows[1], current, turn + 1);
       }
       if (warp() == 0) {
@@ -168,23 +170,30 @@ class WindowStream {
     __pipeline_commit();
   }
 
-  /// Asks for the rows of a turn.
+  /// Asks for the rows of a turn, without a branch: others are loaded in place of those that do not exist.
   __device__ void load(Rows& rows, const Item& item, int turn) const {
     const int others = item.cache == nullptr ? 0 : item.others();
+    if (others == 0) {
+      return;
+    }
     const int new_row = item.new_row();
+    const Element* const keys = item.cache + smaller(column(), head_dim - vector);
+    const Element* const values = item.cache + Format::value_offset + smaller(column(), value_dim - vector);
 #pragma unroll
     for (int r = 0; r < each; ++r) {
-      const int n = row_of(turn, r);
-      if (n < others) {
-        const int row = n < new_row ? n : n + 1;
-        if (column() < head_dim) {
-          rows.keys[r].load(item.cache + row * head_dim + column(), true);
-        }
-        if (column() < value_dim) {
-          rows.values[r].load(item.cache + Format::value_offset + row * value_dim + column(), true);
-        }
-      }
+      const int n = smaller(row_of(turn, r), others - 1);
+      const int row = n < new_row ? n : n + 1;
+      rows.keys[r].pairs = load_once(keys + row * head_dim);
+      rows.values[r].pairs = load_once(values + row * value_dim);
     }
+  }
+  /// A load that stays where it is, so that it is on its way while other rows are used.
+  static __device__ Vector<Pair, 4> load_once(const Element* from) {
+    Vector<Pair, 4> pairs;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "l"(__cvta_generic_to_global(from)));
+    return pairs;
   }
 
   __device__ void begin(const Item& item, int parity) {
@@ -195,6 +204,7 @@ class WindowStream {
       values_[c] = 0;
       query_[c] = 0;
     }
+    copy_ = item.cache == nullptr || kept(item) == item.cache ? nullptr : kept(item);
     if (item.cache != nullptr && column() < head_dim) {
       rotated(query_, query, item.cached);
 #pragma unroll
@@ -221,13 +231,11 @@ class WindowStream {
   /// The score of a key, in all lanes of a group. All lanes of a warp call it.
   [[nodiscard]] __device__ float score(const Numbers& key) const {
     float dot = 0;
-    if (column() < head_dim) {
-      float numbers[vector];
-      key.get(numbers);
+    float numbers[vector];
+    key.get(numbers);
 #pragma unroll
-      for (int c = 0; c < vector; ++c) {
-        dot += query_[c] * numbers[c];
-      }
+    for (int c = 0; c < vector; ++c) {
+      dot += query_[c] * numbers[c];
     }
 #pragma unroll
     for (int distance = lanes / 2; distance > 0; distance /= 2) {
@@ -242,8 +250,8 @@ class WindowStream {
       values_[c] *= factor;
     }
   }
-  __device__ void add(float score, const Numbers& value) {
-    const float weight = softmax_.weight(score);
+  __device__ void add(float score, const Numbers& value, bool exists = true) {
+    const float weight = exists ? softmax_.weight(score) : 0.0F;
     softmax_.denominator += weight;
     float numbers[vector];
     value.get(numbers);
@@ -270,17 +278,15 @@ class WindowStream {
     absorb(most);
 #pragma unroll
     for (int r = 0; r < each; ++r) {
-      if (row_of(turn, r) < others) {
-        add(scores[r], rows.values[r]);
-      }
+      add(scores[r], rows.values[r], row_of(turn, r) < others);
     }
-    if (Element* const cache = kept(item); cache != nullptr && cache != item.cache) {
+    if (copy_ != nullptr) {
       const int new_row = item.new_row();
 #pragma unroll
       for (int r = 0; r < each; ++r) {
         const int n = row_of(turn, r);
         if (n < others) {
-          store(cache, n < new_row ? n : n + 1, rows.keys[r], rows.values[r]);
+          store(copy_, n < new_row ? n : n + 1, rows.keys[r], rows.values[r]);
         }
       }
     }
@@ -378,11 +384,12 @@ class WindowStream {
   unsigned heads_;
   float query_[vector];
   float values_[vector];
-  Softmax softmax_;  // of this lane's group
+  Softmax softmax_;          // of this lane's group
+  Element* copy_ = nullptr;  // where the cache is copied, if it is
 };
 
 template <WindowConfig Config>
-__global__ void __launch_bounds__(WindowStreamLayout<Config>::threads, WindowStreamLayout<Config>::tuning.blocks)
+__global__ void __launch_bounds__(WindowStreamLayout<Config>::threads, WindowStreamLayout<Config>::blocks)
     window_stream(const __grid_constant__ WindowCall<Config> call, unsigned items) {
   await_previous_kernel();
   let_next_kernel_start();

@@ -70,10 +70,11 @@ class HopperWindowRotation {
         const int buffer = Run::buffer(i % Layout::workers, turn);
         barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
         rotate<true>(run_.key_token(j), Run::keys(stage), Run::queries(buffer));
-        async_proxy_fence();
-        barrier_arrive(Layout::query_ready + 8 * buffer);
       }
       async_proxy_fence();
+      if (i >= 0) {
+        barrier_arrive(Layout::query_ready + 8 * Run::buffer(i % Layout::workers, i / Layout::workers));
+      }
       barrier_arrive(Layout::ready + 8 * stage);
     }
   }
@@ -97,15 +98,15 @@ class HopperWindowRotation {
   static __device__ int lane() {
     return static_cast<int>(threadIdx.x) % 32;
   }
-  static __device__ int row_of(int pass) {
-    const int n = pass * rows + lane() / lanes;
+  static __device__ unsigned row_of(int pass) {
+    const unsigned n = static_cast<unsigned>(pass * rows + lane() / lanes);
     return n / 8 * 8 + n * row_step % 8 + n % 8 * row_step / 8;
   }
   /// Of four elements from a column on, in row 0 of a tile. Row r has its 16-byte parts in places that differ by r mod 8.
   static __device__ SharedAddress offset(int column) {
     return column / Layout::panel_columns * Layout::panel_bytes + column % Layout::panel_columns * 2;
   }
-  static __device__ SharedAddress in_row(SharedAddress offset, int row) {
+  static __device__ SharedAddress in_row(SharedAddress offset, unsigned row) {
     return (offset ^ (row % 8 * 16)) + row * Layout::panel_row;
   }
 
@@ -119,41 +120,49 @@ class HopperWindowRotation {
 #pragma unroll
     for (int n = 0; n < each; ++n) {
       phases[n] = (first_position_ + first) * turns_[n];
+      asm volatile("" : "+l"(phases[n]));  // not to be multiplied afresh for every row
     }
 #pragma unroll 1
     for (int pass = warp_; pass < passes; pass += Layout::rotators) {
-      const int row = row_of(pass);
+      const unsigned row = row_of(pass);
+      const SharedAddress at[2] = {in_row(offsets_[0], row), in_row(offsets_[1], row)};
+      // Asked for before the angles are computed.
+      FourElements key[2] = {FourElements::load(keys + at[0]), FourElements::load(keys + at[1])};
+      FourElements query[2];
+      if constexpr (both) {
+        query[0] = FourElements::load(queries + at[0]);
+        query[1] = FourElements::load(queries + at[1]);
+      }
       Rotation<float> rotations[each];
 #pragma unroll
       for (int n = 0; n < each; ++n) {
-        rotations[n] = fast_rotation<Rotary>(phases[n] + static_cast<unsigned>(row) * turns_[n]);
+        rotations[n] = fast_rotation(phases[n] + row * turns_[n]);
       }
-      rotate_row(rotations, keys, row);
+      rotate_elements(rotations, key);
+      key[0].store(keys + at[0]);
+      key[1].store(keys + at[1]);
       if constexpr (both) {
-        rotate_row(rotations, queries, row);
+        rotate_elements(rotations, query);
+        query[0].store(queries + at[0]);
+        query[1].store(queries + at[1]);
       }
     }
   }
 
-  __device__ void rotate_row(const Rotation<float> (&rotations)[each], SharedAddress tile, int row) const {
-    const SharedAddress at[2] = {tile + in_row(offsets_[0], row), tile + in_row(offsets_[1], row)};
-    FourElements first = FourElements::load(at[0]);
-    FourElements second = FourElements::load(at[1]);
+  static __device__ void rotate_elements(const Rotation<float> (&rotations)[each], FourElements (&elements)[2]) {
 #pragma unroll
     for (int p = 0; p < each / 2; ++p) {
       float a[2];
       float b[2];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        a[n] = number_of<Element>(first.pairs[p], n);
-        b[n] = number_of<Element>(second.pairs[p], n);
+        a[n] = number_of<Element>(elements[0].pairs[p], n);
+        b[n] = number_of<Element>(elements[1].pairs[p], n);
         rotate_pair(rotations[2 * p + n], a[n], b[n]);
       }
-      first.pairs[p] = HopperNumbers<Element>::rounded(a[0], a[1]);
-      second.pairs[p] = HopperNumbers<Element>::rounded(b[0], b[1]);
+      elements[0].pairs[p] = HopperNumbers<Element>::rounded(a[0], a[1]);
+      elements[1].pairs[p] = HopperNumbers<Element>::rounded(b[0], b[1]);
     }
-    first.store(at[0]);
-    second.store(at[1]);
   }
 
   const Run& run_;

@@ -52,9 +52,7 @@ class HopperWindowWorker {
         }
         barrier_arrive(Layout::free + 8 * Run::stage(released));
       }
-      write(i, Run::outputs(buffer));
-      async_proxy_fence();
-      barrier_arrive(Layout::query_free + 8 * buffer);
+      write(i, buffer);
     }
   }
 
@@ -274,8 +272,9 @@ class HopperWindowWorker {
     }
   }
 
-  /// Writes the outputs of tile i, through `rows` in shared memory.
-  __device__ void write(int i, SharedAddress rows) {
+  /// Writes the outputs of tile i, through shared memory.
+  __device__ void write(int i, int buffer) {
+    const SharedAddress rows = Run::outputs(buffer);
     const int token = run_.first_token + i * Layout::tile + 16 * warp_;
     const int count = run_.tokens - token;
     float inverse[2];
@@ -314,18 +313,28 @@ class HopperWindowWorker {
     }
     __syncwarp();
     constexpr int parts = Config::value_dim / 8;
+    constexpr int each = parts / 2;  // of a lane: 16 rows for 32 lanes
+    Pair pairs[each][4];
+    const int at = static_cast<int>(computed_afresh(static_cast<unsigned>(lane())));
+#pragma unroll
+    for (int n = 0; n < each; ++n) {
+      const int row = (at + 32 * n) / parts;
+      const int part = (at + 32 * n) % parts;
+      load_pairs(pairs[n], SharedNumbers::at(rows + part / 8 * Layout::panel_bytes +
+                                             (16 * warp_ + row) * Layout::panel_row + ((part % 8) ^ (row % 8)) * 16));
+    }
+    // Before the stores: the fence would wait for them, too.
+    async_proxy_fence();
+    barrier_arrive(Layout::query_free + 8 * buffer);
     const TensorView<Element>& output = call_.output;
     Element* const first = output.row(run_.batch_row, run_.row + token, run_.query_head);
 #pragma unroll
-    for (int at = lane(); at < 16 * parts; at += 32) {
-      const int row = at / parts;
-      const int part = at % parts;
-      Pair pairs[4];
-      load_pairs(pairs, SharedNumbers::at(rows + part / 8 * Layout::panel_bytes + (16 * warp_ + row) * Layout::panel_row +
-                                          ((part % 8) ^ (row % 8)) * 16));
+    for (int n = 0; n < each; ++n) {
+      const int row = (at + 32 * n) / parts;
+      const int part = (at + 32 * n) % parts;
       if (row < count) {
         store_vector(reinterpret_cast<Pair*>(first + row * output.token_stride + part * 8),
-                     Vector<Pair, 4>{{pairs[0], pairs[1], pairs[2], pairs[3]}});
+                     Vector<Pair, 4>{{pairs[n][0], pairs[n][1], pairs[n][2], pairs[n][3]}});
       }
     }
   }
