@@ -35,22 +35,27 @@ struct WindowSequence {
   }
 };
 
-/// Rotates two values by an angle.
+/// Rotates two values by an angle. With the same roundings in every kernel, so that a key has the same bits in each.
 template <class T>
 __device__ void rotate_pair(const Rotation<T>& rotation, T& first, T& second) {
-  const T rotated = first * rotation.cosine - second * rotation.sine;
-  second = first * rotation.sine + second * rotation.cosine;
+  const T rotated = fma(first, rotation.cosine, -(second * rotation.sine));
+  second = fma(first, rotation.sine, second * rotation.cosine);
   first = rotated;
 }
 
-/// Cosine and sine for vectors of `Element`: on the special function unit for 16-bit elements (its error, 2^-21, is less
-/// than theirs).
+/// Cosine and sine of a phase (RotaryHalves::phase) for 16-bit elements, on the special function unit: its error, 2^-21, is
+/// less than theirs.
+__device__ inline Rotation<float> fast_rotation(std::uint64_t phase) {
+  const float angle = static_cast<float>(static_cast<std::int32_t>(phase >> 32)) * (3.14159265F * 0x1p-31F);
+  return {__cosf(angle), __sinf(angle)};
+}
+
+/// Cosine and sine for vectors of `Element`.
 template <class Element, class Rotary>
 __device__ auto rotation_for(const Rotary& rotary, std::int64_t position, int i) {
   using T = ComputeType<Element>;
   if constexpr (sizeof(Element) == 2 && is_rotary_halves<Rotary>) {
-    const float angle = rotary.template half_turns<float>(position, i) * 3.14159265F;
-    return Rotation<float>{__cosf(angle), __sinf(angle)};
+    return fast_rotation(rotary.phase(position, i));
   } else {
     return rotary.template rotation<T>(position, i);
   }
