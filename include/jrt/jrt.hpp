@@ -29,6 +29,7 @@
 #include "jrt/policy/mask.hpp"
 #include "jrt/policy/normaliser.hpp"
 #include "jrt/policy/padding.hpp"
+#include "jrt/policy/products.hpp"
 #include "jrt/policy/rotary.hpp"
 #include "jrt/policy/softmax_halves.hpp"
 #include "jrt/policy/split.hpp"

@@ -28,6 +28,11 @@ struct PrefixElu : PrefixLinearAttention<E, d, dv> {
   using FeatureMap = EluPlusOne<d>;
 };
 
+template <class Base>
+struct WithSplitProducts : Base {
+  using Products = SplitProducts;
+};
+
 template <class Base, std::int64_t tokens>
 struct SplitByLength : Base {
   using Split = LengthSplit<tokens>;

@@ -93,7 +93,6 @@ Problem<Config> random_problem(Random& random, std::int64_t max_tokens) {
 /// `cases` random prefills, each followed by a few decode steps from its final state; the worst error of outputs.
 template <class Backend, class Config>
 double fuzz(unsigned seed, int cases, std::int64_t max_tokens) {
-  using E = typename Config::Element;
   Random random(seed);
   double worst = 0;
   for (int i = 0; i < cases; ++i) {
@@ -109,7 +108,7 @@ double fuzz(unsigned seed, int cases, std::int64_t max_tokens) {
     auto results = run_prefill<Backend>(problem, initial, {.layout = layout});
     const double error = relative_error(results.output.values, reference_output(problem, initial).values);
     worst = error > worst ? error : worst;
-    CHECK(error <= tolerance<E>());
+    CHECK(error <= output_tolerance<Config>());
 
     // Decode from a dense, full-length prompt, against the oracle on the longer sequence.
     const bool plain = problem.sequences.cu_seqlens.empty() && problem.sequences.seq_lens.empty() &&
@@ -125,7 +124,7 @@ double fuzz(unsigned seed, int cases, std::int64_t max_tokens) {
         *to = joined_tokens(*to, *from);
       }
       const auto expected = token_slice(reference_output(whole, initial), tokens, steps);
-      CHECK(relative_error(outputs.values, expected.values) <= tolerance<E>());
+      CHECK(relative_error(outputs.values, expected.values) <= output_tolerance<Config>());
     }
   }
   return worst;

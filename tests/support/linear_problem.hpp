@@ -134,7 +134,15 @@ template <class Config>
 struct InDouble : Config {
   using Element = double;
   using StateScalar = double;
+  using Products = FloatProducts;
 };
+
+/// The bound on errors of an operator's outputs.
+template <class Config>
+constexpr double output_tolerance() {
+  const bool split = std::is_same_v<typename Config::Element, float> && detail::ProductsOf<Config>::type::splits_numbers;
+  return split ? 1e-5 : tolerance<typename Config::Element>();
+}
 
 template <class Config>
 Problem<InDouble<Config>> in_double(const Problem<Config>& problem) {

@@ -8,7 +8,8 @@ namespace {
 const bool registered = [] {
   add_prefill<PrefixLinearAttention<BFloat16, 16, 32>>("prefix/bfloat16/dv32", {{16, 8192}});
   add_prefill<PrefixLinearAttention<BFloat16, 8, 64>>("prefix/bfloat16/d8/dv64", {{16, 8192}});
-  add_prefill<PrefixLinearAttention<BFloat16, 32, 64>>("prefix/bfloat16/d32/dv64", {{16, 8192}});
+  add_prefill<PrefixLinearAttention<BFloat16, 32, 64>>("prefix/bfloat16/d32/dv64", {{16, 8192}, {1, 32768}});
+  add_prefill<PrefixLinearAttention<BFloat16, 64, 64>>("prefix/bfloat16/d64/dv64", {{16, 8192}});
   return true;
 }();
 

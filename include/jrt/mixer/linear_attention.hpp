@@ -12,6 +12,7 @@
 #include "jrt/policy/mask.hpp"
 #include "jrt/policy/normaliser.hpp"
 #include "jrt/policy/padding.hpp"
+#include "jrt/policy/products.hpp"
 #include "jrt/policy/split.hpp"
 #include "jrt/policy/taylor.hpp"
 #include "jrt/prefill.hpp"
@@ -39,6 +40,7 @@ struct PrefixLinearAttention {
   using Normaliser = SumNormaliser<>;         ///< What the numerator is divided by.
   using Padding = DropPadding;                ///< The effect of left-padded positions.
   using Split = OccupancySplit<>;             ///< How a sequence is split over workers.
+  using Products = FloatProducts;             ///< How a prefill multiplies float elements.
   static constexpr int value_dim = ValueDim;  ///< dv
 };
 
@@ -54,6 +56,19 @@ namespace detail {
 template <class Config>
 using ConfigCompute =
     ComputeType<std::conditional_t<std::is_same_v<typename Config::StateScalar, double>, double, typename Config::Element>>;
+
+/// How an operator multiplies; those that say nothing multiply in their compute type.
+template <class Config>
+struct ProductsOf {
+  using type = FloatProducts;
+};
+template <class Config>
+requires requires {
+  typename Config::Products;
+}
+struct ProductsOf<Config> {
+  using type = typename Config::Products;
+};
 
 /// Rejects an illegal combination of policies with a message that says what to change. Instantiated by every entry point.
 template <class Config>
@@ -74,6 +89,8 @@ struct CheckedConfig {
   static_assert(Padding<typename Config::Padding>, "jrt config: Padding needs the bool constant keeps_padded_keys.");
   static_assert(Split<typename Config::Split>,
                 "jrt config: Split needs a static std::int64_t segments(tokens, heads_in_batch, workers).");
+  static_assert(Products<typename ProductsOf<Config>::type>,
+                "jrt config: Products needs the bool constant splits_numbers.");
   static_assert(Config::value_dim >= 1, "jrt config: value_dim must be at least 1.");
   static_assert(
       Config::FeatureMap::nonnegative_kernel || Config::Normaliser::accepts_signed_kernel,
@@ -81,6 +98,9 @@ struct CheckedConfig {
       "Use jrt::Unnormalised, or a normaliser that declares accepts_signed_kernel.");
   static_assert(!std::is_same_v<E, double> || std::is_same_v<typename Config::StateScalar, double>,
                 "jrt config: double elements need a double state; set StateScalar = double.");
+  static_assert(!std::is_same_v<ConfigCompute<Config>, double> || !ProductsOf<Config>::type::splits_numbers,
+                "jrt config: SplitProducts keeps 16 bits of a number, double is for more; use float elements and a float "
+                "StateScalar, or FloatProducts.");
   using Map = typename Config::FeatureMap;
   static_assert(Map::input_dim >= 1 && Map::feature_dim >= 1,
                 "jrt config: the FeatureMap's input_dim and feature_dim must be at least 1.");

@@ -120,7 +120,7 @@ JRT_DETAIL_HD constexpr std::int64_t zero_keys(const PrefillPlan& plan) {
 
 /// Accumulation is a prefill without queries whose encoder region is the run of keys. This operator has only the policies
 /// that matter to it, so operators that differ elsewhere share one.
-template <Element ElementT, Element Scalar, class Map, class PaddingT, class SplitT, int ValueDim>
+template <Element ElementT, Element Scalar, class Map, class PaddingT, class SplitT, class ProductsT, int ValueDim>
 struct EncoderOperator {
   using Element = ElementT;
   using StateScalar = Scalar;
@@ -129,13 +129,15 @@ struct EncoderOperator {
   using Normaliser = Unnormalised;
   using Padding = PaddingT;
   using Split = SplitT;
+  using Products = ProductsT;
   static constexpr int value_dim = ValueDim;
   static constexpr bool has_queries = false;
 };
 
 template <class Config>
-using EncoderOnly = EncoderOperator<typename Config::Element, typename Config::StateScalar, typename Config::FeatureMap,
-                                    typename Config::Padding, typename Config::Split, Config::value_dim>;
+using EncoderOnly =
+    EncoderOperator<typename Config::Element, typename Config::StateScalar, typename Config::FeatureMap,
+                    typename Config::Padding, typename Config::Split, typename ProductsOf<Config>::type, Config::value_dim>;
 
 /// Whether an operator has queries, that is, is not an EncoderOperator.
 template <class Config>

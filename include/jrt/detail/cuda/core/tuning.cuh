@@ -37,6 +37,17 @@ inline constexpr HopperTuning hopper_tuning{};
 template <>
 inline constexpr HopperTuning hopper_tuning<Half>{.state_registers = 160, .output_registers = 96};
 
+/// Prefill, sm_90a, of wide states and of float as two terms: segment_sums_by_warpgroups, segment_outputs_by_warpgroups.
+struct WarpgroupPrefillTuning {
+  int groups = 3;        // of four warps; a state of 561 rows fits in their registers, 168 a thread
+  int max_columns = 64;  // of v per block
+};
+template <int input_dim>
+inline constexpr WarpgroupPrefillTuning warpgroup_prefill_tuning{};
+/// 2145 rows fit in registers with few columns, and in shared memory with fewer tokens at a time.
+template <>
+inline constexpr WarpgroupPrefillTuning warpgroup_prefill_tuning<64>{.groups = 2, .max_columns = 16};
+
 /// Prefill on the matrix units of any GPU: segment_sums, segment_outputs with MmaEngine.
 struct MmaPrefillTuning {
   int max_columns = 112;            // of v per block: 7 warps, whose share of the state fits in registers

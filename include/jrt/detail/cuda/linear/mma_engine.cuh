@@ -14,7 +14,8 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements and up to some hundred features.
+/// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements (or float ones as two
+/// terms) and up to some hundred features.
 ///
 /// A warp owns 16 columns of v and all rows of the state, or one of two halves of them where all would not fit in its
 /// registers. It keeps them transposed, Sᵀ (columns x rows), in the accumulators of the matrix unit, in float:
@@ -310,7 +311,7 @@ class MmaEngine : private MmaChunk<Config> {
   }
 
   static __device__ bool rows_aligned_to_pairs(const TensorView<Element>& output) {
-    return reinterpret_cast<std::uintptr_t>(output.data) % sizeof(Pair) == 0 &&
+    return reinterpret_cast<std::uintptr_t>(output.data) % (2 * sizeof(Element)) == 0 &&
            (output.batch_stride | output.token_stride | output.head_stride) % 2 == 0;
   }
 

@@ -78,7 +78,8 @@ struct MmaLayout {
   static constexpr int score_parts = Chunk<chunk>::score_parts;
   static constexpr std::size_t shared_bytes = Chunk<chunk>::shared_bytes;
 
-  static constexpr bool supported = sizeof(Element) == 2 && std::is_same_v<T, float> && half_rows <= tuning.max_half_rows &&
+  static constexpr bool supported = (sizeof(Element) == 2 || ProductsOf<Config>::type::splits_numbers) &&
+                                    std::is_same_v<T, float> && half_rows <= tuning.max_half_rows &&
                                     Map::input_dim <= 128 && shared_bytes <= shared_limit;
 
   // Fragments of 16 tokens.

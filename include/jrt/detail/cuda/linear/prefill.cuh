@@ -8,6 +8,7 @@
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/linear/prefill_portable.cuh"
 #include "jrt/detail/cuda/linear/sm90/prefill.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_prefill.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/kernels.hpp"
 #include "jrt/workspace.hpp"
@@ -61,8 +62,10 @@ class Prefill {
   }
 
  private:
-  static constexpr bool has_hopper = targets_hopper && HopperLayout<Config>::supported && !consumes_evicted_keys<Config>;
-  using Hopper = std::conditional_t<has_hopper, HopperPrefill<Config>, NoHopperPrefill<Config>>;
+  static constexpr bool may_have_hopper = targets_hopper && !consumes_evicted_keys<Config>;
+  using Warpgroups = std::conditional_t<may_have_hopper && WarpgroupLayout<Config>::supported, WarpgroupPrefill<Config>,
+                                        NoHopperPrefill<Config>>;
+  using Hopper = std::conditional_t<may_have_hopper && HopperLayout<Config>::supported, HopperPrefill<Config>, Warpgroups>;
 
   PortablePrefill<Config> portable_;
   Hopper hopper_;

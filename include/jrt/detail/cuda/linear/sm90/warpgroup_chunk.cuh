@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/mma.cuh"
+#include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_layout.cuh"
+#include "jrt/detail/integer.hpp"
+#include "jrt/detail/shared/linear/key_source.hpp"
+
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
+
+/// A chunk of tokens in shared memory: how WarpgroupEngine's threads bring it there, and how the matrix unit finds it.
+template <class Config>
+class WarpgroupChunk {
+ protected:
+  using Layout = WarpgroupLayout<Config>;
+  using Element = typename Layout::Element;
+  using Format = typename Layout::Format;
+  static constexpr int terms = Layout::terms;
+  static constexpr int chunk = Layout::chunk;
+  static constexpr int threads = Layout::threads;
+
+  __device__ WarpgroupChunk(void* shared, int slice)
+      : kept_(static_cast<volatile Kept*>(shared)), first_column_(slice * Layout::columns) {}
+
+  // What follows from these is computed where it is used: across a chunk there are no registers for it.
+  static __device__ int thread() { return static_cast<int>(computed_afresh(threadIdx.x)); }
+  static __device__ int lane() { return thread() % 32; }
+
+  static __device__ bool aligned(const TensorView<const Element>& view) {
+    return rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);
+  }
+
+  /// Neighbouring elements on their way to shared memory, as they are stored.
+  template <int count>
+  struct Piece {
+    static constexpr int per_word = 4 / static_cast<int>(sizeof(Element));
+    Vector<std::uint32_t, count / per_word> words;
+
+    /// Loads the first `wanted` of them (any number, also a negative one); others become 0.
+    __device__ void load(const Element* from, int wanted, bool is_aligned) {
+      words = {};
+      if (wanted >= count && is_aligned) {
+        words = load_vector<count / per_word>(reinterpret_cast<const std::uint32_t*>(from));
+      } else if (wanted > 0) {
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          if (i < wanted) {
+            words[i / per_word] |= bits(from[i]) << (i % per_word * 16);
+          }
+        }
+      }
+    }
+    [[nodiscard]] __device__ float number(int i) const {
+      const std::uint32_t word = words[i / per_word];
+      return __uint_as_float(per_word == 1 ? word : (i % 2 == 0 ? word << 16 : word & 0xffff0000U));
+    }
+    static __device__ std::uint32_t bits(Element element) {
+      if constexpr (per_word == 1) {
+        return __float_as_uint(element);
+      } else {
+        return element.bits;
+      }
+    }
+  };
+
+  /// Stores four neighbouring inputs of a row, and again behind it if they are of its first half.
+  static __device__ void store_inputs(SharedAddress rows, int t, int c, const Piece<4>& piece, float scale) {
+    const SharedAddress to = rows + static_cast<unsigned>(t * Layout::row_bytes + c * 4);
+    const float numbers[4] = {piece.number(0) * scale, piece.number(1) * scale, piece.number(2) * scale,
+                              piece.number(3) * scale};
+    store_numbers(to, numbers);
+    if (c < Layout::input_dim / 2) {
+      store_numbers(to + Layout::input_dim * 4, numbers);
+    }
+  }
+
+  /// Stores the same inputs of a key as terms.
+  static __device__ void store_terms(int t, int c, const Piece<4>& piece) {
+    const auto low = Terms<terms>::of(piece.number(0) * Layout::key_scale, piece.number(1) * Layout::key_scale);
+    const auto high = Terms<terms>::of(piece.number(2) * Layout::key_scale, piece.number(3) * Layout::key_scale);
+#pragma unroll
+    for (int term = 0; term < terms; ++term) {
+      const SharedAddress to =
+          Layout::terms_of_keys + static_cast<unsigned>((term * chunk + t) * Layout::terms_row + c * 2);
+      asm volatile("st.shared.v2.b32 [%0], {%1,%2};" : : "r"(to), "r"(low.pairs[term]), "r"(high.pairs[term]) : "memory");
+    }
+  }
+
+  /// A warp's 16 queries, of which `tokens` are there.
+  static __device__ void read_queries(SharedAddress rows, const Element* from, std::int64_t stride, int tokens,
+                                      bool is_aligned) {
+    const int lane = WarpgroupChunk::lane();
+    constexpr int pieces = Layout::input_dim / 4;
+    Piece<4> loaded[pieces / 2];
+#pragma unroll
+    for (int i = 0; i < pieces / 2; ++i) {
+      const int p = i * 32 + lane;
+      loaded[i].load(from + p / pieces * stride + p % pieces * 4, p / pieces < tokens ? 4 : 0, is_aligned);
+    }
+#pragma unroll
+    for (int i = 0; i < pieces / 2; ++i) {
+      const int p = i * 32 + lane;
+      store_inputs(rows, p / pieces, p % pieces * 4, loaded[i], Layout::query_scale);
+    }
+  }
+
+  /// Where a run of tokens is. In registers it would displace a part of the state.
+  struct Kept {
+    const Element* key;
+    const Element* value;  // the slice's first column
+    std::int64_t key_stride;
+    std::int64_t value_stride;
+    std::int64_t tokens;
+    std::int64_t zero_keys;
+    std::int64_t row;    // of the batch,
+    std::int64_t token;  // first token
+    std::int64_t head;   // and head of the first queries
+    bool keys_aligned;
+    bool values_aligned;
+  };
+  static_assert(sizeof(Kept) <= Layout::normaliser - Layout::base);
+
+  /// Stores the factors behind keys. To be followed by a barrier.
+  static __device__ void store_factors() {
+    for (int t = thread(); t < chunk; t += threads) {
+      store_numbers(Layout::keys + static_cast<unsigned>(t * Layout::row_bytes + Layout::linear_factor * 4),
+                    {static_cast<float>(Layout::Map::linear_scale) / Layout::key_scale, 1, 0, 0});
+    }
+  }
+
+  /// To be followed by a barrier.
+  __device__ void keep(const KeySource<Element>& source, const TokenRange& range, int query_group) const {
+    if (thread() == 0) {
+      kept_->key = source.key_row(range.begin);
+      kept_->value = source.value_row(range.begin) + first_column_;
+      kept_->key_stride = source.key.token_stride;
+      kept_->value_stride = source.value.token_stride;
+      kept_->tokens = range.end - range.begin;
+      kept_->zero_keys = source.zero_keys - range.begin;
+      kept_->row = source.span.batch_row;
+      kept_->token = source.span.first_token + range.begin;
+      kept_->head = source.head * query_group;
+      kept_->keys_aligned = aligned(source.key);
+      kept_->values_aligned = aligned(source.value);
+    }
+  }
+  /// Tokens of the chunk that begins `begin` tokens after the first.
+  [[nodiscard]] __device__ int tokens_from(std::int64_t begin) const {
+    return static_cast<int>(clamped(kept_->tokens - begin, 0, chunk));
+  }
+
+  /// Reads a chunk of keys and values.
+  __device__ void read_chunk(std::int64_t begin) const {
+    const int thread = WarpgroupChunk::thread();
+    const int tokens = tokens_from(begin);
+    constexpr int blocks = Layout::width / 8;
+    constexpr int value_pieces = ceil_div(chunk * blocks, threads);
+    constexpr int row_pieces = Layout::input_dim / 4;
+    constexpr int key_pieces = chunk * row_pieces / threads;
+    static_assert(chunk * row_pieces % threads == 0);
+
+    Piece<8> loaded_values[value_pieces];
+    Piece<4> loaded_keys[key_pieces];
+    const bool values_aligned = kept_->values_aligned;
+    const std::int64_t value_stride = kept_->value_stride;
+    const Element* const value = kept_->value + begin * value_stride;
+    // Neighbouring threads take rows of a block: their stores touch all banks.
+    const auto token_of = [&](int i) { return (thread + i * threads) / (8 * blocks) * 8 + thread % 8; };
+    const auto block_of = [&](int i) { return (thread + i * threads) / 8 % blocks; };
+#pragma unroll
+    for (int i = 0; i < value_pieces; ++i) {
+      const int t = token_of(i);
+      const int column = 8 * block_of(i);
+      loaded_values[i].load(value + t * value_stride + column, t < tokens ? Format::columns - first_column_ - column : 0,
+                            values_aligned);
+    }
+    const bool keys_aligned = kept_->keys_aligned;
+    const std::int64_t key_stride = kept_->key_stride;
+    const Element* const key = kept_->key + begin * key_stride;
+    const auto zero_keys = static_cast<int>(clamped(kept_->zero_keys - begin, 0, chunk));
+#pragma unroll
+    for (int i = 0; i < key_pieces; ++i) {
+      const int p = thread + i * threads;
+      const int t = p / row_pieces;
+      loaded_keys[i].load(key + t * key_stride + p % row_pieces * 4, t < tokens && t >= zero_keys ? 4 : 0, keys_aligned);
+    }
+#pragma unroll
+    for (int i = 0; i < value_pieces; ++i) {
+      if (token_of(i) < chunk) {
+        store_values(token_of(i), block_of(i), loaded_values[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < key_pieces; ++i) {
+      const int p = thread + i * threads;
+      store_inputs(Layout::keys, p / row_pieces, p % row_pieces * 4, loaded_keys[i], Layout::key_scale);
+      if constexpr (Layout::keeps_terms) {
+        store_terms(p / row_pieces, p % row_pieces * 4, loaded_keys[i]);
+      }
+    }
+  }
+
+  /// Asks the second-level cache for a chunk.
+  __device__ void prefetch(std::int64_t begin) const {
+    constexpr int line = 128 / static_cast<int>(sizeof(Element));
+    const int t = thread();
+    if (t < tokens_from(begin)) {
+      prefetch(kept_->key + (begin + t) * kept_->key_stride);
+      const Element* const value = kept_->value + (begin + t) * kept_->value_stride;
+#pragma unroll
+      for (int c = 0; c < Layout::columns; c += line) {
+        if (first_column_ + c < Format::columns) {
+          prefetch(value + c);
+        }
+      }
+    }
+  }
+  static __device__ void prefetch(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
+  }
+
+  /// Descriptor of 16 rows of blocks of 8 x 8 numbers.
+  static __device__ std::uint64_t blocks_of(SharedAddress first) {
+    return MatrixDescriptor(first, Layout::row_block, 128, Swizzle::none).word();
+  }
+  static __device__ SharedAddress values(int term, int token) {
+    return Layout::values + static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block);
+  }
+  static __device__ SharedAddress states(int term, int step) {
+    return Layout::states + static_cast<unsigned>(term * Layout::state_term + step * 2 * Layout::row_block);
+  }
+
+  static __device__ void store_numbers(SharedAddress to, const float (&numbers)[4]) {
+    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};"
+                 :
+                 : "r"(to), "f"(numbers[0]), "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3])
+                 : "memory");
+  }
+
+  volatile Kept* kept_;
+  int first_column_;
+
+ private:
+  /// Eight columns of a token's values, rounded to terms.
+  static __device__ void store_values(int token, int block, const Piece<8>& piece) {
+    Pair pairs[terms][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (terms == 1) {
+        pairs[0][i] = piece.words[i];
+      } else {
+        const auto rounded = Terms<terms>::of(piece.number(2 * i), piece.number(2 * i + 1));
+#pragma unroll
+        for (int term = 0; term < terms; ++term) {
+          pairs[term][i] = rounded.pairs[term];
+        }
+      }
+    }
+#pragma unroll
+    for (int term = 0; term < terms; ++term) {
+      store_pairs(SharedNumbers::at(values(term, token) + static_cast<unsigned>(block * 128 + token % 8 * 16)),
+                  pairs[term]);
+    }
+  }
+};
+
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda

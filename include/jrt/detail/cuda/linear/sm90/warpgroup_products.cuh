@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/mma.cuh"
+#include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_chunk.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_features.cuh"
+
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
+
+/// The products of WarpgroupEngine from which a group's outputs are formed.
+template <class Config>
+class WarpgroupProducts : protected WarpgroupChunk<Config> {
+  using Chunk = WarpgroupChunk<Config>;
+
+ protected:
+  using Layout = WarpgroupLayout<Config>;
+  using Map = typename Layout::Map;
+  static constexpr int terms = Layout::terms;
+  static constexpr int fragments = 2;  // left operands in use by the matrix unit at a time
+  using Left = LeftFragment[terms];
+
+  using Chunk::Chunk;
+
+  /// sums += left · right, small terms first; `right(term)` is where a term of the right operand is.
+  template <class Right>
+  static __device__ void multiply(float (&sums)[Layout::width / 2], const Left& left, const Right& right) {
+    wgmma_fence();
+    if constexpr (terms == 1) {
+      product(sums, left[0], right(0));
+    } else {
+      product(sums, left[1], right(0));
+      product(sums, left[0], right(1));
+      product(sums, left[0], right(0));
+    }
+    wgmma_commit();
+  }
+  static __device__ void product(float (&sums)[Layout::width / 2], const LeftFragment& left, SharedAddress right) {
+    WarpgroupProduct<Layout::width>::template add<BFloat16>(sums, left, Chunk::blocks_of(right), 1);
+  }
+
+  /// The sum over the four lanes of a row.
+  static __device__ float over_quad(float number) {
+    number += __shfl_xor_sync(~0u, number, 1);
+    return number + __shfl_xor_sync(~0u, number, 2);
+  }
+
+  /// sums += P·v, denominators += P·1 over the chunk's keys up to the group's tokens. `rows` are the queries of a warp.
+  __device__ static void add_scores(const Map& map, float (&sums)[Layout::width / 2], float (&denominators)[2],
+                                    Left (&left)[fragments], SharedAddress rows, int group, int warp) {
+    Left inputs[Layout::input_steps];
+    const int lane = Chunk::lane();
+#pragma unroll
+    for (int h = 0; h < Layout::input_steps; ++h) {
+      QueryFragments<Layout>(rows, h, lane).inputs(inputs[h]);
+    }
+#pragma unroll 1
+    for (int tile = 0; tile <= group; ++tile) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        wgmma_wait<fragments - 1>();
+        weigh(map, left[k % fragments], denominators, inputs, 64 * tile + 16 * k, tile < group ? 4 : warp - k);
+        multiply(sums, left[k % fragments], [&](int term) { return Chunk::values(term, 64 * tile + 16 * k); });
+      }
+    }
+  }
+
+  /// P of this warp's tokens and 16 keys as a left operand. `behind`: how many times 16 keys lie between these and the
+  /// warp's own tokens; those that lie ahead have weight 0.
+  static __device__ void weigh(const Map& map, Left& left, float (&denominators)[2],
+                               const Left (&inputs)[Layout::input_steps], int key, int behind) {
+    const int lane = Chunk::lane();
+    float numbers[4][2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      Accumulator scores{};
+      const int token = key + 8 * n + lane / 4;
+#pragma unroll
+      for (int h = 0; h < Layout::input_steps; ++h) {
+        RightFragment right[terms];
+        load_key(right, token, 16 * h, lane % 4);
+        multiply_terms(scores, inputs[h], right);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int ahead = 8 * n + lane % 4 * 2 + e - lane / 4 - 8 * i;
+          const bool seen = behind > 0 || (behind == 0 && ahead <= 0);
+          numbers[2 * n + i][e] = seen ? map.kernel(scores.values[2 * i + e]) : 0.0F;
+        }
+      }
+    }
+    round_left<terms>(left, numbers);
+    // Where rounding is coarse, sums the rounded weights, by which values are multiplied: it moves weight, but adds none.
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 used = terms == 1 ? as_floats(left[0].pairs[i]) : float2{numbers[i][0], numbers[i][1]};
+      denominators[i % 2] += used.x + used.y;
+    }
+  }
+
+  /// Inputs first … first + 15 of a key as this lane's part of a right operand; where keys are not kept as terms, in the
+  /// order of QueryFragments.
+  static __device__ void load_key(RightFragment (&right)[terms], int token, int first, int quarter) {
+    if constexpr (Layout::keeps_terms) {
+#pragma unroll
+      for (int term = 0; term < terms; ++term) {
+        const SharedAddress row =
+            Layout::terms_of_keys + static_cast<unsigned>((term * Layout::chunk + token) * Layout::terms_row + quarter * 4);
+        right[term] = {{load_pair(row + first * 2), load_pair(row + first * 2 + 16)}};
+      }
+    } else {
+      const SharedAddress row = Layout::keys + static_cast<unsigned>(token * Layout::row_bytes + (quarter + first) * 4);
+      const auto low = Terms<terms>::of(load_number(row), load_number(row + 16));
+      const auto high = Terms<terms>::of(load_number(row + 32), load_number(row + 48));
+#pragma unroll
+      for (int term = 0; term < terms; ++term) {
+        right[term] = {{low.pairs[term], high.pairs[term]}};
+      }
+    }
+  }
+
+  /// sums += φ(q)·S, denominators += φ(q)·z.
+  static __device__ void add_state(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
+                                   SharedAddress rows) {
+    constexpr int steps = Layout::input_steps;
+    constexpr int shifts = Layout::input_dim / 2;  // of which the last, by d/2, is of the first half of the inputs alone
+    const auto add = [&](Left& fragment, int step, const auto& form) {
+      wgmma_wait<fragments - 1>();
+      form(fragment, denominators, step);
+      multiply(sums, fragment, [&](int term) { return Chunk::states(term, step); });
+    };
+#pragma unroll
+    for (int h = 0; h < steps; ++h) {
+      const QueryFragments<Layout> queries(rows, h, Chunk::lane());
+      add(left[0], h, [&](auto&... to) { queries.linear(to...); });
+#pragma unroll 1
+      for (int first = 0; first < shifts; first += fragments) {
+#pragma unroll
+        for (int i = 1; i <= fragments; ++i) {
+          const int shift = first + i - 1;
+          add(left[i % fragments], steps * (shift + 1) + h, [&](auto&... to) { queries.products(to..., shift); });
+        }
+      }
+      if (h < steps / 2) {
+        add(left[1], steps * (shifts + 1) + h, [&](auto&... to) { queries.products(to..., shifts); });
+      }
+      if (h + 1 == steps) {
+        add(left[1], Layout::feature_steps - 1, [&](Left& to, float(&sum)[2], int /*step*/) { queries.constant(to, sum); });
+      }
+    }
+  }
+};
+
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda
