@@ -182,8 +182,10 @@ inline constexpr WindowStreamTuning window_stream_tuning{};
 
 /// commit_window. Not varied.
 inline constexpr int window_cache_threads = 128;
-/// update_window_cache, whose blocks store up to L + 1 tokens each, a warp one after the other. Not varied but for 128.
+/// update_window_cache, whose blocks store up to L + 1 tokens each. Not varied but for 128.
 inline constexpr int window_update_threads = 512;
+/// Of both, read by a thread before it writes.
+inline constexpr int window_numbers_in_flight = 8;
 
 // -- convolution -------------------------------------------------------------------------------------------------------
 
