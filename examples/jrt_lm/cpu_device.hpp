@@ -17,6 +17,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -26,6 +27,7 @@
 #include "jrt_lm/device_array.hpp"
 #include "jrt_lm/eigen_product.hpp"
 #include "jrt_lm/language_model.hpp"
+#include "jrt_lm/large_pages.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/narrow_product.hpp"
 #include "jrt_lm/ranks.hpp"
@@ -49,7 +51,16 @@ class CpuDevice {
 
   void* allocate(std::size_t bytes) {
     void* const memory = ::operator new(bytes, alignment);
-    std::memset(memory, 0, bytes);
+    const auto total = static_cast<std::int64_t>(bytes);
+    if (total >= large_bytes) {
+      ask_for_large_pages(memory, bytes);
+    }
+    // By all threads: where memory lies near processors, it is spread over that of all.
+    threads_.run((total + large_bytes - 1) / large_bytes, [&](std::int64_t task, int /*worker*/) {
+      const std::int64_t first = task * large_bytes;
+      std::memset(static_cast<std::byte*>(memory) + first, 0,
+                  static_cast<std::size_t>(std::min(large_bytes, total - first)));
+    });
     allocated_bytes_ += static_cast<std::int64_t>(bytes);
     return memory;
   }
@@ -64,6 +75,24 @@ class CpuDevice {
   [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
   [[nodiscard]] std::string name() const { return "CPU, " + std::to_string(threads_.concurrency()) + " threads"; }
   void synchronize() const {}
+
+  /// The shortest of some times in which all threads together read so much memory once and add its numbers up.
+  [[nodiscard]] double seconds_to_read(std::int64_t bytes) {
+    constexpr std::int64_t together = std::int64_t{1} << 17;
+    const std::int64_t tasks = bytes / together;
+    const Array<std::uint64_t> memory(*this, tasks * together / 8);
+    std::vector<std::uint64_t> sums(static_cast<std::size_t>(tasks));  // or the compiler would leave the reading out
+    double best = std::numeric_limits<double>::infinity();
+    for (int run = 0; run < 8; ++run) {
+      const auto start = std::chrono::steady_clock::now();
+      threads_.run(tasks, [&](std::int64_t task, int /*worker*/) {
+        const std::uint64_t* const first = memory.data() + task * together / 8;
+        sums[static_cast<std::size_t>(task)] += std::accumulate(first, first + together / 8, std::uint64_t{0});
+      });
+      best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return std::accumulate(sums.begin(), sums.end(), std::uint64_t{0}) == 0 ? best : 0;
+  }
 
   /// Ranks are threads, each with a model on its own pool.
   static void use() {}
@@ -185,6 +214,7 @@ class CpuDevice {
 
  private:
   static constexpr std::align_val_t alignment{64};
+  static constexpr std::int64_t large_bytes = 1 << 21;  // a large page
 
   static void copy(void* to, const void* from, std::size_t bytes) {
     if (bytes > 0) {  // there may be no memory otherwise
@@ -204,7 +234,7 @@ class CpuDevice {
   /// `function(t)` for every row, a few at a time.
   template <class Function>
   void each_row(std::int64_t rows, const Function& function) {
-    constexpr std::int64_t together = 16;
+    const std::int64_t together = rows < 64 ? 4 : 16;  // the rows of a step's batch are shared too
     threads_.run((rows + together - 1) / together, [&](std::int64_t task, int /*worker*/) {
       for (std::int64_t t = task * together; t < std::min(rows, (task + 1) * together); ++t) {
         function(t);

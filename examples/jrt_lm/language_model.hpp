@@ -86,6 +86,10 @@ class LanguageModel {
   [[nodiscard]] virtual std::vector<std::byte> save(std::int32_t slot) = 0;
   virtual void load(std::span<const std::byte> bytes, std::int32_t slot) = 0;
 
+  /// Seconds that this device takes to do nothing but read as many bytes as the weights of a step have; 0: not measured
+  /// here. For comparison with a step.
+  [[nodiscard]] virtual double seconds_to_read_weights() { return 0; }
+
   /// Waits until all work is done; for clocks.
   virtual void synchronize() = 0;
 

@@ -197,13 +197,16 @@ void measure_and_print(Options options) {
     }
     const Measurement m = measure(*model, what);
     if (!options.json) {
+      const std::string read = m.read_weights_ms > 0
+                                   ? "; reading as much as the weights takes " + std::to_string(m.read_weights_ms) + " ms"
+                                   : "";
       std::printf(
           "%lld prompts of %lld tokens, %lld of them the prefix, read %lld times: prefill %.2f ms, %.0f tokens/s; decode "
           "step %.4f ms, "
-          "%.0f tokens/s\n",
+          "%.0f tokens/s%s\n",
           static_cast<long long>(options.batch), static_cast<long long>(tokens), static_cast<long long>(m.prefix),
           static_cast<long long>(options.generation.reads), m.prefill_ms, m.prefill_tokens_per_s, m.decode_ms_per_token,
-          m.decode_tokens_per_s);
+          m.decode_tokens_per_s, read.c_str());
       std::fflush(stdout);
       continue;
     }
@@ -216,6 +219,7 @@ void measure_and_print(Options options) {
     row["prefill_tokens_per_s"] = m.prefill_tokens_per_s;
     row["decode_ms_per_token"] = m.decode_ms_per_token;
     row["decode_tokens_per_s"] = m.decode_tokens_per_s;
+    row["read_weights_ms"] = m.read_weights_ms;
     row["state_bytes_per_sequence"] = model->state_bytes();
     row["device_bytes"] = model->device_bytes();
     json["measurements"].push_back(row);

@@ -68,6 +68,7 @@ Measurement measure(LanguageModel& model, const MeasurementOptions& options) {
   result.prefill_tokens_per_s = per_second * static_cast<double>(options.tokens) / result.prefill_ms;
   result.decode_ms_per_token = median(step);
   result.decode_tokens_per_s = per_second / result.decode_ms_per_token;
+  result.read_weights_ms = model.seconds_to_read_weights() * 1e3;
   return result;
 }
 

@@ -21,6 +21,7 @@ struct Measurement {
   double prefill_tokens_per_s = 0;  ///< tokens of the prompts, however often they were read
   double decode_ms_per_token = 0;   ///< a greedy step of the whole batch
   double decode_tokens_per_s = 0;
+  double read_weights_ms = 0;  ///< the shortest time of reading so many bytes; 0: not measured on this device
 };
 
 /// Times prefill and decoding of random prompts in all slots of a model.

@@ -71,6 +71,16 @@ class ModelWeights {
     source_ = nullptr;
   }
 
+  /// Of the matrices that a decode step reads.
+  [[nodiscard]] std::int64_t step_bytes() const {
+    std::int64_t numbers = embedding.weight.size();
+    for (const Layer& layer : layers) {
+      numbers += layer.input.weight.size() + layer.output.weight.size() + layer.mlp_input.weight.size() +
+                 layer.mlp_output.weight.size();
+    }
+    return numbers * static_cast<std::int64_t>(sizeof(Element));
+  }
+
  private:
   void read_layer(const std::string& name, MixerKind kind, Layer& layer) {
     layer.mixer_norm = array<Sum>({name + "norm1.weight"});

@@ -53,6 +53,12 @@ class Transformer final : public LanguageModel {
   [[nodiscard]] bool stepped_in_one_kernel() const override { return stepped_in_one_kernel_; }
   [[nodiscard]] std::int64_t tokens_read(std::int32_t slot) const override { return tokens_read_.at(checked(slot)); }
   void synchronize() override { model_.device.synchronize(); }
+  [[nodiscard]] double seconds_to_read_weights() override {
+    if constexpr (requires { model_.device.seconds_to_read(std::int64_t{}); }) {
+      return model_.device.seconds_to_read(model_.weights.step_bytes());
+    }
+    return 0;
+  }
 
   void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) override {
     check_prompts(model_.config, tokens_read_, prompts);

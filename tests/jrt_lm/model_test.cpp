@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <jrt/state.hpp>
@@ -81,6 +83,39 @@ TEST_CASE("the authors' tiny model: twelve greedy tokens") {
       CHECK(generate(*model, std::vector<Request>{{golden.prompts[b]}}, options, {}).tokens.front() == golden.greedy[b]);
     }
   }
+}
+
+TEST_CASE("the authors' tiny model: greedy tokens of bfloat16 weights are as likely as the authors', but for rounding") {
+  const Golden golden;
+  const Precision& narrow = precisions.back();
+  REQUIRE(narrow.type == NumberType::bfloat16);
+  const CheckpointWeights weights(golden.checkpoint);
+  GenerationOptions options;
+  options.new_tokens = std::ssize(golden.greedy.front());
+  options.encoder_tokens = golden.config.encoder_tokens;
+  const auto generated = generate(*made(golden.config, weights, narrow.type), golden.requests(), options, {}).tokens;
+  const auto exact = made(golden.config, weights, precisions.front().type);
+  std::size_t as_the_authors = 0;
+  for (std::size_t b = 0; b < generated.size(); ++b) {
+    REQUIRE(std::ssize(generated[b]) == options.new_tokens);
+    Tokens tokens = golden.prompts[b];
+    tokens.insert(tokens.end(), generated[b].begin(), generated[b].end());
+    exact->prefill(std::vector<Prompt>{{tokens, 0, golden.config.encoder_tokens}}, LogitsOf::all_tokens, {});
+    const std::vector<double> logits = exact->logits();
+    for (std::size_t i = 0; i < generated[b].size(); ++i) {
+      const std::vector<double> row = logits_row(logits, golden.prompts[b].size() + i - 1, golden.config);
+      double squares = 0;
+      for (const double logit : row) {
+        squares += logit * logit;
+      }
+      // Each of two logits is off by a few times their mean error.
+      const double rounding = 8 * narrow.bound * std::sqrt(squares / static_cast<double>(row.size()));
+      const double best = *std::max_element(row.begin(), row.begin() + golden.config.vocabulary);
+      CHECK(row[static_cast<std::size_t>(generated[b][i])] >= best - rounding);
+    }
+    as_the_authors += generated[b] == golden.greedy[b] ? 1 : 0;
+  }
+  MESSAGE(as_the_authors, " of ", generated.size(), " sequences are the authors' to the last token");
 }
 
 TEST_CASE("logits are those of the formulas, for any prefix and padding") {

@@ -88,8 +88,16 @@ void check(const Sizes& s, bool has_bias, double bound) {
 TEST_CASE_TEMPLATE("products of 16-bit numbers, for any number of threads", E, jrt::BFloat16, jrt::Half) {
   // Rounded twice, to nearest, in formats with 8 and 11 bits.
   const double rounding = std::is_same_v<E, jrt::BFloat16> ? 0x1p-7 : 0x1p-10;
-  // One row and few; a panel that is not whole; many rows, in blocks and in parts; panels of the smallest size.
-  for (const Sizes& sizes : {Sizes{1, 64, 5000}, {3, 40, 150}, {300, 40, 150}, {2100, 17, 9}, {2, 5000, 70}}) {
+  // One row and few, the most of those and one more; a panel that is not whole; many rows, in blocks and in parts; panels
+  // of the smallest size.
+  for (const Sizes& sizes : {Sizes{1, 64, 5000},
+                             {3, 40, 150},
+                             {7, 131, 9},
+                             {16, 2752, 70},
+                             {17, 64, 70},
+                             {300, 40, 150},
+                             {2100, 17, 9},
+                             {2, 5000, 70}}) {
     for (const bool has_bias : {false, true}) {
       check<E, E>(sizes, has_bias, rounding);
       check<E, float>(sizes, has_bias, 1e-4);

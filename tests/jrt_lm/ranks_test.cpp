@@ -219,15 +219,17 @@ TEST_CASE("a rank that fails, or never comes, is an error for all, and the next 
     }
     return std::string("nothing is thrown");
   };
-  for (const auto& [wrong, what] :
-       {std::pair{Fault::before_all_are_ready, "no memory"}, std::pair{Fault::in_its_piece, "no kernel"},
-        std::pair{Fault::never_comes, ".000000 s; rank 0 has enqueued "}}) {
+  const std::pair<Fault, const char*> faults[] = {{Fault::before_all_are_ready, "no memory"},
+                                                  {Fault::in_its_piece, "no kernel"},
+                                                  {Fault::never_comes, ".000000 s; rank 0 has enqueued "}};
+  for (const auto& wrong : faults) {
+    const char* const what = wrong.second;
     CAPTURE(what);
-    fault = wrong;
+    fault = wrong.first;
     const std::string said = message();
     CAPTURE(said);
     CHECK(said.find(what) != std::string::npos);
-    if (wrong == Fault::never_comes) {
+    if (wrong.first == Fault::never_comes) {
       CHECK(said.find("rank 1 has enqueued 0 layers") != std::string::npos);
     }
     fault = Fault::none;

@@ -40,7 +40,7 @@ void state_update(benchmark::State& state, const Product& product) {
 void tile_state_update(benchmark::State& state) {
   state_update(state, [](const Matrix& phi, const Matrix& value, Matrix& sums) {
     jrt::detail::cpu::add_product<float>(sums.data(), columns, features, columns, {phi.data(), 1, phi.cols()},
-                                         {value.data(), columns}, tokens, {{}, {}}, 0);
+                                         {value.data(), columns}, tokens);
   });
 }
 BENCHMARK(tile_state_update)->MinTime(1.0);

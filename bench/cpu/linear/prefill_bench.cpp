@@ -7,6 +7,7 @@
 #include <jrt/prefill.hpp>
 #include <jrt/thread_pool.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cpu/ceilings.hpp"
@@ -134,6 +135,39 @@ void ratios(benchmark::State& state) {
   state.counters["time_per_token_T65536_over_T8192"] = longer.seconds() / 8 / one.seconds();
 }
 BENCHMARK(ratios)->UseRealTime()->Unit(benchmark::kMillisecond)->Iterations(12);
+
+/// Some threads over one, in runs that alternate; and the same of multiply-adds on registers alone, which tell what the
+/// processors have: clocks fall where many work, and two threads of a core share its units.
+void scaling(benchmark::State& state) {
+  const int threads = static_cast<int>(state.range(0));
+  if (static_cast<unsigned>(threads) > std::thread::hardware_concurrency()) {
+    state.SkipWithError("more threads than processors");
+    return;
+  }
+  Run one(8192, 1);
+  Run many(8192, threads);
+  for (auto _ : state) {
+    bool good = one.once();
+    for (int i = 0; i < 4; ++i) {
+      good = good && many.once();
+    }
+    if (!good) {
+      state.SkipWithError("prefill failed");
+      return;
+    }
+  }
+  state.counters["speedup"] = one.seconds() / many.seconds();
+  state.counters["speedup_of_fma"] = bench::fma_peak(threads) / bench::fma_peak(1);
+}
+BENCHMARK(scaling)
+    ->ArgName("threads")
+    ->Arg(2)
+    ->Arg(4)
+    ->Arg(8)
+    ->Arg(16)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond)
+    ->Iterations(20);
 
 /// The baseline: the recurrence token by token in plain loops, as a first implementation would have it.
 void naive_recurrence(benchmark::State& state) {

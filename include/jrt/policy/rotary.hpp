@@ -63,10 +63,13 @@ class RotaryHalves {
     turns_[i] = static_cast<std::uint64_t>((turns - std::floor(turns)) * 0x1p64L);
   }
 
-  /// The angle in half turns, from −1 to 1, with as many bits as T holds.
+  /// The angle of pair i at a position in turns, times 2^64. Phases of positions may be added.
+  [[nodiscard]] JRT_DETAIL_HD std::uint64_t phase(std::int64_t position, int i) const {
+    return static_cast<std::uint64_t>(position) * turns_[i];
+  }
+  /// The angle of a phase in half turns, from −1 to 1, with as many bits as T holds.
   template <class T>
-  [[nodiscard]] JRT_DETAIL_HD T half_turns(std::int64_t position, int i) const {
-    const std::uint64_t phase = static_cast<std::uint64_t>(position) * turns_[i];
+  [[nodiscard]] static JRT_DETAIL_HD T half_turns(std::uint64_t phase) {
     return sizeof(T) == sizeof(double) ? static_cast<T>(static_cast<std::int64_t>(phase)) * static_cast<T>(0x1p-63)
                                        : static_cast<T>(static_cast<std::int32_t>(phase >> 32)) * static_cast<T>(0x1p-31);
   }
@@ -75,10 +78,10 @@ class RotaryHalves {
   [[nodiscard]] JRT_DETAIL_HD Rotation<T> rotation(std::int64_t position, int i) const {
 #if defined(__CUDA_ARCH__)
     Rotation<T> result;
-    sincospi(half_turns<T>(position, i), &result.sine, &result.cosine);
+    sincospi(half_turns<T>(phase(position, i)), &result.sine, &result.cosine);
     return result;
 #else
-    const T angle = half_turns<T>(position, i) * static_cast<T>(3.14159265358979323846);
+    const T angle = half_turns<T>(phase(position, i)) * static_cast<T>(3.14159265358979323846);
     return {std::cos(angle), std::sin(angle)};
 #endif
   }

@@ -8,6 +8,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/simd.hpp"
+#include "jrt/detail/cpu/core/stores.hpp"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/convolution/inputs.hpp"
 #include "jrt/numeric.hpp"
@@ -70,9 +71,6 @@ void activate_and_derive(const Packet<T>& sums, Packet<T>& values, Packet<T>& de
 #pragma GCC diagnostic pop
 #endif
 
-/// Whether outputs stay in the caches, for the next reader, or go straight to memory.
-enum class Stores { in_caches, past_caches };
-
 template <Stores stores, class T>
 void put(T* to, const Packet<T>& packet) {
   if constexpr (stores == Stores::past_caches) {
@@ -80,13 +78,6 @@ void put(T* to, const Packet<T>& packet) {
   } else {
     store(to, packet);
   }
-}
-
-/// Outputs too large for a cache to keep until they are read go past it.
-template <class E>
-bool passes_caches(const TensorView<E>& output) {
-  constexpr std::int64_t large = std::int64_t{16} << 20;
-  return output.batch * output.tokens * output.dim * static_cast<std::int64_t>(sizeof(E)) >= large;
 }
 
 /// Rows of elements, one for each token.

@@ -6,6 +6,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/rows.hpp"
+#include "jrt/detail/cpu/core/simd.hpp"
 #include "jrt/policy/feature_map.hpp"
 #include "jrt/policy/taylor.hpp"
 
@@ -28,6 +29,15 @@ struct RowExpansion {
   }
   static void expand_query(const Map& map, const T* input, T* features, std::int64_t position) {
     jrt::expand_query(map, input, features, position);
+  }
+  /// The closed form of φ(q)·φ(k) for a packet of q·k.
+  static Packet<T> kernel(const Map& map, const Packet<T>& dots) {
+    T numbers[lanes<T>];
+    store(numbers, dots);
+    for (T& number : numbers) {
+      number = map.kernel(number);
+    }
+    return load(numbers);
   }
 };
 
@@ -53,6 +63,11 @@ struct RowExpansion<Taylor2<d, SymmetricPacking>, T> {
   }
   static void expand_query(const Map& /*map*/, const T* input, T* features, std::int64_t /*position*/) {
     expand(input, features, T(2));
+  }
+  static Packet<T> kernel(const Map& /*map*/, const Packet<T>& dots) {
+    const Packet<T> s = multiply(dots, broadcast(static_cast<T>(Map::inverse_sqrt_dim)));
+    const Packet<T> one = broadcast(T(1));
+    return multiply_add(multiply_add(s, broadcast(T(0.5)), one), s, one);
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
+#include "jrt/detail/integer.hpp"
 #include "jrt/tensor_view.hpp"
 
 namespace jrt::detail::cpu {
@@ -39,10 +40,51 @@ class RowPrefetch {
   }
 
  private:
+  friend class LinePrefetch;
+
   const char* first_ = nullptr;
   std::int64_t stride_ = 0;
   std::int64_t bytes_ = 0;
   std::int64_t rows_ = 0;
+};
+
+/// Rows of two views, a cache line at a time, from within a product. A core has a dozen or two requests to memory on their
+/// way; whoever asks for more waits, and so does what comes after.
+class LinePrefetch {
+ public:
+  LinePrefetch(const RowPrefetch& one, const RowPrefetch& other) : rows_{one, other} { begin_row(); }
+
+  /// Asks for the next line, if there is one.
+  void issue() {
+    if (lines_ != 0) {
+      __builtin_prefetch(line_, 0, 2);
+      line_ += cache_line_bytes;
+      if (--lines_ == 0) {
+        begin_row();
+      }
+    }
+  }
+
+ private:
+  void begin_row() {
+    for (; view_ < 2; ++view_, row_ = 0) {
+      const RowPrefetch& rows = rows_[view_];
+      if (row_ < rows.rows_) {
+        const char* const row = rows.first_ + row_ * rows.stride_;
+        const auto offset = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(row) % cache_line_bytes);
+        line_ = row - offset;
+        lines_ = ceil_div(offset + rows.bytes_, cache_line_bytes);
+        ++row_;
+        return;
+      }
+    }
+  }
+
+  RowPrefetch rows_[2];
+  int view_ = 0;
+  std::int64_t row_ = 0;
+  const char* line_ = nullptr;
+  std::int64_t lines_ = 0;  // of the row, not yet asked for
 };
 
 }  // namespace JRT_DETAIL_CPU_ABI

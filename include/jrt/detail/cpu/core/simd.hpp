@@ -6,6 +6,9 @@
 #include <immintrin.h>
 #endif
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "jrt/detail/abi.hpp"
@@ -94,6 +97,25 @@ inline P multiply(const P& a, const P& b) {
 template <class P>
 inline P multiply_add(const P& a, const P& b, const P& c) {
   return Eigen::internal::pmadd(a, b, c);
+}
+
+/// The first `count` numbers of a packet, and 0 for the others; all of it, where it has no more.
+template <class T>
+inline Packet<T> first_lanes(const Packet<T>& packet, std::ptrdiff_t count) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+  struct Masks {
+    Bits bits[2 * lanes<T>] = {};
+    constexpr Masks() {
+      for (int i = 0; i < lanes<T>; ++i) {
+        bits[i] = ~Bits{0};
+      }
+    }
+  };
+  static constexpr Masks masks;
+  const std::ptrdiff_t kept = count < 0 ? 0 : count < lanes<T> ? count : lanes<T>;
+  Packet<T> mask;
+  std::memcpy(&mask, masks.bits + lanes<T> - kept, sizeof mask);
+  return Eigen::internal::pand(packet, mask);
 }
 
 /// Σ a[i] * b[i] over `count` numbers, a multiple of the lanes. Four partial sums, for the latency of the additions.

@@ -88,8 +88,21 @@ struct Tile {
     }
   }
 
-  /// sums += a · b over `depth`.
-  void add_product(const Left<T>& a, const Right<T>& b, std::ptrdiff_t depth) {
+  /// sums += a · b over `depth`. Prefetches lines of `next`, which may be null, meanwhile.
+  void add_product(const Left<T>& a, const Right<T>& b, std::ptrdiff_t depth, LinePrefetch* next = nullptr) {
+    std::ptrdiff_t k = 0;
+    for (; next != nullptr && k < depth; k += steps_per_prefetch) {
+      next->issue();
+      add_steps({a.data + k * a.depth_stride, a.row_stride, a.depth_stride}, {b.data + k * b.stride, b.stride},
+                smaller<std::ptrdiff_t>(steps_per_prefetch, depth - k));
+    }
+    if (k == 0) {
+      add_steps(a, b, depth);
+    }
+  }
+
+ private:
+  void add_steps(const Left<T>& a, const Right<T>& b, std::ptrdiff_t depth) {
     const T* a_column = a.data;
     const T* b_row = b.data;
     for (std::ptrdiff_t k = 0; k < depth; ++k, a_column += a.depth_stride, b_row += b.stride) {
@@ -141,12 +154,12 @@ struct Product {
 /// of all tiles grows faster than their number.
 template <class T, int Rows, int Packets>
 [[gnu::noinline]] void multiply_tile(T* result, std::ptrdiff_t stride, const Product<T> (&products)[2], int row, int column,
-                                     bool adds) {
+                                     bool adds, LinePrefetch* next) {
   T* const to = result + row * stride + column;
   Tile<T, Rows, Packets> tile;
   tile.clear();
   for (const Product<T>& product : products) {
-    tile.add_product(product.a.from_row(row), product.b.from_column(column), product.depth);
+    tile.add_product(product.a.from_row(row), product.b.from_column(column), product.depth, next);
   }
   if (adds) {
     tile.add(to, stride);
@@ -155,7 +168,7 @@ template <class T, int Rows, int Packets>
 }
 
 template <class T>
-using MultiplyTile = void (*)(T*, std::ptrdiff_t, const Product<T> (&)[2], int, int, bool);
+using MultiplyTile = void (*)(T*, std::ptrdiff_t, const Product<T> (&)[2], int, int, bool, LinePrefetch*);
 
 /// `multiply_tile` for each number of rows and, within it, of packets.
 template <class T, int... i>
@@ -164,21 +177,17 @@ constexpr std::array<MultiplyTile<T>, sizeof...(i)> each_tile(std::integer_seque
 }
 
 /// result (rows x columns, row stride `stride`) = the sum of both products, or += where `adds`, in tiles. `columns` is a
-/// multiple of the lanes. Meanwhile the rows of `next` are prefetched, `rows_per_tile` with every tile.
+/// multiple of the lanes. Prefetches lines of `next`, which may be null, meanwhile.
 template <class T>
 [[gnu::noinline]] void multiply_tiles(T* result, std::ptrdiff_t stride, int rows, int columns,
-                                      const Product<T> (&products)[2], bool adds, const RowPrefetch (&next)[2],
-                                      int rows_per_tile) {
+                                      const Product<T> (&products)[2], bool adds, LinePrefetch* next = nullptr) {
   static constexpr auto multiply = each_tile<T>(std::make_integer_sequence<int, tile_rows * tile_packets>{});
   constexpr int tile_columns = tile_packets * lanes<T>;
   for (int column = 0; column < columns; column += tile_columns) {
     const int packets = smaller(tile_columns, columns - column) / lanes<T>;
     for (int row = 0; row < rows; row += tile_rows) {
-      for (const RowPrefetch& prefetch : next) {
-        prefetch.issue(std::int64_t{row} / tile_rows * rows_per_tile, rows_per_tile);
-      }
       const int tile = (smaller(tile_rows, rows - row) - 1) * tile_packets + packets - 1;
-      multiply[static_cast<std::size_t>(tile)](result, stride, products, row, column, adds);
+      multiply[static_cast<std::size_t>(tile)](result, stride, products, row, column, adds, next);
     }
   }
 }
@@ -186,21 +195,22 @@ template <class T>
 /// The same for one product.
 template <class T>
 void multiply_tiles(T* result, std::ptrdiff_t stride, int rows, int columns, const Product<T>& product, bool adds) {
-  multiply_tiles(result, stride, rows, columns, {product, {product.a, product.b, 0}}, adds, {{}, {}}, 0);
+  multiply_tiles(result, stride, rows, columns, {product, {product.a, product.b, 0}}, adds);
 }
 
-/// result += a · b, while rows are prefetched.
+/// result += a · b. Prefetches lines of `next`, which may be null, meanwhile.
 template <class T>
 void add_product(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a, const Right<T>& b,
-                 std::ptrdiff_t depth, const RowPrefetch (&next)[2], int rows_per_tile) {
-  multiply_tiles(result, stride, rows, columns, {{a, b, depth}, {a, b, 0}}, true, next, rows_per_tile);
+                 std::ptrdiff_t depth, LinePrefetch* next = nullptr) {
+  multiply_tiles(result, stride, rows, columns, {{a, b, depth}, {a, b, 0}}, true, next);
 }
 
-/// result = a1 · b1 + a2 · b2
+/// result = a1 · b1 + a2 · b2. Prefetches lines of `next`, which may be null, meanwhile.
 template <class T>
 void sum_of_products(T* result, std::ptrdiff_t stride, int rows, int columns, const Left<T>& a1, const Right<T>& b1,
-                     std::ptrdiff_t depth1, const Left<T>& a2, const Right<T>& b2, std::ptrdiff_t depth2) {
-  multiply_tiles(result, stride, rows, columns, {{a1, b1, depth1}, {a2, b2, depth2}}, false, {{}, {}}, 0);
+                     std::ptrdiff_t depth1, const Left<T>& a2, const Right<T>& b2, std::ptrdiff_t depth2,
+                     LinePrefetch* next = nullptr) {
+  multiply_tiles(result, stride, rows, columns, {{a1, b1, depth1}, {a2, b2, depth2}}, false, next);
 }
 
 }  // namespace JRT_DETAIL_CPU_ABI

@@ -54,6 +54,10 @@ inline constexpr std::int64_t convolution_block_bytes = 4096;
 inline constexpr std::int64_t convolution_gradient_block_bytes = convolution_block_bytes / 2;
 inline constexpr std::int64_t convolution_gradient_segment_tokens = 256;
 
+/// Steps of a tile's product, of tile_rows · tile_packets multiply-adds, after which a line is prefetched: often enough for
+/// all rows of the next chunk.
+inline constexpr int steps_per_prefetch = 4;
+
 /// Bytes that a prefetch brings.
 inline constexpr std::int64_t cache_line_bytes = 64;
 

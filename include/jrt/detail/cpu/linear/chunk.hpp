@@ -4,10 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cpu/core/expand.hpp"
+#include "jrt/detail/cpu/core/stores.hpp"
 #include "jrt/detail/cpu/core/tile.hpp"
+#include "jrt/detail/cpu/core/transpose.hpp"
 #include "jrt/detail/cpu/core/tuning.hpp"
 #include "jrt/detail/cpu/linear/working_state.hpp"
 #include "jrt/detail/plan/segment.hpp"
@@ -90,19 +93,13 @@ struct KeyChunk {
     if (for_queries) {
       const T* const columns = Map::has_closed_form ? inputs : features;
       const std::ptrdiff_t stride = Map::has_closed_form ? Expansion::input_stride : feature_stride;
-      for (int t = 0; t < tokens; ++t) {
-        for (int k = 0; k < score_depth; ++k) {
-          transposed[k * score_stride + t] = columns[t * stride + k];
-        }
-      }
+      transpose(columns, stride, tokens, score_depth, transposed, score_stride);
     }
   }
 
-  /// S += Σ φ(k)vᵀ, z += Σ φ(k). Prefetches the tokens of `next` meanwhile, a few with every tile.
+  /// S += Σ φ(k)vᵀ, z += Σ φ(k). Prefetches the tokens of `next` meanwhile.
   template <class Source>
   void add_to(const State& state, const Source& source, const TokenRange& next) const {
-    constexpr int tiles = ceil_div(State::rows, tile_rows);
-    constexpr int tokens_per_tile = ceil_div(chunk_tokens, tiles);
     std::int64_t begin = next.begin;
     if constexpr (requires { source.from_views; }) {
       begin = larger(begin, source.from_views);
@@ -110,16 +107,33 @@ struct KeyChunk {
     const auto rows_of = [&](const auto& view) {
       return RowPrefetch(view, source.row, source.first + begin, source.first + next.end, source.head);
     };
+    LinePrefetch next_rows(rows_of(source.key), rows_of(source.value));
     detail::cpu::add_product(state.sums(), State::stride, State::rows, State::stride, Left<T>{features, 1, feature_stride},
-                             Right<T>{values, State::stride}, tokens, {rows_of(source.key), rows_of(source.value)},
-                             tokens_per_tile);
-    T* const z = state.normaliser();
-    for (int r = 0; r < State::normaliser_rows; r += lanes<T>) {
-      Packet<T> sums = broadcast(T(0));
-      for (int t = 0; t < tokens; ++t) {
-        sums = add(sums, load(features + std::ptrdiff_t{t} * feature_stride + r));
+                             Right<T>{values, State::stride}, tokens, &next_rows);
+    // Several packets at once: enough independent chains for the latency of additions.
+    for_blocks<8>(State::normaliser_rows / lanes<T>, [&](auto packets, int first) {
+      add_features<packets()>(state.normaliser() + first * lanes<T>, features + first * lanes<T>);
+    });
+  }
+
+ private:
+  /// z += Σ φ(k) for some packets of rows.
+  template <int Packets>
+  void add_features(T* z, const T* from) const {
+    Packet<T> sums[Packets];
+#pragma GCC unroll 8
+    for (int p = 0; p < Packets; ++p) {
+      sums[p] = load(from + p * lanes<T>);
+    }
+    for (int t = 1; t < tokens; ++t) {
+#pragma GCC unroll 8
+      for (int p = 0; p < Packets; ++p) {
+        sums[p] = add(sums[p], load(from + std::ptrdiff_t{t} * feature_stride + p * lanes<T>));
       }
-      store(z + r, add(load(z + r), sums));
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < Packets; ++p) {
+      store(z + p * lanes<T>, add(load(z + p * lanes<T>), sums[p]));
     }
   }
 };
@@ -139,6 +153,7 @@ struct QueryBlock {
   T* features = nullptr;      // [tile_rows][feature_stride], padding 0
   T* scores = nullptr;        // [tile_rows][score_stride]
   T* outputs = nullptr;       // [tile_rows][State::stride], not normalised
+  T* sums = nullptr;          // [tile_rows] denominator of each, 0 where outputs are not normalised
   T* factors = nullptr;       // [tile_rows] normaliser of each
   T* denominators = nullptr;  // [tile_rows]; null where outputs are not normalised
 
@@ -147,13 +162,18 @@ struct QueryBlock {
     features = arena.take<T>(std::int64_t{tile_rows} * Chunk::feature_stride + Expansion::feature_overrun);
     scores = arena.take<T>(std::int64_t{tile_rows} * Chunk::score_stride);
     outputs = arena.take<T>(std::int64_t{tile_rows} * State::stride);
+    sums = arena.take<T>(tile_rows);
     factors = arena.take<T>(tile_rows);
     if constexpr (has_denominators<Config>) {
       denominators = arena.take<T>(tile_rows);
     }
   }
 
-  void clear() const { std::memset(features, 0, sizeof(T) * tile_rows * Chunk::feature_stride); }
+  void clear() const {
+    std::memset(inputs, 0, sizeof(T) * chunk_tokens * Expansion::input_stride);
+    std::memset(features, 0, sizeof(T) * tile_rows * Chunk::feature_stride);
+    std::memset(scores, 0, sizeof(T) * tile_rows * Chunk::score_stride);
+  }
 
   /// Loads the query of token `t` of the chunk.
   void read(int t, const typename Config::Element* query) const {
@@ -161,69 +181,110 @@ struct QueryBlock {
   }
 
   /// Outputs of `rows` queries, the first of which is token `first` of the chunk and has position `position`. `chunk` is
-  /// null where queries read the state alone.
-  void compute(int rows, const State& state, const Chunk* chunk, int first, const Map& map, std::int64_t position) const {
+  /// null where queries read the state alone. Prefetches lines of `next` meanwhile.
+  void compute(int rows, const State& state, const Chunk* chunk, int first, const Map& map, std::int64_t position,
+               LinePrefetch& next) const {
     const int visible = chunk != nullptr ? first + rows : 0;
     for (int r = 0; r < rows; ++r) {
       Expansion::expand_query(map, inputs + std::ptrdiff_t{first + r} * Expansion::input_stride,
                               features + std::ptrdiff_t{r} * Chunk::feature_stride, position + r);
     }
     if (chunk != nullptr) {
-      score(rows, *chunk, first, map);
+      score(*chunk, first, map);
     }
     sum_of_products(outputs, State::stride, rows, State::stride,  //
                     Left<T>{features, Chunk::feature_stride, 1}, Right<T>{state.sums(), State::stride}, State::rows,
                     Left<T>{scores, Chunk::score_stride, 1},
-                    Right<T>{chunk != nullptr ? chunk->values : state.sums(), State::stride}, visible);
+                    Right<T>{chunk != nullptr ? chunk->values : state.sums(), State::stride}, visible, &next);
+    sum_denominators(state, visible);
     for (int r = 0; r < rows; ++r) {
-      const T sum = denominator(r, state, visible);
-      factors[r] = Config::Normaliser::factor(sum);
+      factors[r] = Config::Normaliser::factor(sums[r]);
       if constexpr (has_denominators<Config>) {
-        denominators[r] = sum;
+        denominators[r] = sums[r];
       }
     }
   }
 
   /// Writes the output of row `r` of the last `compute`, converted.
-  void write(int r, typename Config::Element* output) const {
+  void write(int r, typename Config::Element* output, [[maybe_unused]] Stores stores) const {
     const T* const row = outputs + std::ptrdiff_t{r} * State::stride;
     const T factor = factors[r];
+    if constexpr (std::is_same_v<T, typename Config::Element>) {
+      if (stores == Stores::past_caches) {
+        store_row_past_caches(row, factor, output, State::columns);
+        return;
+      }
+    }
     for (int c = 0; c < State::columns; ++c) {
       output[c] = convert<typename Config::Element>(row[c] * factor);
     }
   }
 
  private:
-  /// scores[r][j] = φ(q)·φ(k_j) for j <= first + r, else 0.
-  void score(int rows, const Chunk& chunk, int first, [[maybe_unused]] const Map& map) const {
-    const int columns = padded_to_lanes<T>(first + rows);
-    const T* const left = Map::has_closed_form ? inputs + std::ptrdiff_t{first} * Expansion::input_stride : features;
-    const std::ptrdiff_t left_stride = Map::has_closed_form ? Expansion::input_stride : Chunk::feature_stride;
-    sum_of_products(scores, Chunk::score_stride, rows, columns, Left<T>{left, left_stride, 1},
-                    Right<T>{chunk.transposed, Chunk::score_stride}, Chunk::score_depth, Left<T>{left, 0, 0},
-                    Right<T>{chunk.transposed, 0}, 0);
-    for (int r = 0; r < rows; ++r) {
-      T* const row = scores + std::ptrdiff_t{r} * Chunk::score_stride;
-      const int seen = first + r;
-      for (int j = 0; j < columns; ++j) {
-        T weight = row[j];
-        if constexpr (Map::has_closed_form) {
-          weight = map.kernel(weight);
-        }
-        row[j] = j <= seen && j >= chunk.first_key() ? weight : T(0);
+  /// scores[r][j] = φ(q)·φ(k_j) for j <= first + r, else 0. Rows after the last query hold numbers that nobody reads.
+  void score(const Chunk& chunk, int first, const Map& map) const {
+    const int packets = padded_to_lanes<T>(smaller(first + tile_rows, chunk.tokens)) / lanes<T>;
+    for_blocks<tile_packets>(
+        packets, [&](auto count, int first_packet) { score_tile<count()>(chunk, first, first_packet * lanes<T>, map); });
+    if constexpr (Chunk::may_lack_keys) {
+      for (int r = 0; r < tile_rows; ++r) {
+        std::memset(scores + std::ptrdiff_t{r} * Chunk::score_stride, 0,
+                    sizeof(T) * static_cast<std::size_t>(smaller(chunk.first_key(), packets * lanes<T>)));
       }
     }
   }
 
-  [[nodiscard]] T denominator([[maybe_unused]] int r, [[maybe_unused]] const State& state,
-                              [[maybe_unused]] int visible) const {
+  /// Some packets of `score`, from `column` on.
+  template <int Packets>
+  void score_tile(const Chunk& chunk, int first, int column, [[maybe_unused]] const Map& map) const {
+    const T* const left = Map::has_closed_form ? inputs + std::ptrdiff_t{first} * Expansion::input_stride : features;
+    constexpr std::ptrdiff_t left_stride = Map::has_closed_form ? Expansion::input_stride : Chunk::feature_stride;
+    Tile<T, tile_rows, Packets> tile;
+    tile.clear();
+    tile.add_product({left, left_stride, 1}, {chunk.transposed + column, Chunk::score_stride}, Chunk::score_depth);
+#pragma GCC unroll 8
+    for (int r = 0; r < tile_rows; ++r) {
+      T* const row = scores + std::ptrdiff_t{r} * Chunk::score_stride + column;
+#pragma GCC unroll 8
+      for (int p = 0; p < Packets; ++p) {
+        Packet<T> weights = tile.sums[r][p];
+        if constexpr (Map::has_closed_form) {
+          weights = Expansion::kernel(map, weights);
+        }
+        store(row + p * lanes<T>, first_lanes<T>(weights, first + r + 1 - column - p * lanes<T>));
+      }
+    }
+  }
+
+  /// sums[r] = the denominator of row r: φ(q)·z and the scores. Of all rows at once, so that z is loaded once; rows after
+  /// the last query hold numbers of earlier ones.
+  void sum_denominators([[maybe_unused]] const State& state, [[maybe_unused]] int visible) const {
     if constexpr (Config::Normaliser::uses_denominator) {
-      const T before = dot(features + std::ptrdiff_t{r} * Chunk::feature_stride, state.normaliser(), Chunk::feature_stride);
+      Packet<T> parts[tile_rows];
+#pragma GCC unroll 8
+      for (int r = 0; r < tile_rows; ++r) {
+        parts[r] = broadcast(T(0));
+      }
+      for (int f = 0; f < Chunk::feature_stride; f += lanes<T>) {
+        const Packet<T> z = load(state.normaliser() + f);
+#pragma GCC unroll 8
+        for (int r = 0; r < tile_rows; ++r) {
+          parts[r] = multiply_add(load(features + std::ptrdiff_t{r} * Chunk::feature_stride + f), z, parts[r]);
+        }
+      }
       // Scores after the last visible one are 0 up to a whole packet.
-      return visible > 0 ? before + sum(scores + std::ptrdiff_t{r} * Chunk::score_stride, padded_to_lanes<T>(visible))
-                         : before;
+      for (int column = 0; column < visible; column += lanes<T>) {
+#pragma GCC unroll 8
+        for (int r = 0; r < tile_rows; ++r) {
+          parts[r] = add(parts[r], load(scores + std::ptrdiff_t{r} * Chunk::score_stride + column));
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < tile_rows; ++r) {
+        sums[r] = Eigen::internal::predux(parts[r]);
+      }
     } else {
-      return T(0);
+      std::memset(sums, 0, sizeof(T) * tile_rows);
     }
   }
 };

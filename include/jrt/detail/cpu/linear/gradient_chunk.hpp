@@ -45,8 +45,6 @@ struct GradientChunk {
   using Expansion = typename Keys::Expansion;
   using Gradient = ExpansionGradient<Map, T>;
   static constexpr std::ptrdiff_t column_stride = Keys::score_stride;
-  /// Rows to prefetch with each tile of a product that has a row for each feature.
-  static constexpr int rows_per_tile = ceil_div(chunk_tokens, ceil_div(State::rows, tile_rows));
 
   T* values_by_token = nullptr;    // [value_dim][column_stride]
   T* ones = nullptr;               // [column_stride]
@@ -89,7 +87,7 @@ struct GradientChunk {
       std::memset(output_products, 0, sizeof(T) * column_stride);
     } else {
       multiply_tiles(features_gradient, column_stride, State::rows, columns,
-                     {through_state, {Left<T>{state.normaliser(), 1, 1}, last_components(queries), 1}}, false, {{}, {}}, 0);
+                     {through_state, {Left<T>{state.normaliser(), 1, 1}, last_components(queries), 1}}, false);
     }
     std::memset(inputs_gradient, 0, sizeof(T) * Map::input_dim * column_stride);
     if (keys != nullptr) {
@@ -125,16 +123,15 @@ struct GradientChunk {
 
   // -- keys and values -------------------------------------------------------------------------------------------------
 
-  /// Gradients of the chunk's keys and values from the queries after it. Prefetches the rows of `next` meanwhile.
-  void begin_keys(const Keys& keys, const State& reverse, bool wants_keys, bool wants_values,
-                  const RowPrefetch (&next)[2]) const {
+  /// Gradients of the chunk's keys and values from the queries after it. Prefetches the lines of `next` meanwhile.
+  void begin_keys(const Keys& keys, const State& reverse, bool wants_keys, bool wants_values, LinePrefetch next) const {
     const int columns = padded_to_lanes<T>(keys.tokens);
     if (wants_keys) {
       transpose(keys.values, State::stride, keys.tokens, State::columns, values_by_token, column_stride);
       multiply_tiles(features_gradient, column_stride, State::rows, columns,
                      {{Left<T>{reverse.sums(), State::stride, 1}, Right<T>{values_by_token, column_stride}, State::columns},
                       {Left<T>{reverse.normaliser(), 1, 1}, Right<T>{ones, column_stride}, 1}},
-                     false, next, rows_per_tile);
+                     false, &next);
       std::memset(inputs_gradient, 0, sizeof(T) * Map::input_dim * column_stride);
     }
     if (wants_values) {

@@ -139,7 +139,7 @@ class GradientPasses {
       const TokenRange next = chunk_of(keyed, chunk - 1);
       if (wants_tokens()) {
         scratch.keys.read(source, tokens, args_.feature_map, true);
-        scratch.chunk.begin_keys(scratch.keys, reverse, wants_keys, wants_values, rows_of(source, next).rows);
+        scratch.chunk.begin_keys(scratch.keys, reverse, wants_keys, wants_values, rows_of(source, next));
       }
       if constexpr (!full) {
         for (std::int64_t h = head * query_group(); h < (head + 1) * query_group(); ++h) {
@@ -179,7 +179,7 @@ class GradientPasses {
       const TokenRange tokens = chunk_from(range, begin);
       scratch.keys.read(source, tokens, args_.feature_map, true);
       scratch.chunk.begin_keys(scratch.keys, reverse, wants_keys, wants_values,
-                               rows_of(source, chunk_from(range, begin + chunk_tokens)).rows);
+                               rows_of(source, chunk_from(range, begin + chunk_tokens)));
       if (wants_keys) {
         scratch.chunk.finish_keys(scratch.keys, args_.feature_map, plan.span, tokens.begin);
         write_columns(Rows{args_.key_encoder_gradient, source.row, source.first, head}, tokens, source.zero_keys,
@@ -259,14 +259,11 @@ class GradientPasses {
     return chunk < 0 ? TokenRange{range.begin, range.begin} : chunk_from(range, range.begin + chunk * chunk_tokens);
   }
 
-  struct KeyRows {
-    RowPrefetch rows[2];
-  };
-  static KeyRows rows_of(const KeySource<Element>& source, const TokenRange& tokens) {
+  static LinePrefetch rows_of(const KeySource<Element>& source, const TokenRange& tokens) {
     const auto of_view = [&](const auto& view) {
       return RowPrefetch(view, source.row, source.first + tokens.begin, source.first + tokens.end, source.head);
     };
-    return {{of_view(source.key), of_view(source.value)}};
+    return {of_view(source.key), of_view(source.value)};
   }
 
   void add_keys(const KeySource<Element>& source, const TokenRange& range, const State& state, Keys& keys) const {

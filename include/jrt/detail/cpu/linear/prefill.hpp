@@ -37,7 +37,12 @@ class Prefill {
   static constexpr bool full = Config::Mask::reads_future;
 
   Prefill(const Args& args, std::int64_t sequences, std::int64_t heads, int workers)
-      : args_(args), sequences_(sequences), heads_(heads), workers_(workers) {}
+      : args_(args), sequences_(sequences), heads_(heads), workers_(workers) {
+    // What a hybrid mixer's window continues from stays where it is.
+    if (!is_linear_part<Config> && passes_caches(args.output) && has_rows_of_packets<T>(args.output)) {
+      stores_ = Stores::past_caches;
+    }
+  }
 
   /// Takes all memory from the arena; a counting arena gives the size.
   void take(Arena& arena) {
@@ -254,6 +259,9 @@ class Prefill {
         }
       }
     }
+    if (stores_ == Stores::past_caches) {
+      finish_stores();
+    }
   }
 
   /// Outputs of one query head for a chunk of tokens. Prefetches queries and outputs of the next chunk meanwhile.
@@ -267,16 +275,14 @@ class Prefill {
     const auto rows_of = [&](const auto& view) {
       return RowPrefetch(view, span.batch_row, span.first_token + next.begin, span.first_token + next.end, head);
     };
-    const RowPrefetch next_queries = rows_of(args_.query);
-    const RowPrefetch next_outputs = rows_of(args_.output);
+    LinePrefetch next_rows(rows_of(args_.query), stores_ == Stores::past_caches ? RowPrefetch() : rows_of(args_.output));
     for (std::int64_t token = tokens.begin; token < tokens.end; token += tile_rows) {
       const int first = static_cast<int>(token - tokens.begin);
       const int rows = static_cast<int>(smaller<std::int64_t>(tile_rows, tokens.end - token));
-      next_queries.issue(first, rows);
-      next_outputs.issue(first, rows);
-      scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token));
+      scratch.queries.compute(rows, state, full ? nullptr : &scratch.chunk, first, args_.feature_map, span.position(token),
+                              next_rows);
       for (int r = 0; r < rows; ++r) {
-        scratch.queries.write(r, output(token + r));
+        scratch.queries.write(r, output(token + r), stores_);
         if constexpr (has_denominators<Config>) {
           store_denominator(args_.denominators, span.batch_row, span.first_token + token + r, head,
                             scratch.queries.denominators[r]);
@@ -346,6 +352,7 @@ class Prefill {
   std::int64_t sequences_;
   std::int64_t heads_;
   int workers_;
+  Stores stores_ = Stores::in_caches;
   std::int64_t* first_items_ = nullptr;  // [sequences + 1] first item of each split sequence
   std::int64_t total_items_ = 0;
   std::int64_t max_token_segments_ = 1;

@@ -291,8 +291,7 @@ class WindowBackwardBlock {
     });
   }
   static void add(T* result, int stride, int rows, const Left<T>& a, const Right<T>& b, std::int64_t depth) {
-    const RowPrefetch none[2] = {};
-    add_product(result, stride, rows, stride, a, b, static_cast<std::ptrdiff_t>(depth), none, 0);
+    add_product(result, stride, rows, stride, a, b, static_cast<std::ptrdiff_t>(depth));
   }
 
   /// Writes the gradients of the run's keys and values before `end`, which no later query sees.

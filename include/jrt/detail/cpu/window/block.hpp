@@ -138,10 +138,9 @@ class WindowBlock {
       log_sums_[r] = softmax.log_sum();
     }
     for_panels(range, [&](std::int64_t begin, std::int64_t end) {
-      const RowPrefetch none[2] = {};
       add_product(outputs_, value_stride, rows, value_stride, Left<T>{scores_ + (begin - base), score_stride, 1},
                   Right<T>{values_ + (slot_of(begin) * panel_keys + within(begin)) * value_stride, value_stride},
-                  static_cast<std::ptrdiff_t>(end - begin), none, 0);
+                  static_cast<std::ptrdiff_t>(end - begin));
     });
     for (int r = 0; r < rows; ++r) {
       for (int c = 0; c < value_dim; ++c) {

@@ -116,8 +116,9 @@ struct HopperWindowTuning {
   int narrow_registers = 152;  // per thread of a worker: scores of a whole window at once
   int wide_registers = 224;
   int copier_registers = 56;
-  int query_buffers = 2;          // per worker: the next tile is loaded while this one is multiplied
-  int max_tiles_at_a_time = 3;    // of keys whose scores a worker has at once; longer windows take
+  int rotator_registers = 80;   // per thread of the copier's group where it rotates, two rows at a time; workers have fewer
+  int query_buffers = 2;        // per worker: the next tile is loaded while this one is multiplied
+  int max_tiles_at_a_time = 3;  // of keys whose scores a worker has at once; longer windows take
   int tiles_of_long_windows = 2;  // this many at a time
 };
 inline constexpr HopperWindowTuning hopper_window_tuning{};
@@ -170,10 +171,21 @@ struct WindowStepTuning {
 };
 inline constexpr WindowStepTuning window_step_tuning{};
 
+/// The same with one query per cache: window_stream, whose rows pass through registers.
+struct WindowStreamTuning {
+  int warps = 2;                  // that share a cache
+  int rows = 4;                   // of a group of lanes at a time; twice as many are in registers
+  int multiprocessor_warps = 16;  // of 128 registers a thread
+  int min_caches = 2;             // per multiprocessor; fewer are read by window_steps, with more warps each
+};
+inline constexpr WindowStreamTuning window_stream_tuning{};
+
 /// commit_window. Not varied.
 inline constexpr int window_cache_threads = 128;
-/// update_window_cache, whose blocks store up to L + 1 tokens each, a warp one after the other. Not varied but for 128.
+/// update_window_cache, whose blocks store up to L + 1 tokens each. Not varied but for 128.
 inline constexpr int window_update_threads = 512;
+/// Of both, read by a thread before it writes.
+inline constexpr int window_numbers_in_flight = 8;
 
 // -- convolution -------------------------------------------------------------------------------------------------------
 

@@ -35,22 +35,27 @@ struct WindowSequence {
   }
 };
 
-/// Rotates two values by an angle.
+/// Rotates two values by an angle. With the same roundings in every kernel, so that a key has the same bits in each.
 template <class T>
 __device__ void rotate_pair(const Rotation<T>& rotation, T& first, T& second) {
-  const T rotated = first * rotation.cosine - second * rotation.sine;
-  second = first * rotation.sine + second * rotation.cosine;
+  const T rotated = fma(first, rotation.cosine, -(second * rotation.sine));
+  second = fma(first, rotation.sine, second * rotation.cosine);
   first = rotated;
 }
 
-/// Cosine and sine for vectors of `Element`: on the special function unit for 16-bit elements (its error, 2^-21, is less
-/// than theirs).
+/// Cosine and sine of a phase (RotaryHalves::phase) for 16-bit elements, on the special function unit: its error, 2^-21, is
+/// less than theirs.
+__device__ inline Rotation<float> fast_rotation(std::uint64_t phase) {
+  const float angle = static_cast<float>(static_cast<std::int32_t>(phase >> 32)) * (3.14159265F * 0x1p-31F);
+  return {__cosf(angle), __sinf(angle)};
+}
+
+/// Cosine and sine for vectors of `Element`.
 template <class Element, class Rotary>
 __device__ auto rotation_for(const Rotary& rotary, std::int64_t position, int i) {
   using T = ComputeType<Element>;
   if constexpr (sizeof(Element) == 2 && is_rotary_halves<Rotary>) {
-    const float angle = rotary.template half_turns<float>(position, i) * 3.14159265F;
-    return Rotation<float>{__cosf(angle), __sinf(angle)};
+    return fast_rotation(rotary.phase(position, i));
   } else {
     return rotary.template rotation<T>(position, i);
   }
@@ -72,19 +77,44 @@ __device__ auto rotated_value(const Rotary& rotary, const Element* x, std::int64
   }
 }
 
-/// Writes a token's key, as the cache holds it, and its value; called by all threads of a block. Keys of earlier calls are
-/// rotated already; if there are no others, `rotary` may be NoRotary.
+/// Number `c` of a token's key, as a cache holds it, and value, one behind the other. Keys of earlier calls are rotated
+/// already; if there are no others, `rotary` may be NoRotary.
 template <WindowConfig Config, class Rotary>
-__device__ void write_token(const WindowKeys<Config>& keys, std::int64_t token, const Rotary& rotary,
-                            typename Config::Element* key, typename Config::Element* value, int thread, int threads) {
+__device__ auto cached_number(const WindowKeys<Config>& keys, std::int64_t token, int c, const Rotary& rotary) {
   using Element = typename Config::Element;
-  for (int c = thread; c < Config::head_dim + Config::value_dim; c += threads) {
-    if (c >= Config::head_dim) {
-      value[c - Config::head_dim] = keys.value(token)[c - Config::head_dim];
-    } else {
-      key[c] = WindowKeys<Config>::is_rotated(token)
-                   ? keys.key(token)[c]
-                   : convert<Element>(rotated_value(rotary, keys.key(token), keys.position(token), c));
+  if (c >= Config::head_dim) {
+    return keys.value(token)[c - Config::head_dim];
+  }
+  return WindowKeys<Config>::is_rotated(token)
+             ? keys.key(token)[c]
+             : convert<Element>(rotated_value(rotary, keys.key(token), keys.position(token), c));
+}
+
+/// Writes what a cache holds of the tokens in the range, each where `key_of(token)` and `value_of(token)` say; called by
+/// all threads of a block. A thread reads several numbers before it writes the first, so that it waits for memory once.
+template <WindowConfig Config, class Rotary, class KeyOf, class ValueOf>
+__device__ void write_tokens(const WindowKeys<Config>& keys, const TokenRange& tokens, const Rotary& rotary,
+                             const KeyOf& key_of, const ValueOf& value_of) {
+  using Element = typename Config::Element;
+  constexpr int row = Config::head_dim + Config::value_dim;
+  constexpr int in_flight = window_numbers_in_flight;
+  const std::int64_t threads = blockDim.x;
+  const std::int64_t count = (tokens.end - tokens.begin) * row;
+  for (std::int64_t first = threadIdx.x; first < count; first += threads * in_flight) {
+    Element numbers[in_flight];
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i) {
+      if (const std::int64_t at = first + i * threads; at < count) {
+        numbers[i] = cached_number(keys, tokens.begin + at / row, static_cast<int>(at % row), rotary);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i) {
+      if (const std::int64_t at = first + i * threads; at < count) {
+        const std::int64_t token = tokens.begin + at / row;
+        const auto c = static_cast<int>(at % row);
+        (c < Config::head_dim ? key_of(token) + c : value_of(token) + (c - Config::head_dim))[0] = numbers[i];
+      }
     }
   }
 }
@@ -108,17 +138,12 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& to
     }
     __syncthreads();
   }
-  // Each warp has tokens of its own, whose rows of the ring differ: a block writes several at a time.
-  constexpr int warp_threads = 32;
-  const int warps = larger(threads / warp_threads, 1);
-  const int each_threads = smaller(threads, warp_threads);
-  const std::int64_t begin = larger(tokens.begin, tokens.end - Format::rows);
-  for (std::int64_t token = begin + thread / each_threads; thread < warps * each_threads && token < tokens.end;
-       token += warps) {
-    const std::int64_t row = ring_row(keys.position(token), Config::left_window);
-    write_token(keys, token, rotary, cache + row * Config::head_dim, cache + Format::value_offset + row * Config::value_dim,
-                thread % each_threads, each_threads);
-  }
+  // The ring's rows differ: it has as many as are written.
+  const TokenRange newest{larger(tokens.begin, tokens.end - Format::rows), tokens.end};
+  const auto row = [&](std::int64_t token) { return ring_row(keys.position(token), Config::left_window); };
+  write_tokens(
+      keys, newest, rotary, [&](std::int64_t token) { return cache + row(token) * Config::head_dim; },
+      [&](std::int64_t token) { return cache + Format::value_offset + row(token) * Config::value_dim; });
   __syncthreads();  // all threads have read the count, where cache and ring are one
   if (thread == 0) {
     set_cached_count<Format>(cache, keys.position(tokens.end));
@@ -139,11 +164,9 @@ __global__ void __launch_bounds__(window_update_threads)
     write_cache(sequence.keys, {0, sequence.tokens}, call.rotary, call.final.pool.head(call.final.slot(b), head));
     return;
   }
-  for (std::int64_t token = 0; token < sequence.tokens; ++token) {
-    auto* const row = call.staging.row(b, call.already_staged + token, head);
-    write_token(sequence.keys, token, call.rotary, row, row + Config::head_dim, static_cast<int>(threadIdx.x),
-                window_update_threads);
-  }
+  const auto row = [&](std::int64_t token) { return call.staging.row(b, call.already_staged + token, head); };
+  write_tokens(sequence.keys, {0, sequence.tokens}, call.rotary, row,
+               [&](std::int64_t token) { return row(token) + Config::head_dim; });
 }
 
 /// Stores the first staged rows of one head, whose keys are rotated already, in its cache; one block per head.

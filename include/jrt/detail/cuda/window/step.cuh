@@ -13,6 +13,7 @@
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/cuda/window/step_layout.cuh"
 #include "jrt/detail/cuda/window/step_query.cuh"
+#include "jrt/detail/cuda/window/step_stream.cuh"
 #include "jrt/detail/integer.hpp"
 
 /// Decode step of window attention for one token per sequence. It reads every cache once, so its speed depends on having
@@ -250,6 +251,14 @@ template <WindowConfig Config>
 Status launch_window_steps(const char* operation, const WindowCall<Config>& call, const Cuda& on) {
   using Layout = WindowStepLayout<Config>;
   const std::int64_t items = call.count() * call.key.heads;
+  if constexpr (WindowStreamLayout<Config>::supported) {
+    using Stream = WindowStreamLayout<Config>;
+    if (call.group() == 1 && items >= std::int64_t{Stream::tuning.min_caches} * on.multiprocessors()) {
+      Grid grid{smaller(items, std::int64_t{Stream::blocks} * on.multiprocessors()), Stream::threads, 0};
+      grid.starts_early = can_start_early<window_stream<Config>>(on);
+      return launch(operation, window_stream<Config>, grid, on, call, static_cast<unsigned>(items));
+    }
+  }
   const std::int64_t resident = std::int64_t{Layout::blocks} * on.multiprocessors();
   Grid grid{smaller(items, resident), Layout::threads, static_cast<std::size_t>(Layout::shared_bytes(call.group()))};
   grid.starts_early = can_start_early<window_steps<Config>>(on);

@@ -75,7 +75,7 @@ struct HybridParts {
   }
   template <class Args>
   static Denominators denominators(const Args& args, Denominator* memory) {
-    return view_bthd(memory, {args.query.batch, args.query.tokens, args.query.heads, 1});
+    return view_bhtd(memory, {args.query.batch, args.query.tokens, args.query.heads, 1});
   }
 
   /// Arguments of the whole linear part, or of another operator of it.

@@ -9,6 +9,7 @@
 #include "jrt/detail/cuda/core/sm90/tensor_map.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
+#include "jrt/detail/cuda/window/sm90/rotation.cuh"
 #include "jrt/detail/cuda/window/sm90/worker.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/sequence_runs.hpp"
@@ -48,9 +49,12 @@ struct HopperWindowCopies {
       barrier_wait(Layout::query_free + 8 * buffer, (turn / Layout::query_buffers - 1) % 2);
     }
     const SharedAddress barrier = Layout::query_full + 8 * buffer;
-    barrier_expect(barrier, Layout::key_panels * Layout::panel_bytes);
-    load_panels<Layout::key_panels>(call.query, Run::queries(buffer), run.first_token + i * Layout::tile, run.query_head,
-                                    barrier);
+    const int token = run.first_token + i * Layout::tile;
+    barrier_expect(barrier, (Layout::key_panels + (Layout::carries ? Layout::value_panels : 0)) * Layout::panel_bytes);
+    load_panels<Layout::key_panels>(call.query, Run::queries(buffer), token, run.query_head, barrier);
+    if constexpr (Layout::carries) {
+      load_panels<Layout::value_panels>(call.before, Run::outputs(buffer), token, run.query_head, barrier);
+    }
   }
 
   __device__ void bring_keys(int token, int stage) const {
@@ -149,10 +153,12 @@ __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::thr
       for (int i = 0; i < Layout::stages; ++i) {
         barrier_init(Layout::full + 8 * i, 1);
         barrier_init(Layout::free + 8 * i, 4 * Layout::workers);
+        barrier_init(Layout::ready + 8 * i, Layout::rotators);
       }
       for (int i = 0; i < Layout::workers * Layout::query_buffers; ++i) {
         barrier_init(Layout::query_full + 8 * i, 1);
         barrier_init(Layout::query_free + 8 * i, 4);
+        barrier_init(Layout::query_ready + 8 * i, Layout::rotators);
       }
       barrier_init_fence();
     }
@@ -162,6 +168,8 @@ __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::thr
       give_registers<Layout::copier_registers>();
       if (warp == 0) {
         HopperWindowCopies<Config>{call, run}.bring_all();
+      } else if constexpr (Layout::rotates) {
+        HopperWindowRotation<Config>(call.window, run, sequence.keys.position(0), warp - 1).rotate_all();
       }
     } else {
       take_registers<Layout::worker_registers>();
@@ -187,7 +195,7 @@ struct HopperWindow {
     const TensorBox box{Layout::tile, Layout::panel_columns, CU_TENSOR_MAP_SWIZZLE_128B};
     call.window = window;
     return describe(window.query, box, call.query) && describe(window.key, box, call.key) &&
-           describe(window.value, box, call.value);
+           describe(window.value, box, call.value) && (!Layout::carries || describe(window.output, box, call.before));
   }
 
   static Status run(const char* operation, HopperWindowCall<Config>& call, const Cuda& on) {

@@ -12,6 +12,7 @@
 #include "jrt/detail/cuda/window/sequence.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/plan/window_tiles.hpp"
+#include "jrt/policy/rotary.hpp"
 
 /// Prefill of window attention on Hopper GPUs. A block walks along a long run of queries of one head, in tiles of 64. Keys
 /// and values pass once, through a ring in shared memory that the copy engine fills well ahead; three groups of four warps
@@ -57,12 +58,20 @@ struct HopperWindowLayout {
   static constexpr bool narrow = panels == 1;
   static constexpr int workers = narrow ? tuning.narrow_workers : tuning.wide_workers;
   static constexpr int threads = 128 * (1 + workers);
-  static constexpr int worker_registers = narrow ? tuning.narrow_registers : tuning.wide_registers;
-  static constexpr int copier_registers = tuning.copier_registers;
+  static constexpr bool rotates = Config::Rotary::rotates;
+  static constexpr int copier_registers = rotates ? tuning.rotator_registers : tuning.copier_registers;
+  static constexpr int worker_registers = (narrow ? tuning.narrow_registers : tuning.wide_registers) -
+                                          round_up(ceil_div(copier_registers - tuning.copier_registers, workers), 8);
 
   static constexpr int key_bytes = key_panels * panel_bytes;
   static constexpr int stage_bytes = key_bytes + value_panels * panel_bytes;
-  static constexpr int query_bytes = panels * panel_bytes;    // of a buffer, which holds the outputs afterwards
+
+  static constexpr bool carries = has_softmax_carry_in<Config>;  // is loaded with the queries
+  static constexpr int rotators = 3;  // warps that rotate keys and queries: those of the copier's four that copy nothing
+
+  // A buffer of queries holds their outputs afterwards: in the queries' place, or in that of the outputs so far.
+  static constexpr int output_offset = carries ? key_bytes : 0;
+  static constexpr int query_bytes = carries ? key_bytes + value_panels * panel_bytes : panels * panel_bytes;
   static constexpr int query_buffers = tuning.query_buffers;  // of a worker
   static constexpr int barrier_bytes = 1024;
   static constexpr int max_bytes = static_cast<int>(shared_bytes_sm90);
@@ -74,16 +83,19 @@ struct HopperWindowLayout {
   static constexpr SharedAddress free = full + 8 * stages;  // [stages]
   static constexpr SharedAddress query_full = free + 8 * stages;
   static constexpr SharedAddress query_free = query_full + 8 * workers * query_buffers;
+  static constexpr SharedAddress ready = query_free + 8 * workers * query_buffers;  // [stages]; rotated
+  static constexpr SharedAddress query_ready = ready + 8 * stages;
   static constexpr SharedAddress queries = base + barrier_bytes;
   static constexpr SharedAddress ring = queries + workers * query_buffers * query_bytes;
   static constexpr SharedAddress end = ring + stages * stage_bytes;
   static constexpr std::size_t shared_bytes = end - base;
 
-  /// Rows of multiples of 16 elements, no rotation (keys are used as loaded), no softmax carry-in, and a ring that holds
-  /// the tiles that the workers read and those in flight.
-  static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
-                                    value_dim <= 128 && !Config::Rotary::rotates && !has_softmax_carry_in<Config> &&
-                                    stages >= window_tiles + workers && query_free + 8 * workers * query_buffers <= queries;
+  /// Rows of multiples of 16 elements, no rotation of the user's own, and a ring that holds the tiles that the workers read
+  /// and those in flight.
+  static constexpr bool supported =
+      sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 && value_dim <= 128 &&
+      (!rotates || is_rotary_halves<typename Config::Rotary>)&&stages >= window_tiles + workers &&
+      query_ready + 8 * workers * query_buffers <= queries;
 };
 
 template <WindowConfig Config>
@@ -92,6 +104,7 @@ struct HopperWindowCall {
   CUtensorMap query;
   CUtensorMap key;
   CUtensorMap value;
+  CUtensorMap before;     // outputs so far, of a softmax carry-in
   std::int64_t runs = 0;  // of rows, in all sequences
   int run_tiles = 0;      // tiles of rows in a run
 };
@@ -125,6 +138,7 @@ struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {
     return worker * Layout::query_buffers + turn % Layout::query_buffers;
   }
   static __device__ SharedAddress queries(int buffer) { return Layout::queries + buffer * Layout::query_bytes; }
+  static __device__ SharedAddress outputs(int buffer) { return queries(buffer) + Layout::output_offset; }
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

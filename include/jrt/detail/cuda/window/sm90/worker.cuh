@@ -9,6 +9,7 @@
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
+#include "jrt/detail/cuda/window/tile_products.cuh"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
 namespace jrt::detail::cuda {
@@ -40,6 +41,9 @@ class HopperWindowWorker {
       const int i = turn * Layout::workers + worker_;
       const int buffer = Run::buffer(worker_, turn);
       barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
+      if constexpr (Layout::rotates) {
+        barrier_wait(Layout::query_ready + 8 * buffer, turn / Layout::query_buffers % 2);
+      }
       attend(i, Run::queries(buffer));
       // The copies wait for all workers, so each also releases tiles that it does not use, once they have arrived.
       for (const int last = smaller(i + Layout::workers, run_.key_tiles()); released < last; ++released) {
@@ -48,15 +52,18 @@ class HopperWindowWorker {
         }
         barrier_arrive(Layout::free + 8 * Run::stage(released));
       }
-      write(i, Run::queries(buffer));
-      async_proxy_fence();
-      barrier_arrive(Layout::query_free + 8 * buffer);
+      write(i, buffer);
     }
   }
 
  private:
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  static __device__ void await_keys(int j) { barrier_wait(Layout::full + 8 * Run::stage(j), Run::lap(j) % 2); }
+  static __device__ void await_keys(int j) {
+    barrier_wait(Layout::full + 8 * Run::stage(j), Run::lap(j) % 2);
+    if constexpr (Layout::rotates) {
+      barrier_wait(Layout::ready + 8 * Run::stage(j), Run::lap(j) % 2);
+    }
+  }
 
   /// Outputs of tile i of queries, not yet divided, and their softmax.
   __device__ void attend(int i, SharedAddress queries) {
@@ -122,6 +129,9 @@ class HopperWindowWorker {
       clear(outputs_);
       clear(others_);
     }
+    if constexpr (Layout::carries && first + tiles == Layout::window_tiles) {
+      load_before(i);
+    }
     wgmma_fence();
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
@@ -183,7 +193,11 @@ class HopperWindowWorker {
             }
           }
           if (hides) {
-            const int distance = block_distance(first + t, c) + column - row;
+            int distance = block_distance(first + t, c) + column - row;
+            if constexpr (Layout::carries || !Layout::narrow) {
+              // Not kept in registers for every score, as without this; the other kernels do not need it.
+              distance = static_cast<int>(computed_afresh(static_cast<unsigned>(distance)));
+            }
             const int lowest = run_.lowest - run_.key_token(i + first + t) - 16 * c;
 #pragma unroll
             for (int n = 0; n < 8; ++n) {
@@ -234,6 +248,15 @@ class HopperWindowWorker {
         });
   }
 
+  /// Asks for the denominators of the softmax carry-in, when the scores have left the registers.
+  __device__ void load_before(int i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int token = run_.first_token + i * Layout::tile + 16 * warp_ + 8 * h + lane() / 4;
+      before_[h] = token < run_.tokens ? call_.before.denominator(run_.batch_row, run_.row + token, run_.query_head) : 0.0F;
+    }
+  }
+
   template <int count>
   static __device__ void clear(float (&outputs)[count]) {
 #pragma unroll
@@ -249,49 +272,99 @@ class HopperWindowWorker {
     }
   }
 
-  /// Writes the outputs of tile i, through `rows` in shared memory, where this warp's queries were.
-  __device__ void write(int i, SharedAddress rows) {
+  /// Writes the outputs of tile i, through shared memory.
+  __device__ void write(int i, int buffer) {
+    const SharedAddress rows = Run::outputs(buffer);
     const int token = run_.first_token + i * Layout::tile + 16 * warp_;
     const int count = run_.tokens - token;
     float inverse[2];
+    float carried[2];  // factors of the softmax carry-in
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       Softmax softmax = softmax_[h];
+      float factor = 1;
+      if constexpr (Layout::carries) {
+        // Its largest score is 0. Of the four lanes of a row, one has its denominator and ε.
+        factor = softmax.absorb(fmaxf(softmax.maximum, 0.0F), exponential_);
+        carried[h] = softmax.weight(0, exponential_);
+        softmax.denominator += lane() % 4 == 0 ? carried[h] * (before_[h] + static_cast<float>(Config::epsilon)) : 0.0F;
+      }
       softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 1);
       softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 2);
-      inverse[h] = softmax.finish();
+      inverse[h] = factor * softmax.finish();
+      if constexpr (Layout::carries) {
+        carried[h] *= before_[h] * softmax.finish();
+      }
       if (const int row = lane() / 4 + 8 * h; lane() % 4 == 0 && row < count) {
         call_.set_log_sum_exp(run_.batch_row, run_.row + token + row, run_.query_head, softmax.log_sum(exponential_));
       }
     }
     rescale(outputs_, inverse);
+    if constexpr (Layout::carries) {
+      add_panel(outputs_, rows, carried);
+    }
     store_panel(rows, outputs_);
     if constexpr (Layout::value_panels > 1) {
       rescale(others_, inverse);
+      if constexpr (Layout::carries) {
+        add_panel(others_, rows + Layout::panel_bytes, carried);
+      }
       store_panel(rows + Layout::panel_bytes, others_);
     }
     __syncwarp();
     constexpr int parts = Config::value_dim / 8;
+    constexpr int each = parts / 2;  // of a lane: 16 rows for 32 lanes
+    Pair pairs[each][4];
+    const int at = static_cast<int>(computed_afresh(static_cast<unsigned>(lane())));
+#pragma unroll
+    for (int n = 0; n < each; ++n) {
+      const int row = (at + 32 * n) / parts;
+      const int part = (at + 32 * n) % parts;
+      load_pairs(pairs[n], SharedNumbers::at(rows + part / 8 * Layout::panel_bytes +
+                                             (16 * warp_ + row) * Layout::panel_row + ((part % 8) ^ (row % 8)) * 16));
+    }
+    // Before the stores: the fence would wait for them, too.
+    async_proxy_fence();
+    barrier_arrive(Layout::query_free + 8 * buffer);
     const TensorView<Element>& output = call_.output;
     Element* const first = output.row(run_.batch_row, run_.row + token, run_.query_head);
 #pragma unroll
-    for (int at = lane(); at < 16 * parts; at += 32) {
-      const int row = at / parts;
-      const int part = at % parts;
-      Pair pairs[4];
-      load_pairs(pairs, SharedNumbers::at(rows + part / 8 * Layout::panel_bytes + (16 * warp_ + row) * Layout::panel_row +
-                                          ((part % 8) ^ (row % 8)) * 16));
+    for (int n = 0; n < each; ++n) {
+      const int row = (at + 32 * n) / parts;
+      const int part = (at + 32 * n) % parts;
       if (row < count) {
         store_vector(reinterpret_cast<Pair*>(first + row * output.token_stride + part * 8),
-                     Vector<Pair, 4>{{pairs[0], pairs[1], pairs[2], pairs[3]}});
+                     Vector<Pair, 4>{{pairs[n][0], pairs[n][1], pairs[n][2], pairs[n][3]}});
       }
     }
   }
 
-  template <int count>
-  __device__ void store_panel(SharedAddress rows, const float (&outputs)[count]) const {
+  /// Address of this lane's row of a 16x16 block of a panel, of 8x8 blocks as `store_blocks` takes them.
+  [[nodiscard]] __device__ SharedAddress block_row(SharedAddress rows, int c) const {
     const int block = lane() / 8;
     const int row = 16 * warp_ + block % 2 * 8 + lane() % 8;
+    return rows + row * Layout::panel_row + ((2 * c + block / 2) ^ (row % 8)) * 16;
+  }
+
+  /// Adds the outputs so far. Where nothing was summed, they are 0, whatever is stored.
+  template <int count>
+  __device__ void add_panel(float (&outputs)[count], SharedAddress rows, const float (&factors)[2]) const {
+#pragma unroll
+    for (int c = 0; c < count / 8; ++c) {
+      Pair pairs[4];
+      load_blocks(pairs, SharedNumbers::at(block_row(rows, c)));
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const Pair pair = before_[p % 2] == 0 ? 0 : pairs[p];
+        outputs[8 * c + 2 * p] += number_of<Element>(pair, 0) * factors[p % 2];
+        outputs[8 * c + 2 * p + 1] += number_of<Element>(pair, 1) * factors[p % 2];
+      }
+    }
+    __syncwarp();  // before other lanes store these rows
+  }
+
+  template <int count>
+  __device__ void store_panel(SharedAddress rows, const float (&outputs)[count]) const {
 #pragma unroll
     for (int c = 0; c < count / 8; ++c) {
       Pair pairs[4];
@@ -299,8 +372,7 @@ class HopperWindowWorker {
       for (int p = 0; p < 4; ++p) {
         pairs[p] = Numbers::rounded(outputs[8 * c + 2 * p], outputs[8 * c + 2 * p + 1]);
       }
-      store_blocks(rows + row * Layout::panel_row + ((2 * c + block / 2) ^ (row % 8)) * 16, pairs[0], pairs[1], pairs[2],
-                   pairs[3]);
+      store_blocks(block_row(rows, c), pairs[0], pairs[1], pairs[2], pairs[3]);
     }
   }
 
@@ -313,6 +385,7 @@ class HopperWindowWorker {
   Softmax softmax_[2];  // of this lane's scores in two rows; the maxima are the rows'
   float outputs_[Layout::first_columns / 2];
   float others_[Layout::other_columns / 2];  // of the second panel
+  float before_[2];                          // denominators of the softmax carry-in of this lane's two rows
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI
