@@ -195,6 +195,7 @@ struct ConvolutionTuning {
   int blocks_medium = 3;  // K <= 5
   int blocks_wide = 2;
   int step_threads = 64;                       // steps have few threads: small blocks reach more multiprocessors
+  int prefetching_blocks = 256;                // of a step that asks the cache early; with many more it costs a quarter
   std::int64_t segment_tokens = 128;           // per thread: the K − 1 inputs before them cost little
   std::int64_t min_segment_tokens = 8;         // halved down to this while there are fewer threads than
   std::int64_t multiprocessor_threads = 2048;  // this per multiprocessor
