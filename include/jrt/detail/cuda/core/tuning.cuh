@@ -30,6 +30,7 @@ struct HopperTuning {
   int sum_blocks = 3;          // likewise, kernel that only sums
   int min_segments = 3;        // a split in two reads everything twice to use units that are busy already
   int tokens_per_worker = 16;  // tokens of a sequence that make one more block worth its partial states
+  int max_ordered = 256;       // sequences that are started in order of length: every block looks at all lengths
 };
 template <class Element>
 inline constexpr HopperTuning hopper_tuning{};
