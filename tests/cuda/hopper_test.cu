@@ -60,8 +60,8 @@ struct Views {
   }
 };
 
-TEST_CASE_TEMPLATE("used for aligned tensors of 16-bit elements with d = 16", C, Prefix<BFloat16, 16, 64>,
-                   Prefix<Half, 16, 112>, Prefix<BFloat16, 16, 128>, Prefix<BFloat16, 16, 24>) {
+TEST_CASE_TEMPLATE("used for aligned tensors of 16-bit elements with d = 16 or 8", C, Prefix<BFloat16, 16, 64>,
+                   Prefix<Half, 16, 112>, Prefix<BFloat16, 8, 64>, Prefix<BFloat16, 16, 24>) {
   if (!has_kernels<C>()) {
     return;
   }
@@ -94,7 +94,8 @@ TEST_CASE("not used for other operators") {
   using detail::cuda::HopperLayout;
   CHECK(HopperLayout<Full<BFloat16, 16, 8>>::supported);
   CHECK_FALSE(HopperLayout<Prefix<float, 16, 64>>::supported);
-  CHECK_FALSE(HopperLayout<Prefix<BFloat16, 8, 64>>::supported);
+  CHECK(HopperLayout<Prefix<BFloat16, 8, 64>>::supported);
+  CHECK_FALSE(HopperLayout<Prefix<BFloat16, 12, 64>>::supported);
   CHECK_FALSE(HopperLayout<Prefix<BFloat16, 16, 20>>::supported);
   CHECK_FALSE(HopperLayout<PrefixElu<BFloat16, 16, 64>>::supported);
 }

@@ -16,6 +16,7 @@ const bool registered = [] {
   add_prefill<Causal>("causal/bfloat16/dv64", replayed);
   // What JRT-Prompt's mixer reads of 16 prompts of 32768 tokens: each of them twice.
   add_prefill<Causal>("causal/bfloat16/dv64", {{16, 65536}});
+  add_prefill<Causal>("causal/bfloat16/dv64", {{.batch = 16, .tokens = 8192, .layout = Layout::variable_length}});
 
   using Prefix = PrefixLinearAttention<BFloat16, 16, 64>;
   add_prefill<Prefix>("prefix/bfloat16/dv64", table);

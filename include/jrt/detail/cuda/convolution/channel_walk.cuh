@@ -98,6 +98,44 @@ class ChannelWalk {
     }
   }
 
+  /// All that a step of one token reads, as stored: asked for before any of it is used. Rows are aligned, and no channel is
+  /// missing.
+  struct StepNumbers {
+    StoredNumbers<Weight, width> weights[kernel_width];
+    StoredNumbers<Weight, width> bias;
+    StoredNumbers<E, width> carried_inputs[carried];
+    Row input;
+    Row gate;
+  };
+  /// Of a sequence whose state is `state`; `bias` and `gate` may be null.
+  __device__ StepNumbers ask_for_step(const Weight* weight, const Weight* bias, const E* state, const E* input,
+                                      const E* gate) const {
+    StepNumbers step;
+#pragma unroll
+    for (int v = 0; v < kernel_width; ++v) {
+      step.weights[v].load(weight + first_ * kernel_width + v * width, true);
+    }
+#pragma unroll
+    for (int v = 0; v < carried; ++v) {
+      step.carried_inputs[v].load(state + first_ * carried + v * width, true);
+    }
+    step.input.load(input + first_, true);
+    if (gate != nullptr) {
+      step.gate.load(gate + first_, true);
+    }
+    if (bias != nullptr) {
+      step.bias.load(bias + first_, true);
+    }
+    return step;
+  }
+  /// Makes the step's output; afterwards the walk is where `start` and `walk` over this token would have left it.
+  __device__ void take_step(const StepNumbers& step, bool gated, E* output) {
+    transpose(step.weights, weights_);
+    step.bias.get(bias_);
+    transpose(step.carried_inputs, recent_);
+    emit(step.input, step.gate, gated, output);
+  }
+
   /// Takes the next input of channel `c` of these and returns the output, not yet multiplied by its gate.
   __device__ T next(int c, T newest) {
     T sum = bias_[c];
@@ -161,6 +199,21 @@ class ChannelWalk {
     }
   }
 
+  /// `rows` values of each channel, stored channel after channel.
+  template <class From, int rows>
+  __device__ static void transpose(const StoredNumbers<From, width> (&stored)[rows], T (&to)[rows][width]) {
+#pragma unroll
+    for (int v = 0; v < rows; ++v) {
+      T numbers[width];
+      stored[v].get(numbers);
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        const int number = v * width + c;
+        to[number % rows][number / rows] = numbers[c];
+      }
+    }
+  }
+
   /// Loads `rows` values of each channel, channel after channel; those of missing channels are 0.
   template <class From, int rows>
   __device__ void load_transposed(const From* from, bool aligned, T (&to)[rows][width]) const {
@@ -213,6 +266,28 @@ class ChannelWalk {
   }
 
  private:
+  /// The output for the next input.
+  __device__ void emit(const Row& input, const Row& gate, bool gated, E* output) {
+    T newest[width];
+    input.get(newest);
+    T result[width];
+#pragma unroll
+    for (int c = 0; c < width; ++c) {
+      result[c] = next(c, newest[c]);
+    }
+    if (gated) {
+      T factor[width];
+      gate.get(factor);
+#pragma unroll
+      for (int c = 0; c < width; ++c) {
+        result[c] *= factor[c];
+      }
+    }
+    Row row;
+    row.set(result);
+    put(output, row);
+  }
+
   template <int tokens>
   __device__ void several(const Tokens& rows) {
     Row inputs[tokens];
@@ -232,24 +307,7 @@ class ChannelWalk {
       if (rows.staged != nullptr) {
         put(rows.staged + t * rows.staged_stride, inputs[t]);
       }
-      T newest[width];
-      inputs[t].get(newest);
-      T result[width];
-#pragma unroll
-      for (int c = 0; c < width; ++c) {
-        result[c] = next(c, newest[c]);
-      }
-      if (rows.gate != nullptr) {
-        T factor[width];
-        gates[t].get(factor);
-#pragma unroll
-        for (int c = 0; c < width; ++c) {
-          result[c] *= factor[c];
-        }
-      }
-      Row output;
-      output.set(result);
-      put(rows.output + t * rows.output_stride, output);
+      emit(inputs[t], gates[t], rows.gate != nullptr, rows.output + t * rows.output_stride);
     }
   }
 

@@ -108,17 +108,65 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) store_inputs(
   channels.store_carried(call.destination.pool.head(call.destination.slot(b), 0), slots_aligned(call.destination.pool));
 }
 
+/// Whether a step is of one token that is not staged, and all it reads can be asked for at once (ChannelWalk::StepNumbers).
+template <class Config, int width>
+__device__ bool steps_at_once(const ConvolutionCall<Config>& call) {
+  return call.input.tokens == 1 && call.staging.data == nullptr && call.channels % width == 0 &&
+         rows_aligned(call.weight) && rows_aligned(call.bias) && !call.source.empty() && slots_aligned(call.source.pool) &&
+         (call.destination.empty() || slots_aligned(call.destination.pool));
+}
+
+/// Asks the second-level cache, which may be done before the previous kernel has completed, for what a step reads.
+template <class Config, int width>
+__device__ void prefetch_step(const ConvolutionCall<Config>& call, std::int64_t b, std::int64_t channel) {
+  const auto prefetch = [](const void* at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); };
+  constexpr int carried = Config::kernel_width - 1;
+  if (call.source.slots == nullptr && b < call.source.pool.slots) {
+    for (int v = 0; v < carried; ++v) {
+      prefetch(call.source.pool.head(b, 0) + channel * carried + v * width);
+    }
+  }
+  for (int v = 0; v < Config::kernel_width; ++v) {
+    prefetch(call.weight + channel * Config::kernel_width + v * width);
+  }
+  prefetch(call.input.row(b, 0, 0) + channel);
+  if (call.gate.data != nullptr) {
+    prefetch(call.gate.row(b, 0, 0) + channel);
+  }
+}
+
 /// A step, staged or not; one thread per group of channels and sequence.
 template <class Config, int width, int at_a_time>
 __global__ void __launch_bounds__(convolution_tuning.step_threads) convolve_step(const ConvolutionCall<Config> call) {
-  await_previous_kernel();
-  let_next_kernel_start();
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t b = thread_number() / groups;
+  const std::int64_t channel = thread_number() % groups * width;
+  if (width > 1 && at_a_time == 1 && b < call.count && gridDim.x <= convolution_tuning.prefetching_blocks &&
+      steps_at_once<Config, width>(call)) {
+    prefetch_step<Config, width>(call, b, channel);
+  }
+  await_previous_kernel();
+  let_next_kernel_start();
   if (b >= call.count) {
     return;
   }
-  ChannelWalk<Config, width> channels(thread_number() % groups * width, call.channels);
+  ChannelWalk<Config, width> channels(channel, call.channels);
+  if constexpr (width > 1 && at_a_time == 1) {
+    if (steps_at_once<Config, width>(call)) {
+      if (sequence_skipped(call.source, nullptr, call.destination, b)) {
+        channels.clear(call.output.row(b, 0, 0), call.output.token_stride, 1);
+        return;
+      }
+      const bool gated = call.gate.data != nullptr;
+      const auto step = channels.ask_for_step(call.weight, call.bias, call.source.pool.head(call.source.slot(b), 0),
+                                              call.input.row(b, 0, 0), gated ? call.gate.row(b, 0, 0) : nullptr);
+      channels.take_step(step, gated, call.output.row(b, 0, 0));
+      if (!call.destination.empty()) {
+        channels.store_carried(call.destination.pool.head(call.destination.slot(b), 0), true);
+      }
+      return;
+    }
+  }
   const bool is_staged = call.staging.data != nullptr;
   const std::int64_t tokens = call.input.tokens;
   if (sequence_skipped(call.source, nullptr, call.destination, b)) {

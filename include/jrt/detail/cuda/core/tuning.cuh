@@ -30,6 +30,7 @@ struct HopperTuning {
   int sum_blocks = 3;          // likewise, kernel that only sums
   int min_segments = 3;        // a split in two reads everything twice to use units that are busy already
   int tokens_per_worker = 16;  // tokens of a sequence that make one more block worth its partial states
+  int max_ordered = 256;       // sequences that are started in order of length: every block looks at all lengths
 };
 template <class Element>
 inline constexpr HopperTuning hopper_tuning{};
@@ -195,6 +196,7 @@ struct ConvolutionTuning {
   int blocks_medium = 3;  // K <= 5
   int blocks_wide = 2;
   int step_threads = 64;                       // steps have few threads: small blocks reach more multiprocessors
+  int prefetching_blocks = 256;                // of a step that asks the cache early; with many more it costs a quarter
   std::int64_t segment_tokens = 128;           // per thread: the K − 1 inputs before them cost little
   std::int64_t min_segment_tokens = 8;         // halved down to this while there are fewer threads than
   std::int64_t multiprocessor_threads = 2048;  // this per multiprocessor

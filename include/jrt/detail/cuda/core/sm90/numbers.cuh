@@ -25,6 +25,7 @@ struct HopperNumbers<BFloat16> {
   static constexpr bool narrow_range = false;
   static constexpr int key_shift = 0;
   static constexpr int output_shift = 0;
+  static constexpr Pair root_of_two_fraction = 0x00350035;  // of √2, rounded, twice
 
   /// 2^exponent, twice.
   JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
@@ -57,6 +58,7 @@ struct HopperNumbers<Half> {
   static constexpr bool narrow_range = true;
   static constexpr int key_shift = 2;
   static constexpr int output_shift = 3;
+  static constexpr Pair root_of_two_fraction = 0x01a801a8;
 
   JRT_DETAIL_HD static constexpr Pair power_of_two(int exponent) {
     // From 2^-15 to 2^-24 half is subnormal; smaller powers are 0.

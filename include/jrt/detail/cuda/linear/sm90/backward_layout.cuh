@@ -40,9 +40,10 @@ struct BackwardTiles {
   static constexpr int threads = 256;
 
   static constexpr bool normalised = has_denominators<Config>;
-  static constexpr bool supported = HopperLayout<Config>::supported && std::is_same_v<typename Config::Element, BFloat16> &&
-                                    !Config::Mask::reads_future && !Config::Padding::keeps_padded_keys &&
-                                    !consumes_evicted_keys<Config> && !is_linear_part<Config>;
+  static constexpr bool supported = HopperLayout<Config>::supported && Config::FeatureMap::input_dim == 16 &&
+                                    std::is_same_v<typename Config::Element, BFloat16> && !Config::Mask::reads_future &&
+                                    !Config::Padding::keeps_padded_keys && !consumes_evicted_keys<Config> &&
+                                    !is_linear_part<Config>;
   /// Whether c comes from the outputs: where the operator's sums are but a part of them.
   static constexpr bool given_products = normalised && key_delay<Config> != 0;
 

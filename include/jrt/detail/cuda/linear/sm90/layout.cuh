@@ -22,7 +22,7 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 template <class Config>
 struct HopperLayout {
   using Map = typename Config::FeatureMap;
-  using Packing = HopperPacking;
+  using Packing = std::conditional_t<Map::input_dim == HopperPacking8::input_dim, HopperPacking8, HopperPacking>;
 
   static constexpr int chunk = 64;  // tokens
   static constexpr int max_columns = 64;
@@ -39,9 +39,11 @@ struct HopperLayout {
   static constexpr int state_warp_threads = 128;
   static constexpr int output_threads = 256;
 
-  // Tiles as the copy engine writes them: 64 rows of keys or queries of 32 bytes, of values of 128 bytes (whatever
-  // `columns` is: where it is less than 64, the copies leave the rest of a row unchanged, and it holds ones).
-  static constexpr int input_row = 32;
+  // Tiles as the copy engine writes them: 64 rows of keys or queries of 32 bytes (with d = 8 the second half is zeros), of
+  // values of 128 bytes (whatever `columns` is: where it is less than 64, the copies leave the rest of a row unchanged, and
+  // it holds ones).
+  static constexpr int input_columns = 16;
+  static constexpr int input_row = 2 * input_columns;
   static constexpr int value_row = 128;
   static constexpr int input_tile = chunk * input_row;
   static constexpr int value_tile = chunk * value_row;
@@ -83,6 +85,7 @@ struct HopperLayout {
   static constexpr SharedAddress state_excess = state_free + 16;  // [2][4]
   // Address of the final state, kept here because the warps that write it have no registers to spare until then.
   static constexpr SharedAddress final_state = state_excess + 32;
+  static constexpr SharedAddress ordered_sequence = final_state + 8;  // which one a block has
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

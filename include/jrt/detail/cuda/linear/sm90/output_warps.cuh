@@ -93,6 +93,7 @@ class OutputWarps {
  private:
   static constexpr bool full = Config::Mask::reads_future;
   static constexpr bool grouped = heads == QueryHeads::grouped;
+  static constexpr bool one_half = Layout::Packing::input_dim == 8;
   static constexpr int ones_column = 4 * (Layout::columns / 8);
 
   static __device__ unsigned lane() {
@@ -137,9 +138,13 @@ class OutputWarps {
         sum = 0;
       }
     }
-    LeftFragment first[4];
+    LeftFragment first[one_half ? 3 : 4];
     const QueryFeatures<Config> query_features(warp_);
-    query_features.unshifted(query, first);
+    if constexpr (one_half) {
+      query_features.all(query, first);
+    } else {
+      query_features.unshifted(query, first);
+    }
     if constexpr (!full) {
       wgmma_wait<0>();
       fence_accumulators(scores);
@@ -164,32 +169,44 @@ class OutputWarps {
         sum *= factors.of_sums();
       }
     }
-    factors.apply(first[0], 0);
-    factors.apply(first[1], 0);
-    factors.apply(first[2], 1);
-    factors.apply(first[3], 0);
-    wgmma_fence();
-    add(sums, state, 0, first[0]);
-    add(sums, state, 8, first[1]);
-    add(sums, state, 9, first[2]);
-    add(sums, state, 4, first[3]);
-    wgmma_commit();
-    wgmma_wait<0>();
-    LeftFragment shifted[6];
-    query_features.shifted(query, shifted);
-    const StateFactors<Config> again(buffer);  // recomputed, as there are no registers to keep it
+    if constexpr (one_half) {
 #pragma unroll
-    for (int i = 0; i < 6; ++i) {
-      again.apply(shifted[i], i / 2 + 1);
+      for (int i = 0; i < 3; ++i) {
+        factors.apply(first[i], i);
+      }
+      wgmma_fence();
+      add(sums, state, 0, first[0]);
+      add(sums, state, 1, first[1]);
+      add(sums, state, 2, first[2]);
+      wgmma_commit();
+    } else {
+      factors.apply(first[0], 0);
+      factors.apply(first[1], 0);
+      factors.apply(first[2], 1);
+      factors.apply(first[3], 0);
+      wgmma_fence();
+      add(sums, state, 0, first[0]);
+      add(sums, state, 8, first[1]);
+      add(sums, state, 9, first[2]);
+      add(sums, state, 4, first[3]);
+      wgmma_commit();
+      wgmma_wait<0>();
+      LeftFragment shifted[6];
+      query_features.shifted(query, shifted);
+      const StateFactors<Config> again(buffer);  // recomputed, as there are no registers to keep it
+#pragma unroll
+      for (int i = 0; i < 6; ++i) {
+        again.apply(shifted[i], i / 2 + 1);
+      }
+      wgmma_fence();
+      add(sums, state, 1, shifted[0]);
+      add(sums, state, 5, shifted[1]);
+      add(sums, state, 2, shifted[2]);
+      add(sums, state, 6, shifted[3]);
+      add(sums, state, 3, shifted[4]);
+      add(sums, state, 7, shifted[5]);
+      wgmma_commit();
     }
-    wgmma_fence();
-    add(sums, state, 1, shifted[0]);
-    add(sums, state, 5, shifted[1]);
-    add(sums, state, 2, shifted[2]);
-    add(sums, state, 6, shifted[3]);
-    add(sums, state, 3, shifted[4]);
-    add(sums, state, 7, shifted[5]);
-    wgmma_commit();
     issue_next_loads(n, g, step);  // overlaps the products
     wgmma_wait<0>();
     fence_accumulators(sums);

@@ -31,7 +31,8 @@ struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
   HopperMaps maps;
   // Copies of initial z, where slices of v would read z while another writes the final one: [sequences][heads][rows].
   float* initial_normalisers = nullptr;
-  int group = 1;  // query heads that share a key head
+  int group = 1;         // query heads that share a key head
+  bool ordered = false;  // blocks start with the longest sequences
 };
 
 /// Initialises barriers and ones. Thread 0 writes the barriers; called by all threads.
@@ -162,7 +163,11 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_th
     using Call = HopperCall<Config>;
     using Layout = HopperLayout<Config>;
     using Schedule = HopperSchedule<Config>;
-    const BlockItem item(blockIdx.x, call.limits.max_token_segments, call.heads, Layout::slices);
+    BlockItem item(blockIdx.x, call.limits.max_token_segments, call.heads, Layout::slices);
+    if (call.ordered) {
+      item.sequence = ordered_sequence<Layout, Config::Mask::reads_encoder>(
+          call.args.sequences, static_cast<int>(call.sequences), static_cast<int>(item.sequence));
+    }
     const PrefillPlan plan = call.plan_of(item.sequence);
     if (item.segment == 0 && item.slice == 0) {
       zero_outputs(call, plan, item.head);
@@ -265,11 +270,14 @@ class HopperPrefill {
     limits.min_segments = hopper_tuning<typename Config::Element>.min_segments;
     limits.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
     call_.limits = limits_of(args, limits);
+    call_.ordered = has_queries<Config> && call_.limits.max_token_segments == 1 && sequences > 1 &&
+                    sequences <= hopper_tuning<typename Config::Element>.max_ordered &&
+                    (args.sequences.cu_seqlens != nullptr || args.sequences.seq_lens != nullptr);
   }
 
   /// Describes the tensors; false if the copy engine cannot read one of them.
   [[nodiscard]] bool describe_tensors() {
-    const TensorBox inputs{Layout::chunk, Layout::Packing::input_dim, CU_TENSOR_MAP_SWIZZLE_32B};
+    const TensorBox inputs{Layout::chunk, Layout::input_columns, CU_TENSOR_MAP_SWIZZLE_32B};
     const TensorBox values{Layout::chunk, Layout::columns, CU_TENSOR_MAP_SWIZZLE_128B};
     const TensorBox outputs{16, Layout::columns, CU_TENSOR_MAP_SWIZZLE_128B};
     const auto& args = call_.args;

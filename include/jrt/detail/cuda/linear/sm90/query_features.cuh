@@ -20,6 +20,25 @@ class QueryFeatures {
   /// Warp w of the four has rows 16w … 16w + 15 of the tile.
   __device__ explicit QueryFeatures(int warp) : warp_(warp) {}
 
+  /// With d = 8: features of steps 0, 1 and 2.
+  __device__ void all(SharedAddress query, LeftFragment (&features)[3]) const {
+    const unsigned c = lane() % 4;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const Pair x = load_pair(word(query, h, 0));
+      const Pair next = load_pair(word(query, h, 1));
+      const Pair shifted_by_2 = next;
+      const Pair after_next = load_pair(word(query, h, 2));
+      const Pair scaled = Numbers::product(x, cross_factor);
+      features[0].pairs[h] = Numbers::product(Numbers::product(x, square_factor), x);
+      features[0].pairs[2 + h] = c < 2 ? Numbers::product(scaled, after_next) : (c == 2 ? constant_and_zero : 0);
+      features[1].pairs[h] = Numbers::product(scaled, __byte_perm(x, next, 0x5432));
+      features[1].pairs[2 + h] = Numbers::product(x, linear_factor);
+      features[2].pairs[h] = Numbers::product(scaled, shifted_by_2);
+      features[2].pairs[2 + h] = Numbers::product(scaled, __byte_perm(next, after_next, 0x5432));
+    }
+  }
+
   /// Features of steps 0, 8, 9 and 4: those without a shift, or shifted by four.
   __device__ void unshifted(SharedAddress query, LeftFragment (&features)[4]) const {
     const unsigned c = lane() % 4;
@@ -74,10 +93,13 @@ class QueryFeatures {
   }
 
  private:
-  // Factors of a query's features: 1/16, 1/32, 1/4 and 1 (see HopperPacking), combined with the shifts of HopperNumbers.
-  static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - 4 - Numbers::output_shift);
-  static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - 5 - Numbers::output_shift);
-  static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - Numbers::output_shift);
+  // Factors of a query's features: 1/d, 1/2d, 1/√d and 1 (see HopperPacking), combined with the shifts of HopperNumbers.
+  static constexpr bool one_half = Layout::Packing::input_dim == 8;
+  static constexpr int log2_d = one_half ? 3 : 4;
+  static constexpr Pair cross_factor = Numbers::power_of_two(2 * Numbers::key_shift - log2_d - Numbers::output_shift);
+  static constexpr Pair square_factor = Numbers::power_of_two(2 * Numbers::key_shift - log2_d - 1 - Numbers::output_shift);
+  static constexpr Pair linear_factor = Numbers::power_of_two(Numbers::key_shift - 2 - Numbers::output_shift) |
+                                        (one_half ? Numbers::root_of_two_fraction : 0);
   static constexpr Pair constant_and_zero = Numbers::power_of_two(-Numbers::output_shift) & 0xffffU;
 
   /// Inputs 2(c + shift) and 2(c + shift) + 1 of half L of a row of queries, c = lane % 4; H is in the other 16 bytes. The

@@ -48,6 +48,39 @@ struct TokenRun {
   }
 };
 
+/// Which sequence is the `rank`-th to be started, of `count`: longer before shorter, so that the last blocks are short
+/// ones. Called by all threads of the block; each ranks a sequence among all others.
+template <class Layout, bool reads_encoder>
+__device__ std::int64_t ordered_sequence(const Sequences& sequences, int count, int rank) {
+  const auto work = [&](int b) {  // in 32 bits: it is but an order
+    const int tokens =
+        sequences.seq_lens != nullptr ? sequences.seq_lens[b] : sequences.cu_seqlens[b + 1] - sequences.cu_seqlens[b];
+    int encoder = 0;
+    if constexpr (reads_encoder) {
+      if (sequences.prefix_lens != nullptr) {
+        encoder = sequences.prefix_lens[b];
+      } else if (sequences.cu_encoder_seqlens != nullptr) {
+        encoder = sequences.cu_encoder_seqlens[b + 1] - sequences.cu_encoder_seqlens[b];
+      }
+    }
+    return tokens / 2 + encoder / 5;  // an encoder token is only summed
+  };
+  for (int b = static_cast<int>(threadIdx.x); b < count; b += static_cast<int>(blockDim.x)) {
+    const int own = work(b);
+    int earlier = 0;
+#pragma unroll 4
+    for (int other = 0; other < count; ++other) {
+      const int others = work(other);
+      earlier += others > own || (others == own && other < b) ? 1 : 0;
+    }
+    if (earlier == rank) {
+      store_pair(SharedNumbers::at(Layout::ordered_sequence), static_cast<Pair>(b));
+    }
+  }
+  __syncthreads();
+  return load_pair(Layout::ordered_sequence);
+}
+
 /// Whether several query heads share a key head.
 enum class QueryHeads { one, grouped };
 

@@ -17,7 +17,7 @@ namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// The four warps of a block that keep the state, in registers in float: S += φ(k)·[v | 1] with S in HopperPacking's order
-/// (three tiles of 64 rows, of which warp w of the four has rows 16w … 16w + 15), v and the ones from shared memory.
+/// (tiles of 64 rows, of which warp w of the four has rows 16w … 16w + 15), v and the ones from shared memory.
 ///
 /// A lane's share of φ(k) for 16 tokens comes from one ldmatrix and four shuffles: transposed keys are already fragments
 /// for the matrix unit,
@@ -25,7 +25,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///     inputs[0] = L, tokens 0-7    inputs[1] = H, tokens 0-7    inputs[2] = L, tokens 8-15    inputs[3] = H, tokens 8-15
 ///
 /// with lane 4u + c holding input u of the half for tokens 2c and 2c+1: a half is shifted by taking it from lane + 4·shift.
-/// φ(k) is therefore never in shared memory, and the four warps need no barrier among themselves.
+/// φ(k) is therefore never in shared memory, and the four warps need no barrier among themselves. With d = 8 there is no H,
+/// and a half shifted by three or four takes its place.
 template <class Config>
 class StateWarps {
  public:
@@ -36,7 +37,7 @@ class StateWarps {
 
   __device__ StateWarps()
       : warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
-        shifted_lane_((lane() + 4 * (warp_ == 0 ? 4 : warp_)) % 32),
+        shifted_lane_((lane() + 4 * (warp_ == 0 && !one_half ? 4 : warp_)) % 32),
         key_row_(Layout::keys + (lane() / 16 * 8 + lane() % 8) * Layout::input_row +
                  ((lane() / 8 % 2 * 16) ^ (lane() / 4 % 2 * 16))),
         published_row_(Layout::states + (warp_ * 2 + lane() / 8 % 2) * Layout::state_row_block + lane() / 16 * 128 +
@@ -161,13 +162,14 @@ class StateWarps {
   static constexpr int depth_steps = Layout::chunk / 16;
   static constexpr int all_products = depth_steps * Packing::row_tiles;
   static constexpr int fragments = 2;  // in use by the matrix unit at a time
+  static constexpr bool one_half = Packing::input_dim == 8;
   static constexpr Pair one_one = Numbers::power_of_two(0);
 
   static __device__ int lane() {
     return static_cast<int>(threadIdx.x) % 32;
   }
 
-  /// Calls `function(tile, h, row of the format or -1, its scale)` for the six rows of which this lane has values.
+  /// Calls `function(tile, h, row of the format or -1, its scale)` for the rows of which this lane has values.
   template <class Function>
   __device__ void for_rows(const Function& function) {
 #pragma unroll
@@ -194,13 +196,26 @@ class StateWarps {
                                            : Numbers::product(next_inputs_[i], Numbers::power_of_two(-Numbers::key_shift));
       shifted_[i] = __shfl_sync(~0u, inputs_[i], shifted_lane_);
     }
+    if constexpr (one_half) {
+      const int lane_of_second = (lane() + 4 * (warp_ == 0 ? 4 : 3)) % 32;
+      shifted_[1] = __shfl_sync(~0u, inputs_[0], lane_of_second);
+      shifted_[3] = __shfl_sync(~0u, inputs_[2], lane_of_second);
+    }
   }
 
   /// Features of this warp's rows of tile m.
   template <int m>
   __device__ void multiply_inputs(LeftFragment& features) const {
     Pair(&f)[4] = features.pairs;
-    if constexpr (m == 0) {
+    if constexpr (one_half) {
+      const Pair rest = lane() / 4 == Packing::constant_row ? one_one : 0;
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const Pair second = Numbers::product(inputs_[i], shifted_[i + 1]);
+        f[i] = warp_ < 3 ? Numbers::product(inputs_[i], shifted_[i]) : 0;
+        f[i + 1] = warp_ == 0 ? (lane() / 4 < 4 ? second : rest) : (warp_ == 2 ? second : (warp_ == 1 ? inputs_[i] : 0));
+      }
+    } else if constexpr (m == 0) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         f[i] = Numbers::product(inputs_[i], warp_ == 0 ? inputs_[i] : shifted_[i]);
@@ -228,7 +243,7 @@ class StateWarps {
     }
   }
 
-  /// Issues products [first, end) of a chunk, three for every 16 tokens. Expects the keys of the first 16 in `inputs_`.
+  /// Issues products [first, end) of a chunk, `row_tiles` for 16 tokens. Expects the keys of the first 16 in `inputs_`.
   template <int first, int end>
   __device__ void add() {
     const int stage = chunk_ % Layout::stages;
@@ -243,9 +258,10 @@ class StateWarps {
       WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right, 1);
       wgmma_commit();
       // Loads the keys of the next 16 tokens early: this step no longer needs shifted halves.
-      if constexpr (m == 1 && step + 1 < depth_steps) {
+      if constexpr (step + 1 < depth_steps && m == larger(Packing::row_tiles - 2, 0)) {
         load_next_inputs(stage, step + 1);
-      } else if constexpr (m == 2 && step + 1 < depth_steps) {
+      }
+      if constexpr (step + 1 < depth_steps && m == Packing::row_tiles - 1) {
         take_inputs();
       }
       add<first + 1, end>();
@@ -281,10 +297,10 @@ class StateWarps {
     for (auto& tile : state_) {
       fence_accumulators(tile);
     }
-    if (left < Layout::chunk && warp_ == 0 && lane() / 4 == 0) {  // tile 2, h = 1: the constant feature
+    if (left < Layout::chunk && warp_ == 0 && lane() / 4 == Packing::constant_row) {  // h = 1: the constant feature
       const auto rows_past_end = static_cast<float>(Layout::chunk - left);
-      state_[2][ones_column + 2] -= rows_past_end;
-      state_[2][ones_column + 3] -= rows_past_end;
+      state_[Packing::constant_tile][ones_column + 2] -= rows_past_end;
+      state_[Packing::constant_tile][ones_column + 3] -= rows_past_end;
     }
   }
 
