@@ -187,8 +187,8 @@ class WindowStream {
     }
   }
   /// A load that stays where it is, so that it is on its way while other rows are used.
-  static __device__ Vector<Pair, 4> load_once(const Element* from) {
-    Vector<Pair, 4> pairs;
+  static __device__ Vector<std::uint32_t, 4> load_once(const Element* from) {
+    Vector<std::uint32_t, 4> pairs;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
                  : "l"(__cvta_generic_to_global(from)));
