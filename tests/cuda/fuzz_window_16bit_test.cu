@@ -41,6 +41,14 @@ WindowProblem<Config> repeated(const WindowProblem<Config>& problem, std::int64_
   }
   return many;
 }
+template <class Config>
+Caches<Config> repeated(const Caches<Config>& caches, std::int64_t times) {
+  Caches<Config> many;
+  for (std::int64_t i = 0; i < times; ++i) {
+    many.insert(many.end(), caches.begin(), caches.end());
+  }
+  return many;
+}
 constexpr std::int64_t many_times = 400;
 
 TEST_CASE_TEMPLATE("decode steps with one query per cache, of many caches, which fill up", Config, Plain<BFloat16, 64, 128>,
@@ -51,9 +59,8 @@ TEST_CASE_TEMPLATE("decode steps with one query per cache, of many caches, which
   for (const std::int64_t prompt : {std::int64_t{0}, std::max<std::int64_t>(0, left - 3), 2 * left + 3}) {
     CAPTURE(prompt);
     const WindowProblem<Config> problem({.batch = 3, .tokens = prompt + 7, .heads = 1, .query_heads = 1}, 7);
-    const auto many = repeated(problem, many_times);
-    auto begun = run_window<Concurrent>(many.piece(0, prompt));
-    const auto steps = step_window<Concurrent>(many, prompt, 7, begun.caches);
+    auto caches = repeated<Config>(run_window<Concurrent>(problem.piece(0, prompt)).caches, many_times);
+    const auto steps = step_window<Concurrent>(repeated(problem.piece(prompt, 7), many_times), 0, 7, caches);
     const auto expected = token_slice(reference_window(problem), prompt, 7).values;
     const std::vector<E> first(steps.values.begin(), steps.values.begin() + static_cast<std::ptrdiff_t>(expected.size()));
     CHECK(relative_error(first, expected) <= tolerance<E>());
@@ -70,11 +77,11 @@ TEST_CASE_TEMPLATE("many caches from slot to slot, some of them skipped: the sam
   constexpr std::int64_t count = 3 * many_times;
   for (const std::int64_t prompt : {0, 50, 128, 129, 200}) {
     CAPTURE(prompt);
-    const auto problem =
-        repeated(WindowProblem<Config>({.batch = 3, .tokens = prompt + 1, .heads = 1, .query_heads = 1}), many_times);
-    const auto begun = run_window<Concurrent>(problem.piece(0, prompt));
-    auto in_place = begun.caches;
-    auto expected = step_window<Concurrent>(problem, prompt, 1, in_place);
+    const WindowProblem<Config> few({.batch = 3, .tokens = prompt + 1, .heads = 1, .query_heads = 1});
+    const auto problem = repeated(few.piece(prompt, 1), many_times);
+    const auto begun = repeated<Config>(run_window<Concurrent>(few.piece(0, prompt)).caches, many_times);
+    auto in_place = begun;
+    auto expected = step_window<Concurrent>(problem, 0, 1, in_place);
     // Sequence b has the cache of sequence b + 3, which is the same.
     std::vector<std::int32_t> slots(count);
     for (std::int64_t b = 0; b < count; ++b) {
@@ -82,9 +89,9 @@ TEST_CASE_TEMPLATE("many caches from slot to slot, some of them skipped: the sam
     }
     slots[7] = skip_slot;
     Concurrent::Array<std::int32_t> placed_slots(slots);
-    Concurrent::Array<E> source(begun.caches);
+    Concurrent::Array<E> source(begun);
     Concurrent::Array<E> destination(poisoned_caches<Config>(count, 1));
-    PlacedWindow<Concurrent, Config> placed(problem.piece(prompt, 1));
+    PlacedWindow<Concurrent, Config> placed(problem);
     auto args = placed.template args<DecodeArgs<Config>>();
     args.source = {view_pool<Format>(source.data(), count, 1), placed_slots.data()};
     args.destination = {view_pool<Format>(destination.data(), count, 1)};
@@ -102,7 +109,7 @@ TEST_CASE_TEMPLATE("many caches from slot to slot, some of them skipped: the sam
         CHECK(used_bytes<Config>(cache_of<Config>(written, b, 1)) == used_bytes<Config>(cache_of<Config>(in_place, b, 1)));
       }
     }
-    CHECK(used_bytes<Config>(source.read()) == used_bytes<Config>(begun.caches));
+    CHECK(used_bytes<Config>(source.read()) == used_bytes<Config>(begun));
   }
 }
 

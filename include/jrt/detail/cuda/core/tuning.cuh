@@ -117,9 +117,8 @@ struct HopperWindowTuning {
   int narrow_registers = 152;  // per thread of a worker: scores of a whole window at once
   int wide_registers = 224;
   int copier_registers = 56;
-  int rotator_registers = 80;   // per thread of the copier's group where it rotates, two rows at a time; workers have fewer
-  int query_buffers = 2;        // per worker: the next tile is loaded while this one is multiplied
-  int max_tiles_at_a_time = 3;  // of keys whose scores a worker has at once; longer windows take
+  int query_buffers = 2;          // per worker: the next tile is loaded while this one is multiplied
+  int max_tiles_at_a_time = 3;    // of keys whose scores a worker has at once; longer windows take
   int tiles_of_long_windows = 2;  // this many at a time
 };
 inline constexpr HopperWindowTuning hopper_window_tuning{};

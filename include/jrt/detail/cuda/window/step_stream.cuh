@@ -85,11 +85,11 @@ class WindowStream {
         const bool last = turn + 2 >= Layout::turns;
         load(rows[1], current, turn + 1);
         take(rows[0], current, turn);
-        Item then = current;
+        Item from = current;
         if (last) {
-          then = next;
+          from = next;
         }
-        load(rows[0], then, last ? 0 : turn + 2);
+        load(rows[0], from, last ? 0 : turn + 2);
         take(rows[1], current, turn + 1);
       }
       if (warp() == 0) {
@@ -106,7 +106,6 @@ class WindowStream {
   }
 
  private:
-  /// One cache, and the sequence that it belongs to.
   struct Item {
     int b = -1;  // −1: none
     int head = 0;
@@ -188,8 +187,8 @@ class WindowStream {
     }
   }
   /// A load that stays where it is, so that it is on its way while other rows are used.
-  static __device__ Vector<Pair, 4> load_once(const Element* from) {
-    Vector<Pair, 4> pairs;
+  static __device__ Vector<std::uint32_t, 4> load_once(const Element* from) {
+    Vector<std::uint32_t, 4> pairs;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
                  : "l"(__cvta_generic_to_global(from)));
@@ -213,7 +212,6 @@ class WindowStream {
       }
     }
   }
-  /// This lane's elements of a key or query of the new token.
   __device__ void rotated(float (&numbers)[vector], const Element* row, std::int64_t cached) const {
     if constexpr (Config::Rotary::rotates) {
       const std::int64_t position = legal_count(cached, Config::left_window);
@@ -326,7 +324,6 @@ class WindowStream {
     }
   }
 
-  /// Leaves what this warp has summed up in shared memory.
   __device__ void merge_lanes(int parity) {
     float most = softmax_.maximum;
 #pragma unroll

@@ -58,14 +58,13 @@ struct HopperWindowLayout {
   static constexpr bool narrow = panels == 1;
   static constexpr int workers = narrow ? tuning.narrow_workers : tuning.wide_workers;
   static constexpr int threads = 128 * (1 + workers);
-  static constexpr bool rotates = Config::Rotary::rotates;
-  static constexpr int copier_registers = rotates ? tuning.rotator_registers : tuning.copier_registers;
-  static constexpr int worker_registers = (narrow ? tuning.narrow_registers : tuning.wide_registers) -
-                                          round_up(ceil_div(copier_registers - tuning.copier_registers, workers), 8);
+  static constexpr int worker_registers = narrow ? tuning.narrow_registers : tuning.wide_registers;
+  static constexpr int copier_registers = tuning.copier_registers;
 
   static constexpr int key_bytes = key_panels * panel_bytes;
   static constexpr int stage_bytes = key_bytes + value_panels * panel_bytes;
 
+  static constexpr bool rotates = Config::Rotary::rotates;
   static constexpr bool carries = has_softmax_carry_in<Config>;  // is loaded with the queries
   static constexpr int rotators = 3;  // warps that rotate keys and queries: those of the copier's four that copy nothing
 

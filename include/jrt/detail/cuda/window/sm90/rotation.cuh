@@ -122,7 +122,7 @@ class HopperWindowRotation {
       phases[n] = (first_position_ + first) * turns_[n];
       asm volatile("" : "+l"(phases[n]));  // not to be multiplied afresh for every row
     }
-#pragma unroll 2
+#pragma unroll 1
     for (int pass = warp_; pass < passes; pass += Layout::rotators) {
       const unsigned row = row_of(pass);
       const SharedAddress at[2] = {in_row(offsets_[0], row), in_row(offsets_[1], row)};

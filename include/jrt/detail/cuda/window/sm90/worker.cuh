@@ -9,6 +9,7 @@
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
+#include "jrt/detail/cuda/window/sm90/outputs.cuh"
 #include "jrt/detail/cuda/window/tile_products.cuh"
 #include "jrt/detail/shared/window/online_softmax.hpp"
 
@@ -312,31 +313,7 @@ class HopperWindowWorker {
       store_panel(rows + Layout::panel_bytes, others_);
     }
     __syncwarp();
-    constexpr int parts = Config::value_dim / 8;
-    constexpr int each = parts / 2;  // of a lane: 16 rows for 32 lanes
-    Pair pairs[each][4];
-    const int at = static_cast<int>(computed_afresh(static_cast<unsigned>(lane())));
-#pragma unroll
-    for (int n = 0; n < each; ++n) {
-      const int row = (at + 32 * n) / parts;
-      const int part = (at + 32 * n) % parts;
-      load_pairs(pairs[n], SharedNumbers::at(rows + part / 8 * Layout::panel_bytes +
-                                             (16 * warp_ + row) * Layout::panel_row + ((part % 8) ^ (row % 8)) * 16));
-    }
-    // Before the stores: the fence would wait for them, too.
-    async_proxy_fence();
-    barrier_arrive(Layout::query_free + 8 * buffer);
-    const TensorView<Element>& output = call_.output;
-    Element* const first = output.row(run_.batch_row, run_.row + token, run_.query_head);
-#pragma unroll
-    for (int n = 0; n < each; ++n) {
-      const int row = (at + 32 * n) / parts;
-      const int part = (at + 32 * n) % parts;
-      if (row < count) {
-        store_vector(reinterpret_cast<Pair*>(first + row * output.token_stride + part * 8),
-                     Vector<Pair, 4>{{pairs[n][0], pairs[n][1], pairs[n][2], pairs[n][3]}});
-      }
-    }
+    store_window_outputs(call_, run_, token, 16 * warp_, buffer);
   }
 
   /// Address of this lane's row of a 16x16 block of a panel, of 8x8 blocks as `store_blocks` takes them.
