@@ -10,6 +10,7 @@
 #include <cstring>
 #include <jrt/state.hpp>
 #include <jrt/state_exchange.hpp>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 
 #include "jrt_lm/model_problem.hpp"
 #include "jrt_lm/reference_model.hpp"
+#include "jrt_lm/weights.hpp"
 #include "support/safetensors.hpp"
 
 namespace jrt_lm::test {
@@ -298,6 +300,53 @@ TEST_CASE("steps in one kernel are steps, whatever is in the batch beside a sequ
       if (whole->stepped_in_one_kernel()) {
         CHECK(whole->save(3) == whole->save(19));
       }
+    }
+  }
+}
+
+TEST_CASE("in the published layouts steps in one kernel differ from others by rounding alone") {
+  if (device != DeviceKind::cuda) {
+    return;
+  }
+  for (const char* const name : {"360m", "1.3b"}) {
+    CAPTURE(name);
+    ModelConfig config = ModelConfig::published(name);
+    config.layers.resize(5);  // with all kinds of mixers
+    config.vocabulary = config.vocabulary_rows = 1000;
+    const RandomWeights weights;
+    constexpr std::int64_t slots = 16;
+    std::unique_ptr<LanguageModel> exact;
+    try {
+      exact = made(config, weights, NumberType::float32, slots);
+    } catch (const std::runtime_error& error) {
+      MESSAGE("not compiled: " << error.what());
+      continue;
+    }
+    const auto whole = made(config, weights, NumberType::bfloat16, slots);
+    const auto separate = made(config, weights, NumberType::bfloat16, slots, 1 << 18, true);
+    std::vector<Tokens> sequences;
+    Tokens all;
+    for (std::int32_t i = 0; i < slots; ++i) {
+      sequences.push_back(random_tokens(1 + 9 * i, config.vocabulary, static_cast<unsigned>(i)));
+      all.push_back(i);
+    }
+    for (LanguageModel* const model : {exact.get(), whole.get(), separate.get()}) {
+      std::vector<Prompt> prompts;
+      for (std::int32_t i = 0; i < slots; ++i) {
+        prompts.push_back({sequences[static_cast<std::size_t>(i)], i, 1 + 4 * i});
+      }
+      model->prefill(prompts, LogitsOf::last_tokens, {});
+    }
+    for (unsigned s = 0; s < 5; ++s) {
+      const Tokens next = random_tokens(slots, config.vocabulary, 70 + s);
+      for (LanguageModel* const model : {exact.get(), whole.get(), separate.get()}) {
+        model->step(next, all);
+      }
+      WARN(whole->stepped_in_one_kernel());
+      const auto expected = exact->logits();
+      const double rounding = relative_error(separate->logits(), expected);
+      CHECK(relative_error(whole->logits(), expected) <= 1.5 * rounding);
+      CHECK(relative_error(whole->logits(), separate->logits()) <= 2 * rounding);
     }
   }
 }

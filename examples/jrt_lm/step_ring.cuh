@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "jrt_lm/step_schedule.hpp"
+
+namespace jrt_lm {
+
+inline constexpr int step_warps = 16;
+inline constexpr int step_consumers = 32 * step_warps;
+inline constexpr int step_threads =
+    step_consumers + 128;                       ///< registers are given out by four warps; one of the last copies
+inline constexpr int consumer_registers = 112;  ///< with the next, no more than the kernel starts with
+inline constexpr int copier_registers = 32;
+inline constexpr int step_at_once = 4;  ///< tiles whose sums are in registers together
+inline constexpr int step_barrier = 1;  ///< of the 16 warps
+inline constexpr int max_ring_slots = 32;
+/// Rows of a piece lie 64 bytes off in the banks of shared memory, so that lanes of two rows do not meet.
+inline constexpr int piece_stride = piece_columns * 2 + 64;
+inline constexpr int piece_bytes = tile_outputs * piece_stride;
+
+/// Copies to shared memory, past the caches' long-lived part: each weight is read once in a step.
+__device__ inline void copy_row(std::uint32_t to, const void* from, int bytes, std::uint32_t barrier,
+                                std::uint64_t policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+               :
+               : "r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+               : "memory");
+}
+__device__ inline uint4 load_shared(std::uint32_t from) {
+  uint4 words;
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(from)
+               : "memory");
+  return words;
+}
+
+/// Slots of the ring in turn.
+struct RingPlace {
+  int slot = 0;
+  std::uint32_t round = 0;
+  __device__ void advance(int slots) {
+    if (++slot == slots) {
+      slot = 0;
+      round ^= 1;
+    }
+  }
+};
+
+}  // namespace jrt_lm
