@@ -121,7 +121,7 @@ struct ModelOptions {
   int rank = 0;             ///< of several: the GPU
   double rank_seconds = 0;  ///< of several ranks to read a prompt: more is an error; 0: the device's limit
   std::int64_t tokens_per_group = 256 * 1024;  ///< prompts are read in groups of at most so many tokens or of one prompt
-  bool separate_kernels = false;               ///< even where one kernel does a decode step; short prompts launched, not replayed
+  bool separate_kernels = false;               ///< steps and short prompts launch each: no kernel of all, no graph
 };
 
 /// Makes a model on a device, with a type and with mixers that this program was compiled for; others are a
