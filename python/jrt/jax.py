@@ -220,7 +220,7 @@ def _attend(settings: dict[str, Any], platform: str | None, return_state: bool, 
 
 def prefix_linear_attention(query: Array, key: Array, value: Array, key_encoder: Array | None = None,
                             value_encoder: Array | None = None, *, feature_map: str = "taylor2", normaliser: str = "sum",
-                            mask: str = "prefix", padding: str = "drop", features: int | None = None,
+                            mask: str = "prefix", padding: str = "drop", products: str = "float", features: int | None = None,
                             source: str | None = None, data: str | None = None, cu_seqlens: Array | None = None,
                             cu_encoder_seqlens: Array | None = None, prefix_lens: Array | None = None,
                             left_pads: Array | None = None, first_positions: Array | None = None,
@@ -230,8 +230,8 @@ def prefix_linear_attention(query: Array, key: Array, value: Array, key_encoder:
     φ(k_enc_j)v_enc_jᵀ, z likewise without values. Linear in the number of tokens.
 
     query (B, T, Hq, d), key (B, T, Hkv, d), value (B, T, Hkv, dv), Hq a multiple of Hkv; key_encoder, value_encoder
-    (B, M, Hkv, ·) with M <= T. feature_map, features, normaliser, mask, padding, source and data (a map of your own) as for
-    `jrt.Operator`; map_data: what the map needs at run time, as the array `projection` (features, d) float32 of "favor" and
+    (B, M, Hkv, ·) with M <= T. feature_map, features, normaliser, mask, padding, products, source and data (a map of your own)
+    as for `jrt.Operator`; map_data: what the map needs at run time, as the array `projection` (features, d) float32 of "favor" and
     the number `horizon` of "cosformer". Gradients do not reach it.
     Packed sequences: (tokens, heads, ·) with int32 cu_seqlens, and cu_encoder_seqlens for the encoder region. prefix_lens,
     left_pads, first_positions (tokens before the call, for maps that need positions): (B) int32.
@@ -239,7 +239,7 @@ def prefix_linear_attention(query: Array, key: Array, value: Array, key_encoder:
     adds; with return_state the state after the last token is returned, too. Gradients go through both.
     Returns (B, T, Hq, dv). Errors: ValueError with the library's sentence, for shapes when the call runs."""
     settings = {"kind": "linear", "feature_map": feature_map, "features": features, "source": source, "data": data,
-                "normaliser": normaliser, "mask": mask, "padding": padding}
+                "normaliser": normaliser, "mask": mask, "padding": padding, "products": products}
     return _attend(settings, platform, return_state, query, key, value, map_data, key_encoder=key_encoder,
                    value_encoder=value_encoder, cu_seqlens=cu_seqlens, cu_encoder_seqlens=cu_encoder_seqlens,
                    prefix_lens=prefix_lens, left_pads=left_pads, first_positions=first_positions, initial_state=initial_state)

@@ -25,6 +25,7 @@ def test_different_operators_have_different_names():
     operators = [jrt.Operator(dtype="bfloat16"), jrt.Operator(dtype="bfloat16", state_dtype="bfloat16"),
                  jrt.Operator(dtype="float16", state_dtype="float16"), jrt.Operator(dtype="float16"),
                  jrt.Operator(normaliser="none"), jrt.Operator(padding="zero_keys"), jrt.Operator(mask="causal"),
+                 jrt.Operator(products="split"),
                  jrt.Operator(kind="hybrid"), jrt.Operator(kind="hybrid", left_window=64), jrt.Operator(kind="window"),
                  jrt.Operator(kind="window", rotary=True), jrt.Operator(kind="convolution"),
                  jrt.Operator(kind="convolution", activation="none"), jrt.Operator(kind="convolution", kernel_width=4)]
@@ -44,6 +45,8 @@ def test_the_version_is_the_librarys():
     ({"d": 0}, "d is 0, but must be an int of at least 1"),
     ({"kernel_width": 1}, "kernel_width is 1, but must be an int of at least 2"),
     ({"feature_map": "favor"}, "features is None, but feature_map 'favor' needs an int"),
+    ({"products": "tf32"}, "products is 'tf32', but must be one of 'float', 'split'"),
+    ({"products": "split", "dtype": "float64"}, "products is 'split', but dtype is 'float64'"),
     ({"features": 8}, "features is 8, but only feature_map 'favor' has them"),
     ({"data": "table[3]"}, "without source no feature map of your own can have it"),
     ({"source": "struct A {};", "feature_map": "A", "data": "table[x]"}, "data is .*, but must name members"),

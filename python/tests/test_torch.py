@@ -45,6 +45,19 @@ def test_linear_attention_and_its_gradients(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_split_products(device):
+    tensors = random((1, 300, 2, 16), (1, 300, 2, 16), (1, 300, 2, 64), (1, 100, 2, 16), (1, 100, 2, 64), dtype=torch.float32,
+                     device=device)
+    expected = linear_reference(*[tensor.double() for tensor in tensors])
+    output = jrt.torch.prefix_linear_attention(*tensors, products="split")
+    assert (output - expected).norm() <= 1e-5 * expected.norm()
+    gradient = torch.randn_like(output)
+    exact = torch.autograd.grad(expected, tensors, gradient.double())
+    for actual, right in zip(torch.autograd.grad(output, tensors, gradient), exact):
+        assert (actual - right).norm() <= 1e-4 * right.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_window_attention_and_its_gradients(device):
     def reference(query, key, value):
         distance = torch.arange(60, device=device)[:, None] - torch.arange(60, device=device)

@@ -62,6 +62,7 @@ def _attended(kind: str, settings: tuple[Any, ...], tensors: Sequence[Any], othe
 def prefix_linear_attention(
         query: Tensor, key: Tensor, value: Tensor, key_encoder: Tensor | None = None, value_encoder: Tensor | None = None, *,
         feature_map: str = "taylor2", normaliser: str = "sum", mask: str = "prefix", padding: str = "drop",
+        products: str = "float",
         features: int | None = None, source: str | None = None, data: str | None = None, cu_seqlens: Tensor | None = None,
         cu_encoder_seqlens: Tensor | None = None, prefix_lens: Tensor | None = None, left_pads: Tensor | None = None,
         first_positions: Tensor | None = None, initial_state: Tensor | None = None, return_state: Literal[False] = False,
@@ -72,6 +73,7 @@ def prefix_linear_attention(
 def prefix_linear_attention(
         query: Tensor, key: Tensor, value: Tensor, key_encoder: Tensor | None = None, value_encoder: Tensor | None = None, *,
         feature_map: str = "taylor2", normaliser: str = "sum", mask: str = "prefix", padding: str = "drop",
+        products: str = "float",
         features: int | None = None, source: str | None = None, data: str | None = None, cu_seqlens: Tensor | None = None,
         cu_encoder_seqlens: Tensor | None = None, prefix_lens: Tensor | None = None, left_pads: Tensor | None = None,
         first_positions: Tensor | None = None, initial_state: Tensor | None = None, return_state: bool,
@@ -81,6 +83,7 @@ def prefix_linear_attention(
 def prefix_linear_attention(
         query: Tensor, key: Tensor, value: Tensor, key_encoder: Tensor | None = None, value_encoder: Tensor | None = None, *,
         feature_map: str = "taylor2", normaliser: str = "sum", mask: str = "prefix", padding: str = "drop",
+        products: str = "float",
         features: int | None = None, source: str | None = None, data: str | None = None, cu_seqlens: Tensor | None = None,
         cu_encoder_seqlens: Tensor | None = None, prefix_lens: Tensor | None = None, left_pads: Tensor | None = None,
         first_positions: Tensor | None = None, initial_state: Tensor | None = None, return_state: bool = False,
@@ -89,15 +92,15 @@ def prefix_linear_attention(
     φ(k_enc_j)v_enc_jᵀ, z likewise without values. Linear in the number of tokens.
 
     query (B, T, Hq, d), key (B, T, Hkv, d), value (B, T, Hkv, dv), Hq a multiple of Hkv; key_encoder, value_encoder
-    (B, M, Hkv, ·) with M <= T. feature_map, features, normaliser, mask, padding, source and data (a map of your own) as for
-    `jrt.Operator`; map_data: what the map needs at run time, as `projection` (features, d) float32 of "favor" and `horizon`
+    (B, M, Hkv, ·) with M <= T. feature_map, features, normaliser, mask, padding, products, source and data (a map of your own)
+    as for `jrt.Operator`; map_data: what the map needs at run time, as `projection` (features, d) float32 of "favor" and `horizon`
     of "cosformer". Gradients do not reach it.
     Packed sequences: (tokens, heads, ·) with int32 cu_seqlens, and cu_encoder_seqlens for the encoder region. prefix_lens,
     left_pads, first_positions (tokens before the call, for maps that need positions): (B) int32.
     initial_state (B, Hkv, elements), float32 (for float64 float64): a state that another call returned, to which this one
     adds; with return_state the state after the last token is returned, too. Gradients go through both.
     Returns (B, T, Hq, dv). Errors: ValueError with the library's sentence."""
-    settings = (feature_map, features, source, data, mask, normaliser, padding)
+    settings = (feature_map, features, source, data, mask, normaliser, padding, products)
     return _attend("linear", settings, (query, key, value, key_encoder, value_encoder),
                    (cu_seqlens, cu_encoder_seqlens, prefix_lens, left_pads), initial_state, return_state, first_positions,
                    map_data)

@@ -21,7 +21,8 @@ _ELEMENTS = {torch.float32: "float32", torch.float64: "float64", torch.float16: 
 _named: dict[tuple[str, torch.device], "Calls"] = {}
 
 # What operators are told apart by here, for each kind.
-SETTINGS = {"linear": ("d", "dv", "feature_map", "features", "source", "data", "mask", "normaliser", "padding"),
+SETTINGS = {"linear": ("d", "dv", "feature_map", "features", "source", "data", "mask", "normaliser", "padding",
+                       "products"),
             "window": ("d", "dv", "left_window", "rotary"),
             "hybrid": ("d", "dv", "feature_map", "features", "source", "data", "mask", "left_window"),
             "convolution": ("kernel_width", "activation")}
