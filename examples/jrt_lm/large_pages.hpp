@@ -15,10 +15,9 @@ namespace jrt_lm {
 inline void ask_for_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t page = 4096;  // calls begin at one
-  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t first = (begin + page - 1) / page * page;
-  if (first < begin + bytes) {
-    static_cast<void>(::madvise(reinterpret_cast<void*>(first), begin + bytes - first, MADV_HUGEPAGE));
+  const std::size_t before = (page - reinterpret_cast<std::uintptr_t>(memory) % page) % page;
+  if (before < bytes) {
+    static_cast<void>(::madvise(static_cast<std::byte*>(memory) + before, bytes - before, MADV_HUGEPAGE));
   }
 #endif
 }

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <utility>
 
 namespace jrt_lm {
 
@@ -18,7 +18,9 @@ struct PromptShape {
   std::int64_t rows = 0;
   std::int64_t encoder_rows = 0;
 
-  auto operator<=>(const PromptShape&) const = default;
+  friend bool operator<(const PromptShape& a, const PromptShape& b) {
+    return std::pair(a.rows, a.encoder_rows) < std::pair(b.rows, b.encoder_rows);
+  }
 };
 
 /// The shape for a prompt of so many tokens: rows in multiples of 16 and at most an eighth more than needed, no encoder

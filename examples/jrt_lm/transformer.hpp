@@ -218,7 +218,7 @@ class Transformer final : public LanguageModel {
   }
 
   /// A rank's piece as a prompt of its own, whose positions go on from the ranks before.
-  PrefillPlan plan_of_piece(const RankedPrompt& prompt, int rank, std::int64_t slot) const {
+  [[nodiscard]] PrefillPlan plan_of_piece(const RankedPrompt& prompt, int rank, std::int64_t slot) const {
     const jrt::ContextLayout layout = prompt.layout();
     const std::int64_t first = layout.first_token(rank, 0);
     Prompt own{prompt.tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(layout.piece(rank, 0)))};

@@ -261,9 +261,8 @@ struct QueryBlock {
   void sum_denominators([[maybe_unused]] const State& state, [[maybe_unused]] int visible) const {
     if constexpr (Config::Normaliser::uses_denominator) {
       Packet<T> parts[tile_rows];
-#pragma GCC unroll 8
-      for (int r = 0; r < tile_rows; ++r) {
-        parts[r] = broadcast(T(0));
+      for (Packet<T>& part : parts) {
+        part = broadcast(T(0));
       }
       for (int f = 0; f < Chunk::feature_stride; f += lanes<T>) {
         const Packet<T> z = load(state.normaliser() + f);
