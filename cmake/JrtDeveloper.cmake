@@ -33,6 +33,7 @@ if(CUDAToolkit_FOUND AND CMAKE_CUDA_COMPILER AND JRT_CUDA)
   target_link_libraries(jrt_cuda_developer INTERFACE jrt_developer jrt::cuda)
   # For machines that cannot run kernels: whether everything compiles shows without the assembler, in half the time.
   if(JRT_CUDA_COMPILE_ONLY)
+    message(STATUS "JRT_CUDA_COMPILE_ONLY: CUDA programs, benchmarks too, become slow PTX, not code for ${CMAKE_CUDA_ARCHITECTURES}")
     set(CMAKE_CUDA_ARCHITECTURES 80-virtual)
     target_compile_options(jrt_cuda_developer INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcicc -O1>")
   endif()

@@ -76,10 +76,14 @@ class CpuDevice {
   [[nodiscard]] std::string name() const { return "CPU, " + std::to_string(threads_.concurrency()) + " threads"; }
   void synchronize() const {}
 
-  /// The shortest of some times in which all threads together read so much memory once and add its numbers up.
+  /// The shortest of some times in which all threads together read so much memory once and add its numbers up; from half a
+  /// gigabyte on that of half a gigabyte, so many times. 0 for what a cache holds.
   [[nodiscard]] double seconds_to_read(std::int64_t bytes) {
     constexpr std::int64_t together = std::int64_t{1} << 17;
-    const std::int64_t tasks = bytes / together;
+    const std::int64_t tasks = std::min<std::int64_t>(bytes, std::int64_t{1} << 29) / together;
+    if (tasks < 64) {
+      return 0;
+    }
     const Array<std::uint64_t> memory(*this, tasks * together / 8);
     std::vector<std::uint64_t> sums(static_cast<std::size_t>(tasks));  // or the compiler would leave the reading out
     double best = std::numeric_limits<double>::infinity();
@@ -91,7 +95,8 @@ class CpuDevice {
       });
       best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
-    return std::accumulate(sums.begin(), sums.end(), std::uint64_t{0}) == 0 ? best : 0;
+    const double times = static_cast<double>(bytes) / static_cast<double>(tasks * together);
+    return std::accumulate(sums.begin(), sums.end(), std::uint64_t{0}) == 0 ? best * times : 0;
   }
 
   /// Ranks are threads, each with a model on its own pool.
@@ -224,7 +229,9 @@ class CpuDevice {
 
   struct ThreadRanks final : RankGroup {
     std::unique_ptr<jrt::ThreadGroup> threads;
-    void abort() override { threads->abort(); }
+
+   private:
+    void end_exchanges() override { threads->abort(); }
   };
 
   template <class T>

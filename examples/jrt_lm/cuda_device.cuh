@@ -29,6 +29,7 @@ namespace jrt_lm {
 
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // told here, not by the next launch
     throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
   }
 }
@@ -114,7 +115,10 @@ class CudaDevice {
       function();
     } catch (...) {
       cudaStreamEndCapture(stream_.get(), &captured);
-      cudaGraphDestroy(captured);
+      if (captured != nullptr) {
+        cudaGraphDestroy(captured);
+      }
+      static_cast<void>(cudaGetLastError());
       throw;
     }
     check_cuda(cudaStreamEndCapture(stream_.get(), &captured), "end of capture");

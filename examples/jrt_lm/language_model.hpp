@@ -29,7 +29,8 @@ enum class LogitsOf {
   all_tokens,   ///< a row for each token, sequence after sequence
 };
 
-/// Is told after each layer which part of a prefill is done. Having one makes the host wait for every layer.
+/// Is told after each layer which part of a prefill is done; of a short prompt and of one on several ranks only the end.
+/// Having one makes the host wait for every layer.
 using Progress = std::function<void(double done)>;
 
 /// In place of the likeliest token where logits are not finite: weights or states are not, or numbers have left their type.

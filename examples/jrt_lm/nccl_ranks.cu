@@ -7,7 +7,6 @@
 #if defined(JRT_LM_NCCL)
 #include <nccl.h>
 
-#include <atomic>
 #include <chrono>
 #include <jrt/distributed/nccl.cuh>
 #include <memory>
@@ -57,27 +56,39 @@ class NcclRanks final : public RankGroup {
  public:
   explicit NcclRanks(int ranks) : communicators_(static_cast<std::size_t>(ranks)) {
     check(ncclCommInitAll(communicators_.data(), ranks, nullptr), "connecting GPUs");
-    connect();
+    try {
+      connect();
+    } catch (...) {
+      release(ncclCommAbort);
+      throw;
+    }
   }
-  ~NcclRanks() override {
-    for (ncclComm_t communicator : communicators_) {
+  ~NcclRanks() override { release(aborted() ? ncclCommAbort : ncclCommDestroy); }
+
+  [[nodiscard]] ncclComm_t& of_rank(int rank) { return communicators_.at(static_cast<std::size_t>(rank)); }
+
+ private:
+  void end_exchanges() override {}  // ranks look: each aborts its own communicator, which nobody else may use
+
+  void release(ncclResult_t (*by)(ncclComm_t)) {
+    for (ncclComm_t& communicator : communicators_) {
       if (communicator != nullptr) {
-        static_cast<void>(aborted_ ? ncclCommAbort(communicator) : ncclCommDestroy(communicator));
+        static_cast<void>(by(communicator));
+        communicator = nullptr;
       }
     }
   }
 
-  void abort() override { aborted_ = true; }  // ranks look: each aborts its own communicator, which nobody else may use
-  [[nodiscard]] bool aborted() const { return aborted_; }
-  [[nodiscard]] ncclComm_t& of_rank(int rank) { return communicators_.at(static_cast<std::size_t>(rank)); }
-
- private:
   /// One exchange of each kind. NCCL connects two ranks in the first call that needs it, and that may wait for what
   /// another rank has on its GPU: with a thread for each rank, that could already be a kernel which waits for this one. In
   /// one group of calls of one thread, all are connected before anything runs.
   void connect() {
     constexpr std::size_t bytes = std::size_t{1} << 20;
     struct Rank {
+      Rank() = default;
+      Rank(const Rank&) = delete;
+      Rank& operator=(const Rank&) = delete;
+      ~Rank() { cudaFree(memory); }
       std::unique_ptr<OwnStream> stream;
       char* memory = nullptr;  // that of all ranks
     };
@@ -90,9 +101,24 @@ class NcclRanks final : public RankGroup {
     };
     const auto in_group = [&](const auto& function) {
       check(ncclGroupStart(), "group");
-      for_ranks(function);
+      try {
+        for_ranks(function);
+      } catch (...) {
+        static_cast<void>(ncclGroupEnd());  // or it would stay open for the thread's later calls
+        throw;
+      }
       check(ncclGroupEnd(), "first exchange");
-      for_ranks([](int, const Rank& rank) { check(cudaStreamSynchronize(rank.stream->get()), "first exchange"); });
+      const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+      for_ranks([&](int r, const Rank& rank) {
+        cudaError_t done = cudaErrorNotReady;
+        while ((done = cudaStreamQuery(rank.stream->get())) == cudaErrorNotReady) {
+          if (std::chrono::steady_clock::now() > limit) {
+            throw std::runtime_error("NCCL, first exchange: GPU " + std::to_string(r) + " has waited for 2 minutes");
+          }
+          std::this_thread::sleep_for(std::chrono::microseconds(50));
+        }
+        check(done, "first exchange");
+      });
     };
     for_ranks([&](int, Rank& rank) {
       rank.stream = std::make_unique<OwnStream>();
@@ -110,11 +136,9 @@ class NcclRanks final : public RankGroup {
         check(ncclRecv(rank.memory + bytes, bytes, ncclInt8, r - 1, of_rank(r), rank.stream->get()), "receive");
       }
     });
-    for_ranks([](int, const Rank& rank) { check(cudaFree(rank.memory), "memory"); });
   }
 
   std::vector<ncclComm_t> communicators_;
-  std::atomic<bool> aborted_ = false;
 };
 
 class NcclLink final : public RankLink<jrt::Cuda> {
@@ -134,9 +158,8 @@ class NcclLink final : public RankLink<jrt::Cuda> {
   jrt::Status overlap(const jrt::Cuda& on, const Part& transfers, const Part& work) override {
     return communicator_.overlap(on, transfers, work);
   }
-  /// Of this rank; the others notice.
+  /// Of this rank; the others look at the group.
   void abort() override {
-    group_.abort();
     communicator_.abort();
     of_group_ = nullptr;  // freed
   }

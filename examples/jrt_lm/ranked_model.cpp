@@ -83,6 +83,9 @@ class RankedModel final : public LanguageModel {
       models_[0]->load(state, prompt.slot);
       last().use_device();
     }
+    if (group_ == nullptr) {
+      connect();
+    }
     std::barrier<> ready(ranks);
     std::atomic<bool> all_ready = true;
     run_ranks([&](int rank, std::atomic<std::int64_t>& layers) {
@@ -140,7 +143,7 @@ class RankedModel final : public LanguageModel {
   }
 
   /// `function(rank, layers)` in a thread for each, which keeps count of the layers that are on their way. An error of one
-  /// of them, or the time limit, ends the exchanges of all; the error that came first is thrown.
+  /// of them, or the time limit, ends the exchanges of all; what came first is thrown, not what followed from it.
   void run_ranks(const std::function<void(int, std::atomic<std::int64_t>&)>& function) {
     struct Rank {
       std::thread thread;
@@ -151,17 +154,25 @@ class RankedModel final : public LanguageModel {
     std::mutex mutex;
     std::condition_variable changed;
     std::exception_ptr error;
+    bool error_followed = false;
     for (std::size_t i = 0; i < ranks.size(); ++i) {
       ranks[i].thread = std::thread([&, i] {
         std::exception_ptr own;
+        bool followed = false;
         try {
           function(static_cast<int>(i), ranks[i].layers);
+        } catch (const FollowedAnother&) {
+          own = std::current_exception();
+          followed = true;
         } catch (...) {
           own = std::current_exception();
         }
         const std::lock_guard lock(mutex);
         ranks[i].ended = true;
-        error = error == nullptr ? own : error;
+        if (own != nullptr && (error == nullptr || (error_followed && !followed))) {
+          error = own;
+          error_followed = followed;
+        }
         changed.notify_all();
       });
     }
@@ -197,7 +208,11 @@ class RankedModel final : public LanguageModel {
       rank.thread.join();
     }
     if (error != nullptr) {
-      connect();
+      try {
+        connect();
+      } catch (const std::exception&) {
+        group_ = nullptr;  // the next prompt tries again; what went wrong first says more
+      }
       std::rethrow_exception(error);
     }
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -8,6 +9,7 @@
 #include <jrt/distributed/context_layout.hpp>
 #include <jrt/status.hpp>
 #include <span>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -37,6 +39,12 @@ struct RankedPrompt {
   static constexpr std::uint8_t has_state = 1;
 };
 
+/// An error of a rank because another one has failed before: that one's says more.
+class FollowedAnother final : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 /// The connection of the ranks of a group, which a device makes.
 class RankGroup {
  public:
@@ -45,8 +53,19 @@ class RankGroup {
   RankGroup& operator=(const RankGroup&) = delete;
   virtual ~RankGroup() = default;
 
-  /// All ranks' exchanges, those that wait and later ones, end with an error. From any thread.
-  virtual void abort() = 0;
+  /// All ranks' exchanges, those that wait and later ones, end with an error. From any thread. Whether it is the first
+  /// call.
+  bool abort() {
+    const bool first = !aborted_.exchange(true);
+    end_exchanges();
+    return first;
+  }
+  [[nodiscard]] bool aborted() const { return aborted_; }
+
+ private:
+  virtual void end_exchanges() = 0;
+
+  std::atomic<bool> aborted_ = false;
 };
 
 /// One rank's end of it: a jrt::Communicator behind virtual functions.

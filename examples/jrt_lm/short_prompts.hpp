@@ -41,10 +41,18 @@ class ShortPrompts {
     };
     const auto first_run = [&] {
       const std::byte* const scratch = activations_.scratch.data();
-      run();
-      if (activations_.scratch.data() != scratch) {
-        graphs_.clear();
+      const auto check_scratch = [&] {
+        if (activations_.scratch.data() != scratch) {
+          graphs_.clear();
+        }
+      };
+      try {
+        run();
+      } catch (...) {
+        check_scratch();  // it may be gone, and there was no memory for a larger one
+        throw;
       }
+      check_scratch();
     };
     graphs_.read(
         shape, first_run, [&] { return model_.device.capture(run); },

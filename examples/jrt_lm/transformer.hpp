@@ -65,6 +65,10 @@ class Transformer final : public LanguageModel {
     if (!separate_kernels_ && short_prompts_.takes(prompts, rows)) {
       logits_ = &short_prompts_.read(prompts, tokens_read_);
       count(prompts);
+      if (progress) {
+        model_.device.synchronize();
+        progress(1);
+      }
       return;
     }
     std::int64_t all_rows = 0;
@@ -147,6 +151,7 @@ class Transformer final : public LanguageModel {
   void join(RankGroup& group, int rank) override {
     link_.reset();
     link_ = model_.device.link(group, rank);
+    group_ = &group;
   }
 
   void prepare_piece(const RankedPrompt& prompt, int rank) override {
@@ -165,9 +170,13 @@ class Transformer final : public LanguageModel {
     try {
       layers_.run_prompts(layers_.pass_of(*piece_, prefill_activations_), prefill_activations_, prefill_logits_, enqueued);
       model_.device.await(*link_);
-    } catch (...) {
-      link_->abort();  // or the others would wait
+    } catch (const std::exception& error) {
       layers_.read_pieces(nullptr, nullptr);
+      const bool is_first = group_->abort();  // or the others would wait
+      link_->abort();
+      if (!is_first) {
+        throw FollowedAnother(error.what());
+      }
       throw;
     }
     layers_.read_pieces(nullptr, nullptr);
@@ -298,6 +307,7 @@ class Transformer final : public LanguageModel {
   Logits prefill_logits_;
   Logits* logits_ = nullptr;  // of the last call
   std::unique_ptr<RankLink<typename Device::Execution>> link_;
+  RankGroup* group_ = nullptr;        // of the link
   std::optional<PrefillPlan> piece_;  // prepared
   std::vector<std::tuple<std::vector<std::int64_t>, std::vector<std::int64_t>, bool>> rehearsed_;
   bool stepped_in_one_kernel_ = false;

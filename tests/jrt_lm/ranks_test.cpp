@@ -129,7 +129,7 @@ TEST_CASE("what one rank refuses, several refuse") {
 }
 
 /// What goes wrong on one rank.
-enum class Fault { none, before_all_are_ready, in_its_piece, never_comes };
+enum class Fault { none, before_all_are_ready, in_its_piece, in_a_layer, never_comes };
 
 /// Of a prompt. A GPU loads its kernels in the first.
 constexpr int limit_in_seconds = device == DeviceKind::cuda ? 5 : 2;
@@ -183,7 +183,12 @@ class FaultyModel final : public LanguageModel {
       std::this_thread::sleep_for(std::chrono::seconds(2 * limit_in_seconds));
       throw std::runtime_error("too late");
     }
-    model_->read_piece(prompt, rank, enqueued);
+    model_->read_piece(prompt, rank, [&](std::int64_t layers) {
+      if (fault_ == Fault::in_a_layer && layers == 2) {
+        throw std::runtime_error("no layer");
+      }
+      enqueued(layers);
+    });
   }
 
  private:
@@ -192,7 +197,7 @@ class FaultyModel final : public LanguageModel {
 };
 
 TEST_CASE("a rank that fails, or never comes, is an error for all, and the next prompt is read") {
-  const int ranks = 3;
+  const int ranks = device == DeviceKind::cuda ? 2 : 3;
   if (!has_devices(ranks)) {
     return;
   }
@@ -221,6 +226,7 @@ TEST_CASE("a rank that fails, or never comes, is an error for all, and the next 
   };
   const std::pair<Fault, const char*> faults[] = {{Fault::before_all_are_ready, "no memory"},
                                                   {Fault::in_its_piece, "no kernel"},
+                                                  {Fault::in_a_layer, "no layer"},
                                                   {Fault::never_comes, ".000000 s; rank 0 has enqueued "}};
   for (const auto& wrong : faults) {
     const char* const what = wrong.second;

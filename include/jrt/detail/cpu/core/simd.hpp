@@ -60,17 +60,17 @@ inline void store_past_caches(T* to, const Packet<T>& packet) {
 #elif defined(__SSE2__)
   if constexpr (sizeof packet == sizeof(__m128i)) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(packet));
-  }
 #if defined(__AVX__)
-  if constexpr (sizeof packet == sizeof(__m256i)) {
+  } else if constexpr (sizeof packet == sizeof(__m256i)) {
     _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(packet));
-  }
 #endif
 #if defined(__AVX512F__)
-  if constexpr (sizeof packet == sizeof(__m512i)) {
+  } else if constexpr (sizeof packet == sizeof(__m512i)) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(packet));
-  }
 #endif
+  } else {
+    store(to, packet);  // Eigen's packets are scalars, as with EIGEN_DONT_VECTORIZE
+  }
 #else
   store(to, packet);
 #endif

@@ -23,14 +23,15 @@ inline constexpr std::size_t shared_bytes_sm90 = 226 * 1024;
 
 /// Prefill, sm_90a: segment_sums_sm90, segment_outputs_sm90.
 struct HopperTuning {
-  int stages = 4;              // chunks of keys and values in flight or in use; 3 do as well, 2 do not
-  int state_registers = 152;   // per thread of the state warps: the most with two blocks of 256 threads, no spills
-  int output_registers = 104;  // per thread of the output warps: the rest
-  int output_blocks = 2;       // blocks per multiprocessor, kernel with outputs: one waits while the other multiplies
-  int sum_blocks = 3;          // likewise, kernel that only sums
-  int min_segments = 3;        // a split in two reads everything twice to use units that are busy already
-  int tokens_per_worker = 16;  // tokens of a sequence that make one more block worth its partial states
-  int max_ordered = 256;       // sequences that are started in order of length: every block looks at all lengths
+  int stages = 4;                 // chunks of keys and values in flight or in use; 3 do as well, 2 do not
+  int state_registers = 152;      // per thread of the state warps: the most with two blocks of 256 threads, no spills
+  int output_registers = 104;     // per thread of the output warps: the rest
+  int output_blocks = 2;          // blocks per multiprocessor, kernel with outputs: one waits while the other multiplies
+  int sum_blocks = 3;             // likewise, kernel that only sums
+  int min_segments = 3;           // a split in two reads everything twice to use units that are busy already
+  int tokens_per_worker = 16;     // tokens of a sequence that make one more block worth its partial states
+  int max_ordered = 128;          // sequences that are started in order of length: every block looks at all lengths
+  int min_ordered_tokens = 1024;  // of them on average; looking takes as long as a few chunks. (16 and 64 were measured.)
 };
 template <class Element>
 inline constexpr HopperTuning hopper_tuning{};

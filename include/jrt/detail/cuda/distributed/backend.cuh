@@ -98,7 +98,7 @@ namespace jrt::detail {
 /// What context-parallel calls do beside the operations of mixers, on a GPU; everything is enqueued on the stream.
 template <>
 struct ContextBackend<Cuda> {
-  /// Tokens of which segments are made: a multiple of what kernels work on at a time.
+  /// Tokens of which segments are made: what most kernels work on at a time. (Those for wide states take 128 or 192.)
   template <class Config>
   static constexpr std::int64_t segment_chunk = 64;
   /// Blocks that a device holds, and how many segments make it worth to read tokens twice (cuda/core/tuning.cuh).
@@ -106,8 +106,7 @@ struct ContextBackend<Cuda> {
   static constexpr std::int64_t min_segments = 3;
 
   /// By the portable kernels: a block of Hopper's own takes a whole multiprocessor, of which the prefill of many tokens
-  /// leaves few, and reads a window's cache row by row (43 us for 128 tokens, under a
-  /// profiler).
+  /// leaves few, and reads a window's cache row by row (43 us for 128 tokens, under a profiler).
   static Cuda for_few_rows(const Cuda& on) { return Cuda(on.stream(), CudaKernels::portable); }
 
   template <class Format>

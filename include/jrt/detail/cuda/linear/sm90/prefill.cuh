@@ -270,8 +270,10 @@ class HopperPrefill {
     limits.min_segments = hopper_tuning<typename Config::Element>.min_segments;
     limits.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
     call_.limits = limits_of(args, limits);
+    constexpr HopperTuning tuning = hopper_tuning<typename Config::Element>;
     call_.ordered = has_queries<Config> && call_.limits.max_token_segments == 1 && sequences > 1 &&
-                    sequences <= hopper_tuning<typename Config::Element>.max_ordered &&
+                    sequences <= tuning.max_ordered &&
+                    args.query.batch * args.query.tokens >= sequences * tuning.min_ordered_tokens &&
                     (args.sequences.cu_seqlens != nullptr || args.sequences.seq_lens != nullptr);
   }
 

@@ -13,10 +13,19 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 template <class Config>
 using WarpgroupCall = PrefillCall<Config, WarpgroupEngine<Config>>;
 
+/// Called by all threads before anything else.
+template <class Config>
+__device__ void check_shared_memory() {
+  if (shared_address(hopper_shared_memory) != WarpgroupLayout<Config>::base) {
+    __trap();  // all addresses assume it
+  }
+}
+
 template <class Config>
 __global__ void __launch_bounds__(hopper_threads<WarpgroupEngine<Config>::threads>, 1)
     segment_sums_by_warpgroups(const __grid_constant__ WarpgroupCall<Config> call) {
   if constexpr (compiling_for_hopper) {
+    check_shared_memory<Config>();
     sum_segment(call, hopper_shared_memory);
   }
 }
@@ -25,6 +34,7 @@ template <class Config>
 __global__ void __launch_bounds__(hopper_threads<WarpgroupEngine<Config>::threads>, 1)
     segment_outputs_by_warpgroups(const __grid_constant__ WarpgroupCall<Config> call) {
   if constexpr (compiling_for_hopper) {
+    check_shared_memory<Config>();
     output_segment(call, hopper_shared_memory);
   }
 }

@@ -136,6 +136,9 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
 #pragma unroll
     for (int h = 0; h < steps; ++h) {
       const QueryFragments<Layout> queries(rows, h, Chunk::lane());
+      if (h > steps / 2) {
+        wgmma_wait<0>();  // the half before had no last product: it ended on the fragment that this one begins with
+      }
       add(left[0], h, [&](auto&... to) { queries.linear(to...); });
 #pragma unroll 1
       for (int first = 0; first < shifts; first += fragments) {
