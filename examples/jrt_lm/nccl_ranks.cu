@@ -113,6 +113,7 @@ class NcclRanks final : public RankGroup {
         cudaError_t done = cudaErrorNotReady;
         while ((done = cudaStreamQuery(rank.stream->get())) == cudaErrorNotReady) {
           if (std::chrono::steady_clock::now() > limit) {
+            release(ncclCommAbort);  // or freeing memory would wait for them
             throw std::runtime_error("NCCL, first exchange: GPU " + std::to_string(r) + " has waited for 2 minutes");
           }
           std::this_thread::sleep_for(std::chrono::microseconds(50));

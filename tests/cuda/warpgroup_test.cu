@@ -27,6 +27,13 @@ TEST_CASE("used for bfloat16 at d = 32 and 64, and for float at d = 16 where pro
   CHECK_FALSE(detail::cuda::MmaLayout<Prefix<float, 16, 64>>::supported);
 }
 
+TEST_CASE_TEMPLATE("there where Hopper's other kernels are", C, Prefix<BFloat16, 32, 64>, Causal<BFloat16, 64, 20>,
+                   WithSplitProducts<Prefix<float, 16, 64>>) {
+  const Cuda on = Concurrent::execution();
+  CHECK(detail::cuda::WarpgroupPrefill<C>::available(on) ==
+        detail::cuda::HopperPrefill<Prefix<BFloat16, 16, 64>>::available(on));
+}
+
 TEST_CASE_TEMPLATE("a small problem", C, WithSplitProducts<Causal<float, 16, 64>>, WithSplitProducts<Prefix<float, 16, 64>>,
                    Causal<BFloat16, 32, 64>, Prefix<BFloat16, 32, 64>, Causal<BFloat16, 64, 20>) {
   for (const std::int64_t tokens : {1, 16, 64, 65, 128, 192, 193, 400}) {
