@@ -212,6 +212,7 @@ class RankedModel final : public LanguageModel {
         connect();
       } catch (const std::exception&) {
         group_ = nullptr;  // the next prompt tries again; what went wrong first says more
+        last().use_device();
       }
       std::rethrow_exception(error);
     }
