@@ -45,6 +45,13 @@ class Cuda {
     }
   }
 
+  /// The same stream and device with another choice of kernels; queries nothing.
+  [[nodiscard]] Cuda with(CudaKernels kernels) const {
+    Cuda other = *this;
+    other.kernels_ = kernels;
+    return other;
+  }
+
   [[nodiscard]] cudaStream_t stream() const { return stream_; }
   [[nodiscard]] CudaKernels kernels() const { return kernels_; }
   /// Compute capability of the device, as 10 * major + minor.

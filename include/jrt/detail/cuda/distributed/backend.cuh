@@ -107,7 +107,7 @@ struct ContextBackend<Cuda> {
 
   /// By the portable kernels: a block of Hopper's own takes a whole multiprocessor, of which the prefill of many tokens
   /// leaves few, and reads a window's cache row by row (43 us for 128 tokens, under a profiler).
-  static Cuda for_few_rows(const Cuda& on) { return Cuda(on.stream(), CudaKernels::portable); }
+  static Cuda for_few_rows(const Cuda& on) { return on.with(CudaKernels::portable); }
 
   template <class Format>
   static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
