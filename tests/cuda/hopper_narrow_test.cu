@@ -81,11 +81,6 @@ TEST_CASE("packed sequences start in order of length: the bits are those of one 
 TEST_CASE("d = 8, half: sums, weights and products beyond 65504") {
   using C = Causal<Half, 8, 64>;
   Problem<C> problem({.batch = 1, .tokens = 3000, .heads = 1, .query_heads = 1});
-  const auto scale = [](Tensor<Half>& tensor, float factor, float offset) {
-    for (Half& number : tensor.values) {
-      number = convert<Half>(convert<float>(number) * factor + offset);
-    }
-  };
   SUBCASE("large keys and values") {
     scale(problem.key, 100, 20);
     scale(problem.value, 50, 50);

@@ -147,11 +147,6 @@ TEST_CASE_TEMPLATE("what lies behind a sequence's last token does not matter, wh
 TEST_CASE("half: sums, weights and products beyond 65504 are none of the user's business") {
   using C = Causal<Half, 16, 64>;
   Problem<C> problem({.batch = 1, .tokens = 3000, .heads = 1, .query_heads = 1});
-  const auto scale = [](Tensor<Half>& tensor, float factor, float offset) {
-    for (Half& number : tensor.values) {
-      number = convert<Half>(convert<float>(number) * factor + offset);
-    }
-  };
   SUBCASE("large keys and values: sums of 1e9, weights of 1e5") {
     scale(problem.key, 100, 20);
     scale(problem.value, 50, 50);

@@ -33,6 +33,14 @@ struct Tensor {
   }
 };
 
+/// tensor · factor + offset, rounded to the tensor's type.
+template <class E>
+void scale(Tensor<E>& tensor, float factor, float offset) {
+  for (E& number : tensor.values) {
+    number = convert<E>(convert<float>(number) * factor + offset);
+  }
+}
+
 inline std::size_t element_count(const TensorShape& shape) {
   return static_cast<std::size_t>(shape.batch * shape.tokens * shape.heads * shape.dim);
 }

@@ -116,7 +116,8 @@ __device__ bool steps_at_once(const ConvolutionCall<Config>& call) {
          (call.destination.empty() || slots_aligned(call.destination.pool));
 }
 
-/// Asks the second-level cache, which may be done before the previous kernel has completed, for what a step reads.
+/// Asks the second-level cache, which may be done before the previous kernel has completed, for what a step reads,
+/// but the bias, and the state where slots say which it is.
 template <class Config, int width>
 __device__ void prefetch_step(const ConvolutionCall<Config>& call, std::int64_t b, std::int64_t channel) {
   const auto prefetch = [](const void* at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); };

@@ -14,8 +14,8 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements (or float ones as two
-/// terms) and up to some hundred features.
+/// Prefill of one head's tokens by one block on the matrix units, for 16-bit elements (or float ones as two terms) and up
+/// to some hundred features.
 ///
 /// A warp owns 16 columns of v and all rows of the state, or one of two halves of them where all would not fit in its
 /// registers. It keeps them transposed, Sᵀ (columns x rows), in the accumulators of the matrix unit, in float:

@@ -16,7 +16,8 @@
 
 /// Decode step of window attention for one token per sequence and one query per cache, 16-bit elements. Blocks are
 /// persistent and go from one cache to the next; each warp streams its share of the rows through registers, the next ones
-/// on their way while it uses these, across the caches' borders:
+/// on their way while it uses these, across the caches' borders (here d = 128, 8 rows of a warp at a time; narrower heads
+/// leave room for more):
 ///
 ///     warp w of 2   loads   cache 0, rows 8w …   rows 16 + 8w …   …   rows 112 + 8w …   cache 1, rows 8w …
 ///                   uses                         rows 8w …        …   rows 96 + 8w …    rows 112 + 8w …, merge

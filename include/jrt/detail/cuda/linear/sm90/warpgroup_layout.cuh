@@ -26,8 +26,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///                                                         values    [terms][chunk / 8][width / 8] blocks of 8 x 8
 ///                                                         states    [terms][rows / 8][width / 8] blocks of 8 x 8
 ///                                                         keys      [terms][chunk][d + 8] bfloat16, if there are two terms
-///                                                         aside     [width / 8][threads][4] float, if a group has three
-///                                                         tiles
+///                                                         aside     [width / 8][threads][4] float, if a group's tiles
+///                                                         leave no room for outputs
 ///
 /// A row of keys or queries is followed by its own first half, so that x_((i + s) mod d) is at i + s; that of a key then by
 /// factors by which products become its other features. Rows are scaled so that products need no further factor.

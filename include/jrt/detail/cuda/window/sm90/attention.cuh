@@ -17,7 +17,7 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// The warp that loads keys, values and queries.
+/// The warp that loads keys, values and queries, and the outputs so far where there are some.
 template <WindowConfig Config>
 struct HopperWindowCopies {
   using Layout = HopperWindowLayout<Config>;
