@@ -11,11 +11,11 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <type_traits>
 #include <utility>
 
 #include "support/byte_order_mark.hpp"
+#include "support/processors.hpp"
 
 namespace jrt_lm {
 
@@ -50,7 +50,7 @@ Generation:
 Where:
   --device cpu|cuda, --type float64|float32|float16|bfloat16
                          default: cpu float32; on cuda bfloat16
-  --threads N            of the CPU; default: all
+  --threads N            of the CPU; default: all, or as many as a container may use
   --gpus N, --ranks N    a long prompt is read by GPUs 0 … N - 1, or by N groups of the CPU's threads, each with all
                          weights and a piece of the tokens (docs/distributed.md); the last one goes on
   --rank-seconds S       they have failed if they have not read a prompt by then; default: 600 on GPUs
@@ -167,7 +167,7 @@ Options parse_options(int argc, char** argv) {
   bool draws = false;
   bool type_given = false;
   bool gpus_given = false;
-  options.model.threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  options.model.threads = support::available_processors();
   const std::vector<Handler> handlers{
       {"help", [&](const std::string&) { options.help = true; }, false},
       {"json", [&](const std::string&) { options.json = true; }, false},

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
+#include <future>
 #include <jrt/distributed/context_layout.hpp>
 #include <mutex>
 #include <stdexcept>
@@ -155,8 +156,13 @@ class RankedModel final : public LanguageModel {
     std::condition_variable changed;
     std::exception_ptr error;
     bool error_followed = false;
-    for (std::size_t i = 0; i < ranks.size(); ++i) {
-      ranks[i].thread = std::thread([&, i] {
+    // No rank begins before all have a thread: it would wait for those that have none.
+    std::promise<bool> all_have_threads;
+    const auto begin = [&, answer = all_have_threads.get_future().share()](std::size_t i) {
+      ranks[i].thread = std::thread([&, answer, i] {
+        if (!answer.get()) {
+          return;
+        }
         std::exception_ptr own;
         bool followed = false;
         try {
@@ -175,7 +181,21 @@ class RankedModel final : public LanguageModel {
         }
         changed.notify_all();
       });
+    };
+    try {
+      for (std::size_t i = 0; i < ranks.size(); ++i) {
+        begin(i);
+      }
+    } catch (...) {
+      all_have_threads.set_value(false);
+      for (Rank& rank : ranks) {
+        if (rank.thread.joinable()) {
+          rank.thread.join();
+        }
+      }
+      throw;
     }
+    all_have_threads.set_value(true);
     const auto all_ended = [&] {
       return std::all_of(ranks.begin(), ranks.end(), [](const Rank& rank) { return rank.ended; });
     };
