@@ -73,8 +73,25 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
     return seen;
   }
 
+  [[nodiscard]] std::int64_t staged_bytes(std::int64_t heads) const override {
+    return heads * Staging::row_elements * static_cast<std::int64_t>(sizeof(typename Config::Element));
+  }
+  void commit(const MixerCall& call, const std::int32_t* accepted, const Execution& on) const override {
+    jrt::CommitArgs<Config> args;
+    args.staging = staging(call);
+    args.accepted_tokens = accepted;
+    args.source = states(call.states);
+    require(jrt::commit(args, call.workspace(jrt::commit_workspace_bytes(args, on)), on));
+  }
+
   void run(const Tensors& tensors, const MixerCall& call, const Execution& on) const override {
-    if (call.is_step) {
+    if (call.staging.data != nullptr) {
+      jrt::StagedStepArgs<Config> args;
+      set_tensors(args, tensors);
+      args.state = states(call.states);
+      args.staging = staging(call);
+      require(jrt::staged_step(args, call.workspace(jrt::staged_workspace_bytes(args, on)), on));
+    } else if (call.is_step) {
       jrt::DecodeArgs<Config> args;
       set_tensors(args, tensors);
       args.source = states(call.states);
@@ -117,7 +134,12 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
  private:
   using Format = jrt::StateFormatOf<Config>;
   using Scalar = typename Format::Scalar;
+  using Staging = jrt::StagingView<Config>;
 
+  static Staging staging(const MixerCall& call) {
+    return {reinterpret_cast<typename Config::Element*>(call.staging.data), call.staging.sequences, call.staging.tokens,
+            call.states.heads};
+  }
   static jrt::StateSlots<Format> states(const LayerSlots& layer) {
     return {{reinterpret_cast<Scalar*>(layer.data), layer.count, layer.heads,
              layer.slot_stride / static_cast<std::int64_t>(sizeof(Scalar))},

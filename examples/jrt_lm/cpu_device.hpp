@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "jrt_lm/device_array.hpp"
+#include "jrt_lm/draft.hpp"
 #include "jrt_lm/eigen_product.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/large_pages.hpp"
@@ -111,6 +112,29 @@ class CpuDevice {
   }
   static void await(RankLink<Execution>& /*link*/) {}
   static Graph capture(Graph function) { return function; }
+
+  /// Transfers are over when they return, here: there is nothing to wait for.
+  template <class T>
+  using HostArray = std::vector<T>;
+  struct Event {};
+  static Event make_event() { return {}; }
+  static void record(const Event& /*event*/) {}
+  static void await(const Event& /*event*/) {}
+  template <class T>
+  static void send(const T* from, T* to, std::int64_t count) {
+    std::copy_n(from, count, to);
+  }
+  template <class T>
+  static void fetch(const T* from, T* to, std::int64_t count) {
+    std::copy_n(from, count, to);
+  }
+  /// `function(i, execution)` for calls that do not need one another.
+  template <class Function>
+  void side_by_side(std::int64_t count, const Function& function) const {
+    for (std::int64_t i = 0; i < count; ++i) {
+      function(i, execution_);
+    }
+  }
   static void launch(const Graph& graph) { graph(); }
 
   /// y = x Wᵀ + b for `rows` rows that are `x_columns` and `y_columns` apart.
@@ -214,6 +238,15 @@ class CpuDevice {
       history[t] = likeliest[t];
       tokens[t] = std::max(likeliest[t], 0);
       ++positions[t];
+    }
+  }
+
+  /// Of each sequence: how many of its tokens count (`accepted_tokens`).
+  static void accept(const std::int32_t* tokens, const std::int32_t* likeliest, std::int64_t sequences, std::int64_t count,
+                     std::int32_t* accepted) {
+    for (std::int64_t b = 0; b < sequences; ++b) {
+      const auto row = [&](const std::int32_t* of) { return std::span(of + b * count, static_cast<std::size_t>(count)); };
+      accepted[b] = static_cast<std::int32_t>(accepted_tokens(row(tokens), row(likeliest)));
     }
   }
 

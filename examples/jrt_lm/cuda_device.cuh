@@ -128,6 +128,68 @@ class CudaDevice {
     check_cuda(error, "graph");
     return Graph(graph);
   }
+  /// Host memory for transfers that the host does not wait for.
+  template <class T>
+  class HostArray {
+   public:
+    HostArray() = default;
+    explicit HostArray(std::int64_t count) {
+      void* memory = nullptr;
+      check_cuda(cudaMallocHost(&memory, static_cast<std::size_t>(count) * sizeof(T)), "memory for transfers");
+      data_.reset(static_cast<T*>(memory));
+    }
+    [[nodiscard]] T* data() const { return data_.get(); }
+
+   private:
+    std::unique_ptr<T, Destroy<cudaFreeHost>> data_;
+  };
+  /// A place in the stream: what was enqueued before it.
+  using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, Destroy<cudaEventDestroy>>;
+  static Event make_event() {
+    cudaEvent_t event = nullptr;
+    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
+    return Event(event);
+  }
+  void record(const Event& event) { check_cuda(cudaEventRecord(event.get(), stream_.get()), "event"); }
+  static void await(const Event& event) { check_cuda(cudaEventSynchronize(event.get()), "work on the device"); }
+  /// To and from a HostArray, in the stream.
+  template <class T>
+  void send(const T* from, T* to, std::int64_t count) {
+    check_cuda(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyHostToDevice, stream_.get()),
+        "transfer to the device");
+  }
+  template <class T>
+  void fetch(const T* from, T* to, std::int64_t count) {
+    check_cuda(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost, stream_.get()),
+        "transfer from the device");
+  }
+
+  /// `function(i, execution)` for calls that do not need one another: they are short, and several streams start them
+  /// sooner.
+  template <class Function>
+  void side_by_side(std::int64_t count, const Function& function) {
+    if (sides_.empty()) {
+      for (int i = 0; i < side_streams; ++i) {
+        Stream stream = new_stream();
+        const Execution execution(stream.get());
+        sides_.push_back({std::move(stream), execution, make_event()});
+      }
+      fork_ = make_event();
+    }
+    record(fork_);
+    for (const Side& side : sides_) {
+      check_cuda(cudaStreamWaitEvent(side.stream.get(), fork_.get(), 0), "streams beside one another");
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      function(i, sides_[static_cast<std::size_t>(i % side_streams)].execution);
+    }
+    for (const Side& side : sides_) {
+      check_cuda(cudaEventRecord(side.done.get(), side.stream.get()), "event");
+      check_cuda(cudaStreamWaitEvent(stream_.get(), side.done.get(), 0), "streams beside one another");
+    }
+  }
   void launch(const Graph& graph) { check_cuda(cudaGraphLaunch(graph.get(), stream_.get()), "graph launch"); }
 
   /// A whole decode step.
@@ -226,6 +288,15 @@ class CudaDevice {
     check_launch();
   }
 
+  /// Of each sequence: how many of its tokens count (`accepted_tokens`).
+  void accept(const std::int32_t* tokens, const std::int32_t* likeliest, std::int64_t sequences, std::int64_t count,
+              std::int32_t* accepted) {
+    constexpr int threads = 128;
+    accept_kernel<<<blocks((sequences + threads - 1) / threads), threads, 0, stream_.get()>>>(
+        tokens, likeliest, static_cast<int>(sequences), static_cast<int>(count), accepted);
+    check_launch();
+  }
+
  private:
   static Stream new_stream() {
     cudaStream_t stream = nullptr;
@@ -300,12 +371,22 @@ class CudaDevice {
     return rank;
   }
 
+  /// A stream beside the main one.
+  struct Side {
+    Stream stream;
+    Execution execution;
+    Event done;
+  };
+  static constexpr int side_streams = 8;
+
   int rank_;
   Stream stream_;
   Execution execution_;
   std::int64_t allocated_bytes_ = 0;
   Array<std::byte> scratch_;
   CublasProduct product_;
+  std::vector<Side> sides_;  // made when they are first used
+  Event fork_;
 };
 
 }  // namespace jrt_lm

@@ -174,4 +174,18 @@ __global__ void advance_kernel(const std::int32_t* likeliest, std::int32_t* toke
   }
 }
 
+/// Of each sequence of `count` tokens: the first counts, and those behind it that are the likeliest after the one before.
+template <class Index>  // so that it may be in several translation units
+__global__ void accept_kernel(const std::int32_t* tokens, const std::int32_t* likeliest, Index sequences, Index count,
+                              std::int32_t* accepted) {
+  const auto b = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (b < sequences) {
+    Index t = 1;
+    while (t < count && tokens[b * count + t] == likeliest[b * count + t - 1]) {
+      ++t;
+    }
+    accepted[b] = t;
+  }
+}
+
 }  // namespace jrt_lm

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "jrt_lm/draft.hpp"
 #include "jrt_lm/prefill_plan.hpp"
 #include "jrt_lm/require.hpp"
 
@@ -28,6 +29,7 @@ struct Sequence {
   std::int64_t prefix = 0;                 ///< of the first piece
   std::int64_t zero_keys = 0;              ///< likewise
   std::vector<std::int32_t> generated{};
+  PromptLookup lookup{};  ///< of all tokens, with speculation
   bool done = false;
 };
 
@@ -78,6 +80,21 @@ Sequence sequence_of(const Request& request, const GenerationOptions& options) {
   return sequence;
 }
 
+void check_speculation(const GenerationOptions& options) {
+  if (options.speculate < 2 || options.speculate > max_staged_tokens) {
+    throw std::invalid_argument("a speculative step takes " + std::to_string(options.speculate) +
+                                " tokens, but must take from 2 to " + std::to_string(max_staged_tokens) +
+                                " (or 0: none is speculative)");
+  }
+  if (!options.sampling.greedy()) {
+    throw std::invalid_argument("a speculative step takes " + std::to_string(options.speculate) +
+                                " tokens and keeps the likeliest, but tokens are drawn: top-k is " +
+                                std::to_string(options.sampling.top_k) + " and the temperature " +
+                                std::to_string(options.sampling.temperature) +
+                                " (speculation needs top-k 1 or temperature 0)");
+  }
+}
+
 class Run {
  public:
   Run(LanguageModel& model, std::span<const Request> requests, const GenerationOptions& options, const Progress& progress)
@@ -90,6 +107,9 @@ class Run {
       throw std::invalid_argument("new tokens and encoder tokens are " + std::to_string(options.new_tokens) + " and " +
                                   std::to_string(options.encoder_tokens) + ", but must be at least 0");
     }
+    if (options.speculate != 0) {
+      check_speculation(options);
+    }
     for (const Request& request : requests) {
       samplers_.emplace_back(options.sampling, sequences_.size());
       sequences_.push_back(sequence_of(request, options));
@@ -100,6 +120,9 @@ class Run {
                                     std::to_string(std::ssize(sequences_.back().read)) + " tokens and " +
                                     std::to_string(options.new_tokens) + " are to follow, but at most " +
                                     std::to_string(room) + " can: positions are counted in 32 bits");
+      }
+      if (options.speculate != 0) {
+        sequences_.back().lookup = PromptLookup(sequences_.back().read);
       }
       result_.prompt_tokens += std::ssize(sequences_.back().read);
       result_.prefix_tokens += sequences_.back().prefix;
@@ -232,7 +255,7 @@ class Run {
         steps = std::min(steps, options_.new_tokens - std::ssize(sequences_[i].generated));
       }
     }
-    if (all_step && options_.sampling.greedy() && !options_.stop_token && steps > 1) {
+    if (all_step && options_.sampling.greedy() && !options_.stop_token && options_.speculate == 0 && steps > 1) {
       const auto several = model_.greedy_steps(tokens, slots, steps);
       result_.decode_rounds += steps - 1;
       for (std::int64_t s = 0; s < steps; ++s) {
@@ -244,8 +267,48 @@ class Run {
       }
       return;
     }
+    if (options_.speculate != 0 && speculate(rows, tokens, slots)) {
+      return;
+    }
     model_.step(tokens, slots);
     take_tokens(rows);
+  }
+
+  /// A step of several tokens, all but the first of each sequence guessed. False if there is no guess for any of them.
+  bool speculate(const std::vector<std::size_t>& rows, std::span<const std::int32_t> last_tokens,
+                 std::span<const std::int32_t> slots) {
+    const auto count = static_cast<std::size_t>(options_.speculate);
+    std::vector<std::int32_t> tokens;
+    std::vector<std::size_t> guesses(rows.size());
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+      tokens.push_back(last_tokens[row]);
+      if (rows[row] != nobody()) {
+        if (model_.tokens_read(slots[row]) + options_.speculate > max_tokens) {
+          return false;
+        }
+        const std::vector<std::int32_t> draft = sequences_[rows[row]].lookup.draft(options_.speculate - 1);
+        guesses[row] = draft.size();
+        tokens.insert(tokens.end(), draft.begin(), draft.end());
+      }
+      tokens.resize((row + 1) * count);  // where nothing is guessed, a token that hardly follows
+    }
+    if (std::all_of(guesses.begin(), guesses.end(), [](std::size_t guessed) { return guessed == 0; })) {
+      return false;
+    }
+    const std::vector<std::int32_t> likeliest = model_.speculative_step(tokens, slots);
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+      if (rows[row] == nobody()) {
+        continue;
+      }
+      const auto of_row = [&](std::span<const std::int32_t> all) { return all.subspan(row * count, count); };
+      const std::int64_t accepted = accepted_tokens(of_row(tokens), of_row(likeliest));
+      result_.drafted_tokens += static_cast<std::int64_t>(guesses[row]);
+      for (std::int64_t t = 0; t < accepted && !sequences_[rows[row]].done; ++t) {
+        append(rows[row], of_row(likeliest)[static_cast<std::size_t>(t)]);
+        result_.accepted_tokens += t > 0 ? 1 : 0;
+      }
+    }
+    return true;
   }
 
   /// The next token of sequence `who[row]` for each row of logits.
@@ -277,6 +340,9 @@ class Run {
       fail_not_finite(who);
     }
     sequence.generated.push_back(token);
+    if (options_.speculate != 0) {
+      sequence.lookup.append(token);
+    }
     sequence.done = std::ssize(sequence.generated) >= options_.new_tokens || token == options_.stop_token;
   }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -45,6 +47,10 @@ struct GenerationOptions {
   std::vector<std::int32_t> separator{};
   SamplingOptions sampling{};
   std::optional<std::int32_t> stop_token{};  ///< a sequence ends with it
+  /// From 2 to max_staged_tokens: where a sequence's last tokens have stood in its text before, a step takes so many
+  /// tokens, the last one and guesses of those that follow (draft.hpp), and keeps those that are the likeliest. For greedy
+  /// generation alone, whose tokens stay the same but for rounding. 0: steps of one token.
+  std::int64_t speculate = 0;
 };
 
 /// What came out, and how long it took.
@@ -52,13 +58,23 @@ struct Generation {
   std::vector<std::vector<std::int32_t>> tokens;  ///< of each request
   std::int64_t prompt_tokens = 0;                 ///< read, of all requests: repetitions and padding included
   std::int64_t prefix_tokens = 0;                 ///< of them in encoder regions
-  std::int64_t decode_rounds = 0;                 ///< each of which gave a token to every sequence that had not ended
-  std::int64_t decoded_tokens = 0;                ///< all but the first of each sequence
-  double prefill_seconds = 0;                     ///< until there are the first new tokens
-  double decode_seconds = 0;                      ///< of all that follows
+  std::int64_t decode_rounds = 0;    ///< each of which gave a token, or some, to every sequence that had not ended
+  std::int64_t decoded_tokens = 0;   ///< all but the first of each sequence
+  std::int64_t drafted_tokens = 0;   ///< guesses, with `speculate`
+  std::int64_t accepted_tokens = 0;  ///< those of them that were right, and so cost no step of their own
+  double prefill_seconds = 0;        ///< until there are the first new tokens
+  double decode_seconds = 0;         ///< of all that follows
 
   [[nodiscard]] double milliseconds_per_round() const {
     return decode_rounds == 0 ? 0 : decode_seconds * 1e3 / static_cast<double>(decode_rounds);
+  }
+  /// Of the longest sequence.
+  [[nodiscard]] double milliseconds_per_token() const {
+    std::size_t longest = 0;
+    for (const auto& sequence : tokens) {
+      longest = std::max(longest, sequence.size());
+    }
+    return longest < 2 ? 0 : decode_seconds * 1e3 / static_cast<double>(longest - 1);
   }
   [[nodiscard]] double decoded_per_second() const {
     return decode_seconds > 0 ? static_cast<double>(decoded_tokens) / decode_seconds : 0;

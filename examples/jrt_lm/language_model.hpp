@@ -36,6 +36,9 @@ using Progress = std::function<void(double done)>;
 /// In place of the likeliest token where logits are not finite: weights or states are not, or numbers have left their type.
 inline constexpr std::int32_t no_token = -1;
 
+/// A staged step has at most so many tokens of a sequence.
+inline constexpr std::int64_t max_staged_tokens = 16;
+
 /// A JRT-RNN or Based model on some device: weights, and the states of `slots` sequences. A slot of constant size is all
 /// that a sequence is; what is in it need not be cleared before a prompt that does not continue.
 ///
@@ -67,6 +70,17 @@ class LanguageModel {
   /// (steps, rows) tokens: the likeliest after each step, or no_token; what follows no_token in its row means nothing.
   virtual std::vector<std::int32_t> greedy_steps(std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots,
                                                  std::int64_t steps) = 0;
+
+  /// A step of several tokens for each slot, (slots, count) with count from 1 to max_staged_tokens, which leaves the states
+  /// as they were. Afterwards there are logits, a row for each token: those after it and all before it.
+  virtual void staged_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots) = 0;
+  /// The i-th sequence of the staged step that was the last call has read the first `accepted[i]` of its tokens now, and so
+  /// may go on. States are as after steps of one token, but for rounding.
+  virtual void commit(std::span<const std::int32_t> accepted) = 0;
+  /// A staged step and a commit of `accepted_tokens` (draft.hpp) of each sequence, without a word to the host in between:
+  /// all tokens but the first of each are guesses. Returns (slots, count) tokens: the likeliest after each, or no_token.
+  virtual std::vector<std::int32_t> speculative_step(std::span<const std::int32_t> tokens,
+                                                     std::span<const std::int32_t> slots) = 0;
 
   /// Of the last call: (rows, vocabulary rows).
   [[nodiscard]] virtual std::vector<double> logits() = 0;

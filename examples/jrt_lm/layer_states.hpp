@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <jrt/workspace.hpp>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -41,6 +43,19 @@ class LayerStates {
   /// States of layer `i`.
   [[nodiscard]] LayerSlots slots_of(std::size_t i, const std::int32_t* slots) const {
     return {memory_.data() + offsets_[i], slots_ + 1, slot_bytes_, heads_of(i), slots};
+  }
+
+  /// Of what a staged step keeps of one token in layer `i`.
+  [[nodiscard]] std::int64_t staged_bytes(std::size_t i) const { return mixer(i).staged_bytes(heads_of(i)); }
+
+  /// Takes the first `accepted[b]` tokens that layer `i` has staged of each sequence into the states in `slots`.
+  void commit(std::size_t i, const LayerStaging& staging, const std::int32_t* slots, const std::int32_t* accepted,
+              const std::function<jrt::Workspace(std::size_t)>& workspace, const typename Device::Execution& on) const {
+    MixerCall call;
+    call.staging = staging;
+    call.states = slots_of(i, slots);
+    call.workspace = workspace;
+    mixer(i).commit(call, accepted, on);
   }
 
   void copy(Device& device, std::int64_t from, std::int64_t to) const {

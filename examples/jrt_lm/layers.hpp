@@ -122,6 +122,7 @@ class Layers {
                  const Pass& pass, Activations<Device, Element>& a) {
     MixerCall call;
     call.is_step = pass.is_step();
+    call.staging = pass.staging.empty() ? LayerStaging{} : pass.staging[i];
     call.sequences = pass.sequences;
     call.continues = pass.continues;
     call.states = model_.states.slots_of(i, pass.slots);

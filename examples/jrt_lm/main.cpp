@@ -168,8 +168,14 @@ void generate_and_print(Options options) {
   json["prefill_ms"] = result.prefill_seconds * 1e3;
   json["prefill_tokens_per_s"] = static_cast<double>(result.prompt_tokens) / result.prefill_seconds;
   json["decode_rounds"] = result.decode_rounds;
-  json["decode_ms_per_token"] = result.milliseconds_per_round();
+  json["decode_ms_per_token"] = result.milliseconds_per_token();
   json["decode_tokens_per_s"] = result.decoded_per_second();
+  if (options.generation.speculate != 0) {
+    json["speculate"] = options.generation.speculate;
+    json["drafted_tokens"] = result.drafted_tokens;
+    json["accepted_tokens"] = result.accepted_tokens;
+    json["decode_ms_per_round"] = result.milliseconds_per_round();
+  }
   json["steps_in_one_kernel"] = model->stepped_in_one_kernel();
   json["state_bytes_per_sequence"] = model->state_bytes();
   json["device_bytes"] = model->device_bytes();
@@ -197,16 +203,21 @@ void measure_and_print(Options options) {
     }
     const Measurement m = measure(*model, what);
     if (!options.json) {
+      const std::string staged = options.generation.speculate != 0
+                                     ? "; staged step of " + std::to_string(options.generation.speculate) + " tokens " +
+                                           std::to_string(m.staged_ms) + " ms, with its commit and the host's part " +
+                                           std::to_string(m.speculative_ms) + " ms"
+                                     : "";
       const std::string read = m.read_weights_ms > 0
                                    ? "; reading as much as the weights takes " + std::to_string(m.read_weights_ms) + " ms"
                                    : "";
       std::printf(
           "%lld prompts of %lld tokens, %lld of them the prefix, read %lld times: prefill %.2f ms, %.0f tokens/s; decode "
           "step %.4f ms, "
-          "%.0f tokens/s%s\n",
+          "%.0f tokens/s%s%s\n",
           static_cast<long long>(options.batch), static_cast<long long>(tokens), static_cast<long long>(m.prefix),
           static_cast<long long>(options.generation.reads), m.prefill_ms, m.prefill_tokens_per_s, m.decode_ms_per_token,
-          m.decode_tokens_per_s, read.c_str());
+          m.decode_tokens_per_s, staged.c_str(), read.c_str());
       std::fflush(stdout);
       continue;
     }
@@ -219,6 +230,11 @@ void measure_and_print(Options options) {
     row["prefill_tokens_per_s"] = m.prefill_tokens_per_s;
     row["decode_ms_per_token"] = m.decode_ms_per_token;
     row["decode_tokens_per_s"] = m.decode_tokens_per_s;
+    if (options.generation.speculate != 0) {
+      row["speculate"] = options.generation.speculate;
+      row["staged_step_ms"] = m.staged_ms;
+      row["speculative_step_ms"] = m.speculative_ms;
+    }
     row["read_weights_ms"] = m.read_weights_ms;
     row["state_bytes_per_sequence"] = model->state_bytes();
     row["device_bytes"] = model->device_bytes();

@@ -21,6 +21,8 @@ struct Measurement {
   double prefill_tokens_per_s = 0;  ///< tokens of the prompts, however often they were read
   double decode_ms_per_token = 0;   ///< a greedy step of the whole batch
   double decode_tokens_per_s = 0;
+  double staged_ms = 0;        ///< with speculation: a staged step, which gives that many tokens to each sequence at most
+  double speculative_ms = 0;   ///< likewise: with its commit, and the tokens told to the host
   double read_weights_ms = 0;  ///< the shortest time of reading so many bytes; 0: not measured on this device
 };
 

@@ -37,9 +37,17 @@ struct LayerSlots {
   [[nodiscard]] LayerSlots only(std::int64_t slot) const { return {data + slot * slot_stride, 1, slot_stride, heads}; }
 };
 
+/// Where one layer keeps the tokens of a staged step (jrt::StagingView): `tokens` of each sequence.
+struct LayerStaging {
+  std::byte* data = nullptr;
+  std::int64_t sequences = 0;
+  std::int64_t tokens = 0;
+};
+
 /// Sequences of a call, their states, and memory for it.
 struct MixerCall {
   bool is_step = false;
+  LayerStaging staging{};                   ///< of a staged step, which leaves the states as they are
   jrt::Sequences sequences{};               ///< of prompts
   const std::uint8_t* continues = nullptr;  ///< of prompts
   LayerSlots states{};
@@ -93,6 +101,10 @@ class MixerStates {
   /// Whether a state counts the tokens that it has seen, and how many these are in a saved one that has been loaded.
   [[nodiscard]] virtual bool counts_tokens() const = 0;
   [[nodiscard]] virtual std::int64_t tokens_seen(std::span<const std::byte> saved) const = 0;
+  /// Of what a staged step keeps of one token.
+  [[nodiscard]] virtual std::int64_t staged_bytes(std::int64_t heads) const = 0;
+  /// Takes the first `accepted[b]` staged tokens of each sequence into its state. `accepted` is the device's.
+  virtual void commit(const MixerCall& call, const std::int32_t* accepted, const Execution& on) const = 0;
 };
 
 /// A mixer: prompts or a step on the states of one layer.

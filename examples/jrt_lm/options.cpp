@@ -47,6 +47,8 @@ Generation:
   --temperature T        logits are divided by T; 0: the likeliest token, as with --top-k 1
   --seed S               of the draws
   --stop ID              a sequence ends with this token
+  --speculate T          steps of T tokens (2 to 16), the last one and guesses that are copied from the text: the same
+                         tokens, sooner where an answer repeats its prompt. Not where tokens are drawn
 Where:
   --device cpu|cuda, --type float64|float32|float16|bfloat16
                          default: cpu float32; on cuda bfloat16
@@ -219,6 +221,7 @@ Options parse_options(int argc, char** argv) {
        }},
       {"seed", [&](const std::string& v) { generation.sampling.seed = number<std::uint64_t>(v, "--seed"); }},
       {"stop", [&](const std::string& v) { generation.stop_token = static_cast<std::int32_t>(integer(v, "--stop", 0)); }},
+      {"speculate", [&](const std::string& v) { generation.speculate = integer(v, "--speculate", 2, max_staged_tokens); }},
       {"device",
        [&](const std::string& v) {
          options.model.device = one_of(v, "--device", {DeviceKind::cpu, DeviceKind::cuda});

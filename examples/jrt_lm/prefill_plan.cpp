@@ -158,4 +158,41 @@ void check_step(const ModelConfig& config, std::span<const std::int64_t> tokens_
   check_distinct(slots);
 }
 
+void check_staged_step(const ModelConfig& config, std::span<const std::int64_t> tokens_read,
+                       std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots) {
+  const std::int64_t count = slots.empty() ? 0 : std::ssize(tokens) / std::ssize(slots);
+  if (slots.empty() || count < 1 || count > max_staged_tokens || count * std::ssize(slots) != std::ssize(tokens)) {
+    fail("a staged step has " + std::to_string(tokens.size()) + " tokens for " + std::to_string(slots.size()) +
+         " slots, but must have as many for each, from 1 to " + std::to_string(max_staged_tokens) +
+         ", and at least one slot");
+  }
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    check_token(config, tokens[i], [&] { return "row " + std::to_string(i) + " of a staged step"; });
+  }
+  for (const std::int32_t slot : slots) {
+    if (slot != jrt::skip_slot) {
+      check_slot(std::ssize(tokens_read), slot);
+      const std::int64_t room = max_tokens - tokens_read[static_cast<std::size_t>(slot)];
+      if (count > room) {
+        fail("a staged step has " + std::to_string(count) + " tokens for slot " + std::to_string(slot) +
+             ", which can take at most " + std::to_string(room));
+      }
+    }
+  }
+  check_distinct(slots);
+}
+
+void check_commit(std::span<const std::int32_t> accepted, std::int64_t sequences, std::int64_t tokens) {
+  if (std::ssize(accepted) != sequences) {
+    fail("a commit has " + std::to_string(accepted.size()) + " numbers of tokens, but the staged step had " +
+         std::to_string(sequences) + " sequences");
+  }
+  for (const std::int32_t count : accepted) {
+    if (count < 0 || count > tokens) {
+      fail("a commit takes " + std::to_string(count) + " tokens of a sequence, but must take from 0 to " +
+           std::to_string(tokens) + " (of the staged step)");
+    }
+  }
+}
+
 }  // namespace jrt_lm

@@ -72,5 +72,8 @@ void check_slot(std::int64_t slots, std::int32_t slot);
 void check_prompts(const ModelConfig& config, std::span<const std::int64_t> tokens_read, std::span<const Prompt> prompts);
 void check_step(const ModelConfig& config, std::span<const std::int64_t> tokens_read, std::span<const std::int32_t> tokens,
                 std::span<const std::int32_t> slots, std::int64_t steps);
+void check_staged_step(const ModelConfig& config, std::span<const std::int64_t> tokens_read,
+                       std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots);
+void check_commit(std::span<const std::int32_t> accepted, std::int64_t sequences, std::int64_t tokens);
 
 }  // namespace jrt_lm

@@ -113,6 +113,14 @@ class RankedModel final : public LanguageModel {
                                          std::int64_t steps) override {
     return last().greedy_steps(tokens, of_slots, steps);
   }
+  void staged_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots) override {
+    last().staged_step(tokens, of_slots);
+  }
+  void commit(std::span<const std::int32_t> accepted) override { last().commit(accepted); }
+  std::vector<std::int32_t> speculative_step(std::span<const std::int32_t> tokens,
+                                             std::span<const std::int32_t> of_slots) override {
+    return last().speculative_step(tokens, of_slots);
+  }
   [[nodiscard]] std::vector<double> logits() override { return last().logits(); }
   [[nodiscard]] std::vector<std::int32_t> likeliest() override { return last().likeliest(); }
   [[nodiscard]] std::int64_t first_not_finite(std::int32_t token, std::int32_t slot) override {

@@ -21,12 +21,14 @@
 #include "jrt_lm/activations.hpp"
 #include "jrt_lm/decode_steps.hpp"
 #include "jrt_lm/device_model.hpp"
+#include "jrt_lm/draft.hpp"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/layers.hpp"
 #include "jrt_lm/mixers.hpp"
 #include "jrt_lm/pass.hpp"
 #include "jrt_lm/prefill_plan.hpp"
 #include "jrt_lm/short_prompts.hpp"
+#include "jrt_lm/staged_steps.hpp"
 
 namespace jrt_lm {
 
@@ -42,6 +44,7 @@ class Transformer final : public LanguageModel {
         model_(std::move(mixers), std::move(config), source, options),
         layers_(model_),
         steps_(model_, layers_, options.separate_kernels),
+        staged_steps_(model_, layers_),
         short_prompts_(model_, layers_),
         tokens_read_(static_cast<std::size_t>(options.slots)) {}
 
@@ -62,6 +65,7 @@ class Transformer final : public LanguageModel {
 
   void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) override {
     check_prompts(model_.config, tokens_read_, prompts);
+    staged_ = {};
     if (!separate_kernels_ && short_prompts_.takes(prompts, rows)) {
       logits_ = &short_prompts_.read(prompts, tokens_read_);
       count(prompts);
@@ -117,6 +121,40 @@ class Transformer final : public LanguageModel {
     return history.download(steps * rows);
   }
 
+  void staged_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots) override {
+    check_staged_step(model_.config, tokens_read_, tokens, of_slots);
+    staged_ = {};
+    StagedBatch<Device, Element>& batch = staged_steps_.enqueue(tokens, of_slots, positions_of(of_slots));
+    logits_ = &batch.logits;
+    staged_ = {&batch, {of_slots.begin(), of_slots.end()}};
+  }
+
+  void commit(std::span<const std::int32_t> accepted) override {
+    const Staged staged = std::exchange(staged_, {});
+    if (staged.batch == nullptr) {
+      throw std::invalid_argument("there is nothing to commit: the last call was no staged step");
+    }
+    check_commit(accepted, staged.batch->sequences, staged.batch->tokens);
+    staged_steps_.commit(*staged.batch, accepted);
+    for (std::size_t i = 0; i < accepted.size(); ++i) {
+      count_steps(std::span(staged.slots).subspan(i, 1), accepted[i]);
+    }
+  }
+
+  std::vector<std::int32_t> speculative_step(std::span<const std::int32_t> tokens,
+                                             std::span<const std::int32_t> of_slots) override {
+    staged_step(tokens, of_slots);
+    const Staged staged = std::exchange(staged_, {});
+    std::vector<std::int32_t> likeliest = staged_steps_.commit_likeliest(*staged.batch);
+    const auto count = static_cast<std::size_t>(staged.batch->tokens);
+    for (std::size_t i = 0; i < of_slots.size(); ++i) {
+      const auto accepted =
+          accepted_tokens(tokens.subspan(i * count, count), std::span(likeliest).subspan(i * count, count));
+      count_steps(of_slots.subspan(i, 1), accepted);
+    }
+    return likeliest;
+  }
+
   [[nodiscard]] std::vector<double> logits() override {
     require_logits();
     const std::vector<Sum> values = logits_->values.download(logits_->rows * model_.config.vocabulary_rows);
@@ -164,6 +202,7 @@ class Transformer final : public LanguageModel {
 
   void read_piece(const RankedPrompt& prompt, int /*rank*/, const std::function<void(std::int64_t)>& enqueued) override {
     const jrt::ContextLayout layout = prompt.layout();
+    staged_ = {};
     prefill_logits_.rows = 0;
     logits_ = &prefill_logits_;
     layers_.read_pieces(&layout, link_.get());
@@ -185,6 +224,7 @@ class Transformer final : public LanguageModel {
 
   void fork(std::int32_t from, std::int32_t to) override {
     tokens_read_[checked(to)] = tokens_read_[checked(from)];
+    staged_ = {};
     model_.states.copy(model_.device, from, to);
   }
 
@@ -194,6 +234,7 @@ class Transformer final : public LanguageModel {
 
   void load(std::span<const std::byte> bytes, std::int32_t slot) override {
     static_cast<void>(checked(slot));
+    staged_ = {};
     tokens_read_[checked(slot)] = model_.states.load(model_.device, bytes, slot);
   }
 
@@ -203,6 +244,11 @@ class Transformer final : public LanguageModel {
   using Array = typename Device::template Array<T>;
   using Logits = LogitRows<Device, Element>;
   using Batch = StepBatch<Device, Element>;
+  /// The staged step that was the last call.
+  struct Staged {
+    StagedBatch<Device, Element>* batch = nullptr;  // null: the last call was another
+    std::vector<std::int32_t> slots{};
+  };
 
   [[nodiscard]] std::size_t checked(std::int32_t slot) const {
     check_slot(slots(), slot);
@@ -269,17 +315,23 @@ class Transformer final : public LanguageModel {
   /// Everything of a step but its start: tokens, slots and positions are where its graph finds them.
   Batch& enqueue_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots, std::int64_t steps) {
     check_step(model_.config, tokens_read_, tokens, of_slots, steps);
+    staged_ = {};
     Batch& batch = steps_.batch_of(std::ssize(of_slots));
+    batch.tokens.upload(tokens);
+    batch.slots.upload(of_slots);
+    batch.positions.upload(positions_of(of_slots));
+    logits_ = &batch.logits;
+    stepped_in_one_kernel_ = batch.stages.size() > 0;
+    return batch;
+  }
+
+  /// Of the next token in each slot.
+  [[nodiscard]] std::vector<std::int32_t> positions_of(std::span<const std::int32_t> of_slots) const {
     std::vector<std::int32_t> positions;
     for (const std::int32_t slot : of_slots) {
       positions.push_back(slot == jrt::skip_slot ? 0 : static_cast<std::int32_t>(tokens_read_[checked(slot)]));
     }
-    batch.tokens.upload(tokens);
-    batch.slots.upload(of_slots);
-    batch.positions.upload(positions);
-    logits_ = &batch.logits;
-    stepped_in_one_kernel_ = batch.stages.size() > 0;
-    return batch;
+    return positions;
   }
 
   void count(std::span<const Prompt> prompts) {
@@ -301,11 +353,13 @@ class Transformer final : public LanguageModel {
   DeviceModel<Device, Element> model_;
   Layers<Device, Element> layers_;
   DecodeSteps<Device, Element> steps_;
+  StagedSteps<Device, Element> staged_steps_;
   ShortPrompts<Device, Element> short_prompts_;
   std::vector<std::int64_t> tokens_read_;
   Activations<Device, Element> prefill_activations_;
   Logits prefill_logits_;
   Logits* logits_ = nullptr;  // of the last call
+  Staged staged_{};
   std::unique_ptr<RankLink<typename Device::Execution>> link_;
   RankGroup* group_ = nullptr;        // of the link
   std::optional<PrefillPlan> piece_;  // prepared
