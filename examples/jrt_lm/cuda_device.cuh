@@ -263,8 +263,8 @@ class CudaDevice {
   template <class E, int d>
   void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
               std::int64_t columns, std::int64_t heads) {
-    rotate_kernel<<<blocks(rows), row_threads, 0, stream_.get()>>>(rotary, positions, x, columns, static_cast<int>(heads));
-    check_launch();
+    check_cuda(launch_early(rotate_kernel<E, d>, rows, row_threads, stream_.get(), rotary, positions, x, columns, heads),
+               "launch");
   }
 
   template <class E>
@@ -276,8 +276,7 @@ class CudaDevice {
 
   template <class Sum>
   void argmax(const Sum* x, std::int64_t rows, std::int64_t columns, std::int64_t count, std::int32_t* out) {
-    argmax_kernel<<<blocks(rows), argmax_threads, 0, stream_.get()>>>(x, columns, static_cast<int>(count), out);
-    check_launch();
+    check_cuda(launch_early(argmax_kernel<Sum>, rows, argmax_threads, stream_.get(), x, columns, count, out), "launch");
   }
 
   void advance(const std::int32_t* likeliest, std::int32_t* tokens, std::int32_t* positions, std::int32_t* history,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cub/block/block_reduce.cuh>
+#include <jrt/early_start.cuh>
 #include <jrt/numeric.hpp>
 #include <jrt/policy/rotary.hpp>
 
@@ -97,6 +98,8 @@ template <class E, int d>
 __global__ void __launch_bounds__(row_threads)
     rotate_kernel(const __grid_constant__ jrt::RotaryHalves<d> rotary, const std::int32_t* positions, E* x,
                   std::int64_t columns, int heads) {
+  jrt::await_previous_kernel();
+  jrt::let_next_kernel_start();
   using Sum = jrt::ComputeType<E>;
   using P = Packet<E>;
   constexpr int half = d / 2;
@@ -144,6 +147,7 @@ struct Likelier {
 template <class Sum>
 __global__ void __launch_bounds__(argmax_threads)
     argmax_kernel(const Sum* x, std::int64_t columns, int count, std::int32_t* out) {
+  jrt::await_previous_kernel();
   using Reduce = cub::BlockReduce<Candidate<Sum>, argmax_threads>;
   __shared__ typename Reduce::TempStorage storage;
   const Sum* const row = x + blockIdx.x * columns;

@@ -338,6 +338,8 @@ inline constexpr int step_blocks = StepCall<Config>::Layout::blocks_per_multipro
 template <class Config, StateRegisters registers>
 __global__ void __launch_bounds__(StepCall<Config>::Layout::threads, step_blocks<Config, registers>)
     step_states(const __grid_constant__ StepCall<Config> call) {
+  await_previous_kernel();
+  let_next_kernel_start();
   StepBlock<Config, registers>(call, blockIdx.x, step_shared_memory).run();
 }
 
@@ -346,14 +348,19 @@ Status launch_step(const char* operation, StepCall<Config> call, const Workspace
   using Layout = typename StepCall<Config>::Layout;
   Arena arena(workspace);
   call.sums = arena.take<typename StepCall<Config>::T>(call.sum_elements());
-  const Grid grid{call.sequences * call.heads, Layout::threads, StepBlock<Config, StateRegisters::as_summed>::shared_bytes};
+  Grid grid{call.sequences * call.heads, Layout::threads, StepBlock<Config, StateRegisters::as_summed>::shared_bytes};
   if constexpr (Layout::keeps_stored) {
     if (call.keys == 1 && call.group == 1 && call.already_staged == 0 && call.accepted_tokens == nullptr &&
         call.denominators.data == nullptr) {
-      return launch(operation, step_states<Config, StateRegisters::as_stored>, grid, on, call);
+      constexpr auto kernel = step_states<Config, StateRegisters::as_stored>;
+      grid.starts_early = can_start_early<kernel>(on);
+      return launch(operation, kernel, grid, on, call);
     }
   }
-  return launch(operation, step_states<Config, StateRegisters::as_summed>, grid, on, call);
+  constexpr auto kernel = step_states<Config, StateRegisters::as_summed>;
+  // A step of a few sequences is shorter than the time between two launches; commits may run beside one another.
+  grid.starts_early = call.accepted_tokens == nullptr && can_start_early<kernel>(on);
+  return launch(operation, kernel, grid, on, call);
 }
 
 }  // namespace JRT_DETAIL_CUDA_ABI

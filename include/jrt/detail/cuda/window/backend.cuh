@@ -97,7 +97,8 @@ struct MixerBackend<Config, Cuda> {
       }
     }
     const Status status = launch(operation, call, kernel, on_hopper, on);
-    if (!status.ok() || (call.final.empty() && !call.stages())) {
+    const bool is_staged = kernel == Kernel::queries && call.stages();  // by the same kernel
+    if (!status.ok() || (call.final.empty() && (is_staged || !call.stages()))) {
       return status;
     }
     return cuda::launch(operation, cuda::update_window_cache<Config>,
@@ -142,9 +143,9 @@ struct MixerBackend<Config, Cuda> {
                             {runs * call.query.heads, Layout::threads, Layout::shared_bytes}, on, call, runs);
       }
     }
-    return cuda::launch(operation, cuda::window_queries<Config>,
-                        {runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0}, on, call,
-                        rows_aligned_everywhere(call));
+    cuda::Grid grid{runs_of(call, 1) * call.query.heads, cuda::QueryLayout<Config>::threads, 0};
+    grid.starts_early = cuda::can_start_early<cuda::window_queries<Config>>(on);
+    return cuda::launch(operation, cuda::window_queries<Config>, grid, on, call, rows_aligned_everywhere(call));
   }
 
   static std::int64_t runs_of(const WindowCall<Config>& call, std::int64_t run) {

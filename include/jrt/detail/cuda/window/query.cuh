@@ -255,10 +255,12 @@ class WindowQuery {
   Softmax softmax_;
 };
 
-/// One block per row and query head.
+/// One block per row and query head. Of a staged step, the first query head of each key head stages the row's token.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(QueryLayout<Config>::threads)
     window_queries(const __grid_constant__ WindowCall<Config> call, bool aligned) {
+  await_previous_kernel();
+  let_next_kernel_start();
   __shared__ typename WindowQuery<Config>::Shared shared;
   const std::int64_t query_head = blockIdx.x % call.query.heads;
   const RowRun run(call.sequences, call.query.tokens, blockIdx.x / call.query.heads, 1);
@@ -277,6 +279,9 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
       call.set_log_sum_exp(sequence.span.batch_row, row, query_head, -INFINITY);
     }
     return;
+  }
+  if (call.stages() && query_head % call.group() == 0) {
+    stage_tokens(call, sequence, run.b, head, {run.first_row, run.first_row + 1});
   }
   typename QueryLayout<Config>::T before = 0;
   if constexpr (has_softmax_carry_in<Config>) {

@@ -150,6 +150,14 @@ __device__ void write_cache(const WindowKeys<Config>& keys, const TokenRange& to
   }
 }
 
+/// Writes tokens of a call to its staging buffer, behind those that are there; called by all threads of a block.
+template <WindowConfig Config>
+__device__ void stage_tokens(const WindowCall<Config>& call, const WindowSequence<Config>& sequence, std::int64_t b,
+                             std::int64_t head, const TokenRange& tokens) {
+  const auto row = [&](std::int64_t token) { return call.staging.row(b, call.already_staged + token, head); };
+  write_tokens(sequence.keys, tokens, call.rotary, row, [&](std::int64_t token) { return row(token) + Config::head_dim; });
+}
+
 /// Stores the call's tokens in the caches, or after the staged ones; one block per head.
 template <WindowConfig Config>
 __global__ void __launch_bounds__(window_update_threads)
@@ -164,9 +172,7 @@ __global__ void __launch_bounds__(window_update_threads)
     write_cache(sequence.keys, {0, sequence.tokens}, call.rotary, call.final.pool.head(call.final.slot(b), head));
     return;
   }
-  const auto row = [&](std::int64_t token) { return call.staging.row(b, call.already_staged + token, head); };
-  write_tokens(sequence.keys, {0, sequence.tokens}, call.rotary, row,
-               [&](std::int64_t token) { return row(token) + Config::head_dim; });
+  stage_tokens(call, sequence, b, head, {0, sequence.tokens});
 }
 
 /// Stores the first staged rows of one head, whose keys are rotated already, in its cache; one block per head.
