@@ -263,7 +263,7 @@ class CudaDevice {
   template <class E, int d>
   void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
               std::int64_t columns, std::int64_t heads) {
-    check_cuda(launch_early(rotate_kernel<E, d>, rows, row_threads, stream_.get(), rotary, positions, x, columns, heads),
+    check_cuda(launch_early(rotate_kernel<E, d>, rows, row_threads, 0, stream_.get(), rotary, positions, x, columns, heads),
                "launch");
   }
 
@@ -276,7 +276,7 @@ class CudaDevice {
 
   template <class Sum>
   void argmax(const Sum* x, std::int64_t rows, std::int64_t columns, std::int64_t count, std::int32_t* out) {
-    check_cuda(launch_early(argmax_kernel<Sum>, rows, argmax_threads, stream_.get(), x, columns, count, out), "launch");
+    check_cuda(launch_early(argmax_kernel<Sum>, rows, argmax_threads, 0, stream_.get(), x, columns, count, out), "launch");
   }
 
   void advance(const std::int32_t* likeliest, std::int32_t* tokens, std::int32_t* positions, std::int32_t* history,
@@ -333,7 +333,9 @@ class CudaDevice {
   template <SkinnyOutput what, class E, class Input, class Out>
   void skinny_product(const Projection<CudaDevice, E, Out>& by, const Input& input, std::int64_t rows, std::int64_t outputs,
                       Out* y, std::int64_t y_columns) {
-    check_cuda(launch_early(skinny_product_kernel<what, E, Input, Out>, outputs / skinny_outputs, 32 * skinny_warps,
+    const auto kernel =
+        rows <= 8 ? skinny_product_kernel<what, 1, E, Input, Out> : skinny_product_kernel<what, 2, E, Input, Out>;
+    check_cuda(launch_early(kernel, outputs / skinny_outputs, 32 * skinny_warps, skinny_shared_bytes<Input>(by.in),
                             stream_.get(), input, rows, by.in, by.weight.data(), by.bias.data(), outputs, y, y_columns),
                "launch");
   }

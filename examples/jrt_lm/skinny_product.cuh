@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <jrt/early_start.cuh>
 #include <jrt/numeric.hpp>
@@ -58,16 +59,17 @@ __device__ void multiply_fragments(float (&sums)[4], const std::uint32_t (&x)[4]
   }
 }
 
-/// Where the rows of x come from: 8 numbers from column `k` on of row `row`, as pairs of E.
+/// Where the rows of x come from: 8 numbers from column `k` on of row `row`, first as they are in memory, then as pairs of
+/// E.
 template <class E>
 struct SkinnyActivations {
   static constexpr bool normalises = false;
   const E* x;
   int columns;  ///< from a row to the next
 
-  __device__ void load(int row, int k, uint4& pairs, float& /*squares*/) const {
-    pairs = *reinterpret_cast<const uint4*>(x + row * columns + k);
-  }
+  using Stored = uint4;
+  __device__ Stored load(int row, int k) const { return *reinterpret_cast<const uint4*>(x + row * columns + k); }
+  __device__ uint4 pairs(const Stored& stored, const float* /*scales*/, float& /*squares*/) const { return stored; }
 };
 
 /// The same from the residual stream: x_r weight, while the squares of x_r are summed up. That the product is divided by
@@ -80,17 +82,27 @@ struct SkinnyResidual {
   const float* weight;
   float epsilon;
 
-  __device__ void load(int row, int k, uint4& pairs, float& squares) const {
+  struct Stored {
+    Packet<float> halves[2];
+  };
+  __device__ Stored load(int row, int k) const {
+    const auto* const from = reinterpret_cast<const Packet<float>*>(x + row * columns + k);
+    return {from[0], from[1]};
+  }
+  /// `scales`: the weight from column `k` on.
+  __device__ uint4 pairs(const Stored& stored, const float* scales, float& squares) const {
     Packet<E> packet;
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto numbers = *reinterpret_cast<const Packet<float>*>(x + row * columns + k + 4 * half);
-      const auto scales = *reinterpret_cast<const Packet<float>*>(weight + k + 4 * half);
+      const auto scale = *reinterpret_cast<const Packet<float>*>(scales + 4 * half);
+#pragma unroll
       for (int c = 0; c < 4; ++c) {
-        squares += numbers.values[c] * numbers.values[c];
-        packet.values[4 * half + c] = jrt::convert<E>(numbers.values[c] * scales.values[c]);
+        const float number = stored.halves[half].values[c];
+        squares += number * number;
+        packet.values[4 * half + c] = jrt::convert<E>(number * scale.values[c]);
       }
     }
-    pairs = __builtin_bit_cast(uint4, packet);
+    return __builtin_bit_cast(uint4, packet);
   }
 };
 
@@ -101,14 +113,30 @@ inline constexpr int skinny_blocks = what == SkinnyOutput::stores ? 4
                                      : what == SkinnyOutput::adds ? 3
                                                                   : 2;
 
-/// y (rows, outputs) = x Wᵀ + bias, as `what` says; a block for 8 outputs. `in` is a multiple of 32, `outputs` of 8.
-template <SkinnyOutput what, class E, class Input, class Out>
+/// Chunks of a warp whose rows of x are on their way at the same time, as many as there are registers for.
+template <SkinnyOutput what, int halves>
+inline constexpr int skinny_together = what == SkinnyOutput::adds     ? 8 / halves
+                                       : what == SkinnyOutput::stores ? (halves == 1 ? 4 : 1)
+                                                                      : 4 / halves;
+
+/// Floats of dynamic shared memory: the norm's weight.
+template <class Input>
+std::size_t skinny_shared_bytes(std::int64_t in) {
+  return Input::normalises ? static_cast<std::size_t>(in) * sizeof(float) : 0;
+}
+
+extern __shared__ __align__(16) float skinny_scales[];
+
+/// y (rows, outputs) = x Wᵀ + bias, as `what` says; a block for 8 outputs. `in` is a multiple of 32, `outputs` of 8, and
+/// there are at most 8 * `halves` rows. All that is read is on its way before the first of it is needed; what no kernel of
+/// this step writes, before the kernel that writes x is over. A row's sums do not depend on the other rows.
+template <SkinnyOutput what, int halves, class E, class Input, class Out>
 __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     skinny_product_kernel(const Input input, int rows, int in, const E* weight, const Out* bias, int outputs, Out* y,
                           int y_columns) {
   constexpr int tiles = what == SkinnyOutput::gates ? 2 : 1;
-  __shared__ float partial[skinny_warps][tiles][skinny_rows][skinny_outputs];
-  __shared__ float partial_squares[skinny_warps][skinny_rows];
+  __shared__ float partial[skinny_warps][tiles][8 * halves][skinny_outputs];
+  __shared__ float partial_squares[skinny_warps][8 * halves];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4;
@@ -116,10 +144,13 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
   const int first_output = static_cast<int>(blockIdx.x) * skinny_outputs;
   const E* const own_weight = weight + std::int64_t{first_output + g} * in + 8 * c;
   const int chunks = in / skinny_chunk;
-  // Weights are on their way before the kernel that writes x is over, and always this many chunks ahead.
+  // Weights are always this many chunks ahead.
   constexpr int ahead = Input::normalises ? 4 : 8;
-  uint4 w[ahead][tiles];
+  constexpr int together = skinny_together<what, halves>;
+  static_assert(ahead % together == 0);
+  uint4 w[ahead][tiles] = {};
   const auto load_weight = [&](int chunk, uint4(&to)[tiles]) {
+#pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
       if (chunk < chunks) {
         // Each once in a step and never again.
@@ -133,38 +164,76 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     load_weight(warp + i * skinny_warps, w[i]);
   }
   jrt::let_next_kernel_start();
+  // The output that a thread will write.
+  const int row = static_cast<int>(threadIdx.x) / skinny_outputs;
+  const int output = first_output + static_cast<int>(threadIdx.x) % skinny_outputs;
+  Out own_bias[tiles] = {};
+  if (bias != nullptr && row < rows) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+      own_bias[tile] = bias[tile * outputs + output];
+    }
+  }
+  if constexpr (Input::normalises) {
+#pragma unroll 1
+    for (int k = 4 * static_cast<int>(threadIdx.x); k < in; k += 4 * 32 * skinny_warps) {
+      *reinterpret_cast<Packet<float>*>(skinny_scales + k) = *reinterpret_cast<const Packet<float>*>(input.weight + k);
+    }
+    __syncthreads();
+  }
   jrt::await_previous_kernel();
+  Out* const to = y + std::int64_t{row} * y_columns + output;
+  Out before{};
+  if (what == SkinnyOutput::adds && row < rows) {
+    before = *to;
+  }
   float sums[tiles][4] = {};
-  float squares[2] = {};
+  float squares[halves] = {};
   for (int first = warp; first < chunks; first += ahead * skinny_warps) {
 #pragma unroll
-    for (int i = 0; i < ahead; ++i) {
-      const int chunk = first + i * skinny_warps;
-      if (chunk < chunks) {
-        uint4 x[2] = {};
-        for (int half = 0; half < 2; ++half) {
-          if (g + 8 * half < rows) {
-            input.load(g + 8 * half, chunk * skinny_chunk + 8 * c, x[half], squares[half]);
+    for (int part = 0; part < ahead; part += together) {
+      // Without a branch, or they would wait for one another: rows and chunks that do not exist are others once more.
+      typename Input::Stored stored[together][halves];
+#pragma unroll
+      for (int i = 0; i < together; ++i) {
+        const int k = min(first + (part + i) * skinny_warps, chunks - 1) * skinny_chunk + 8 * c;
+#pragma unroll
+        for (int half = 0; half < halves; ++half) {
+          stored[i][half] = input.load(min(g + 8 * half, rows - 1), k);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < together; ++i) {
+        const int chunk = first + (part + i) * skinny_warps;
+        if (chunk < chunks) {
+          uint4 x[2] = {};
+#pragma unroll
+          for (int half = 0; half < halves; ++half) {
+            x[half] = input.pairs(stored[i][half], skinny_scales + chunk * skinny_chunk + 8 * c, squares[half]);
           }
+          const std::uint32_t low[4] = {x[0].x, x[1].x, x[0].y, x[1].y};
+          const std::uint32_t high[4] = {x[0].z, x[1].z, x[0].w, x[1].w};
+#pragma unroll
+          for (int tile = 0; tile < tiles; ++tile) {
+            multiply_fragments<E>(sums[tile], low, w[part + i][tile].x, w[part + i][tile].y);
+            multiply_fragments<E>(sums[tile], high, w[part + i][tile].z, w[part + i][tile].w);
+          }
+          load_weight(chunk + ahead * skinny_warps, w[part + i]);
         }
-        const std::uint32_t low[4] = {x[0].x, x[1].x, x[0].y, x[1].y};
-        const std::uint32_t high[4] = {x[0].z, x[1].z, x[0].w, x[1].w};
-        for (int tile = 0; tile < tiles; ++tile) {
-          multiply_fragments<E>(sums[tile], low, w[i][tile].x, w[i][tile].y);
-          multiply_fragments<E>(sums[tile], high, w[i][tile].z, w[i][tile].w);
-        }
-        load_weight(chunk + ahead * skinny_warps, w[i]);
       }
     }
   }
+#pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
-    partial[warp][tile][g][2 * c] = sums[tile][0];
-    partial[warp][tile][g][2 * c + 1] = sums[tile][1];
-    partial[warp][tile][g + 8][2 * c] = sums[tile][2];
-    partial[warp][tile][g + 8][2 * c + 1] = sums[tile][3];
+#pragma unroll
+    for (int half = 0; half < halves; ++half) {
+      partial[warp][tile][g + 8 * half][2 * c] = sums[tile][2 * half];
+      partial[warp][tile][g + 8 * half][2 * c + 1] = sums[tile][2 * half + 1];
+    }
   }
   if constexpr (Input::normalises) {
-    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int half = 0; half < halves; ++half) {
       squares[half] += __shfl_xor_sync(~0U, squares[half], 1);
       squares[half] += __shfl_xor_sync(~0U, squares[half], 2);
       if (c == 0) {
@@ -173,11 +242,10 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     }
   }
   __syncthreads();
-  const int row = static_cast<int>(threadIdx.x) / skinny_outputs;
-  const int output = static_cast<int>(threadIdx.x) % skinny_outputs;
   if (row >= rows) {
     return;
   }
+  const int column = output - first_output;
   float total[tiles] = {};
   float factor = 1;
   if constexpr (Input::normalises) {
@@ -187,20 +255,20 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     }
     factor = 1 / sqrtf(all / static_cast<float>(in) + input.epsilon);
   }
+#pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
     for (int w = 0; w < skinny_warps; ++w) {
-      total[tile] += partial[w][tile][row][output];
+      total[tile] += partial[w][tile][row][column];
     }
     total[tile] *= factor;
     if (bias != nullptr) {
-      total[tile] += jrt::convert<float>(bias[tile * outputs + first_output + output]);
+      total[tile] += jrt::convert<float>(own_bias[tile]);
     }
   }
-  Out* const to = y + std::int64_t{row} * y_columns + first_output + output;
   if constexpr (what == SkinnyOutput::stores) {
     *to = jrt::convert<Out>(total[0]);
   } else if constexpr (what == SkinnyOutput::adds) {
-    *to = jrt::convert<Out>(jrt::convert<float>(*to) + total[0]);
+    *to = jrt::convert<Out>(jrt::convert<float>(before) + total[0]);
   } else {
     *to = jrt::convert<Out>(total[0] * total[1] / (1 + expf(-total[1])));
   }
