@@ -283,6 +283,11 @@ Options parse_options(int argc, char** argv) {
   if (draws && !top_k_given) {
     generation.sampling.top_k = 0;
   }
+  if (generation.speculate != 0 && !generation.sampling.greedy()) {
+    throw std::invalid_argument(
+        "--speculate is " + std::to_string(generation.speculate) +
+        ", but tokens are drawn (--top-k, --top-p, --temperature): speculation keeps the likeliest");
+  }
   if (gpus_given && options.model.device == DeviceKind::cpu) {
     throw std::invalid_argument("--gpus is " + std::to_string(options.ranks) +
                                 ", but --device is cpu: give --device cuda, or --ranks for the CPU");

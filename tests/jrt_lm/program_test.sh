@@ -45,6 +45,28 @@ for reads in 1 2; do
   done
 done
 
+# Speculation gives the same tokens, in fewer steps where the text repeats itself.
+printed=$("$program" "$model" --tokens-file "$data/jrt_tiny/prompts.txt" --generate 12 --speculate 4)
+[ "$printed" = "$expected" ] || { echo "wrong tokens (speculation): $printed"; failed=1; }
+repeated=(--tokens "$(python3 -c 'print(*([5, 9, 7, 3, 11, 20, 1] * 200))')" --query 3,4 --prefix 700 --generate 60 --type float64)
+of_one=$("$program" "$model" "${repeated[@]}")
+for ranks in 1 2; do
+  "$program" "$model" "${repeated[@]}" --ranks $ranks --speculate 6 --json |
+    python3 -c '
+import json, sys
+out = json.load(sys.stdin)
+assert " ".join(map(str, out["tokens"][0])) == sys.argv[1], out
+assert out["speculate"] == 6 and 0 < out["accepted_tokens"] <= out["drafted_tokens"], out
+assert out["decode_rounds"] == 59 - out["accepted_tokens"], out
+assert out["decode_ms_per_round"] > out["decode_ms_per_token"] > 0, out' "$of_one" || failed=1
+done
+"$program" "$model" --measure 20 --batch 2 --repeats 1 --generate 3 --speculate 4 --json | python3 -c '
+import json, sys
+row = json.load(sys.stdin)["measurements"][0]
+assert row["speculate"] == 4 and row["staged_step_ms"] > 0 and row["speculative_step_ms"] > 0, row' || failed=1
+"$program" "$model" --measure 20 --repeats 1 --generate 3 --speculate 4 | grep -q "staged step of 4 tokens" ||
+  { echo "no staged step is measured"; failed=1; }
+
 # All that JSON has.
 "$program" "$model" --tokens "1 2 3" --generate 3 --json | python3 -c '
 import json, sys
@@ -132,6 +154,10 @@ refused "has no value, but needs one" "$model" --tokens
 refused "--type is 'int8', but must be one of float64, float32, float16, bfloat16" "$model" --type int8
 refused "--short-prompt is 'x', but must be one of shorten, left-pad, read-twice, iterative" "$model" --short-prompt x
 refused "--generate is -1, but must be from 0" "$model" --tokens 1 --generate=-1
+refused "--speculate is 1, but must be from 2 to 16" "$model" --tokens 1 --speculate 1
+refused "--speculate is 17, but must be from 2 to 16" "$model" --tokens 1 --speculate 17
+refused "--speculate is 4, but tokens are drawn" "$model" --tokens 1 --speculate 4 --top-k 5
+refused "--speculate is 4, but tokens are drawn" "$model" --tokens 1 --temperature 0.7 --speculate 4
 refused "top-p is 1.500000" "$model" --tokens 1 --top-p 1.5
 refused "prompt 0, position 0, is token 220" "$model" --tokens 1 --short-prompt left-pad
 refused "--text needs --vocab and --merges" "$model" --text hello

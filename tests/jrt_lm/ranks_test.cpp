@@ -107,6 +107,9 @@ TEST_CASE("a long context that is read twice gives the same tokens on any number
       continue;
     }
     CHECK(generate(*on_ranks(ranks, config, weights, exact), requests, options, {}).tokens == expected);
+    GenerationOptions speculative = options;
+    speculative.speculate = 5;
+    CHECK(generate(*on_ranks(ranks, config, weights, exact), requests, speculative, {}).tokens == expected);
   }
 }
 
@@ -156,6 +159,14 @@ class FaultyModel final : public LanguageModel {
   std::vector<std::int32_t> greedy_steps(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots,
                                          std::int64_t steps) override {
     return model_->greedy_steps(tokens, of_slots, steps);
+  }
+  void staged_step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> of_slots) override {
+    model_->staged_step(tokens, of_slots);
+  }
+  void commit(std::span<const std::int32_t> accepted) override { model_->commit(accepted); }
+  std::vector<std::int32_t> speculative_step(std::span<const std::int32_t> tokens,
+                                             std::span<const std::int32_t> of_slots) override {
+    return model_->speculative_step(tokens, of_slots);
   }
   [[nodiscard]] std::vector<double> logits() override { return model_->logits(); }
   [[nodiscard]] std::vector<std::int32_t> likeliest() override { return model_->likeliest(); }
