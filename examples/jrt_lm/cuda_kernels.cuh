@@ -153,10 +153,26 @@ __global__ void __launch_bounds__(argmax_threads)
   const Sum* const row = x + blockIdx.x * columns;
   Candidate<Sum> best{-INFINITY, INT32_MAX};
   bool finite = true;
+  const auto look = [&](Sum logit, int i) {
+    if (i < count) {
+      finite &= isfinite(logit);
+      best = Likelier{}(best, Candidate<Sum>{logit, i});
+    }
+  };
+  if (columns % Packet<Sum>::size == 0) {  // then rows are whole packets, with numbers behind the last that counts
+    const auto* const packets = reinterpret_cast<const Packet<Sum>*>(row);
+    const int last = (count - 1) / Packet<Sum>::size;
 #pragma unroll 8
-  for (int i = threadIdx.x; i < count; i += argmax_threads) {
-    finite &= isfinite(row[i]);
-    best = Likelier{}(best, Candidate<Sum>{row[i], i});
+    for (int p = threadIdx.x; p <= last; p += argmax_threads) {
+      const Packet<Sum> packet = packets[p];
+      for (int c = 0; c < Packet<Sum>::size; ++c) {
+        look(packet.values[c], p * Packet<Sum>::size + c);
+      }
+    }
+  } else {
+    for (int i = threadIdx.x; i < count; i += argmax_threads) {
+      look(row[i], i);
+    }
   }
   best = Reduce(storage).Reduce(best, Likelier{});
   finite = __syncthreads_and(static_cast<int>(finite)) != 0;

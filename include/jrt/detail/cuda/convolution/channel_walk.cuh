@@ -98,19 +98,21 @@ class ChannelWalk {
     }
   }
 
-  /// All that a step of one token reads, as stored: asked for before any of it is used. Rows are aligned, and no channel is
-  /// missing.
+  /// All that a step of up to `most` tokens reads, as stored: asked for before any of it is used. Rows are aligned, and no
+  /// channel is missing.
+  template <int most>
   struct StepNumbers {
     StoredNumbers<Weight, width> weights[kernel_width];
     StoredNumbers<Weight, width> bias;
     StoredNumbers<E, width> carried_inputs[carried];
-    Row input;
-    Row gate;
+    Row inputs[most];
+    Row gates[most];
   };
-  /// Of a sequence whose state is `state`; `bias` and `gate` may be null.
-  __device__ StepNumbers ask_for_step(const Weight* weight, const Weight* bias, const E* state, const E* input,
-                                      const E* gate) const {
-    StepNumbers step;
+  /// Of a sequence whose state is `state`; `bias` may be null.
+  template <int most>
+  __device__ StepNumbers<most> ask_for_step(const Weight* weight, const Weight* bias, const E* state, const Tokens& rows,
+                                            int tokens) const {
+    StepNumbers<most> step;
 #pragma unroll
     for (int v = 0; v < kernel_width; ++v) {
       step.weights[v].load(weight + first_ * kernel_width + v * width, true);
@@ -119,21 +121,37 @@ class ChannelWalk {
     for (int v = 0; v < carried; ++v) {
       step.carried_inputs[v].load(state + first_ * carried + v * width, true);
     }
-    step.input.load(input + first_, true);
-    if (gate != nullptr) {
-      step.gate.load(gate + first_, true);
+    // Without a branch, for tokens that do not exist: they are the last once more.
+#pragma unroll
+    for (int t = 0; t < most; ++t) {
+      step.inputs[t].load(rows.input + smaller(t, tokens - 1) * rows.input_stride + first_, true);
+    }
+    if (rows.gate != nullptr) {
+#pragma unroll
+      for (int t = 0; t < most; ++t) {
+        step.gates[t].load(rows.gate + smaller(t, tokens - 1) * rows.gate_stride + first_, true);
+      }
     }
     if (bias != nullptr) {
       step.bias.load(bias + first_, true);
     }
     return step;
   }
-  /// Makes the step's output; afterwards the walk is where `start` and `walk` over this token would have left it.
-  __device__ void take_step(const StepNumbers& step, bool gated, E* output) {
+  /// Makes the outputs of so many tokens; afterwards the walk is where `start` and `walk` over them would have left it.
+  template <int most>
+  __device__ void take_step(const StepNumbers<most>& step, const Tokens& rows, int tokens) {
     transpose(step.weights, weights_);
     step.bias.get(bias_);
     transpose(step.carried_inputs, recent_);
-    emit(step.input, step.gate, gated, output);
+#pragma unroll
+    for (int t = 0; t < most; ++t) {
+      if (t < tokens) {
+        if (rows.staged != nullptr) {
+          put(rows.staged + t * rows.staged_stride, step.inputs[t]);
+        }
+        emit(step.inputs[t], step.gates[t], rows.gate != nullptr, rows.output + t * rows.output_stride);
+      }
+    }
   }
 
   /// Takes the next input of channel `c` of these and returns the output, not yet multiplied by its gate.

@@ -108,11 +108,11 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) store_inputs(
   channels.store_carried(call.destination.pool.head(call.destination.slot(b), 0), slots_aligned(call.destination.pool));
 }
 
-/// Whether a step is of one token that is not staged, and all it reads can be asked for at once (ChannelWalk::StepNumbers).
+/// Whether all that the first tokens of a step read can be asked for at once (ChannelWalk::StepNumbers).
 template <class Config, int width>
 __device__ bool steps_at_once(const ConvolutionCall<Config>& call) {
-  return call.input.tokens == 1 && call.staging.data == nullptr && call.channels % width == 0 &&
-         rows_aligned(call.weight) && rows_aligned(call.bias) && !call.source.empty() && slots_aligned(call.source.pool) &&
+  return call.input.tokens > 0 && call.already_staged == 0 && call.channels % width == 0 && rows_aligned(call.weight) &&
+         rows_aligned(call.bias) && !call.source.empty() && slots_aligned(call.source.pool) &&
          (call.destination.empty() || slots_aligned(call.destination.pool));
 }
 
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) convolve_step
   const std::int64_t groups = ceil_div<std::int64_t>(call.channels, width);
   const std::int64_t b = thread_number() / groups;
   const std::int64_t channel = thread_number() % groups * width;
-  if (width > 1 && at_a_time == 1 && b < call.count && gridDim.x <= convolution_tuning.prefetching_blocks &&
+  if (width > 1 && b < call.count && gridDim.x <= convolution_tuning.prefetching_blocks &&
       steps_at_once<Config, width>(call)) {
     prefetch_step<Config, width>(call, b, channel);
   }
@@ -152,37 +152,34 @@ __global__ void __launch_bounds__(convolution_tuning.step_threads) convolve_step
     return;
   }
   ChannelWalk<Config, width> channels(channel, call.channels);
-  if constexpr (width > 1 && at_a_time == 1) {
-    if (steps_at_once<Config, width>(call)) {
-      if (sequence_skipped(call.source, nullptr, call.destination, b)) {
-        channels.clear(call.output.row(b, 0, 0), call.output.token_stride, 1);
-        return;
-      }
-      const bool gated = call.gate.data != nullptr;
-      const auto step = channels.ask_for_step(call.weight, call.bias, call.source.pool.head(call.source.slot(b), 0),
-                                              call.input.row(b, 0, 0), gated ? call.gate.row(b, 0, 0) : nullptr);
-      channels.take_step(step, gated, call.output.row(b, 0, 0));
-      if (!call.destination.empty()) {
-        channels.store_carried(call.destination.pool.head(call.destination.slot(b), 0), true);
-      }
-      return;
-    }
-  }
   const bool is_staged = call.staging.data != nullptr;
-  const std::int64_t tokens = call.input.tokens;
+  std::int64_t tokens = call.input.tokens;
   if (sequence_skipped(call.source, nullptr, call.destination, b)) {
     channels.clear(call.output.row(b, 0, 0), call.output.token_stride, tokens);
     return;
   }
-  channels.load_weights(call.weight, call.bias);
-  channels.start({is_staged ? call.staging.row(b, 0, 0) : nullptr, call.staging.token_stride(),
-                  carried_inputs(call.source, nullptr, b)},
-                 call.already_staged, slots_aligned(call.source.pool));
-  channels.template walk<at_a_time>(
-      {call.input.row(b, 0, 0), call.input.token_stride, call.gate.data == nullptr ? nullptr : call.gate.row(b, 0, 0),
-       call.gate.token_stride, call.output.row(b, 0, 0), call.output.token_stride,
-       is_staged ? call.staging.row(b, call.already_staged, 0) : nullptr, call.staging.token_stride()},
-      tokens);
+  typename ChannelWalk<Config, width>::Tokens rows{call.input.row(b, 0, 0),
+                                                   call.input.token_stride,
+                                                   call.gate.data == nullptr ? nullptr : call.gate.row(b, 0, 0),
+                                                   call.gate.token_stride,
+                                                   call.output.row(b, 0, 0),
+                                                   call.output.token_stride,
+                                                   is_staged ? call.staging.row(b, call.already_staged, 0) : nullptr,
+                                                   call.staging.token_stride()};
+  if (width > 1 && steps_at_once<Config, width>(call)) {
+    const auto first = static_cast<int>(smaller<std::int64_t>(at_a_time, tokens));
+    channels.take_step(channels.template ask_for_step<at_a_time>(
+                           call.weight, call.bias, call.source.pool.head(call.source.slot(b), 0), rows, first),
+                       rows, first);
+    rows.advance(first);
+    tokens -= first;
+  } else {
+    channels.load_weights(call.weight, call.bias);
+    channels.start({is_staged ? call.staging.row(b, 0, 0) : nullptr, call.staging.token_stride(),
+                    carried_inputs(call.source, nullptr, b)},
+                   call.already_staged, slots_aligned(call.source.pool));
+  }
+  channels.template walk<at_a_time>(rows, tokens);
   if (!call.destination.empty()) {
     channels.store_carried(call.destination.pool.head(call.destination.slot(b), 0), slots_aligned(call.destination.pool));
   }

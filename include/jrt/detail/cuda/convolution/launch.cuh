@@ -87,8 +87,8 @@ Status launch_step(const char* operation, const ConvolutionCall<Config>& call, c
   if (!takes_vectors(call)) {
     return launch_step<Config, 1, group>(operation, call, on);
   }
-  return call.input.tokens < group ? launch_step<Config, width, 1>(operation, call, on)
-                                   : launch_step<Config, width, group>(operation, call, on);
+  return call.input.tokens == 1 ? launch_step<Config, width, 1>(operation, call, on)
+                                : launch_step<Config, width, group>(operation, call, on);
 }
 
 }  // namespace JRT_DETAIL_CUDA_ABI
