@@ -46,6 +46,15 @@ void set_tensors(Args& args, const WindowTensors<Element>& tensors) {
   args.scale = tensors.scale;
 }
 
+/// A step of a mixer in one kernel with the projection that makes its inputs, where there is one (convolved_product.cuh).
+template <class Config, class Execution>
+struct ProjectedStep {
+  template <class... Arguments>
+  static bool run(const Arguments&... /*arguments*/) {
+    return false;
+  }
+};
+
 /// A mixer of the library.
 template <class Config, class Execution, class Tensors>
 class CompiledMixer final : public Mixer<Execution, Tensors> {
@@ -105,6 +114,11 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
       args.has_initial_state = call.continues;
       require(jrt::prefill(args, call.workspace(jrt::prefill_workspace_bytes(args, on)), on));
     }
+  }
+
+  bool run_projected(const StepProjection<typename Tensors::Element>& projection, const Tensors& tensors,
+                     const MixerCall& call, const Execution& on) const override {
+    return ProjectedStep<Config, Execution>::run(projection, tensors, states(call.states), staging(call), on);
   }
 
   void run_piece(const Tensors& tensors, const MixerCall& call, const jrt::ContextLayout& whole, RankLink<Execution>& link,

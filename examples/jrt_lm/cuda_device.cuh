@@ -323,9 +323,6 @@ class CudaDevice {
     check_launch();
   }
 
-  static bool is_skinny(std::int64_t rows, std::int64_t in, std::int64_t outputs) {
-    return rows <= skinny_rows && in % skinny_chunk == 0 && outputs % skinny_outputs == 0;
-  }
   template <class E>
   static SkinnyResidual<E> normalised(const Norm<float>& norm, const float* x, std::int64_t width) {
     return SkinnyResidual<E>{x, static_cast<int>(width), norm.weight, static_cast<float>(norm.epsilon)};
@@ -333,10 +330,8 @@ class CudaDevice {
   template <SkinnyOutput what, class E, class Input, class Out>
   void skinny_product(const Projection<CudaDevice, E, Out>& by, const Input& input, std::int64_t rows, std::int64_t outputs,
                       Out* y, std::int64_t y_columns) {
-    const auto kernel =
-        rows <= 8 ? skinny_product_kernel<what, 1, E, Input, Out> : skinny_product_kernel<what, 2, E, Input, Out>;
-    check_cuda(launch_early(kernel, outputs / skinny_outputs, 32 * skinny_warps, skinny_shared_bytes<Input>(by.in),
-                            stream_.get(), input, rows, by.in, by.weight.data(), by.bias.data(), outputs, y, y_columns),
+    check_cuda(launch_skinny_product<what>(input, rows, by.in, by.weight.data(), by.bias.data(), outputs, y, y_columns,
+                                           stream_.get()),
                "launch");
   }
 

@@ -116,10 +116,7 @@ class Layers {
                                   a.projected.data(), layer.input.out);
   }
 
-  /// Runs one mixer on the states of layer `i`.
-  template <class Tensors>
-  void run_mixer(const Mixer<typename Device::Execution, Tensors>& mixer, const Tensors& tensors, std::size_t i,
-                 const Pass& pass, Activations<Device, Element>& a) {
+  [[nodiscard]] MixerCall call_of(std::size_t i, const Pass& pass, Activations<Device, Element>& a) const {
     MixerCall call;
     call.is_step = pass.is_step();
     call.staging = pass.staging.empty() ? LayerStaging{} : pass.staging[i];
@@ -127,6 +124,33 @@ class Layers {
     call.continues = pass.continues;
     call.states = model_.states.slots_of(i, pass.slots);
     call.workspace = [this, &a](std::size_t bytes) { return a.workspace(model_.device, bytes); };
+    return call;
+  }
+
+  /// Projects and runs one mixer of a step, if one kernel does both.
+  template <class Tensors>
+  bool run_projected(const Mixer<typename Device::Execution, Tensors>& mixer, const Tensors& tensors, std::size_t i,
+                     const Pass& pass, Activations<Device, Element>& a) {
+    if (!pass.is_step()) {
+      return false;
+    }
+    const Layer& layer = model_.weights.layers[i];
+    StepProjection<Element> projection;
+    projection.residual = a.residual.data();
+    projection.rows = pass.rows;
+    projection.in = layer.input.in;
+    projection.norm_weight = layer.mixer_norm.data();
+    projection.norm_epsilon = model_.config.norm_epsilon;
+    projection.weight = layer.input.weight.data();
+    projection.bias = layer.input.bias.data();
+    return mixer.run_projected(projection, tensors, call_of(i, pass, a), model_.device.execution());
+  }
+
+  /// Runs one mixer on the states of layer `i`.
+  template <class Tensors>
+  void run_mixer(const Mixer<typename Device::Execution, Tensors>& mixer, const Tensors& tensors, std::size_t i,
+                 const Pass& pass, Activations<Device, Element>& a) {
+    const MixerCall call = call_of(i, pass, a);
     if (ranked_.link == nullptr || pass.is_step()) {
       mixer.run(tensors, call, model_.device.execution());
     } else {
@@ -138,14 +162,16 @@ class Layers {
     const Layer& layer = model_.weights.layers[i];
     const std::int64_t channels = model_.config.channels;
     Element* const projected = a.projected.data();
-    project(layer, pass, a);
     ConvolutionTensors<Element> tensors;
     tensors.input = pass.part(projected, 2 * channels, 0, 1, channels);
     tensors.gate = pass.part(projected, 2 * channels, channels, 1, channels);
     tensors.output = pass.part(a.mixed.data(), channels, 0, 1, channels);
     tensors.weight = layer.convolution_weight.data();
     tensors.bias = layer.convolution_bias.data();
-    run_mixer(*model_.mixers.convolution, tensors, i, pass, a);
+    if (!run_projected(*model_.mixers.convolution, tensors, i, pass, a)) {
+      project(layer, pass, a);
+      run_mixer(*model_.mixers.convolution, tensors, i, pass, a);
+    }
     model_.device.multiply_add(layer.output, a.mixed.data(), channels, pass.rows, a.residual.data(), model_.config.width);
   }
 

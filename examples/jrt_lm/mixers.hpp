@@ -8,6 +8,7 @@
 #include <jrt/mixer/gated_convolution.hpp>
 #include <jrt/mixer/linear_attention.hpp>
 #include <jrt/mixer/window_attention.hpp>
+#include <jrt/numeric.hpp>
 #include <jrt/policy/rotary.hpp>
 #include <jrt/sequences.hpp>
 #include <jrt/tensor_view.hpp>
@@ -54,8 +55,21 @@ struct MixerCall {
   std::function<jrt::Workspace(std::size_t bytes)> workspace{};
 };
 
-template <class Element>
+/// The projection that makes a step's inputs: norm(x) Wᵀ + b, of rows of the residual stream.
+template <class E>
+struct StepProjection {
+  const jrt::ComputeType<E>* residual = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t in = 0;
+  const jrt::ComputeType<E>* norm_weight = nullptr;
+  double norm_epsilon = 0;
+  const E* weight = nullptr;
+  const E* bias = nullptr;
+};
+
+template <class E>
 struct ConvolutionTensors {
+  using Element = E;
   jrt::TensorView<const Element> input{};
   jrt::TensorView<const Element> gate{};
   jrt::TensorView<Element> output{};
@@ -63,8 +77,9 @@ struct ConvolutionTensors {
   const Element* bias = nullptr;
 };
 
-template <class Element>
+template <class E>
 struct LinearTensors {
+  using Element = E;
   jrt::TensorView<const Element> query{};
   jrt::TensorView<const Element> key{};
   jrt::TensorView<const Element> value{};
@@ -73,8 +88,9 @@ struct LinearTensors {
   jrt::TensorView<Element> output{};
 };
 
-template <class Element>
+template <class E>
 struct WindowTensors {
+  using Element = E;
   jrt::TensorView<const Element> query{};
   jrt::TensorView<const Element> key{};
   jrt::TensorView<const Element> value{};
@@ -112,6 +128,10 @@ template <class Execution, class Tensors>
 class Mixer : public MixerStates<Execution> {
  public:
   virtual void run(const Tensors& tensors, const MixerCall& call, const Execution& on) const = 0;
+  /// A step together with the projection that makes its inputs, which need no tensors then; false, and nothing is done, if
+  /// there is no kernel for both.
+  virtual bool run_projected(const StepProjection<typename Tensors::Element>& projection, const Tensors& tensors,
+                             const MixerCall& call, const Execution& on) const = 0;
   /// A rank's piece of one prompt, whose encoder region is the layout's if the mixer has one.
   virtual void run_piece(const Tensors& tensors, const MixerCall& call, const jrt::ContextLayout& layout,
                          RankLink<Execution>& link, const Execution& on) const = 0;

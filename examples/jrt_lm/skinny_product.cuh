@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "jrt_lm/cuda_kernels.cuh"
+#include "jrt_lm/early_start.cuh"
 
 /// Matrix products of a decode step: few rows x (one for each sequence, at most 16), so that reading W once is all that
 /// counts. The norm before a product and the addition or gate behind it are part of it: a step has half as many kernels.
@@ -43,6 +44,7 @@ enum class SkinnyOutput {
   stores,  ///< y = …
   adds,    ///< y += …
   gates,   ///< W has twice as many rows: y = silu(gate) value, of the first half (values) and the second (gates)
+  passes,  ///< likewise, but what is behind the product makes y of both
 };
 
 /// sums += x W over 16 k (PTX ISA, "mma.sync.m16n8k16").
@@ -127,14 +129,18 @@ std::size_t skinny_shared_bytes(std::int64_t in) {
 
 extern __shared__ __align__(16) float skinny_scales[];
 
+/// What is behind a product whose output is y.
+struct NothingBehind {};
+
 /// y (rows, outputs) = x Wᵀ + bias, as `what` says; a block for 8 outputs. `in` is a multiple of 32, `outputs` of 8, and
 /// there are at most 8 * `halves` rows. All that is read is on its way before the first of it is needed; what no kernel of
 /// this step writes, before the kernel that writes x is over. A row's sums do not depend on the other rows.
-template <SkinnyOutput what, int halves, class E, class Input, class Out>
+template <SkinnyOutput what, int halves, class E, class Input, class Out, class Behind>
 __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     skinny_product_kernel(const Input input, int rows, int in, const E* weight, const Out* bias, int outputs, Out* y,
-                          int y_columns) {
-  constexpr int tiles = what == SkinnyOutput::gates ? 2 : 1;
+                          int y_columns, const __grid_constant__ Behind behind) {
+  constexpr bool passes = what == SkinnyOutput::passes;
+  constexpr int tiles = what == SkinnyOutput::gates || passes ? 2 : 1;
   __shared__ float partial[skinny_warps][tiles][8 * halves][skinny_outputs];
   __shared__ float partial_squares[skinny_warps][8 * halves];
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -181,7 +187,17 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     }
     __syncthreads();
   }
+  if constexpr (passes) {
+    behind.prefetch(first_output);
+  }
   jrt::await_previous_kernel();
+  [[maybe_unused]] auto own_behind = [&] {
+    if constexpr (passes) {
+      return behind.load(first_output);
+    } else {
+      return NothingBehind{};
+    }
+  }();
   Out* const to = y + std::int64_t{row} * y_columns + output;
   Out before{};
   if (what == SkinnyOutput::adds && row < rows) {
@@ -242,36 +258,61 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     }
   }
   __syncthreads();
-  if (row >= rows) {
+  if (!passes && row >= rows) {
     return;
   }
   const int column = output - first_output;
   float total[tiles] = {};
-  float factor = 1;
-  if constexpr (Input::normalises) {
-    float all = 0;
-    for (int w = 0; w < skinny_warps; ++w) {
-      all += partial_squares[w][row];
+  if (row < rows) {
+    float factor = 1;
+    if constexpr (Input::normalises) {
+      float all = 0;
+      for (int w = 0; w < skinny_warps; ++w) {
+        all += partial_squares[w][row];
+      }
+      factor = 1 / sqrtf(all / static_cast<float>(in) + input.epsilon);
     }
-    factor = 1 / sqrtf(all / static_cast<float>(in) + input.epsilon);
-  }
 #pragma unroll
-  for (int tile = 0; tile < tiles; ++tile) {
-    for (int w = 0; w < skinny_warps; ++w) {
-      total[tile] += partial[w][tile][row][column];
-    }
-    total[tile] *= factor;
-    if (bias != nullptr) {
-      total[tile] += jrt::convert<float>(own_bias[tile]);
+    for (int tile = 0; tile < tiles; ++tile) {
+      for (int w = 0; w < skinny_warps; ++w) {
+        total[tile] += partial[w][tile][row][column];
+      }
+      total[tile] *= factor;
+      if (bias != nullptr) {
+        total[tile] += jrt::convert<float>(own_bias[tile]);
+      }
     }
   }
   if constexpr (what == SkinnyOutput::stores) {
     *to = jrt::convert<Out>(total[0]);
   } else if constexpr (what == SkinnyOutput::adds) {
     *to = jrt::convert<Out>(jrt::convert<float>(before) + total[0]);
-  } else {
+  } else if constexpr (what == SkinnyOutput::gates) {
     *to = jrt::convert<Out>(total[0] * total[1] / (1 + expf(-total[1])));
+  } else {
+    __shared__ Out passed[8 * halves][2][skinny_outputs];
+    if (row < rows) {
+      passed[row][0][column] = jrt::convert<Out>(total[0]);
+      passed[row][1][column] = jrt::convert<Out>(total[1]);
+    }
+    __syncthreads();
+    behind.run(own_behind, first_output, passed, y, y_columns);
   }
+}
+
+/// Whether there is such a product.
+inline bool is_skinny(std::int64_t rows, std::int64_t in, std::int64_t outputs) {
+  return rows <= skinny_rows && in % skinny_chunk == 0 && outputs % skinny_outputs == 0;
+}
+
+template <SkinnyOutput what, class E, class Input, class Out, class Behind = NothingBehind>
+cudaError_t launch_skinny_product(const Input& input, std::int64_t rows, std::int64_t in, const E* weight, const Out* bias,
+                                  std::int64_t outputs, Out* y, std::int64_t y_columns, cudaStream_t stream,
+                                  const Behind& behind = {}) {
+  const auto kernel = rows <= 8 ? skinny_product_kernel<what, 1, E, Input, Out, Behind>
+                                : skinny_product_kernel<what, 2, E, Input, Out, Behind>;
+  return launch_early(kernel, outputs / skinny_outputs, 32 * skinny_warps, skinny_shared_bytes<Input>(in), stream, input,
+                      rows, in, weight, bias, outputs, y, y_columns, behind);
 }
 
 }  // namespace jrt_lm

@@ -187,8 +187,9 @@ class DeviceStep<Config> {
 };
 
 /// One channel of one sequence of a convolution, whose new input is in a register: the epilogue of a projection. `load`
-/// loads weights and carried inputs, `next` takes the input and its gate, stores the carried inputs and returns the output.
-/// Results are bitwise those of `decode_step`.
+/// loads weights and carried inputs, `next` takes the input and its gate, stores the carried inputs and returns the output;
+/// after a `load` for a staged step it leaves the state as it is, and takes one token after another. Results are bitwise
+/// those of `decode_step`.
 template <ConvolutionConfig Config>
 class DeviceChannel {
   using Element = typename Config::Element;
@@ -197,31 +198,45 @@ class DeviceChannel {
  public:
   /// Of `args` only weights, bias and states are used; `channels` is their number.
   __device__ void load(const DecodeArgs<Config>& args, int sequence, int channel, int channels) {
-    walk_ = Walk(channel, channels);
-    state_ = nullptr;
     const auto& destination = args.destination.empty() ? args.source : args.destination;
-    if (!detail::sequence_skipped(args.source, nullptr, destination, sequence)) {
-      state_ = destination.pool.head(destination.slot(sequence), 0);
-      walk_.load_weights(args.weight, args.bias);
-      walk_.start({nullptr, 0, args.source.pool.head(args.source.slot(sequence), 0)}, 0, false);
-    }
+    load(args, args.source, destination, sequence, channel, channels);
+    state_ = skipped_ ? nullptr : destination.pool.head(destination.slot(sequence), 0);
+  }
+  /// Of a staged step without tokens staged before. That inputs are staged is left to the caller.
+  __device__ void load(const StagedStepArgs<Config>& args, int sequence, int channel, int channels) {
+    load(args, args.state, StateSlots<Format>{}, sequence, channel, channels);
+    state_ = nullptr;
   }
 
   /// 0 for a row of padding.
   __device__ Element next(Element input, Element gate) {
-    if (state_ == nullptr) {
+    if (skipped_) {
       return Element{};
     }
     using T = detail::ConvolutionCompute<Config>;
     const T output = walk_.next(0, convert<T>(input)) * convert<T>(gate);
-    walk_.store_carried(state_, false);
+    if (state_ != nullptr) {
+      walk_.store_carried(state_, false);
+    }
     return convert<Element>(output);
   }
 
  private:
+  template <class Args>
+  __device__ void load(const Args& args, const StateSlots<Format>& source, const StateSlots<Format>& destination,
+                       int sequence, int channel, int channels) {
+    walk_ = Walk(channel, channels);
+    skipped_ = detail::sequence_skipped(source, nullptr, destination, sequence);
+    if (!skipped_) {
+      walk_.load_weights(args.weight, args.bias);
+      walk_.start({nullptr, 0, source.pool.head(source.slot(sequence), 0)}, 0, false);
+    }
+  }
+
   using Walk = detail::cuda::ChannelWalk<Config, 1>;
   Walk walk_{0, 0};
-  Element* state_ = nullptr;  // null: skipped
+  bool skipped_ = true;
+  Element* state_ = nullptr;  // null: it stays as it is
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI
