@@ -31,20 +31,25 @@ struct ConvolutionBehind {
   [[nodiscard]] __device__ static int sequence() { return static_cast<int>(threadIdx.x) / skinny_outputs; }
   [[nodiscard]] __device__ static int channel(int first) { return first + static_cast<int>(threadIdx.x) % skinny_outputs; }
 
-  /// The filters of channels from `first` on.
-  __device__ void prefetch(int first) const {
+  __device__ void place(int block, int& first, int& tile_stride) const {
+    first = block * skinny_outputs;
+    tile_stride = channels;
+  }
+
+  /// Asks for the filters of channels from `first` on.
+  [[nodiscard]] __device__ Channel prepare(int first) const {
     if (threadIdx.x == 0) {
       jrt::prefetch_lines(args.weight + std::int64_t{first} * Config::kernel_width,
                           skinny_outputs * Config::kernel_width * static_cast<std::int64_t>(sizeof(E)), 0, 1);
     }
+    return {};
   }
 
-  __device__ Channel load(int first) const {
-    Channel own;
+  /// States are of steps before this one.
+  __device__ void load(Channel& own, int first) const {
     if (sequence() < sequences) {
       own.load(args, sequence(), channel(first), channels);
     }
-    return own;
   }
 
   template <int rows>

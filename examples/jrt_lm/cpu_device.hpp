@@ -188,6 +188,15 @@ class CpuDevice {
     return by.out;
   }
 
+  /// y = norm(x) Wᵀ + b, of whose first `heads` heads each is turned by its row's position.
+  template <class E, int d, class Sum>
+  void multiply_normed_rotated(const Projection<CpuDevice, E, E>& by, const Norm<Sum>& norm, const Sum* x,
+                               std::int64_t rows, E* normed, E* y, const jrt::RotaryHalves<d>& rotary,
+                               const std::int32_t* positions, std::int64_t heads) {
+    multiply_normed(by, norm, x, rows, normed, y, by.out);
+    rotate(rotary, positions, rows, y, by.out, heads);
+  }
+
   /// Turns `heads` heads of each row by the row's position.
   template <class E, int d>
   void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,

@@ -17,22 +17,17 @@
 
 #include "jrt_lm/cublas_product.hpp"
 #include "jrt_lm/cuda_kernels.cuh"
+#include "jrt_lm/cuda_streams.cuh"
 #include "jrt_lm/device_array.hpp"
 #include "jrt_lm/early_start.cuh"
 #include "jrt_lm/language_model.hpp"
 #include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/nccl_ranks.cuh"
+#include "jrt_lm/rotated_product.cuh"
 #include "jrt_lm/skinny_product.cuh"
 #include "jrt_lm/step_kernel.hpp"
 
 namespace jrt_lm {
-
-inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());  // told here, not by the next launch
-    throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
-  }
-}
 
 /// A GPU: device memory, matrix products of cuBLASLt, and the kernels between them, all on one stream of its own.
 class CudaDevice {
@@ -41,7 +36,7 @@ class CudaDevice {
 
   explicit CudaDevice(const ModelOptions& options)
       : rank_(on_device(options.rank)),
-        stream_(new_stream()),
+        stream_(make_stream()),
         execution_(stream_.get()),
         scratch_(*this, 64 << 20),
         product_(scratch_.data(), 64 << 20) {
@@ -79,21 +74,14 @@ class CudaDevice {
     synchronize();
   }
 
- private:
-  template <auto destroy>
-  struct Destroy {
-    template <class Handle>
-    void operator()(Handle handle) const {
-      destroy(handle);
-    }
-  };
-  using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, Destroy<cudaStreamDestroy>>;
-
- public:
   /// Short prompts are replayed from graphs: their launches would take longer than their work.
   static constexpr bool replays_prompts = true;
   /// Work that can be launched again and again.
-  using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, Destroy<cudaGraphExecDestroy>>;
+  using Graph = CudaGraph;
+  template <class T>
+  using HostArray = TransferArray<T>;
+  /// A place in the stream: what was enqueued before it.
+  using Event = CudaEvent;
 
   [[nodiscard]] const Execution& execution() const { return execution_; }
   [[nodiscard]] std::int64_t allocated_bytes() const { return allocated_bytes_; }
@@ -128,28 +116,7 @@ class CudaDevice {
     check_cuda(error, "graph");
     return Graph(graph);
   }
-  /// Host memory for transfers that the host does not wait for.
-  template <class T>
-  class HostArray {
-   public:
-    HostArray() = default;
-    explicit HostArray(std::int64_t count) {
-      void* memory = nullptr;
-      check_cuda(cudaMallocHost(&memory, static_cast<std::size_t>(count) * sizeof(T)), "memory for transfers");
-      data_.reset(static_cast<T*>(memory));
-    }
-    [[nodiscard]] T* data() const { return data_.get(); }
-
-   private:
-    std::unique_ptr<T, Destroy<cudaFreeHost>> data_;
-  };
-  /// A place in the stream: what was enqueued before it.
-  using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, Destroy<cudaEventDestroy>>;
-  static Event make_event() {
-    cudaEvent_t event = nullptr;
-    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
-    return Event(event);
-  }
+  static Event make_event() { return jrt_lm::make_event(); }
   void record(const Event& event) { check_cuda(cudaEventRecord(event.get(), stream_.get()), "event"); }
   static void await(const Event& event) { check_cuda(cudaEventSynchronize(event.get()), "work on the device"); }
   /// To and from a HostArray, in the stream.
@@ -166,29 +133,10 @@ class CudaDevice {
         "transfer from the device");
   }
 
-  /// `function(i, execution)` for calls that do not need one another: they are short, and several streams start them
-  /// sooner.
+  /// `function(i, execution)` for calls that do not need one another.
   template <class Function>
   void side_by_side(std::int64_t count, const Function& function) {
-    if (sides_.empty()) {
-      for (int i = 0; i < side_streams; ++i) {
-        Stream stream = new_stream();
-        const Execution execution(stream.get());
-        sides_.push_back({std::move(stream), execution, make_event()});
-      }
-      fork_ = make_event();
-    }
-    record(fork_);
-    for (const Side& side : sides_) {
-      check_cuda(cudaStreamWaitEvent(side.stream.get(), fork_.get(), 0), "streams beside one another");
-    }
-    for (std::int64_t i = 0; i < count; ++i) {
-      function(i, sides_[static_cast<std::size_t>(i % side_streams)].execution);
-    }
-    for (const Side& side : sides_) {
-      check_cuda(cudaEventRecord(side.done.get(), side.stream.get()), "event");
-      check_cuda(cudaStreamWaitEvent(stream_.get(), side.done.get(), 0), "streams beside one another");
-    }
+    sides_.run(stream_.get(), count, function);
   }
   void launch(const Graph& graph) { check_cuda(cudaGraphLaunch(graph.get(), stream_.get()), "graph launch"); }
 
@@ -260,6 +208,21 @@ class CudaDevice {
     return by.out;
   }
 
+  template <class E, int d, class Sum>
+  void multiply_normed_rotated(const Projection<CudaDevice, E, E>& by, const Norm<Sum>& norm, const Sum* x,
+                               std::int64_t rows, E* normed, E* y, const jrt::RotaryHalves<d>& rotary,
+                               const std::int32_t* positions, std::int64_t heads) {
+    if constexpr (has_skinny_norm<E> && RotationBehind<E, d>::supported) {
+      if (is_skinny(rows, by.in, by.out / 2)) {
+        const RotationBehind<E, d> behind{rotary, positions, static_cast<int>(rows), static_cast<int>(heads)};
+        skinny_product<SkinnyOutput::passes>(by, normalised<E>(norm, x, by.in), rows, by.out / 2, y, by.out, behind);
+        return;
+      }
+    }
+    multiply_normed(by, norm, x, rows, normed, y, by.out);
+    rotate(rotary, positions, rows, y, by.out, heads);
+  }
+
   template <class E, int d>
   void rotate(const jrt::RotaryHalves<d>& rotary, const std::int32_t* positions, std::int64_t rows, E* x,
               std::int64_t columns, std::int64_t heads) {
@@ -297,11 +260,6 @@ class CudaDevice {
   }
 
  private:
-  static Stream new_stream() {
-    cudaStream_t stream = nullptr;
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-    return Stream(stream);
-  }
   static unsigned blocks(std::int64_t count) { return static_cast<unsigned>(count); }
   static void check_launch() { check_cuda(cudaGetLastError(), "launch"); }
 
@@ -327,11 +285,11 @@ class CudaDevice {
   static SkinnyResidual<E> normalised(const Norm<float>& norm, const float* x, std::int64_t width) {
     return SkinnyResidual<E>{x, static_cast<int>(width), norm.weight, static_cast<float>(norm.epsilon)};
   }
-  template <SkinnyOutput what, class E, class Input, class Out>
+  template <SkinnyOutput what, class E, class Input, class Out, class Behind = NothingBehind>
   void skinny_product(const Projection<CudaDevice, E, Out>& by, const Input& input, std::int64_t rows, std::int64_t outputs,
-                      Out* y, std::int64_t y_columns) {
+                      Out* y, std::int64_t y_columns, const Behind& behind = {}) {
     check_cuda(launch_skinny_product<what>(input, rows, by.in, by.weight.data(), by.bias.data(), outputs, y, y_columns,
-                                           stream_.get()),
+                                           stream_.get(), behind),
                "launch");
   }
 
@@ -367,22 +325,13 @@ class CudaDevice {
     return rank;
   }
 
-  /// A stream beside the main one.
-  struct Side {
-    Stream stream;
-    Execution execution;
-    Event done;
-  };
-  static constexpr int side_streams = 8;
-
   int rank_;
-  Stream stream_;
+  CudaStream stream_;
   Execution execution_;
   std::int64_t allocated_bytes_ = 0;
   Array<std::byte> scratch_;
   CublasProduct product_;
-  std::vector<Side> sides_;  // made when they are first used
-  Event fork_;
+  SideStreams sides_;
 };
 
 }  // namespace jrt_lm

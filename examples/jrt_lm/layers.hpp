@@ -223,9 +223,11 @@ class Layers {
     const std::int64_t d = model_.config.shape.head_dim;
     const std::int64_t columns = layer.input.out;  // queries, keys, values of all heads
     Element* const projected = a.projected.data();
-    project(layer, pass, a);
     if (model_.config.rotates) {  // here and not in the window's Rotary policy: once, for any kernel
-      model_.mixers.rotation->rotate(model_.device, pass.positions, pass.rows, projected, columns, heads + kv_heads);
+      model_.mixers.rotation->project(model_.device, layer.input, norm(layer.mixer_norm), a.residual.data(), pass.rows,
+                                      a.normed.data(), projected, pass.positions, heads + kv_heads);
+    } else {
+      project(layer, pass, a);
     }
     WindowTensors<Element> tensors;
     tensors.query = pass.part(projected, columns, 0, heads, d);

@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include "jrt_lm/model_config.hpp"
+#include "jrt_lm/model_weights.hpp"
 #include "jrt_lm/ranks.hpp"
 #include "jrt_lm/step_kernel.hpp"
 
@@ -145,25 +146,31 @@ std::unique_ptr<const Mixer<Execution, Tensors>> make_mixer();
 template <class Device, class Element>
 class Rotation {
  public:
+  using Sum = jrt::ComputeType<Element>;
+
   Rotation() = default;
   Rotation(const Rotation&) = delete;
   Rotation& operator=(const Rotation&) = delete;
   virtual ~Rotation() = default;
 
-  /// Turns `heads` heads of each row by the row's position.
-  virtual void rotate(Device& device, const std::int32_t* positions, std::int64_t rows, Element* x, std::int64_t columns,
-                      std::int64_t heads) const = 0;
+  /// y = norm(x) Wᵀ + b, of whose first `heads` heads each is turned by its row's position. `normed` is scratch.
+  virtual void project(Device& device, const Projection<Device, Element, Element>& by, const Norm<Sum>& norm, const Sum* x,
+                       std::int64_t rows, Element* normed, Element* y, const std::int32_t* positions,
+                       std::int64_t heads) const = 0;
 };
 
 /// By the device's function for the dimension.
 template <class Device, class Element, int head_dim>
 class CompiledRotation final : public Rotation<Device, Element> {
  public:
+  using Sum = jrt::ComputeType<Element>;
+
   explicit CompiledRotation(double base) : rotary_(base) {}
 
-  void rotate(Device& device, const std::int32_t* positions, std::int64_t rows, Element* x, std::int64_t columns,
-              std::int64_t heads) const override {
-    device.rotate(rotary_, positions, rows, x, columns, heads);
+  void project(Device& device, const Projection<Device, Element, Element>& by, const Norm<Sum>& norm, const Sum* x,
+               std::int64_t rows, Element* normed, Element* y, const std::int32_t* positions,
+               std::int64_t heads) const override {
+    device.multiply_normed_rotated(by, norm, x, rows, normed, y, rotary_, positions, heads);
   }
 
  private:

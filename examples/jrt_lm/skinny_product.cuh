@@ -44,7 +44,7 @@ enum class SkinnyOutput {
   stores,  ///< y = …
   adds,    ///< y += …
   gates,   ///< W has twice as many rows: y = silu(gate) value, of the first half (values) and the second (gates)
-  passes,  ///< likewise, but what is behind the product makes y of both
+  passes,  ///< W has twice as many rows, in pairs: what is behind the product says which, and makes y of them
 };
 
 /// sums += x W over 16 k (PTX ISA, "mma.sync.m16n8k16").
@@ -147,7 +147,12 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4;
   const int c = lane % 4;
-  const int first_output = static_cast<int>(blockIdx.x) * skinny_outputs;
+  // Outputs of a block, and how far those of the second tile are behind those of the first.
+  int first_output = static_cast<int>(blockIdx.x) * skinny_outputs;
+  int tile_stride = outputs;
+  if constexpr (passes) {
+    behind.place(static_cast<int>(blockIdx.x), first_output, tile_stride);
+  }
   const E* const own_weight = weight + std::int64_t{first_output + g} * in + 8 * c;
   const int chunks = in / skinny_chunk;
   // Weights are always this many chunks ahead.
@@ -160,8 +165,8 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     for (int tile = 0; tile < tiles; ++tile) {
       if (chunk < chunks) {
         // Each once in a step and never again.
-        to[tile] =
-            __ldcs(reinterpret_cast<const uint4*>(own_weight + std::int64_t{tile * outputs} * in + chunk * skinny_chunk));
+        to[tile] = __ldcs(
+            reinterpret_cast<const uint4*>(own_weight + std::int64_t{tile * tile_stride} * in + chunk * skinny_chunk));
       }
     }
   };
@@ -177,7 +182,7 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
   if (bias != nullptr && row < rows) {
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
-      own_bias[tile] = bias[tile * outputs + output];
+      own_bias[tile] = bias[tile * tile_stride + output];
     }
   }
   if constexpr (Input::normalises) {
@@ -187,17 +192,17 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
     }
     __syncthreads();
   }
-  if constexpr (passes) {
-    behind.prefetch(first_output);
-  }
-  jrt::await_previous_kernel();
   [[maybe_unused]] auto own_behind = [&] {
     if constexpr (passes) {
-      return behind.load(first_output);
+      return behind.prepare(first_output);
     } else {
       return NothingBehind{};
     }
   }();
+  jrt::await_previous_kernel();
+  if constexpr (passes) {
+    behind.load(own_behind, first_output);
+  }
   Out* const to = y + std::int64_t{row} * y_columns + output;
   Out before{};
   if (what == SkinnyOutput::adds && row < rows) {

@@ -41,8 +41,9 @@ struct QueryLayout {
   static constexpr int lanes = smaller(32, power_of_two(ceil_div(dim, vector)));  // of a group
   static constexpr int parts = ceil_div(dim, vector* lanes);                      // vectors of a lane
   static constexpr int groups = warps * 32 / lanes;
-  static constexpr int keys_in_flight =
-      parts > 1 ? window_query_tuning.wide_keys_in_flight : window_query_tuning.keys_in_flight;  // of a group
+  static constexpr int keys_in_flight = parts > 1              ? window_query_tuning.wide_keys_in_flight
+                                        : sizeof(Element) == 2 ? 9
+                                                               : window_query_tuning.keys_in_flight;  // of a group
 };
 
 template <WindowConfig Config>
