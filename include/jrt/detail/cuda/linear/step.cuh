@@ -73,9 +73,6 @@ class StepBlock {
     const std::int64_t keys =
         call_.accepted_tokens == nullptr ? call_.keys : clamped(call_.accepted_tokens[b_], 0, call_.keys);
     tokens_.find_evicted(keys);
-    if (call_.staging.data != nullptr && call_.accepted_tokens == nullptr) {
-      tokens_.stage();
-    }
     for (int pass = 0; pass < Layout::passes; ++pass) {
       // All loads are issued before waiting for the first.
       if (keys > 0) {
@@ -97,7 +94,9 @@ class StepBlock {
       convert_state();
       for (std::int64_t t = 0; t < keys; ++t) {
         if (t > 0) {
-          part_.sync();
+          if (t <= call_.already_staged || call_.group == 0) {
+            part_.sync();  // the token before had no output, for which all wait once they have used it
+          }
           tokens_.place(t);
         }
         if (t + 1 < keys) {

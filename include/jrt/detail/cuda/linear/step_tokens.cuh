@@ -51,17 +51,6 @@ class StepTokens {
   [[nodiscard]] __device__ const T* query_features() const { return query_features_; }
   [[nodiscard]] __device__ const T* value() const { return shared_.value; }
 
-  /// Stores the new keys and values after the staged ones.
-  __device__ void stage() {
-    constexpr int row = StagingView<Config>::row_elements;
-    for (std::int64_t i = thread(); i < call_.key.tokens * row; i += Layout::threads) {
-      const std::int64_t t = i / row;
-      const int c = static_cast<int>(i % row);
-      call_.staging.row(b_, call_.already_staged + t, head_)[c] =
-          c < Map::input_dim ? call_.key.row(b_, t, head_)[c] : call_.value.row(b_, t, head_)[c - Map::input_dim];
-    }
-  }
-
   /// Issues the loads of a token's key, value and first query to registers.
   __device__ void fetch(std::int64_t t) {
     const Element* const key = key_row(t);
@@ -88,8 +77,18 @@ class StepTokens {
     }
   }
 
-  /// Moves what was fetched to shared memory and expands it there.
+  /// Moves what was fetched to shared memory and expands it there; a new key and value of a staged step go after the staged
+  /// ones, too.
   __device__ void place(std::int64_t t) {
+    if (stages(t)) {
+      Element* const staged = call_.staging.row(b_, t, head_);
+#pragma unroll
+      for (int i = 0; i < input_parts; ++i) {
+        if (const int c = thread() + i * Layout::threads; c < Map::input_dim + Format::columns) {
+          staged[c] = fetched_input_[i];
+        }
+      }
+    }
 #pragma unroll
     for (int i = 0; i < input_parts; ++i) {
       const int c = thread() + i * Layout::threads;
@@ -146,6 +145,9 @@ class StepTokens {
   /// the views.
   [[nodiscard]] __device__ bool from_staging(std::int64_t t) const {
     return call_.accepted_tokens != nullptr || t < call_.already_staged;
+  }
+  [[nodiscard]] __device__ bool stages(std::int64_t t) const {
+    return call_.staging.data != nullptr && !from_staging(t);
   }
   [[nodiscard]] __device__ bool has_key([[maybe_unused]] std::int64_t t) const {
     if constexpr (consumes_evicted_keys<Config>) {
