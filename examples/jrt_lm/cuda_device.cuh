@@ -212,7 +212,7 @@ class CudaDevice {
   void multiply_normed_rotated(const Projection<CudaDevice, E, E>& by, const Norm<Sum>& norm, const Sum* x,
                                std::int64_t rows, E* normed, E* y, const jrt::RotaryHalves<d>& rotary,
                                const std::int32_t* positions, std::int64_t heads) {
-    if constexpr (has_skinny_norm<E> && RotationBehind<E, d>::supported) {
+    if constexpr (has_skinny_norm<E>) {
       if (is_skinny(rows, by.in, by.out / 2)) {
         const RotationBehind<E, d> behind{rotary, positions, static_cast<int>(rows), static_cast<int>(heads)};
         skinny_product<SkinnyOutput::passes>(by, normalised<E>(norm, x, by.in), rows, by.out / 2, y, by.out, behind);

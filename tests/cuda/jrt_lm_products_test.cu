@@ -167,6 +167,46 @@ TEST_CASE_TEMPLATE("products of few and of many rows", E, jrt::BFloat16, jrt::Ha
   check_products<E>(16, 1792, 336);
 }
 
+template <int d>
+void check_rotated(std::int64_t rows, std::int64_t in, std::int64_t heads, std::int64_t turned) {
+  CAPTURE(rows);
+  CAPTURE(d);
+  using E = jrt::BFloat16;
+  Problem<E> problem(rows, in, heads * d);
+  CudaDevice& device = problem.device;
+  const auto by = problem.projection<E>(true);
+  const auto residual = problem.residual.on(device);
+  const auto norm_weight = problem.norm_weight.on(device);
+  const Norm<float> norm{norm_weight.data(), 1e-5};
+  const jrt::RotaryHalves<d> rotary(1e4);
+  std::vector<std::int32_t> numbers;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    numbers.push_back(static_cast<std::int32_t>(1000 * row + 7));
+  }
+  CudaDevice::Array<std::int32_t> positions(device, rows);
+  positions.upload(numbers);
+  CudaDevice::Array<E> normed(device, rows * in);
+  CudaDevice::Array<E> together(device, rows * heads * d);
+  CudaDevice::Array<E> apart(device, rows * heads * d);
+  device.multiply_normed_rotated(by, norm, residual.data(), rows, normed.data(), together.data(), rotary, positions.data(),
+                                 turned);
+  device.multiply_normed(by, norm, residual.data(), rows, normed.data(), apart.data(), heads * d);
+  device.rotate(rotary, positions.data(), rows, apart.data(), heads * d, turned);
+  std::vector<double> expected;
+  for (const E number : apart.download(rows * heads * d)) {
+    expected.push_back(jrt::convert<double>(number));
+  }
+  CHECK(relative_error(together.download(rows * heads * d), expected) <= 1e-3);
+}
+
+TEST_CASE("the rotation behind a product is the rotation after it, for any rows, with heads that are not turned") {
+  for (const std::int64_t rows : {1, 3, 8, 9, 16, 20}) {
+    check_rotated<16>(rows, 64, 8, 6);
+    check_rotated<64>(rows, 352, 6, 4);
+    check_rotated<112>(rows, 128, 3, 2);
+  }
+}
+
 TEST_CASE("a row gives bitwise the same whatever else is in the batch") {
   using E = jrt::BFloat16;
   Problem<E> problem(16, 512, 64);
