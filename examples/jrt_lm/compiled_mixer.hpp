@@ -116,8 +116,8 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
     }
   }
 
-  bool run_projected(const StepProjection<typename Tensors::Element>& projection, const Tensors& tensors,
-                     const MixerCall& call, const Execution& on) const override {
+  [[nodiscard]] bool run_projected(const StepProjection<typename Tensors::Element>& projection, const Tensors& tensors,
+                                   const MixerCall& call, const Execution& on) const override {
     return ProjectedStep<Config, Execution>::run(projection, tensors, states(call.states), staging(call), on);
   }
 

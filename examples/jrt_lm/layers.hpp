@@ -129,8 +129,8 @@ class Layers {
 
   /// Projects and runs one mixer of a step, if one kernel does both.
   template <class Tensors>
-  bool run_projected(const Mixer<typename Device::Execution, Tensors>& mixer, const Tensors& tensors, std::size_t i,
-                     const Pass& pass, Activations<Device, Element>& a) {
+  [[nodiscard]] bool run_projected(const Mixer<typename Device::Execution, Tensors>& mixer, const Tensors& tensors,
+                                   std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
     if (!pass.is_step()) {
       return false;
     }

@@ -131,8 +131,8 @@ class Mixer : public MixerStates<Execution> {
   virtual void run(const Tensors& tensors, const MixerCall& call, const Execution& on) const = 0;
   /// A step together with the projection that makes its inputs, which need no tensors then; false, and nothing is done, if
   /// there is no kernel for both.
-  virtual bool run_projected(const StepProjection<typename Tensors::Element>& projection, const Tensors& tensors,
-                             const MixerCall& call, const Execution& on) const = 0;
+  [[nodiscard]] virtual bool run_projected(const StepProjection<typename Tensors::Element>& projection,
+                                           const Tensors& tensors, const MixerCall& call, const Execution& on) const = 0;
   /// A rank's piece of one prompt, whose encoder region is the layout's if the mixer has one.
   virtual void run_piece(const Tensors& tensors, const MixerCall& call, const jrt::ContextLayout& layout,
                          RankLink<Execution>& link, const Execution& on) const = 0;

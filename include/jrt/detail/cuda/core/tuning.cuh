@@ -155,8 +155,9 @@ inline constexpr WindowBackwardTuning window_backward_tuning{};
 /// One query at a time: window_queries.
 struct WindowQueryTuning {
   int threads = 128;
-  int keys_in_flight = 4;       // of a group of lanes
-  int wide_keys_in_flight = 2;  // where a lane has several vectors of each
+  int keys_in_flight = 4;         // of a group of lanes
+  int narrow_keys_in_flight = 9;  // of 16 bits: those of a window of 128 at once, where d = 64
+  int wide_keys_in_flight = 2;    // where a lane has several vectors of each
 };
 inline constexpr WindowQueryTuning window_query_tuning{};
 

@@ -42,7 +42,7 @@ struct QueryLayout {
   static constexpr int parts = ceil_div(dim, vector* lanes);                      // vectors of a lane
   static constexpr int groups = warps * 32 / lanes;
   static constexpr int keys_in_flight = parts > 1              ? window_query_tuning.wide_keys_in_flight
-                                        : sizeof(Element) == 2 ? 9
+                                        : sizeof(Element) == 2 ? window_query_tuning.narrow_keys_in_flight
                                                                : window_query_tuning.keys_in_flight;  // of a group
 };
 
