@@ -113,15 +113,12 @@ class LinearContextBackward {
         status = step();
       }
     };
-    // The sums of gradients need no states: they are formed while those of keys and values are under way.
-    then([&] { return states_.exchange_sums(communicator, [&] { return make_gradient_sums(); }); });
-    then([&] {
-      return overlapped(
-          communicator, on_,
-          [&](const Execution& beside) { return states_.gather(sums_, plan_.gathered_back, communicator, beside); },
-          [&](const Execution&) { return states_.make_starts(); });
-    });
+    // Sums of gradients may need the states (Hopper's kernels form dy·y from them), so that these come first.
+    then([&] { return states_.exchange_sums(communicator, NoWork{}); });
+    then([&] { return states_.make_starts(); });
     then([&] { return states_.copy_initial(local_.initial_state); });
+    then([&] { return make_gradient_sums(); });
+    then([&] { return states_.gather(sums_, plan_.gathered_back, communicator, on_); });
     if (!local_.initial_state_gradient.empty() && plan_.segments > 0) {
       // Their padding, which no pass writes, is copied, too.
       then([&] { return clear_states(ends(initial_gradients), plan_.sequences, on_); });
