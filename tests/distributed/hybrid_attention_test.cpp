@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <jrt/distributed/cpu.hpp>
 #include <jrt/prefill.hpp>
@@ -16,7 +17,15 @@ constexpr std::int64_t heads = 2;
 constexpr std::int64_t query_heads = 4;
 constexpr int dim = 4;
 constexpr int value_dim = 5;
-using Linear = PrefixLinearAttention<double, dim, value_dim>;
+/// Long pieces are summed in parts, whatever device there is.
+struct ShortSplit {
+  static constexpr std::int64_t segments(std::int64_t tokens, std::int64_t /*heads_in_batch*/, std::int64_t /*workers*/) {
+    return std::max<std::int64_t>(1, tokens / 48);
+  }
+};
+struct Linear : PrefixLinearAttention<double, dim, value_dim> {
+  using Split = ShortSplit;
+};
 using Hybrid = HybridAttention<Linear, WindowBeside<Linear, 6>>;
 using Convolution = GatedConvolution<double, 3>;
 using Model = Stack<Layer<Convolution, heads * dim>, Layer<Hybrid, heads>>;
@@ -229,6 +238,8 @@ TEST_CASE("a stack with hybrid attention on ranks agrees with one device") {
            Pieces{4, {3, 4, 2, 30}, {3, 0, 2, 8}},  // shorter than the window
            Pieces{3, {22, 9, 0, /**/ 0, 3, 4, /**/ 0, 1, 30}, {20, 0, 0, /**/ 0, 5, 0, /**/ 0, 4, 2}},  // packed
            Pieces{2, {19, 17, 15, 16}, {4, 3, 2, 1}},
+           Pieces{3, {200, 150, 170}, {120, 0, 100}},  // in parts
+           Pieces{2, {110, 90, /**/ 3, 130}, {60, 150, /**/ 50, 0}},
        }) {
     CAPTURE(pieces.ranks);
     compare<ThreadCommunicator>(pieces);

@@ -51,14 +51,24 @@ concept Communicator = requires(C& communicator, const void* send, void* receive
 
 namespace detail {
 
+/// No work of the caller's beside an exchange.
+struct NoWork {
+  Status operator()() const { return {}; }
+};
+
+template <class Execution, class Transfers, class Work>
+Status one_after_the_other(const Execution& on, const Transfers& transfers, const Work& work) {
+  const Status status = transfers(on);
+  return status.ok() ? work(on) : status;
+}
+
 /// `transfers(execution)`, which may wait for other ranks, and `work(on)`, which needs nothing of it, nor it of that.
 template <class C, class Execution, class Transfers, class Work>
 Status overlapped(C& communicator, const Execution& on, const Transfers& transfers, const Work& work) {
   if constexpr (requires { communicator.overlap(on, transfers, work); }) {
     return communicator.overlap(on, transfers, work);
   } else {
-    const Status status = transfers(on);
-    return status.ok() ? work(on) : status;
+    return one_after_the_other(on, transfers, work);
   }
 }
 

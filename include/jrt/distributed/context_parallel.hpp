@@ -73,8 +73,7 @@ template <class Config, class Execution>
 template <class Config, class C, class Execution>
 requires Communicator<C, Execution> Status prefill(const ContextPrefillArgs<Config>& args, C& communicator,
                                                    const Workspace& workspace, const Execution& on) {
-  return detail::ContextMixer<Config, Execution>::run(
-      args, [] { return Status(); }, communicator, workspace, on);
+  return detail::ContextMixer<Config, Execution>::run(args, detail::NoWork{}, communicator, workspace, on);
 }
 
 /// The same with work of the caller's, which hides the exchange if the communicator overlaps transfers (`SideStream`): the

@@ -24,9 +24,11 @@ class ContextPlan<Config> {
  public:
   /// Makes `plan` that of `rank` for a layout, as the plans of other mixers.
   template <class Execution>
-  static Status make(const ContextLayout& layout, int rank, const Execution& /*on*/, ContextPlan& plan) {
+  static Status make(const ContextLayout& layout, int rank, const Execution& on, ContextPlan& plan,
+                     std::int64_t heads = 16) {
     constexpr std::int64_t rows = Config::Window::left_window + 1;
-    detail::SegmentRule rule;
+    detail::SegmentRule rule = detail::segment_rule<typename Config::Linear>(on, heads);
+    rule.segments = nullptr;
     rule.delay = rows;
     const Status checked = detail::check_whole_sequences_continue(layout);
     if (!checked.ok()) {

@@ -70,18 +70,7 @@ class NcclCommunicator {
   /// Runs `transfers` on the side stream, if there is one, and `work` on that of `on`, which then waits for both.
   template <class Transfers, class Work>
   Status overlap(const Cuda& on, const Transfers& transfers, const Work& work) {
-    if (side_ == nullptr) {
-      const Status alone = transfers(on);
-      return alone.ok() ? work(on) : alone;
-    }
-    Status status = side_->fork(on);
-    if (status.ok()) {
-      status = transfers(side_->execution());
-      const Status worked = status.ok() ? work(on) : Status();
-      const Status joined = side_->join(on);  // in any case: a capture must not end with a stream apart
-      status = !status.ok() ? status : !worked.ok() ? worked : joined;
-    }
-    return status;
+    return side_ == nullptr ? detail::one_after_the_other(on, transfers, work) : side_->run_beside(on, transfers, work);
   }
 
   /// Ends what is in flight on this rank's stream, by ncclCommAbort, which frees the communicator: the caller must not

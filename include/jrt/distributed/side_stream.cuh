@@ -11,6 +11,10 @@ namespace jrt {
 /// A stream of the caller's beside those of calls, on the same device, with two events to order them. Made once and used
 /// for one execution's stream at a time; it must outlive what was enqueued. What is enqueued on it can be captured with the
 /// stream that it is forked from.
+///
+/// It should have a higher priority than that one (cudaStreamCreateWithPriority), or its kernels wait until the other's
+/// last blocks have started. A captured graph keeps priorities only if it is made so:
+/// cudaGraphInstantiateFlagUseNodePriority.
 class SideStream {
  public:
   explicit SideStream(cudaStream_t stream, CudaKernels kernels = CudaKernels::automatic) : on_(stream, kernels) {
@@ -42,6 +46,19 @@ class SideStream {
     keep_first(cudaEventRecord(done_, on_.stream()));
     keep_first(cudaStreamWaitEvent(on.stream(), done_, 0));
     return status();
+  }
+
+  /// `transfers(execution())` here beside `work(on)`; what follows on `on` comes after both.
+  template <class Transfers, class Work>
+  [[nodiscard]] Status run_beside(const Cuda& on, const Transfers& transfers, const Work& work) {
+    Status status = fork(on);
+    if (status.ok()) {
+      status = transfers(on_);
+      const Status worked = status.ok() ? work(on) : Status();
+      const Status joined = join(on);  // in any case: a capture must not end with a stream apart
+      status = !status.ok() ? status : !worked.ok() ? worked : joined;
+    }
+    return status;
   }
 
  private:

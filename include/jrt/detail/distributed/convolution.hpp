@@ -94,6 +94,7 @@ class ConvolutionContextPrefill : public HaloPrefill<ConvolutionContextPrefill<C
   }
 
   static std::int64_t state_heads(const PrefillArgs<Config>& local) { return local.input.dim; }
+  static bool leaves_room(const PrefillArgs<Config>& /*local*/) { return true; }
   template <class Part>
   static void slice(PrefillArgs<Config>& args, const Part& part) {
     args.input = part(args.input);

@@ -107,11 +107,21 @@ class HaloExchange {
                const Execution& on) const {
     const auto sent = packed_rows(outgoing_, plan_.outgoing_rows, like_);
     const auto received = packed_rows(incoming_, plan_.incoming_rows, like_);
-    Status status = for_copies(outgoing_copies, [&](const HaloPlan::Copy& copy) {
-      return copy_rows(local.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on);
-    });
+    Status status;
+    for (std::int64_t i = 0; status.ok() && i < plan_.outgoing(); ++i) {
+      const HaloPlan::Copy copy = plan_.copy(outgoing_copies, i);
+      if (in_place(local, i) == nullptr) {
+        status = copy_rows(local.slice(copy.first, copy.rows), sent.slice(copy.block_row, copy.rows), on);
+      }
+    }
     if (status.ok()) {
-      status = exchange(outgoing_copies, outgoing_, incoming_copies, incoming_, communicator, on);
+      status = exchange(
+          outgoing_copies,
+          [&](std::int64_t i, std::int64_t row) {
+            const Element* const rows = in_place(local, i);
+            return rows != nullptr ? rows : outgoing_ + row * like_.row_elements();
+          },
+          incoming_copies, incoming_, communicator, on);
     }
     return !status.ok() || halos.first.data == incoming_
                ? status
@@ -133,7 +143,12 @@ class HaloExchange {
       });
     }
     if (status.ok()) {
-      status = exchange(incoming_copies, incoming_, outgoing_copies, outgoing_, communicator, on_);
+      status = exchange(
+          incoming_copies,
+          [&](std::int64_t /*first*/, std::int64_t row) -> const Element* {
+            return incoming_ + row * like_.row_elements();
+          },
+          outgoing_copies, outgoing_, communicator, on_);
     }
     return !status.ok() ? status : for_copies(outgoing_copies, [&](const HaloPlan::Copy& copy) {
       return add_rows(as_input(received).slice(copy.block_row, copy.rows), local.slice(copy.first, copy.rows), on_);
@@ -151,34 +166,47 @@ class HaloExchange {
     return status;
   }
 
-  /// Transfers of one block for each peer of a list, made by `transfer(peer, first row, rows)`.
+  /// The rows of outgoing copy i where they are, if they need not be copied: contiguous, and all that its peer gets.
+  [[nodiscard]] const Element* in_place(const RowTensors<const Element>& local, std::int64_t i) const {
+    const TensorView<const Element>& view = local.first;
+    const auto has_peer = [&](std::int64_t other, int peer) {
+      return other >= 0 && other < plan_.outgoing() && plan_.copy(outgoing_copies, other).peer == peer;
+    };
+    const HaloPlan::Copy copy = plan_.copy(outgoing_copies, i);
+    const bool contiguous = view.token_stride == like_.row_elements() && (view.heads == 1 || view.head_stride == view.dim);
+    return contiguous && !has_peer(i - 1, copy.peer) && !has_peer(i + 1, copy.peer) ? view.row(0, copy.first, 0) : nullptr;
+  }
+
+  /// Transfers of one block for each peer of a list, made by `transfer(n, peer, first copy, first row, rows)`.
   template <class Transfer>
   [[nodiscard]] int for_peers(HaloArray list, const Transfer& transfer) const {
     const std::int64_t count = list == outgoing_copies ? plan_.outgoing() : plan_.incoming();
     int peers = 0;
     for (std::int64_t i = 0; i < count;) {
       const HaloPlan::Copy first = plan_.copy(list, i);
+      const std::int64_t first_copy = i;
       std::int64_t rows = 0;
       for (; i < count && plan_.copy(list, i).peer == first.peer; ++i) {
         rows += plan_.copy(list, i).rows;
       }
-      transfer(peers++, first.peer, first.block_row, rows);
+      transfer(peers++, first.peer, first_copy, first.block_row, rows);
     }
     return peers;
   }
 
-  template <class C>
-  Status exchange(HaloArray send_list, Element* send, HaloArray receive_list, Element* receive, C& communicator,
+  /// `send(first copy, first row)`: where the rows of a block begin.
+  template <class Send, class C>
+  Status exchange(HaloArray send_list, const Send& send, HaloArray receive_list, Element* receive, C& communicator,
                   const Execution& on) const {
     OutgoingBytes outgoing[HaloPlan::max_peers];
     IncomingBytes incoming[HaloPlan::max_peers];
     const std::int64_t row = like_.row_elements();
     const auto bytes = [&](std::int64_t rows) { return static_cast<std::size_t>(rows * row) * sizeof(Element); };
-    const int sends = for_peers(send_list, [&](int i, int peer, std::int64_t first, std::int64_t rows) {
-      outgoing[i] = {peer, send + first * row, bytes(rows)};
+    const int sends = for_peers(send_list, [&](int n, int peer, std::int64_t copy, std::int64_t first, std::int64_t rows) {
+      outgoing[n] = {peer, send(copy, first), bytes(rows)};
     });
-    const int receives = for_peers(receive_list, [&](int i, int peer, std::int64_t first, std::int64_t rows) {
-      incoming[i] = {peer, receive + first * row, bytes(rows)};
+    const int receives = for_peers(receive_list, [&](int n, int peer, std::int64_t, std::int64_t first, std::int64_t rows) {
+      incoming[n] = {peer, receive + first * row, bytes(rows)};
     });
     if (sends + receives == 0) {
       return {};

@@ -24,6 +24,7 @@ enum HaloArray {
   edge_offsets,       // [halos + 1] in the rows of all edges: a halo, then the first tokens of its piece
   edge_final_pieces,  // [halos] piece, if the edge has all of it; else `pieces`
   short_pieces,       // [halos] likewise; else -1
+  edge_tokens,        // [pieces] first tokens that look at a halo
   extended_offsets,   // [pieces + 1] in the rows of all pieces, each after its halo
   ending_pieces,      // [sequences] piece that ends its sequence
   // In host memory:
@@ -176,9 +177,9 @@ class HaloPlan {
       writer.push(initial_pieces, starts && layout.continues(g) ? pieces : -1);
       writer.push(final_pieces, holds ? pieces : -1);
       writer.push(ending_pieces, holds && piece.end == layout.first_token(ranks, g) ? pieces : -1);
+      const std::int64_t edge = piece.begin > 0 ? smaller(reach, piece.size()) : 0;
       if (holds && piece.begin > 0) {
         const std::int64_t halo = smaller(rows, piece.begin);
-        const std::int64_t edge = smaller(reach, piece.size());
         const std::int64_t before = (layout.continues(g) ? layout.first_position(g) : 0) + piece.begin - halo;
         writer.push(halo_pieces, pieces);
         for (const auto& [list, count] : {std::pair{halo_counts, before}, std::pair{piece_counts, before + halo}}) {
@@ -199,6 +200,7 @@ class HaloPlan {
       if (holds) {
         tokens += piece.size();
         ++pieces;
+        writer.push(edge_tokens, edge);
         writer.push(piece_offsets, tokens);
         writer.push(extended_offsets, tokens + halo_rows);
       }

@@ -35,13 +35,15 @@ inline Sequences halo_sequences(const HaloPlan& plan, HaloArray offsets) {
 /// A prefill of a mixer that needs the rows before a piece: all pieces at once, from states that lack other ranks' rows
 /// (from none, if the caller neither gives nor wants any); beside that the exchange, which makes the states of halos, and
 /// from these the first tokens of pieces that begin inside a sequence (the edges): later tokens do not look at halos. In
-/// the end the edges' outputs replace those of the same tokens.
+/// the end the edges' outputs replace those of the same tokens, unless the backend's prefill can leave these out
+/// (`prefill_without_edges`).
 ///
 /// `Carried` makes the states of halos: `take(arena)`, `receive(communicator, on)`, `states()`. `Mixer` derives from this
 /// class and has
 ///
 ///     static std::int64_t state_heads(const PrefillArgs<Config>& local);
 ///     static void slice(PrefillArgs<Config>& args, const auto& part);      // part(view) for each view of tokens
+///     static bool leaves_room(const PrefillArgs<Config>& local);           // for an exchange beside it
 ///     Status count_tokens_before(const StateSlots<Format>& states) const;  // of pieces behind halos
 template <class Mixer, class Config, class Execution, class Carried>
 class HaloPrefill {
@@ -65,7 +67,7 @@ class HaloPrefill {
     }
     const auto results = [&](auto& of_edges, const auto& like) {
       using Value = std::remove_pointer_t<decltype(like.data)>;
-      const std::int64_t tokens = plan_.edge_rows - plan_.halo_rows;
+      const std::int64_t tokens = edges_in_place ? 0 : plan_.edge_rows - plan_.halo_rows;
       of_edges = view_bthd(arena.take<Value>(like.data == nullptr ? 0 : tokens * like.heads * like.dim),
                            {.tokens = tokens, .heads = like.heads, .dim = like.dim});
     };
@@ -81,17 +83,17 @@ class HaloPrefill {
 
   template <class C, class Meanwhile>
   Status run(C& communicator, const Meanwhile& meanwhile) {
-    Status status = overlapped(
-        communicator, on_,
-        [&](const Execution& beside) {
-          const Status received = carried_.receive(communicator, beside);
-          return received.ok() ? prefill_edges(Backend::for_few_rows(beside)) : received;
-        },
-        [&](const Execution&) {
-          const Status of_pieces = plan_.pieces > 0 ? prefill_pieces() : Status();
-          return of_pieces.ok() ? meanwhile() : of_pieces;
-        });
-    if (status.ok()) {
+    const auto transfers = [&](const Execution& beside) {
+      const Status received = carried_.receive(communicator, beside);
+      return received.ok() ? prefill_edges(Backend::for_few_rows(beside)) : received;
+    };
+    const auto work = [&](const Execution&) {
+      const Status of_pieces = plan_.pieces > 0 ? prefill_pieces() : Status();
+      return of_pieces.ok() ? meanwhile() : of_pieces;
+    };
+    Status status = Mixer::leaves_room(local_) ? overlapped(communicator, on_, transfers, work)
+                                               : one_after_the_other(on_, transfers, work);
+    if (status.ok() && !edges_in_place) {
       status = take_from_edges();
     }
     if (local_.final_state.empty() || plan_.pieces == 0) {
@@ -116,6 +118,10 @@ class HaloPrefill {
  private:
   using Backend = ContextBackend<Execution>;
   static constexpr bool has_log_sum_exp = requires(const PrefillArgs<Config>& args) { args.log_sum_exp; };
+  /// Whether the prefill of pieces leaves the edges' outputs alone, so that these are written to their place.
+  static constexpr bool edges_in_place = requires(const PrefillArgs<Config>& args, const Execution& on) {
+    Backend::prefill_without_edges(args, nullptr, on);
+  };
 
   /// Whether pieces start from states: the caller's, or such as count the tokens before.
   [[nodiscard]] bool starts_from_states() const {
@@ -124,7 +130,7 @@ class HaloPrefill {
 
   Status prefill_pieces() const {
     if (!starts_from_states()) {
-      return prefill(prefill_args(), inner_, on_);
+      return prefill_without_edges();
     }
     Status status = clear_states(Slots{states_}, plan_.pieces, on_);
     if (status.ok() && plan_.reads_initial_state) {
@@ -133,7 +139,14 @@ class HaloPrefill {
     if (status.ok() && plan_.halos > 0) {
       status = static_cast<const Mixer&>(*this).count_tokens_before(Slots{states_, plan_.arrays[halo_pieces]});
     }
-    return status.ok() ? prefill(prefill_args(), inner_, on_) : status;
+    return status.ok() ? prefill_without_edges() : status;
+  }
+  Status prefill_without_edges() const {
+    if constexpr (edges_in_place) {
+      return Backend::prefill_without_edges(prefill_args(), plan_.halos > 0 ? plan_.arrays[edge_tokens] : nullptr, on_);
+    } else {
+      return prefill(prefill_args(), inner_, on_);
+    }
   }
 
   [[nodiscard]] PrefillArgs<Config> prefill_args() const {
@@ -155,16 +168,18 @@ class HaloPrefill {
     }
     return any;
   }
-  /// The first tokens of the piece after halo `i`, whose outputs are those of the edges from `row` on.
+  /// The first tokens of the piece after halo `i`, whose outputs are those of the edges from `row` on, or in their place.
   [[nodiscard]] PrefillArgs<Config> edge_args(std::int64_t i, std::int64_t row) const {
     const HaloPlan::Edge edge = plan_.edge(i);
     PrefillArgs<Config> args = local_;
     Mixer::slice(
         args, [&](const auto& view) { return view.data == nullptr ? view : view.slice_tokens(edge.first, edge.tokens); });
-    args.output = edge_output_.slice_tokens(row, edge.tokens);
-    if constexpr (has_log_sum_exp) {
-      if (local_.log_sum_exp.data != nullptr) {
-        args.log_sum_exp = edge_log_sum_exp_.slice_tokens(row, edge.tokens);
+    if constexpr (!edges_in_place) {
+      args.output = edge_output_.slice_tokens(row, edge.tokens);
+      if constexpr (has_log_sum_exp) {
+        if (local_.log_sum_exp.data != nullptr) {
+          args.log_sum_exp = edge_log_sum_exp_.slice_tokens(row, edge.tokens);
+        }
       }
     }
     args.initial_state = Slots{carried_.states()};

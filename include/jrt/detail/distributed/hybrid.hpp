@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -53,7 +54,9 @@ class HybridContextPrefill {
   using RingFormat = StateFormatOf<Window>;
   using Slots = StateSlots<Format>;
   using SumOperator =
-      std::conditional_t<std::is_same_v<typename Linear::StateScalar, ConfigCompute<Linear>>, Linear, StatesOfSums<Linear>>;
+      std::conditional_t<divides_pieces<Linear>, SegmentOperator<Linear>,
+                         std::conditional_t<std::is_same_v<typename Linear::StateScalar, ConfigCompute<Linear>>, Linear,
+                                            StatesOfSums<Linear>>>;
   using States = LinearContextStates<Linear, Execution, SumOperator>;
 
   HybridContextPrefill(const ContextPrefillArgs<Config>& args, const Execution& on)
@@ -143,12 +146,24 @@ class HybridContextPrefill {
     return status;
   }
 
+  /// Whether a piece has an encoder region that is not among the sums.
+  [[nodiscard]] bool reads_own_encoder() const {
+    if constexpr (Linear::Mask::reads_encoder) {
+      const std::int32_t* const lengths = plan_.linear.arrays.host(prefix_lengths);
+      const std::int64_t count = plan_.linear.arrays.size(prefix_lengths);
+      return std::any_of(lengths, lengths + count, [](std::int32_t length) { return length > 0; });
+    }
+    return false;
+  }
   [[nodiscard]] PrefillArgs<Config> prefill_args() const {
     PrefillArgs<Config> args = local_;
     args.sequences = piece_sequences(plan_.halo);
-    if (Linear::Mask::reads_encoder && plan_.linear.encoder_tokens > 0) {
+    if (reads_own_encoder()) {
       args.sequences.cu_encoder_seqlens = plan_.linear.arrays[prefix_offsets];
       args.sequences.prefix_lens = plan_.linear.arrays[prefix_lengths];
+    } else {
+      args.key_encoder.tokens = 0;  // the sums that pieces start from have it
+      args.value_encoder.tokens = 0;
     }
     args.initial_state = {states_};
     args.final_state = {};

@@ -126,7 +126,7 @@ class HybridContextBackward {
           },
           [&](const Execution&) { return states_.make_sums(Slots(), inner_); });
     });
-    then([&] { return states_.exchange_sums(communicator, [] { return Status(); }); });
+    then([&] { return states_.exchange_sums(communicator, NoWork{}); });
     then([&] { return states_.make_starts(); });
     if (plan_.halo.pieces > 0) {
       then([&] { return fill_extended(); });
@@ -139,7 +139,7 @@ class HybridContextBackward {
     if (reverse.scans > 0) {
       then([&] {
         const StateScan scan{reverse.arrays[reverse_scans], reverse.arrays[reverse_codes], reverse.scans};
-        return Backend::scan(scan, sums_, ends_, on_);
+        return Backend::scan(scan, sums_, ends_, false, on_);
       });
     }
     if (plan_.halo.pieces > 0) {

@@ -70,6 +70,7 @@ SegmentRule segment_rule(const Execution& on, std::int64_t heads) {
     rule.heads = heads;
     rule.workers = ContextBackend<Execution>::segment_workers(on);
     rule.min_segments = ContextBackend<Execution>::min_segments;
+    rule.sums_at_once = ContextBackend<Execution>::sums_at_once(on);
   }
   rule.chunk = ContextBackend<Execution>::template segment_chunk<Config>;
   rule.reads_future = Config::Mask::reads_future;
@@ -112,10 +113,10 @@ class LinearContextStates {
   [[nodiscard]] std::size_t inner_bytes() const {
     std::size_t bytes = 0;
     if (sums_tokens()) {
-      bytes = accumulate_workspace_bytes(tokens_, on_);
+      bytes += accumulate_workspace_bytes(tokens_, on_);
     }
     if (sums_encoder()) {
-      bytes = larger(bytes, accumulate_workspace_bytes(encoder_, on_));
+      bytes += accumulate_workspace_bytes(encoder_, on_);
     }
     return bytes;
   }
@@ -149,20 +150,20 @@ class LinearContextStates {
     if (plan_.reads_initial_state) {
       status = copy_states(initial, Slots{sums_, plan_.arrays[initial_sums]}, plan_.sequences, on_);
     }
-    if (status.ok() && sums_tokens()) {
-      status = accumulate(tokens_, workspace, on_);
-    }
-    if (status.ok() && sums_encoder()) {
-      status = accumulate(encoder_, workspace, on_);
+    if (status.ok()) {
+      status = sum_both(workspace);
     }
     return status.ok() && plan_.joins > 0 ? join(join_scans, join_codes, sums_) : status;
   }
-  /// The sums of all ranks, beside `meanwhile()`.
+  /// The sums of all ranks, beside `meanwhile()`. Without it, all is in order: another stream would only cost time.
   template <class C, class Meanwhile>
   Status exchange_sums(C& communicator, const Meanwhile& meanwhile) const {
-    return overlapped(
-        communicator, on_, [&](const Execution& beside) { return gather(sums_, plan_.gathered, communicator, beside); },
-        [&](const Execution&) { return meanwhile(); });
+    const auto exchange = [&](const Execution& on) { return gather(sums_, plan_.gathered, communicator, on); };
+    if constexpr (std::is_same_v<Meanwhile, NoWork>) {
+      return exchange(on_);
+    } else {
+      return overlapped(communicator, on_, exchange, [&](const Execution&) { return meanwhile(); });
+    }
   }
   /// Makes the states that segments of divided sequences start from; those of others are empty.
   Status make_starts() const { return plan_.scans > 0 ? scan(forward_scans, forward_codes, sums_, starts_) : Status(); }
@@ -186,16 +187,28 @@ class LinearContextStates {
   /// The sums of a rank's segments to the one that it sends.
   Status join(LinearArray offsets, LinearArray codes, const Pool& sums) const {
     return ContextBackend<Execution>::scan(StateScan{plan_.arrays[offsets], plan_.arrays[codes], plan_.joins_of(offsets)},
-                                           sums, sums, on_);
+                                           sums, sums, true, on_);
   }
   Status scan(LinearArray offsets, LinearArray codes, const Pool& sums, const Pool& states) const {
     return ContextBackend<Execution>::scan(StateScan{plan_.arrays[offsets], plan_.arrays[codes], plan_.scans}, sums, states,
-                                           on_);
+                                           false, on_);
   }
 
  private:
   [[nodiscard]] bool sums_tokens() const { return plan_.segments > 0 && plan_.sum_slots() > 0 && plan_.tokens > 0; }
   [[nodiscard]] bool sums_encoder() const { return has_encoder && plan_.encoder_segments > 0 && plan_.sum_slots() > 0; }
+
+  /// Sums of tokens and of encoder tokens: at once, where the backend can.
+  Status sum_both(const Workspace& workspace) const {
+    using Mixer = MixerBackend<Inner, Execution>;
+    if constexpr (requires { Mixer::run(tokens_, encoder_, workspace, on_); }) {
+      if (sums_tokens() && sums_encoder()) {
+        return Mixer::run(tokens_, encoder_, workspace, on_);
+      }
+    }
+    const Status status = sums_tokens() ? accumulate(tokens_, workspace, on_) : Status();
+    return status.ok() && sums_encoder() ? accumulate(encoder_, workspace, on_) : status;
+  }
 
   void place_sums() {
     tokens_.final_state = {sums_, plan_.arrays[token_sums]};
@@ -275,7 +288,7 @@ class LinearContextPrefill {
       status = states_.copy_initial(local_.initial_state);
     }
     if (status.ok() && plan_.segments > 0) {
-      status = prefill(prefill_args(), inner_, on_);
+      status = prefill_segments();
       if (status.ok() && !local_.final_state.empty()) {
         status = copy_states(Slots{states_.starts(), plan_.arrays[final_states]}, local_.final_state, plan_.sequences, on_);
       }
@@ -284,6 +297,16 @@ class LinearContextPrefill {
   }
 
  private:
+  /// Outputs, from the states that the last kernel has made.
+  [[nodiscard]] Status prefill_segments() const {
+    using Mixer = MixerBackend<Inner, Execution>;
+    if constexpr (requires { Mixer::run_after_scan(prefill_args(), true, inner_, on_); }) {
+      if (plan_.scans > 0) {
+        return Mixer::run_after_scan(prefill_args(), plan_.pieces == 1, inner_, on_);
+      }
+    }
+    return prefill(prefill_args(), inner_, on_);
+  }
   [[nodiscard]] PrefillArgs<Inner> prefill_args() const {
     PrefillArgs<Inner> args;
     args.query = local_.query;

@@ -57,15 +57,45 @@ struct LinearPieces {
     if (piece.size() == 0) {
       return;
     }
+    const std::int64_t count = segments_of_piece(layout, rule, q, g, piece.size());
+    for (std::int64_t i = 0; i < count; ++i) {
+      function(segment_of(piece, count, i, rule.chunk));
+    }
+  }
+  /// Segments of `tokens` tokens or encoder tokens of a rank's piece, by `rule.of_piece`.
+  static std::int64_t segments_of_piece(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g,
+                                        std::int64_t tokens) {
     std::int64_t pieces = 0;
     for (std::int64_t any = 0; any < layout.sequences; ++any) {
       pieces += layout.piece(q, any) > 0 ? 1 : 0;
     }
-    std::int64_t count = clamped(rule.of_piece(piece.size(), rule.heads * larger<std::int64_t>(pieces, 1), rule.workers), 1,
-                                 ceil_div(piece.size(), rule.chunk));
-    if (!is_shared(layout, g) && count < rule.min_segments) {
-      count = 1;
+    const std::int64_t count = clamped(rule.of_piece(tokens, rule.heads * larger<std::int64_t>(pieces, 1), rule.workers), 1,
+                                       ceil_div(tokens, rule.chunk));
+    return !is_shared(layout, g) && count < rule.min_segments ? 1 : count;
+  }
+  static std::int64_t segment_length(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
+    const std::int64_t tokens = layout.piece(q, g);
+    return larger<std::int64_t>(1, ceil_div(tokens, segments_of_piece(layout, rule, q, g, tokens)));
+  }
+  /// The same for the encoder region: where one launch sums both, its segments are as long as those of tokens.
+  template <class Function>
+  static void for_encoder_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g,
+                                   const Function& function) {
+    const TokenRange piece = encoder_piece_of(layout, q, g);
+    const std::int64_t tokens = layout.piece(q, g);
+    if (rule.delay > 0 && !is_shared(layout, g)) {
+      if (piece.size() > 0) {
+        function(piece);
+      }
+      return;
     }
+    if (rule.of_piece == nullptr || !rule.sums_at_once || piece.size() == 0 || tokens == 0) {
+      for_segments_of(layout, rule, q, g, piece, layout.first_encoder_token(layout.ranks, g), function);
+      return;
+    }
+    const std::int64_t length = segment_length(layout, rule, q, g);
+    std::int64_t count = smaller(ceil_div(piece.size(), length), ceil_div(piece.size(), rule.chunk));
+    count = !is_shared(layout, g) && count < rule.min_segments ? 1 : count;
     for (std::int64_t i = 0; i < count; ++i) {
       function(segment_of(piece, count, i, rule.chunk));
     }
@@ -90,6 +120,20 @@ struct LinearPieces {
       begin = end;
     }
   }
+  /// Where states lag behind: whether the segments of a piece are summed in parts, which are joined.
+  static bool sums_parts(const ContextLayout& layout, const SegmentRule& rule, std::int64_t g) {
+    return rule.delay > 0 && rule.of_piece != nullptr && is_shared(layout, g);
+  }
+  /// `function(range)` for what is summed at a time of a segment of a rank's piece.
+  template <class Function>
+  static void for_parts(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g,
+                        const TokenRange& segment, const Function& function) {
+    const std::int64_t length = sums_parts(layout, rule, g) ? segment_length(layout, rule, q, g) : segment.size();
+    const std::int64_t count = smaller(ceil_div(segment.size(), length), ceil_div(segment.size(), rule.chunk));
+    for (std::int64_t i = 0; i < count; ++i) {
+      function(segment_of(segment, count, i, rule.chunk));
+    }
+  }
   static std::int64_t count_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
     std::int64_t count = 0;
     for_segments(layout, rule, q, g, [&](const TokenRange&) { ++count; });
@@ -97,12 +141,14 @@ struct LinearPieces {
   }
   static std::int64_t count_encoder_segments(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
     std::int64_t count = 0;
-    for_segments_of(layout, rule, q, g, encoder_piece_of(layout, q, g), layout.first_encoder_token(layout.ranks, g),
-                    [&](const TokenRange&) { ++count; });
+    for_encoder_segments(layout, rule, q, g, [&](const TokenRange&) { ++count; });
     return count;
   }
   /// Sums of a rank's tokens and encoder tokens that scans read: one, if ranks send one, else one for each segment.
   static bool sends_one(const ContextLayout& layout, const SegmentRule& rule, std::int64_t g) {
+    return rule.delay == 0 && sends_one_of_encoder(layout, rule, g);
+  }
+  static bool sends_one_of_encoder(const ContextLayout& layout, const SegmentRule& rule, std::int64_t g) {
     return rule.of_piece != nullptr && is_shared(layout, g);
   }
   static std::int64_t count_sums(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
@@ -111,7 +157,7 @@ struct LinearPieces {
   }
   static std::int64_t count_encoder_sums(const ContextLayout& layout, const SegmentRule& rule, int q, std::int64_t g) {
     const std::int64_t count = count_encoder_segments(layout, rule, q, g);
-    return sends_one(layout, rule, g) ? smaller<std::int64_t>(count, 1) : count;
+    return sends_one_of_encoder(layout, rule, g) ? smaller<std::int64_t>(count, 1) : count;
   }
   /// Tokens of a sequence that are in the state from which a rank's piece starts.
   static std::int64_t state_end(const ContextLayout& layout, const SegmentRule& rule, int r, std::int64_t g) {

@@ -172,8 +172,9 @@ class LinearPlan : public LinearPieces {
       const bool shared = is_shared(layout, g);
       const std::int64_t own_segments = count_segments(layout, rule, r, g);
       const std::int64_t own_encoder_segments = count_encoder_segments(layout, rule, r, g);
-      const bool divided = shared || (rule.of_piece == nullptr ? rule.clamped(whole) > 1 || rule.clamped(whole_encoder) > 1
-                                                               : own_segments > 1 || own_encoder_segments > 1);
+      const bool divided =
+          shared || (rule.of_piece == nullptr || rule.delay > 0 ? rule.clamped(whole) > 1 || rule.clamped(whole_encoder) > 1
+                                                                : own_segments > 1 || own_encoder_segments > 1);
       const bool one_sum = sends_one(layout, rule, g);
       const TokenRange piece = piece_of(layout, r, g);
       const TokenRange encoder = encoder_piece_of(layout, r, g);
@@ -193,9 +194,11 @@ class LinearPlan : public LinearPieces {
       const auto token_entry_back = [&](int q) { return entry_back(q) + (q == last_rank(layout, g) ? 1 : 0); };
       // Slots of the sums of this rank's segments: those that it sends, or others that are joined to one.
       const bool joins_tokens = one_sum && own_segments > 1;
-      const bool joins_encoder = one_sum && own_encoder_segments > 1;
+      const bool joins_encoder = sends_one_of_encoder(layout, rule, g) && own_encoder_segments > 1;
+      const bool joins_parts = sums_parts(layout, rule, g);
       const std::int64_t encoder_slot = joins_encoder ? own : encoder_entry(r);
       const std::int64_t token_slot = joins_tokens ? own + (joins_encoder ? own_encoder_segments : 0) : token_entry(r);
+      const std::int64_t part_slot = own + (joins_encoder ? own_encoder_segments : 0);
       const std::int64_t token_slot_back = joins_tokens ? own_back : token_entry_back(r);
       if (joins_encoder) {
         join(join_scans, join_codes, encoder_slot, own_encoder_segments, encoder_entry(r));
@@ -210,20 +213,28 @@ class LinearPlan : public LinearPieces {
       // Sums of later tokens are in no state that a segment starts from.
       const std::int64_t last_needed = rule.delay > 0 ? state_end(layout, rule, last_rank(layout, g), g) : whole - 1;
       std::int64_t index = 0;
+      std::int64_t parts = 0;
       for_segments(layout, rule, r, g, [&](const TokenRange& range) {
         const bool last = range.end > last_needed && !rule.reads_future;
         const bool first = range.begin == 0 && whole_encoder == 0 && !layout.continues(g) && !rule.reads_future;
-        plan.tokens += range.size();
-        plan.longest_segment = larger(plan.longest_segment, range.size());
-        writer.push(token_offsets, plan.tokens);
         if (rule.delay == 0 || index == 0) {
           writer.push(prefix_offsets, plan.encoder_tokens + (index == 0 ? 0 : encoder.size()));
           writer.push(prefix_lengths, divided ? 0 : encoder.size());
         }
-        writer.push(token_positions, layout.first_position(g) + range.begin);
-        writer.push(token_sums, divided && !last ? token_slot + index : -1);
-        writer.push(reverse_sums, divided && !first ? token_slot_back + index : -1);
-        ++plan.segments;
+        const std::int64_t first_part = parts;
+        for_parts(layout, rule, r, g, range, [&](const TokenRange& part) {
+          plan.tokens += part.size();
+          plan.longest_segment = larger(plan.longest_segment, part.size());
+          writer.push(token_offsets, plan.tokens);
+          writer.push(token_positions, layout.first_position(g) + part.begin);
+          writer.push(token_sums, divided && !last ? (joins_parts ? part_slot + parts : token_slot + index) : -1);
+          writer.push(reverse_sums, divided && !first ? token_slot_back + index : -1);
+          ++plan.segments;
+          ++parts;
+        });
+        if (joins_parts && !last) {
+          join(join_scans, join_codes, part_slot + first_part, parts - first_part, token_entry(r) + index);
+        }
         ++index;
       });
       // States of gradients: R after every segment, R before it, and totals.
@@ -232,7 +243,7 @@ class LinearPlan : public LinearPieces {
       const bool has_total = divided && (encoder.size() > 0 || starts);
       plan.totals += has_total ? 1 : 0;
       index = 0;
-      for_segments_of(layout, rule, r, g, encoder, whole_encoder, [&](const TokenRange& range) {
+      for_encoder_segments(layout, rule, r, g, [&](const TokenRange& range) {
         plan.encoder_tokens += range.size();
         plan.longest_segment = larger(plan.longest_segment, range.size());
         writer.push(encoder_offsets, plan.encoder_tokens);
@@ -273,7 +284,8 @@ class LinearPlan : public LinearPieces {
           next[q] += entries_of(layout, rule, q, g);
           next[plan.ranks + q] += entries_back_of(layout, rule, q, g);
         }
-        plan.own_sums += (joins_tokens ? own_segments : 0) + (joins_encoder ? own_encoder_segments : 0);
+        plan.own_sums +=
+            (joins_tokens ? own_segments : 0) + (joins_encoder ? own_encoder_segments : 0) + (joins_parts ? parts : 0);
       } else if (divided) {
         plan.own_sums += larger(entries_of(layout, rule, r, g), entries_back_of(layout, rule, r, g));
       }

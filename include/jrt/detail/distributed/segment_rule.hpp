@@ -18,6 +18,7 @@ struct SegmentRule {
   std::int64_t workers = 1;       // of the device
   std::int64_t min_segments = 1;  // below which a sequence of one rank is not divided
   std::int64_t chunk = 1;         // tokens; segments are whole chunks
+  bool sums_at_once = false;      // whether one launch sums tokens and encoder tokens
   bool reads_future = false;      // whether the mask reads all tokens
   std::int64_t delay = 0;         // tokens by which a state lags behind (hybrid attention)
 

@@ -128,6 +128,9 @@ class WindowContextPrefill
   }
 
   static std::int64_t state_heads(const PrefillArgs<Config>& local) { return local.key.heads; }
+  static bool leaves_room(const PrefillArgs<Config>& local) {
+    return ContextBackend<Execution>::window_leaves_room(local.query.tokens * local.query.heads);
+  }
   template <class Part>
   static void slice(PrefillArgs<Config>& args, const Part& part) {
     args.query = part(args.query);

@@ -27,14 +27,16 @@ struct ContextBackend<Cpu<E>> {
   /// Threads, and how many segments make it worth to read tokens twice.
   static std::int64_t segment_workers(const On& on) { return workers_of(on); }
   static constexpr std::int64_t min_segments = 2;
+  static constexpr bool sums_at_once(const On& /*on*/) { return false; }
 
+  static constexpr bool window_leaves_room(std::int64_t /*rows*/) { return true; }
   /// Where a prefill of few tokens runs, beside one of many.
   static const On& for_few_rows(const On& on) { return on; }
 
   /// Lists of codes (distributed/linear_plan.hpp) for all heads: sums in `sums`, results in `states`.
   template <class Format>
   static Status scan(const StateScan& scan, const StatePoolView<Format>& sums, const StatePoolView<Format>& states,
-                     const On& on) {
+                     bool /*follows_kernel*/, const On& on) {
     using Scalar = typename Format::Scalar;
     on.executor().run(scan.count * states.heads, [&](std::int64_t task, int /*worker*/) {
       const std::int64_t head = task % states.heads;

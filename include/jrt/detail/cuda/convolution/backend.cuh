@@ -57,6 +57,10 @@ struct MixerBackend<Config, Cuda> {
   }
 
   static Status run(const PrefillArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {
+    return run_without_first(args, nullptr, on);
+  }
+  /// A prefill that leaves alone the outputs of the first `left_out[b]` tokens of each sequence; null: none.
+  static Status run_without_first(const PrefillArgs<Config>& args, const std::int32_t* left_out, const Cuda& on) {
     const Status status = check(args);
     if (!status.ok()) {
       return status;
@@ -67,6 +71,7 @@ struct MixerBackend<Config, Cuda> {
     call.has_source = args.has_initial_state;
     call.destination = args.final_state;
     call.count = sequences_of(args);
+    call.left_out = left_out;
     return cuda::launch_prefill("prefill", call, on);
   }
   static Status run(const DecodeArgs<Config>& args, const Workspace& /*workspace*/, const Cuda& on) {

@@ -31,6 +31,7 @@ struct ConvolutionCall {
   StateSlots<Format> destination{};  // empty: the state is not written
   StagingView<Config> staging{};     // empty: nothing is staged
   std::int64_t already_staged = 0;
+  const std::int32_t* left_out = nullptr;  // [sequences] first tokens of a prefill whose outputs others make
   const std::int32_t* accepted_tokens = nullptr;
   std::int64_t count = 0;           // of sequences
   std::int64_t channels = 0;        // of each

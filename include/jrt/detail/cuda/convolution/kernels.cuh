@@ -68,10 +68,11 @@ __global__ void __launch_bounds__(convolution_tuning.threads, convolution_blocks
     span.tokens = span.left_pad = 0;
   }
   ChannelWalk<Config, width> channels(thread_number() % groups * width, call.channels);
-  const std::int64_t begin = clamped(span.left_pad, first, end);
+  const std::int64_t padding_end = clamped(span.left_pad, first, end);
+  const std::int64_t begin = clamped(span.left_pad + (call.left_out == nullptr ? 0 : call.left_out[b]), padding_end, end);
   const std::int64_t stop = clamped(span.tokens, begin, end);
   const auto at = [&](const auto& view, std::int64_t row) { return view.row(span.batch_row, span.first_token + row, 0); };
-  channels.clear(at(call.output, first), call.output.token_stride, begin - first);
+  channels.clear(at(call.output, first), call.output.token_stride, padding_end - first);
   if (begin < stop) {
     channels.load_weights(call.weight, call.bias);
     channels.start(prefill_inputs<Config>(call.input, span, carried_inputs(call.source, call.has_source, b)),

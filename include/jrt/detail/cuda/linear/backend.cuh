@@ -84,9 +84,40 @@ struct MixerBackend<Config, Cuda> {
     const Status status = check(args);
     return status.ok() ? run_work("prefill", prefill_of(args, on), workspace, on) : status;
   }
+  /// Of sequences that start from states which the last kernel of the stream has made, after all that the call reads
+  /// otherwise: this one may begin before that one ends. `even`: they are about equally long.
+  static Status run_after_scan(const PrefillArgs<Config>& args, bool even, const Workspace& workspace, const Cuda& on) {
+    const Status status = check(args);
+    if (!status.ok()) {
+      return status;
+    }
+    auto work = prefill_of(args, on);
+    work.follow_scan(even);
+    return run_work("prefill", work, workspace, on);
+  }
   static Status run(const AccumulateArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
     const Status status = check(args);
     return status.ok() ? run_work("accumulate", accumulate_of(args, on), workspace, on) : status;
+  }
+  /// Both at once: no state is in both. The workspace is the sum of theirs.
+  static Status run(const AccumulateArgs<Config>& first, const AccumulateArgs<Config>& second, const Workspace& workspace,
+                    const Cuda& on) {
+    Status status = check(first);
+    status = status.ok() ? check(second) : status;
+    if (!status.ok()) {
+      return status;
+    }
+    auto of_first = accumulate_of(first, on);
+    auto of_second = accumulate_of(second, on);
+    Checker checker("accumulate");
+    checker.workspace(workspace, workspace_bytes(first, on) + workspace_bytes(second, on));
+    if (!checker.ok()) {
+      return checker.status();
+    }
+    Arena arena(workspace);
+    of_first.take(arena);
+    of_second.take(arena);
+    return cuda::Prefill<EncoderOnly<Config>>::run_both("accumulate", of_first, of_second, on);
   }
   static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
     const Status status = check(args);

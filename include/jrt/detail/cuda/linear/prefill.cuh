@@ -57,6 +57,24 @@ class Prefill {
   /// The selected kernels.
   [[nodiscard]] KernelKinds kernels() const { return on_hopper_ ? KernelKinds{.hopper = true} : portable_kernels<Config>; }
 
+  /// See MixerBackend::run_after_scan.
+  void follow_scan(bool even) {
+    if constexpr (requires { hopper_.follow_scan(even); }) {
+      hopper_.follow_scan(even);
+    }
+  }
+
+  /// Two calls without queries, in one launch if that is possible. Both have their workspace.
+  static Status run_both(const char* operation, const Prefill& first, const Prefill& second, const Cuda& on) {
+    if constexpr (requires { Hopper::run_sums(operation, first.hopper_, &second.hopper_, on); }) {
+      if (first.on_hopper_ && second.on_hopper_ && first.hopper_.only_sums() && second.hopper_.only_sums()) {
+        return Hopper::run_sums(operation, first.hopper_, &second.hopper_, on);
+      }
+    }
+    const Status status = first.run(operation, on);
+    return status.ok() ? second.run(operation, on) : status;
+  }
+
   Status run(const char* operation, const Cuda& on) const {
     return on_hopper_ ? hopper_.run(operation, on) : portable_.run(operation, on);
   }

@@ -46,6 +46,13 @@ struct MixerBackend<Config, Cuda> {
     const Status status = check(args);
     return status.ok() ? run_call(operation_name(args), window_call(args), on) : status;
   }
+  /// A prefill that leaves alone the outputs of the first `left_out[b]` tokens of each sequence.
+  static Status run_without_first(const PrefillArgs<Config>& args, const std::int32_t* left_out, const Cuda& on) {
+    const Status status = check(args);
+    WindowCall<Config> call = window_call(args);
+    call.left_out = left_out;
+    return status.ok() ? run_call("prefill", call, on) : status;
+  }
   static Status run(const BackwardArgs<Config>& args, const Workspace& workspace, const Cuda& on) {
     Checker checker(operation_name(args));
     checker.take(check(args));
@@ -113,7 +120,7 @@ struct MixerBackend<Config, Cuda> {
   /// The kernel for a call; if it is Hopper's own, `on_hopper` describes the tensors.
   static Kernel select(const WindowCall<Config>& call, const Cuda& on, cuda::HopperWindowCall<Config>& on_hopper) {
     const bool aligned = rows_aligned_everywhere(call);
-    if (aligned && cuda::is_window_step(call, on)) {
+    if (aligned && call.left_out == nullptr && cuda::is_window_step(call, on)) {
       return Kernel::step;
     }
     if constexpr (has_hopper) {

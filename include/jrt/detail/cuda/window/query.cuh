@@ -264,7 +264,8 @@ __global__ void __launch_bounds__(QueryLayout<Config>::threads)
   let_next_kernel_start();
   __shared__ typename WindowQuery<Config>::Shared shared;
   const std::int64_t query_head = blockIdx.x % call.query.heads;
-  const RowRun run(call.sequences, call.query.tokens, blockIdx.x / call.query.heads, 1);
+  RowRun run(call.sequences, call.query.tokens, blockIdx.x / call.query.heads, 1);
+  run.first_row += call.first_output(run.b);
   const std::int64_t head = query_head / call.group();
   const WindowSequence<Config> sequence(call, run.b, head);
   if (!run.within(sequence.span)) {

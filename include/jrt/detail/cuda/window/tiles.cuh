@@ -334,7 +334,8 @@ template <WindowConfig Config>
 __global__ void __launch_bounds__(WindowTileLayout<Config>::threads, WindowTileLayout<Config>::blocks_per_multiprocessor)
     window_tiles(const __grid_constant__ WindowCall<Config> call, std::int64_t runs) {
   const std::int64_t query_head = blockIdx.x / runs;
-  const RowRun run(call.sequences, call.query.tokens, blockIdx.x % runs, WindowTileLayout<Config>::rows);
+  RowRun run(call.sequences, call.query.tokens, blockIdx.x % runs, WindowTileLayout<Config>::rows);
+  run.first_row += call.first_output(run.b);
   const WindowSequence<Config> sequence(call, run.b, query_head / call.group());
   if (!run.within(sequence.span)) {
     return;

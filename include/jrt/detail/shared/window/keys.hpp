@@ -131,6 +131,7 @@ struct WindowCall {
   typename Config::Rotary rotary{};
   SoftmaxCarry<Config> before{};
   TensorView<ComputeType<Element>> log_sum_exp{};
+  const std::int32_t* left_out = nullptr;  // [sequences] first tokens of a prefill whose outputs others make
 
   [[nodiscard]] JRT_DETAIL_HD std::int64_t count() const { return sequence_count(sequences, query.batch); }
   [[nodiscard]] JRT_DETAIL_HD std::int64_t group() const { return query.heads / larger<std::int64_t>(key.heads, 1); }
@@ -140,6 +141,10 @@ struct WindowCall {
     if (log_sum_exp.data != nullptr) {
       *log_sum_exp.row(row, token, head) = logarithm;
     }
+  }
+  /// First row of a sequence whose output the call makes.
+  [[nodiscard]] JRT_DETAIL_HD std::int64_t first_output(std::int64_t b) const {
+    return left_out == nullptr ? 0 : left_out[b];
   }
   [[nodiscard]] JRT_DETAIL_HD bool stages() const { return staging.data != nullptr; }
   [[nodiscard]] JRT_DETAIL_HD bool skipped(std::int64_t b) const {
@@ -176,17 +181,18 @@ WindowCall<Config> window_call(const PrefillArgs<Config>& args) {
           args.scale,
           args.rotary,
           {},
-          args.log_sum_exp};
+          args.log_sum_exp,
+          nullptr};
 }
 template <class Config>
 WindowCall<Config> window_call(const DecodeArgs<Config>& args) {
-  return {args.query, args.key, args.value, args.output, {},          args.source, destination_of(args),
-          nullptr,    {},       0,          args.scale,  args.rotary, {},          {}};
+  return {args.query, args.key,   args.value,  args.output, {}, args.source, destination_of(args), nullptr, {},
+          0,          args.scale, args.rotary, {},          {}, nullptr};
 }
 template <class Config>
 WindowCall<Config> window_call(const StagedStepArgs<Config>& args) {
-  return {args.query, args.key,     args.value,          args.output, {},          args.state, {},
-          nullptr,    args.staging, args.already_staged, args.scale,  args.rotary, {},         {}};
+  return {args.query,          args.key,   args.value,  args.output, {}, args.state, {}, nullptr, args.staging,
+          args.already_staged, args.scale, args.rotary, {},          {}, nullptr};
 }
 
 }  // namespace jrt::detail

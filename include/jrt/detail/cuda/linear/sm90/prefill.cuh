@@ -12,6 +12,7 @@
 #include "jrt/detail/cuda/linear/sm90/output_warps.cuh"
 #include "jrt/detail/cuda/linear/sm90/schedule.cuh"
 #include "jrt/detail/cuda/linear/sm90/state_warps.cuh"
+#include "jrt/detail/cuda/linear/sm90/sums.cuh"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/workspace.hpp"
@@ -19,141 +20,6 @@
 /// Prefill on Hopper GPUs: the kernels of prefill_call.cuh for sm_90a. docs/hopper-kernel.md explains them with pictures.
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
-
-template <class Config>
-struct HopperEngine : HopperLayout<Config> {
-  static constexpr bool slices_need_partials = false;
-};
-
-/// Parameters shared by the kernels of one call.
-template <class Config>
-struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
-  HopperMaps maps;
-  // Copies of initial z, where slices of v would read z while another writes the final one: [sequences][heads][rows].
-  float* initial_normalisers = nullptr;
-  int group = 1;         // query heads that share a key head
-  bool ordered = false;  // blocks start with the longest sequences
-};
-
-/// Initialises barriers and ones. Thread 0 writes the barriers; called by all threads.
-template <class Config>
-__device__ void prepare_shared_memory() {
-  using Layout = HopperLayout<Config>;
-  if (shared_address(hopper_shared_memory) != Layout::base) {
-    __trap();  // all addresses below assume it
-  }
-  const int thread = static_cast<int>(threadIdx.x);
-  constexpr Pair one = HopperNumbers<typename Config::Element>::power_of_two(0);
-  const Pair ones[4] = {one, one, one, one};
-  const auto threads = static_cast<int>(blockDim.x);
-  if constexpr (Layout::ones_apart) {
-    for (int i = thread; i < Layout::ones_tile / 16; i += threads) {
-      store_pairs(SharedNumbers::at(Layout::ones + 16 * i), ones);
-    }
-  } else {
-    for (int t = thread; t < Layout::stages * Layout::chunk; t += threads) {
-      store_pairs(SharedNumbers::at(Layout::values + t * Layout::value_row + ((Layout::columns / 8) ^ (t % 8)) * 16), ones);
-    }
-  }
-  if (thread == 0) {
-    for (int i = 0; i < Layout::stages; ++i) {
-      barrier_init(Layout::keys_full + 8 * i, 1);
-      barrier_init(Layout::keys_free + 8 * i, 4);
-      barrier_init(Layout::query_full + 8 * i, 1);
-      barrier_init(Layout::query_free + 8 * i, 4);
-    }
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(Layout::state_full + 8 * i, 4);
-      barrier_init(Layout::state_free + 8 * i, 4);
-    }
-    barrier_init_fence();
-  }
-  async_proxy_fence();
-  __syncthreads();
-}
-
-template <class Config>
-__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_warp_threads>,
-                                  hopper_tuning<typename Config::Element>.sum_blocks)
-    segment_sums_sm90(const __grid_constant__ HopperCall<Config> call) {
-  if constexpr (compiling_for_hopper) {
-    using Call = HopperCall<Config>;
-    using Layout = HopperLayout<Config>;
-    using Schedule = HopperSchedule<Config>;
-    // The last segments are the longest: those of tokens, where encoder regions are shorter.
-    const BlockItem item(gridDim.x - 1 - blockIdx.x, call.max_items(), call.heads, Layout::slices);
-    const PrefillPlan plan = call.plan_of(item.sequence);
-    let_next_kernel_start();  // lengths and slots have been read: what follows the last kernel may change them
-    if (!Call::sums(plan, item)) {
-      return;
-    }
-    const bool encoder = item.segment < plan.encoder_segments;
-    const TokenRun run =
-        encoder
-            ? TokenRun(encoder_source(call.args, plan, item.head),
-                       segment_of(plan.encoder, plan.encoder_segments, item.segment, Layout::chunk))
-            : TokenRun(token_source(call.args, plan, item.head),
-                       segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, Layout::chunk));
-    const Schedule schedule(encoder ? run : TokenRun{}, encoder ? TokenRun{} : run, item.head, item.slice);
-    const bool copies = warp_uniform(static_cast<int>(threadIdx.x) / 32) == 0;
-    prepare_shared_memory<Config>();
-    const int chunks = Schedule::chunks_of(run.warp_uniform());
-    for (int i = 0; copies && i < Layout::stages && i < chunks; ++i) {
-      schedule.load_keys(call.maps, i);
-    }
-    StateWarps<Config> state_warps;
-    state_warps.clear();
-    state_warps.accumulate(run.warp_uniform(), [&] {
-      const int done = state_warps.chunk() - 1;
-      const int next = done + Layout::stages;
-      if (copies && done >= 0 && next < chunks) {
-        barrier_wait(Layout::keys_free + 8 * (done % Layout::stages), done / Layout::stages % 2);
-        schedule.load_keys(call.maps, next);
-      }
-    });
-    state_warps.write(call.partial_state(item.sequence, item.segment, item.head), schedule.column);
-  }
-}
-
-/// Reads the state that a segment starts from.
-template <class Config>
-__device__ void read_start(StateWarps<Config>& state_warps, const HopperCall<Config>& call, const PrefillPlan& plan,
-                           const BlockItem& item, int column) {
-  using Call = HopperCall<Config>;
-  using Format = typename Call::Format;
-  await_previous_kernel();  // needed here or not, so that a kernel that waits for this one has waited for all before it
-  if (Call::through_partials(plan)) {
-    const float* const partial = call.starting_state(plan, item);
-    state_warps.read(partial, partial + Format::normaliser_offset, column);
-  } else if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
-    if constexpr (HopperLayout<Config>::slices > 1) {
-      if (!call.args.final_state.empty()) {
-        state_warps.read(initial, call.initial_normalisers + (item.sequence * call.heads + item.head) * Format::rows,
-                         column);
-        return;
-      }
-    }
-    state_warps.read(initial, initial + Format::normaliser_offset, column);
-  } else {
-    state_warps.clear();
-  }
-}
-
-/// Writes the final state of a sequence without tokens: bitwise the initial one.
-template <class Config>
-__device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item) {
-  using Call = HopperCall<Config>;
-  using Scalar = typename Call::Format::Scalar;
-  await_previous_kernel();
-  const Scalar* const initial = call.initial_state(item.sequence, item.head);
-  Scalar* const final_state = call.final_state(item.sequence, item.head);
-  if (final_state == nullptr || initial == final_state || item.slice > 0) {
-    return;
-  }
-  for (std::int64_t i = threadIdx.x; i < Call::Format::normaliser_offset + Call::Format::rows; i += blockDim.x) {
-    final_state[i] = initial == nullptr ? Scalar{} : initial[i];
-  }
-}
 
 template <class Config, QueryHeads heads>
 __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_threads>,
@@ -277,6 +143,12 @@ class HopperPrefill {
                     (args.sequences.cu_seqlens != nullptr || args.sequences.seq_lens != nullptr);
   }
 
+  /// States come from the last kernel of the stream, all else is older; `even`: no sequence is much longer than others.
+  void follow_scan(bool even) {
+    follows_scan_ = true;
+    call_.ordered = call_.ordered && !even;
+  }
+
   /// Describes the tensors; false if the copy engine cannot read one of them.
   [[nodiscard]] bool describe_tensors() {
     const TensorBox inputs{Layout::chunk, Layout::input_columns, CU_TENSOR_MAP_SWIZZLE_32B};
@@ -299,13 +171,37 @@ class HopperPrefill {
     }
   }
 
-  Status run(const char* operation, const Cuda& on) const {
+  /// Whether the call has no queries, and one kernel forms its sums.
+  [[nodiscard]] bool only_sums() const { return !has_queries<Config> && !call_.needs_partials(); }
+
+  /// Of one such call, or two at a time.
+  static Status run_sums(const char* operation, const HopperPrefill& first, const HopperPrefill* second, const Cuda& on) {
+    Call none = first.call_;
+    none.sequences = 0;
+    std::int64_t blocks = 0;
     Status status;
+    for (const HopperPrefill* const prefill : {&first, second}) {
+      if (prefill != nullptr && status.ok()) {
+        status = prefill->copy_initial_normalisers(operation, on);
+        blocks += prefill->call_.sequences * prefill->call_.heads * Layout::slices;
+      }
+    }
+    return !status.ok()
+               ? status
+               : launch(operation, sums_of_sequences_sm90<Config>, {blocks, Layout::state_warp_threads, Layout::sum_bytes},
+                        on, first.call_, second == nullptr ? none : second->call_);
+  }
+
+  Status run(const char* operation, const Cuda& on) const {
+    if constexpr (!has_queries<Config>) {
+      if (only_sums()) {
+        return run_sums(operation, *this, nullptr, on);
+      }
+    }
+    Status status = copy_initial_normalisers(operation, on);
     Grid outputs{call_.sequences * call_.limits.max_token_segments * call_.heads * Layout::slices, Layout::output_threads,
                  Layout::output_bytes};
-    if (Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty()) {
-      status = launch(operation, copy_normalisers<Config>, {call_.sequences * call_.heads, 128, 0}, on, call_);
-    }
+    outputs.starts_early = follows_scan_ && Layout::slices == 1;
     if (status.ok() && call_.needs_partials()) {
       const std::int64_t items = call_.sequences * call_.max_items() * call_.heads;
       status = launch(operation, segment_sums_sm90<Config>,
@@ -323,7 +219,14 @@ class HopperPrefill {
   }
 
  private:
+  [[nodiscard]] Status copy_initial_normalisers(const char* operation, const Cuda& on) const {
+    const bool needed = Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty();
+    return needed ? launch(operation, copy_normalisers<Config>, {call_.sequences * call_.heads, 128, 0}, on, call_)
+                  : Status();
+  }
+
   Call call_;
+  bool follows_scan_ = false;
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

@@ -136,7 +136,8 @@ __global__ void __launch_bounds__(hopper_threads<HopperWindowLayout<Config>::thr
     using Layout = HopperWindowLayout<Config>;
     const std::int64_t query_head = blockIdx.x / call.runs;
     const std::int64_t run_rows = std::int64_t{call.run_tiles} * Layout::tile;
-    const RowRun rows(call.window.sequences, call.window.query.tokens, blockIdx.x % call.runs, run_rows);
+    RowRun rows(call.window.sequences, call.window.query.tokens, blockIdx.x % call.runs, run_rows);
+    rows.first_row += call.window.first_output(rows.b);
     const WindowSequence<Config> sequence(call.window, rows.b, query_head / call.window.group());
     if (!rows.within(sequence.span)) {
       return;
