@@ -4,8 +4,10 @@
 // convolutions, K = 3, 1024 channels), and of both attentions in one, of one sequence; each rank is a thread with its GPU.
 //
 //     NCCL_NVLS_ENABLE=0 CUDA_MODULE_LOADING=EAGER context_bench [--weak TOKENS_PER_GPU] [--strong TOKENS] [--gpus N]
-//     [--json FILE] [--graph 0] [--register 0]
-//     context_bench --alone N      calls of one rank of N without exchanges, for a profiler
+//     [--json FILE] [--graph 0] [--register 0] [--priority 0]
+//     context_bench [--rank 1] --alone N      calls of one rank of N without exchanges, for a profiler
+//     context_bench [--rank 1] --waiting BLOCKS --alone N      on one GPU: times with kernels that wait for 10 us instead
+//     of NCCL's
 //
 // Weak scaling: as many tokens a GPU on 1, 2, … GPUs; `of one` is the time over that of one GPU. Strong scaling: one
 // sequence on 1, 2, … GPUs; `of one` is how many times faster. One GPU runs the library's ordinary prefill. A time is the
@@ -99,6 +101,23 @@ void print_scaling(bool weak, std::int64_t tokens, int gpus, bool graph, bool re
   }
 }
 
+/// A rank on one GPU, without NCCL.
+void print_alone(std::int64_t tokens, int rank, int ranks, int waiting) {
+  const Mixers times = run_alone(tokens, rank, ranks, waiting);
+  if (waiting == 0) {
+    return;
+  }
+  const Mixers one = run_alone(tokens / ranks, 0, 1, waiting);
+  std::printf("| mixer | one GPU, ms | rank | in order | local |\n|---|---|---|---|---|\n");
+  const auto row = [&](const char* name, const Times& now, const Times& alone) {
+    std::printf("| %s | %.4f | %.4f | %.4f | %.4f |\n", name, alone.call, now.call, now.in_order, now.local);
+  };
+  row("linear attention, prefix", times.linear, one.linear);
+  row("window, L = 128", times.window, one.window);
+  row("convolution, K = 3", times.convolution, one.convolution);
+  row("hybrid, L = 128", times.hybrid, one.hybrid);
+}
+
 /// All-gathers of growing size, from which docs/distributed.md takes latency and bandwidth.
 void print_links(int gpus) {
   if (gpus < 2) {
@@ -163,6 +182,8 @@ int main(int argc, char** argv) {
   std::int64_t strong = 1048576;
   std::int64_t graph = 1;
   std::int64_t registers = 1;
+  std::int64_t waiting = 0;
+  std::int64_t rank = 1;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::int64_t value = std::atoll(argv[i + 1]);
     if (std::strcmp(argv[i], "--weak") == 0 && value >= 0) {
@@ -175,9 +196,16 @@ int main(int argc, char** argv) {
       graph = value;
     } else if (std::strcmp(argv[i], "--register") == 0) {
       registers = value;
+    } else if (std::strcmp(argv[i], "--priority") == 0) {
+      node_priorities = value != 0;
     } else if (std::strcmp(argv[i], "--alone") == 0 && value > 1) {
-      run_alone(weak * value, 1, static_cast<int>(value));
+      print_alone(weak * value, static_cast<int>(std::min(rank, value - 1)), static_cast<int>(value),
+                  static_cast<int>(waiting));
       return 0;
+    } else if (std::strcmp(argv[i], "--waiting") == 0) {
+      waiting = value;
+    } else if (std::strcmp(argv[i], "--rank") == 0 && value >= 0) {
+      rank = value;
     } else if (std::strcmp(argv[i], "--json") == 0) {
       json_file = argv[i + 1];
     } else {

@@ -21,6 +21,7 @@ namespace jrt::bench {
 using E = BFloat16;
 inline constexpr int rounds = 11;
 inline constexpr int calls = 5;
+inline bool node_priorities = true;
 
 inline void require(cudaError_t error) {
   if (error != cudaSuccess) {
@@ -129,7 +130,9 @@ struct Clock {
   const Cuda& on;
   bool graph;
   int rank;
-  bool registers = false;  // workspaces with NCCL
+  bool registers = false;      // workspaces with NCCL
+  SideStream* side = nullptr;  // of exchanges that only wait, and their blocks
+  int waiting_blocks = 0;
 
   /// Milliseconds of a call, on the device of this thread.
   [[nodiscard]] double operator()(const std::function<Status()>& call) const {
@@ -152,7 +155,8 @@ struct Clock {
       require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
       all_calls();
       require(cudaStreamEndCapture(stream, &captured));
-      require(cudaGraphInstantiate(&replay, captured, 0));
+      // The side stream's priority is that of its nodes, which a graph forgets unless told otherwise.
+      require(cudaGraphInstantiate(&replay, captured, node_priorities ? cudaGraphInstantiateFlagUseNodePriority : 0));
       require(cudaGraphDestroy(captured));
     }
     cudaEvent_t begin = nullptr;

@@ -38,6 +38,36 @@ struct NoExchange {
   static void abort() {}
 };
 
+static __global__ void wait_for(long long nanoseconds) {
+  const auto now = [] {
+    long long time = 0;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+    return time;
+  };
+  const long long begin = now();
+  while (now() - begin < nanoseconds) {
+  }
+}
+
+/// Exchanges that only take time and multiprocessors, on one GPU, in order or on a stream beside.
+struct WaitingExchange : NoExchange {
+  SideStream* side;  // may be null
+  int blocks;
+  double microseconds;
+
+  Status all_gather(const void*, void*, std::size_t, const Cuda& on) const {
+    wait_for<<<static_cast<unsigned>(blocks), 544, 80 << 10, on.stream()>>>(static_cast<long long>(microseconds * 1000));
+    return {};
+  }
+  Status exchange(std::span<const OutgoingBytes>, std::span<const IncomingBytes>, const Cuda& on) const {
+    return all_gather(nullptr, nullptr, 0, on);
+  }
+  template <class Transfers, class Work>
+  Status overlap(const Cuda& on, const Transfers& transfers, const Work& work) const {
+    return side == nullptr ? detail::one_after_the_other(on, transfers, work) : side->run_beside(on, transfers, work);
+  }
+};
+
 /// What one rank measures of one mixer, in milliseconds.
 struct Times {
   double call = 0;
@@ -54,14 +84,13 @@ inline constexpr Time all_times[] = {&Times::call,     &Times::in_order, &Times:
 
 /// `meanwhile` is work of the caller's that the exchange does not need.
 template <class Config, class Args>
-Times time_mixer(
-    const Args& local, const ContextLayout& layout, const Clock& time_of,
-    const std::function<Status()>& meanwhile = [] { return Status(); }) {
+Times time_mixer(const Args& local, const ContextLayout& layout, const Clock& time_of,
+                 const std::function<Status()>& meanwhile = nullptr) {
   const Cuda& on = time_of.on;
   if (layout.ranks == 1) {
     Memory workspace(prefill_workspace_bytes(local, on));
     const double time = time_of([&] {
-      const Status status = meanwhile();
+      const Status status = meanwhile ? meanwhile() : Status();
       return status.ok() ? prefill(local, workspace.workspace(), on) : status;
     });
     return {time, time, time, 0, 0, 0};
@@ -74,18 +103,31 @@ Times time_mixer(
   const ContextPrefillArgs<Config> args{local, &plan};
   const RankMemory workspace(prefill_workspace_bytes(args, on), time_of.registers ? time_of.communicator->get() : nullptr);
   Times times;
+  const auto call = [&](auto& communicator) {
+    return meanwhile ? prefill(args, meanwhile, communicator, workspace.workspace(), on)
+                     : prefill(args, communicator, workspace.workspace(), on);
+  };
   if (time_of.communicator == nullptr) {
-    for (int i = 0; i < 2; ++i) {
-      require(prefill(args, meanwhile, nothing, workspace.workspace(), on));
+    if (!time_of.graph) {
+      for (int i = 0; i < 2; ++i) {
+        require(call(nothing));
+      }
+      require(cudaStreamSynchronize(on.stream()));
+      return times;
     }
-    require(cudaStreamSynchronize(on.stream()));
+    require(cudaFuncSetAttribute(wait_for, cudaFuncAttributeMaxDynamicSharedMemorySize, 80 << 10));
+    const WaitingExchange in_order{{time_of.rank, layout.ranks}, nullptr, time_of.waiting_blocks, 10};
+    const WaitingExchange beside{{time_of.rank, layout.ranks}, time_of.side, time_of.waiting_blocks, 10};
+    times.local = time_of([&] { return call(nothing); });
+    times.in_order = time_of([&] { return call(in_order); });
+    times.call = time_of([&] { return call(beside); });
     return times;
   }
   NcclCommunicator& communicator = *time_of.communicator;
   NcclCommunicator in_order(communicator.get());
-  times.local = time_of([&] { return prefill(args, meanwhile, nothing, workspace.workspace(), on); });
-  times.in_order = time_of([&] { return prefill(args, meanwhile, in_order, workspace.workspace(), on); });
-  times.call = time_of([&] { return prefill(args, meanwhile, communicator, workspace.workspace(), on); });
+  times.local = time_of([&] { return call(nothing); });
+  times.in_order = time_of([&] { return call(in_order); });
+  times.call = time_of([&] { return call(communicator); });
 
   const int rank = communicator.rank();
   std::int64_t gathered = 0;
@@ -242,11 +284,20 @@ inline Mixers time_group(std::int64_t tokens, int gpus, bool graph, bool registe
   return slowest;
 }
 
-/// Two calls of each mixer on rank `rank` of `ranks`, without the exchanges, on one GPU: for a profiler.
-inline void run_alone(std::int64_t tokens, int rank, int ranks) {
+/// Two calls of each mixer on rank `rank` of `ranks`, without the exchanges, on one GPU: for a profiler. With `waiting`
+/// blocks, times of the calls with exchanges that only wait for 10 us, in place of NCCL's.
+inline Mixers run_alone(std::int64_t tokens, int rank, int ranks, int waiting) {
   std::barrier<> one(1);
-  const Cuda on;
-  time_rank(tokens, rank, ranks, Clock{one, nullptr, on, false, rank});
+  cudaStream_t stream = nullptr;
+  cudaStream_t beside = nullptr;
+  int lowest = 0;
+  int highest = 0;
+  require(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  require(cudaStreamCreateWithPriority(&beside, cudaStreamNonBlocking, highest));
+  const Cuda on(stream);
+  SideStream side(beside);
+  return time_rank(tokens, rank, ranks, Clock{one, nullptr, on, waiting > 0, rank, false, &side, waiting});
 }
 
 }  // namespace jrt::bench
