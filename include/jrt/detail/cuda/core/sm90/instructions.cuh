@@ -71,6 +71,10 @@ __device__ inline void barrier_wait(SharedAddress barrier, std::uint32_t parity)
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
+/// Arrives there without waiting.
+__device__ inline void arrive_at_named_barrier(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
 
 // -- the copy engine (TMA) ------------------------------------------------------
 //

@@ -8,6 +8,7 @@
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_features.cuh"
 #include "jrt/detail/cuda/linear/sm90/warpgroup_layout.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
@@ -242,6 +243,32 @@ class WarpgroupChunk {
                  :
                  : "r"(to), "f"(numbers[0]), "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3])
                  : "memory");
+  }
+
+  /// Moves a group's last tile to shared memory, where it takes no registers, and back, if that is needed.
+  static __device__ void move_aside(const float (&tile)[Layout::width / 2]) {
+    if constexpr (Layout::sets_aside) {
+#pragma unroll
+      for (int i = 0; i < Layout::width / 2; i += 4) {
+        store_numbers(aside(i), {tile[i], tile[i + 1], tile[i + 2], tile[i + 3]});
+      }
+    }
+  }
+  static __device__ void take_back(float (&tile)[Layout::width / 2]) {
+    if constexpr (Layout::sets_aside) {
+#pragma unroll
+      for (int i = 0; i < Layout::width / 2; i += 4) {
+        float numbers[4];
+        load_numbers(numbers, aside(i));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          tile[i + e] = numbers[e];
+        }
+      }
+    }
+  }
+  static __device__ SharedAddress aside(int i) {
+    return Layout::aside + static_cast<unsigned>((i / 4 * threads + thread()) * 16);
   }
 
   volatile Kept* kept_;

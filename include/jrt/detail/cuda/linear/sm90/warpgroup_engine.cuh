@@ -95,7 +95,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       async_proxy_fence();
       __syncthreads();
       prefetch(begin + chunk);
-      update(tokens_from(begin));
+      update<false>(tokens_from(begin));
       __syncthreads();
     }
   }
@@ -121,16 +121,16 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       if constexpr (!full) {
         prefetch(begin + chunk);
       }
-      move_aside();
+      Chunk::move_aside(state_[Layout::group_tiles - 1]);
       prefetch_queries(begin + chunk, group);
       if (64 * group_ < tokens_from(begin)) {
         for (int g = 0; g < group; ++g) {
           write_outputs(begin, g);
         }
       }
-      take_back();
+      Chunk::take_back(state_[Layout::group_tiles - 1]);
       if constexpr (!full) {
-        update(tokens_from(begin));
+        update<true>(tokens_from(begin));
       }
       __syncthreads();
     }
@@ -216,35 +216,14 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     }
   }
 
-  /// Moves the last tile to shared memory, where it takes no registers, and back.
-  __device__ void move_aside() const {
-    if constexpr (Layout::sets_aside) {
-      const auto& tile = state_[Layout::group_tiles - 1];
-#pragma unroll
-      for (int i = 0; i < Layout::width / 2; i += 4) {
-        store_numbers(aside(i), {tile[i], tile[i + 1], tile[i + 2], tile[i + 3]});
-      }
-    }
-  }
-  __device__ void take_back() {
-    if constexpr (Layout::sets_aside) {
-#pragma unroll
-      for (int i = 0; i < Layout::width / 2; i += 4) {
-        float numbers[4];
-        load_numbers(numbers, aside(i));
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          state_[Layout::group_tiles - 1][i + e] = numbers[e];
-        }
-      }
-    }
-  }
-  static __device__ SharedAddress aside(int i) {
-    return Layout::aside + static_cast<unsigned>((i / 4 * threads + Chunk::thread()) * 16);
-  }
+  /// Whether the first group takes over a part of the last group's work on a chunk with outputs (take_over).
+  static constexpr bool balances = sums_apart && Layout::groups == 3 && Layout::group_tiles == 1;
 
-  /// S += φ(k)ᵀ·v, z += Σ φ(k) over a chunk, for this group's tiles.
+  /// S += φ(k)ᵀ·v, z += Σ φ(k) over a chunk, for this group's tiles. `with_outputs`: this chunk has outputs, which keep the
+  /// last group busy for longest.
+  template <bool with_outputs>
   __device__ void update(int tokens) {
+    constexpr bool shares = balances && with_outputs;
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
       if (m * Layout::groups + group_ >= Layout::tiles) {
@@ -253,7 +232,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       const KeyFragments<Layout> keys(step_of(m), Chunk::lane());
       float features[2] = {0, 0};
 #pragma unroll 1
-      for (int first = 0; first < tokens; first += 64) {
+      for (int first = shares && group_ == Layout::groups - 1 ? 64 : 0; first < tokens; first += 64) {
         Left left[fragments];
         if constexpr (sums_apart) {
           float sums[Layout::width / 2] = {};
@@ -270,6 +249,13 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
           fence_accumulators(state_[m]);
         }
       }
+      if constexpr (shares) {
+        if (group_ == 0) {
+          take_over();
+        } else if (group_ == Layout::groups - 1) {
+          add_taken_over(features);
+        }
+      }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         // Positions past the last token have the constant feature, too.
@@ -277,6 +263,48 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
         normaliser_[m][h] += keys.is_constant(h) ? static_cast<float>(tokens) : sum;
       }
     }
+  }
+  /// A group has the more keys to look back on the later its tokens are: of steps of 16 features or tokens, the first has 4
+  /// for weights, the others 8 and 12; all have 10 for the state and 12 for the update. So the first forms the sums over
+  /// the first 64 tokens for the last one's tile.
+  __device__ void take_over() const {
+    const KeyFragments<Layout> keys(4 * (Layout::groups - 1) + warp_, Chunk::lane());
+    float features[2] = {0, 0};
+    float sums[Layout::width / 2] = {};
+    Left left[fragments];
+    add_tokens(sums, left, keys, 0, features);
+    wgmma_wait<0>();
+    fence_accumulators(sums);
+#pragma unroll
+    for (int i = 0; i < Layout::width / 2; i += 4) {
+      store_numbers(taken_over(i / 4), {sums[i], sums[i + 1], sums[i + 2], sums[i + 3]});
+    }
+    asm volatile("st.shared.v2.f32 [%0], {%1,%2};"
+                 :
+                 : "r"(taken_over_features()), "f"(features[0]), "f"(features[1])
+                 : "memory");
+    arrive_at_named_barrier(1, 256);
+  }
+  __device__ void add_taken_over(float (&features)[2]) {
+    named_barrier(1, 256);
+    float numbers[4];
+#pragma unroll
+    for (int i = 0; i < Layout::width / 2; i += 4) {
+      load_numbers(numbers, taken_over(i / 4));
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        state_[0][i + e] += numbers[e];
+      }
+    }
+    features[0] += load_number(taken_over_features());
+    features[1] += load_number(taken_over_features() + 4);
+  }
+  /// Place of this thread's n-th four numbers, which the thread of the same number in the other group finds there.
+  static __device__ SharedAddress taken_over(int n) {
+    return Layout::taken_over + static_cast<unsigned>((128 * n + Chunk::thread() % 128) * 16);
+  }
+  static __device__ SharedAddress taken_over_features() {
+    return taken_over(Layout::width / 8) - static_cast<unsigned>(Chunk::thread() % 128 * 8);
   }
   static __device__ void add_tokens(float (&sums)[Layout::width / 2], Left (&left)[fragments],
                                     const KeyFragments<Layout>& keys, int first, float (&features)[2]) {
@@ -302,7 +330,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     float denominators[2] = {0, 0};
     Left left[fragments];
     if constexpr (!full) {
-      Products::add_scores(args_.feature_map, sums, denominators, left, rows, group_, warp_);
+      Products::add_scores(sums, denominators, left, rows, group_, warp_);
     }
     Products::add_state(sums, denominators, left, rows);
     wgmma_wait<0>();

@@ -57,7 +57,7 @@ class QueryFragments {
     load(own_, 0);
   }
 
-  /// The inputs themselves, for scores; where keys are kept as terms, in their own order.
+  /// The inputs themselves over √d, for scores; where keys are kept as terms, in their own order.
   __device__ void inputs(LeftFragment (&left)[terms]) const {
     float numbers[4][2];
 #pragma unroll
@@ -67,7 +67,7 @@ class QueryFragments {
         const SharedAddress own =
             row_ + static_cast<unsigned>(i % 2 * 8 * Layout::row_bytes + i / 2 * 32 + quarter_ * 4 + e * 4);
         const float number = Layout::keeps_terms ? load_number(own) : own_[i][e];
-        numbers[i][e] = number * (1 / (Layout::query_scale * Layout::key_scale));
+        numbers[i][e] = number * (static_cast<float>(Map::inverse_sqrt_dim) / (Layout::query_scale * Layout::key_scale));
       }
     }
     round_left<terms>(left, numbers);

@@ -28,6 +28,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///                                                         keys      [terms][chunk][d + 8] bfloat16, if there are two terms
 ///                                                         aside     [width / 8][threads][4] float, if a group's tiles
 ///                                                         leave no room for outputs
+///                                                         sums      [width / 8][128][4] and [128][2] float, if there are
+///                                                         two terms: the first group's for the last
 ///
 /// A row of keys or queries is followed by its own first half, so that x_((i + s) mod d) is at i + s; that of a key then by
 /// factors by which products become its other features. Rows are scaled so that products need no further factor.
@@ -88,7 +90,9 @@ struct WarpgroupLayout {
   static constexpr SharedAddress aside = terms_of_keys + (keeps_terms ? terms * chunk * terms_row : 0);
   /// With three wide tiles in 168 registers there is no room for outputs: meanwhile the last one is set aside.
   static constexpr bool sets_aside = groups > 2 && group_tiles* width > 128;
-  static constexpr std::size_t shared_bytes = aside + (sets_aside ? width / 8 * threads * 16 : 0) - base;
+  /// Where there are two terms, the sums that the first group forms for the last one.
+  static constexpr SharedAddress taken_over = aside + (sets_aside ? width / 8 * threads * 16 : 0);
+  static constexpr std::size_t shared_bytes = taken_over + (terms > 1 ? 128 * (width / 2 + 2) * 4 : 0) - base;
 
   /// Rows whose length is 4 modulo 8 lie so that neither eight rows by four neighbours nor four pairs of rows by eight
   /// neighbours share a bank.

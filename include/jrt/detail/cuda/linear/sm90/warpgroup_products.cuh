@@ -48,48 +48,64 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
   }
 
   /// sums += P·v, denominators += P·1 over the chunk's keys up to the group's tokens. `rows` are the queries of a warp.
-  __device__ static void add_scores(const Map& map, float (&sums)[Layout::width / 2], float (&denominators)[2],
-                                    Left (&left)[fragments], SharedAddress rows, int group, int warp) {
+  __device__ static void add_scores(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
+                                    SharedAddress rows, int group, int warp) {
     Left inputs[Layout::input_steps];
     const int lane = Chunk::lane();
 #pragma unroll
     for (int h = 0; h < Layout::input_steps; ++h) {
       QueryFragments<Layout>(rows, h, lane).inputs(inputs[h]);
     }
+    SharedAddress keys = key_address(lane);
 #pragma unroll 1
     for (int tile = 0; tile <= group; ++tile) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         wgmma_wait<fragments - 1>();
-        weigh(map, left[k % fragments], denominators, inputs, 64 * tile + 16 * k, tile < group ? 4 : warp - k);
+        Accumulator scores[2];
+        score(scores, inputs, keys);
+        keys += 16 * key_row_bytes;
+        weigh(left[k % fragments], denominators, scores, lane, tile < group ? 4 : warp - k);
         multiply(sums, left[k % fragments], [&](int term) { return Chunk::values(term, 64 * tile + 16 * k); });
       }
     }
   }
 
-  /// P of this warp's tokens and 16 keys as a left operand. `behind`: how many times 16 keys lie between these and the
-  /// warp's own tokens; those that lie ahead have weight 0.
-  static __device__ void weigh(const Map& map, Left& left, float (&denominators)[2],
-                               const Left (&inputs)[Layout::input_steps], int key, int behind) {
-    const int lane = Chunk::lane();
-    float numbers[4][2];
+  /// Scores of 16 keys, `keys` being key_address of the first of them.
+  static __device__ void score(Accumulator (&scores)[2], const Left (&inputs)[Layout::input_steps], SharedAddress keys) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      Accumulator scores{};
-      const int token = key + 8 * n + lane / 4;
+      scores[n] = {};
 #pragma unroll
       for (int h = 0; h < Layout::input_steps; ++h) {
         RightFragment right[terms];
-        load_key(right, token, 16 * h, lane % 4);
-        multiply_terms(scores, inputs[h], right);
+        load_key(right, keys + static_cast<unsigned>(8 * n * key_row_bytes + 16 * h * key_bytes));
+        multiply_terms(scores[n], inputs[h], right);
       }
+    }
+  }
+
+  /// Map::kernel of inputs that are scaled (QueryFragments::inputs).
+  static __device__ float kernel(float dot) {
+    float weight = fmaf(dot, fmaf(dot, 0.5F, 1), 1);
+    asm("" : "+f"(weight));  // the compiler would guard each of its instructions by a mask
+    return weight;
+  }
+
+  /// P of this warp's tokens and 16 keys as a left operand. `behind`: how many times 16 keys lie between these and the
+  /// warp's own tokens; those that lie ahead have weight 0.
+  static __device__ void weigh(Left& left, float (&denominators)[2], const Accumulator (&scores)[2], int lane, int behind) {
+    // By how many places after its own token a key may come, less this lane's distance between the first two.
+    const int reach = 64 * behind - (lane % 4 * 2 - lane / 4);
+    float numbers[4][2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int ahead = 8 * n + lane % 4 * 2 + e - lane / 4 - 8 * i;
-          const bool seen = behind > 0 || (behind == 0 && ahead <= 0);
-          numbers[2 * n + i][e] = seen ? map.kernel(scores.values[2 * i + e]) : 0.0F;
+          const float weight = kernel(scores[n].values[2 * i + e]);
+          numbers[2 * n + i][e] = 8 * n + e - 8 * i <= reach ? weight : 0.0F;
         }
       }
     }
@@ -102,20 +118,26 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
     }
   }
 
-  /// Inputs first … first + 15 of a key as this lane's part of a right operand; where keys are not kept as terms, in the
-  /// order of QueryFragments.
-  static __device__ void load_key(RightFragment (&right)[terms], int token, int first, int quarter) {
+  /// Keys for scores: as terms where they are kept so, else as numbers.
+  static constexpr int key_row_bytes = Layout::keeps_terms ? Layout::terms_row : Layout::row_bytes;
+  static constexpr int key_bytes = Layout::keeps_terms ? 2 : 4;
+  /// Where this lane's part of a right operand of the first 8 keys is.
+  static __device__ SharedAddress key_address(int lane) {
+    return (Layout::keeps_terms ? Layout::terms_of_keys : Layout::keys) +
+           static_cast<unsigned>(lane / 4 * key_row_bytes + lane % 4 * 4);
+  }
+  /// 16 inputs of a key as this lane's part of a right operand; where keys are not kept as terms, in the order of
+  /// QueryFragments.
+  static __device__ void load_key(RightFragment (&right)[terms], SharedAddress key) {
     if constexpr (Layout::keeps_terms) {
 #pragma unroll
       for (int term = 0; term < terms; ++term) {
-        const SharedAddress row =
-            Layout::terms_of_keys + static_cast<unsigned>((term * Layout::chunk + token) * Layout::terms_row + quarter * 4);
-        right[term] = {{load_pair(row + first * 2), load_pair(row + first * 2 + 16)}};
+        const SharedAddress row = key + static_cast<unsigned>(term * Layout::chunk * Layout::terms_row);
+        right[term] = {{load_pair(row), load_pair(row + 16)}};
       }
     } else {
-      const SharedAddress row = Layout::keys + static_cast<unsigned>(token * Layout::row_bytes + (quarter + first) * 4);
-      const auto low = Terms<terms>::of(load_number(row), load_number(row + 16));
-      const auto high = Terms<terms>::of(load_number(row + 32), load_number(row + 48));
+      const auto low = Terms<terms>::of(load_number(key), load_number(key + 16));
+      const auto high = Terms<terms>::of(load_number(key + 32), load_number(key + 48));
 #pragma unroll
       for (int term = 0; term < terms; ++term) {
         right[term] = {{low.pairs[term], high.pairs[term]}};
