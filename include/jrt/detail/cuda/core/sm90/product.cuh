@@ -31,6 +31,13 @@ struct MatrixDescriptor {
   __device__ constexpr MatrixDescriptor(SharedAddress tile, std::uint32_t leading, std::uint32_t stride, Swizzle swizzle)
       : low((tile >> 4) | ((leading >> 4) << 16)), high((stride >> 4) | (static_cast<std::uint32_t>(swizzle) << 30)) {}
 
+  /// The same for a tile that begins `bytes` further on.
+  [[nodiscard]] __device__ constexpr MatrixDescriptor after(int bytes) const {
+    MatrixDescriptor other = *this;
+    other.low += static_cast<std::uint32_t>(bytes) >> 4;
+    return other;
+  }
+
   [[nodiscard]] __device__ std::uint64_t word() const {
     std::uint64_t word;
     asm("mov.b64 %0, {%1, %2};" : "=l"(word) : "r"(low), "r"(high));

@@ -108,6 +108,19 @@ struct HopperWindowCall {
   int run_tiles = 0;      // tiles of rows in a run
 };
 
+/// Where tile j of keys is in the ring of stages, kept along as divisions would take many instructions.
+template <int stages>
+struct RingPlace {
+  int stage = 0;
+  std::uint32_t parity = 0;  // of the laps before
+
+  /// The place `tiles` further on, at most `stages`.
+  [[nodiscard]] __device__ RingPlace after(int tiles) const {
+    const int next = stage + tiles;
+    return next < stages ? RingPlace{next, parity} : RingPlace{next - stages, parity ^ 1};
+  }
+};
+
 /// The tiles of one block, and where they are in the views and in shared memory.
 template <WindowConfig Config>
 struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {

@@ -18,22 +18,27 @@ __device__ void store_window_outputs(const WindowCall<Config>& call, const Hoppe
   const SharedAddress rows = HopperWindowRun<Config>::outputs(buffer);
   const int count = run.tokens - token;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  constexpr int parts = Config::value_dim / 8;
-  constexpr int each = parts / 2;  // of a lane: 16 rows for 32 lanes
+  // Eight lanes take a row of a panel, 16 bytes each; the next of their four rows are four rows further on.
+  constexpr int each = Layout::value_panels * 4;
   const int at = static_cast<int>(computed_afresh(static_cast<unsigned>(lane)));
+  const int part = at % 8;
+  const int row = at / 8;
+  const SharedAddress from = rows + static_cast<unsigned>((first_row + row) * Layout::panel_row + (part ^ row) * 16);
   const TensorView<Element>& output = call.output;
-  Element* const to = output.row(run.batch_row, run.row + token, run.query_head);
+  Element* const to = output.row(run.batch_row, run.row + token + row, run.query_head) + part * 8;
   const auto load = [&](Pair(&pairs)[4], int n) {
-    const int row = (at + 32 * n) / parts;
-    const int part = (at + 32 * n) % parts;
-    load_pairs(pairs, SharedNumbers::at(rows + part / 8 * Layout::panel_bytes + (first_row + row) * Layout::panel_row +
-                                        ((part % 8) ^ (row % 8)) * 16));
+    const int panel = n / 4 * Layout::panel_bytes;
+    load_pairs(pairs,
+               SharedNumbers::at((from ^ (n % 2 * 64)) + static_cast<unsigned>(panel + n % 4 * 4 * Layout::panel_row)));
   };
   const auto store = [&](const Pair(&pairs)[4], int n) {
-    const int row = (at + 32 * n) / parts;
-    if (row < count) {
-      store_vector(reinterpret_cast<Pair*>(to + row * output.token_stride + (at + 32 * n) % parts * 8),
-                   Vector<Pair, 4>{{pairs[0], pairs[1], pairs[2], pairs[3]}});
+    if (row + n % 4 * 4 < count && n / 4 * Layout::panel_columns + part * 8 < Config::value_dim) {
+      // The compiler would divide some of them.
+      asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+                   :
+                   : "l"(to + n % 4 * 4 * output.token_stride + n / 4 * Layout::panel_columns), "r"(pairs[0]),
+                     "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+                   : "memory");
     }
   };
   const auto release = [&] {

@@ -7,37 +7,39 @@
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
-#include "jrt/detail/cuda/window/exponential.cuh"
 #include "jrt/detail/cuda/window/sm90/layout.cuh"
 #include "jrt/detail/cuda/window/sm90/outputs.cuh"
+#include "jrt/detail/cuda/window/sm90/weights.cuh"
 #include "jrt/detail/cuda/window/tile_products.cuh"
-#include "jrt/detail/shared/window/online_softmax.hpp"
 
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Four warps that compute the outputs of every `workers`-th tile of queries.
 template <WindowConfig Config>
-class HopperWindowWorker {
+class HopperWindowWorker : private HopperWindowWeights<Config> {
+  using Weights = HopperWindowWeights<Config>;
+  using typename Weights::Numbers;
+  using typename Weights::Softmax;
+  using Weights::exponential_;
+  using Weights::lane;
+  using Weights::run_;
+  using Weights::softmax_;
+  using Weights::warp_;
+
  public:
   using Layout = HopperWindowLayout<Config>;
   using Run = HopperWindowRun<Config>;
   using Element = typename Config::Element;
-  using Numbers = HopperNumbers<Element>;
-  using Softmax = OnlineSoftmax<float, ScaledExponential>;
-  static constexpr int left = Config::left_window;
   static constexpr int group_tiles = Layout::group_tiles;
 
   __device__ HopperWindowWorker(const WindowCall<Config>& call, const Run& run, int worker)
-      : call_(call),
-        run_(run),
-        worker_(worker),
-        warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
-        negative_(static_cast<float>(call.scale) < 0),
-        exponential_(call.scale) {}
+      : Weights(call, run), call_(call), worker_(worker) {}
 
   __device__ void output_all() {
     int released = 0;
+    Place released_place;
+    place_ = Place{}.after(worker_);
     for (int turn = 0; turn * Layout::workers + worker_ < run_.tiles; ++turn) {
       const int i = turn * Layout::workers + worker_;
       const int buffer = Run::buffer(worker_, turn);
@@ -49,22 +51,26 @@ class HopperWindowWorker {
       // The copies wait for all workers, so each also releases tiles that it does not use, once they have arrived.
       for (const int last = smaller(i + Layout::workers, run_.key_tiles()); released < last; ++released) {
         if (released >= i + Layout::window_tiles) {
-          await_keys(released);
+          await_keys(released_place);
         }
-        barrier_arrive(Layout::free + 8 * Run::stage(released));
+        barrier_arrive(Layout::free + 8 * released_place.stage);
+        released_place = released_place.after(1);
       }
       write(i, buffer);
+      place_ = place_.after(Layout::workers);
     }
   }
 
  private:
-  static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  static __device__ void await_keys(int j) {
-    barrier_wait(Layout::full + 8 * Run::stage(j), Run::lap(j) % 2);
+  using Place = RingPlace<Layout::stages>;
+  static __device__ void await_keys(const Place& place) {
+    barrier_wait(Layout::full + 8 * place.stage, place.parity);
     if constexpr (Layout::rotates) {
-      barrier_wait(Layout::ready + 8 * Run::stage(j), Run::lap(j) % 2);
+      barrier_wait(Layout::ready + 8 * place.stage, place.parity);
     }
   }
+
+  static __device__ MatrixDescriptor descriptor(SharedAddress tile) { return {tile, 16, 1024, Swizzle::bytes_128}; }
 
   /// Outputs of tile i of queries, not yet divided, and their softmax.
   __device__ void attend(int i, SharedAddress queries) {
@@ -90,17 +96,20 @@ class HopperWindowWorker {
     SharedAddress stages[tiles];
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
-      await_keys(i + first + t);
-      stages[t] = Run::keys(Run::stage(i + first + t));
+      const Place place = place_.after(first + t);
+      await_keys(place);
+      stages[t] = Run::keys(place.stage);
     }
     wgmma_fence();
+    const MatrixDescriptor left_tile = descriptor(queries);
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
+      const MatrixDescriptor right_tile = descriptor(stages[t]);
 #pragma unroll
       for (int k = 0; k < Config::head_dim / 16; ++k) {
         const int at = k / 4 * Layout::panel_bytes + k % 4 * 32;
-        const std::uint64_t left_word = MatrixDescriptor(queries + at, 16, 1024, Swizzle::bytes_128).word();
-        const std::uint64_t right_word = MatrixDescriptor(stages[t] + at, 16, 1024, Swizzle::bytes_128).word();
+        const std::uint64_t left_word = left_tile.after(at).word();
+        const std::uint64_t right_word = right_tile.after(at).word();
         if (k == 0) {
           multiply_tiles<Element>(scores[t], left_word, right_word);
         } else {
@@ -114,18 +123,11 @@ class HopperWindowWorker {
     for (int t = 0; t < tiles; ++t) {
       fence_accumulators(scores[t]);
     }
-    to_weights<first>(i, scores);
     LeftFragment weights[tiles][4];
-#pragma unroll
-    for (int t = 0; t < tiles; ++t) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-#pragma unroll
-        for (int p = 0; p < 4; ++p) {
-          weights[t][c].pairs[p] = Numbers::rounded(scores[t][8 * c + 2 * p], scores[t][8 * c + 2 * p + 1]);
-        }
-      }
-    }
+    Weights::template form_weights<first>(i, scores, weights, [&](const float(&factors)[2]) {
+      rescale(outputs_, factors);
+      rescale(others_, factors);
+    });
     if constexpr (first == 0) {
       clear(outputs_);
       clear(others_);
@@ -136,14 +138,14 @@ class HopperWindowWorker {
     wgmma_fence();
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
+      const MatrixDescriptor values = descriptor(stages[t] + Layout::key_bytes);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const SharedAddress rows = stages[t] + Layout::key_bytes + c * 16 * Layout::panel_row;
-        WarpgroupProduct<Layout::first_columns>::template add<Element>(
-            outputs_, weights[t][c], MatrixDescriptor(rows, 16, 1024, Swizzle::bytes_128).word(), 1);
+        const int at = c * 16 * Layout::panel_row;
+        WarpgroupProduct<Layout::first_columns>::template add<Element>(outputs_, weights[t][c], values.after(at).word(), 1);
         if constexpr (Layout::value_panels > 1) {
-          WarpgroupProduct<Layout::other_columns>::template add<Element>(
-              others_, weights[t][c], MatrixDescriptor(rows + Layout::panel_bytes, 16, 1024, Swizzle::bytes_128).word(), 1);
+          WarpgroupProduct<Layout::other_columns>::template add<Element>(others_, weights[t][c],
+                                                                         values.after(at + Layout::panel_bytes).word(), 1);
         }
       }
     }
@@ -153,100 +155,6 @@ class HopperWindowWorker {
     if constexpr (Layout::value_panels > 1) {
       fence_accumulators(others_);
     }
-  }
-
-  /// Calls `function(t, c, hides)` for the blocks of 16 columns in which this warp's rows see anything, and
-  /// `otherwise(t, c)` for the others. `hides`: whether part of the block is masked.
-  template <int first, int tiles, class Function, class Otherwise>
-  __device__ void for_blocks(int i, const Function& function, const Otherwise& otherwise) const {
-#pragma unroll
-    for (int t = 0; t < tiles; ++t) {
-      const bool starts = run_.key_token(i + first + t) < run_.lowest;
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int distance = block_distance(first + t, c);
-        if (distance <= 15 && distance >= -left - 15) {
-          function(t, c, distance > -15 || distance < 15 - left || starts);
-        } else {
-          otherwise(t, c);
-        }
-      }
-    }
-  }
-  /// Distance of a block's first column from this warp's first row.
-  [[nodiscard]] __device__ int block_distance(int tile, int c) const {
-    return (tile - (Layout::window_tiles - 1)) * Layout::tile + 16 * c - 16 * warp_;
-  }
-
-  /// Turns scores into weights; the outputs so far, if there are any, are rescaled to the new maximum.
-  template <int first, int tiles>
-  __device__ void to_weights(int i, float (&scores)[tiles][32]) {
-    const int row = lane() / 4;
-    const int column = lane() % 4 * 2;
-    float most[2] = {softmax_[0].maximum, softmax_[1].maximum};
-    for_blocks<first, tiles>(
-        i,
-        [&](int t, int c, bool hides) {
-          if (negative_) {
-#pragma unroll
-            for (int n = 0; n < 8; ++n) {
-              scores[t][8 * c + n] = -scores[t][8 * c + n];
-            }
-          }
-          if (hides) {
-            int distance = block_distance(first + t, c) + column - row;
-            if constexpr (Layout::carries || !Layout::narrow) {
-              // Not kept in registers for every score, as without this; the other kernels do not need it.
-              distance = static_cast<int>(computed_afresh(static_cast<unsigned>(distance)));
-            }
-            const int lowest = run_.lowest - run_.key_token(i + first + t) - 16 * c;
-#pragma unroll
-            for (int n = 0; n < 8; ++n) {
-              const int from_column = n / 4 * 8 + n % 2;  // from this lane's first
-              const int from_row = n / 2 % 2 * 8;
-              const int between = distance + from_column - from_row;
-              if (between > 0 || between < -left || column + from_column < lowest) {
-                scores[t][8 * c + n] = -INFINITY;
-              }
-            }
-          }
-#pragma unroll
-          for (int n = 0; n < 8; ++n) {
-            most[n / 2 % 2] = fmaxf(most[n / 2 % 2], scores[t][8 * c + n]);
-          }
-        },
-        [](int, int) {});
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 1));
-      most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 2));
-    }
-    if constexpr (first > 0) {
-      const float factors[2] = {softmax_[0].absorb(most[0], exponential_), softmax_[1].absorb(most[1], exponential_)};
-      rescale(outputs_, factors);
-      rescale(others_, factors);
-    } else {
-      softmax_[0].maximum = most[0];
-      softmax_[1].maximum = most[1];
-    }
-    // Outside the blocks, each of which would recompute them.
-    const float shifts[2] = {exponential_.shift(softmax_[0].maximum), exponential_.shift(softmax_[1].maximum)};
-    for_blocks<first, tiles>(
-        i,
-        [&](int t, int c, bool) {
-#pragma unroll
-          for (int n = 0; n < 8; ++n) {
-            float& score = scores[t][8 * c + n];
-            score = exponential_.of(score, shifts[n / 2 % 2]);
-            softmax_[n / 2 % 2].denominator += score;
-          }
-        },
-        [&](int t, int c) {
-#pragma unroll
-          for (int n = 0; n < 8; ++n) {
-            scores[t][8 * c + n] = 0;
-          }
-        });
   }
 
   /// Asks for the denominators of the softmax carry-in, when the scores have left the registers.
@@ -292,9 +200,10 @@ class HopperWindowWorker {
       }
       softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 1);
       softmax.denominator += __shfl_xor_sync(~0u, softmax.denominator, 2);
-      inverse[h] = factor * softmax.finish();
+      const float reciprocal = approximate_reciprocal(softmax.denominator);
+      inverse[h] = factor * reciprocal;
       if constexpr (Layout::carries) {
-        carried[h] *= before_[h] * softmax.finish();
+        carried[h] *= before_[h] * reciprocal;
       }
       if (const int row = lane() / 4 + 8 * h; lane() % 4 == 0 && row < count) {
         call_.set_log_sum_exp(run_.batch_row, run_.row + token + row, run_.query_head, softmax.log_sum(exponential_));
@@ -316,20 +225,23 @@ class HopperWindowWorker {
     store_window_outputs(call_, run_, token, 16 * warp_, buffer);
   }
 
-  /// Address of this lane's row of a 16x16 block of a panel, of 8x8 blocks as `store_blocks` takes them.
-  [[nodiscard]] __device__ SharedAddress block_row(SharedAddress rows, int c) const {
-    const int block = lane() / 8;
-    const int row = 16 * warp_ + block % 2 * 8 + lane() % 8;
-    return rows + row * Layout::panel_row + ((2 * c + block / 2) ^ (row % 8)) * 16;
+  /// Address of this lane's row of the first 16x16 block of a panel, of 8x8 blocks as `store_blocks` takes them; that of
+  /// block c is `first ^ 32c`.
+  [[nodiscard]] __device__ SharedAddress block_row(SharedAddress rows) const {
+    const int lane = static_cast<int>(computed_afresh(static_cast<unsigned>(Weights::lane())));
+    const int block = lane / 8;
+    const int row = 16 * warp_ + block % 2 * 8 + lane % 8;
+    return rows + row * Layout::panel_row + ((block / 2) ^ (row % 8)) * 16;
   }
 
   /// Adds the outputs so far. Where nothing was summed, they are 0, whatever is stored.
   template <int count>
   __device__ void add_panel(float (&outputs)[count], SharedAddress rows, const float (&factors)[2]) const {
+    const SharedAddress first = block_row(rows);
 #pragma unroll
     for (int c = 0; c < count / 8; ++c) {
       Pair pairs[4];
-      load_blocks(pairs, SharedNumbers::at(block_row(rows, c)));
+      load_blocks(pairs, SharedNumbers::at(first ^ (32 * c)));
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
         const Pair pair = before_[p % 2] == 0 ? 0 : pairs[p];
@@ -342,6 +254,7 @@ class HopperWindowWorker {
 
   template <int count>
   __device__ void store_panel(SharedAddress rows, const float (&outputs)[count]) const {
+    const SharedAddress first = block_row(rows);
 #pragma unroll
     for (int c = 0; c < count / 8; ++c) {
       Pair pairs[4];
@@ -349,17 +262,13 @@ class HopperWindowWorker {
       for (int p = 0; p < 4; ++p) {
         pairs[p] = Numbers::rounded(outputs[8 * c + 2 * p], outputs[8 * c + 2 * p + 1]);
       }
-      store_blocks(block_row(rows, c), pairs[0], pairs[1], pairs[2], pairs[3]);
+      store_blocks(first ^ (32 * c), pairs[0], pairs[1], pairs[2], pairs[3]);
     }
   }
 
   const WindowCall<Config>& call_;
-  const Run& run_;
   int worker_;
-  int warp_;
-  bool negative_;
-  ScaledExponential exponential_;
-  Softmax softmax_[2];  // of this lane's scores in two rows; the maxima are the rows'
+  Place place_;  // of the first tile of keys that this tile of queries sees
   float outputs_[Layout::first_columns / 2];
   float others_[Layout::other_columns / 2];  // of the second panel
   float before_[2];                          // denominators of the softmax carry-in of this lane's two rows
