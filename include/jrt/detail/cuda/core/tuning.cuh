@@ -119,6 +119,7 @@ struct HopperWindowTuning {
   int wide_registers = 224;
   int copier_registers = 56;
   int query_buffers = 2;          // per worker: the next tile is loaded while this one is multiplied
+  int rotated_query_buffers = 3;  // where narrow tiles are rotated before: one is multiplied, one rotated, one loaded
   int max_tiles_at_a_time = 3;    // of keys whose scores a worker has at once; longer windows take
   int tiles_of_long_windows = 2;  // this many at a time
 };

@@ -29,15 +29,16 @@ struct HopperWindowCopies {
 
   __device__ void bring_all() const {
     const int count = run.key_tiles();
+    RingPlace<Layout::stages> place;
     for (int j = 0; j < count; ++j) {
       if (const int i = j - (Layout::window_tiles - 1); i >= 0) {
         bring_queries(i);
       }
-      const int stage = Run::stage(j);
-      if (const std::uint32_t lap = Run::lap(j); lap > 0) {
-        barrier_wait(Layout::free + 8 * stage, (lap - 1) % 2);
+      if (j >= Layout::stages) {
+        barrier_wait(Layout::free + 8 * place.stage, place.parity ^ 1);
       }
-      bring_keys(run.key_token(j), stage);
+      bring_keys(run.key_token(j), place.stage);
+      place = place.after(1);
     }
   }
 

@@ -71,10 +71,16 @@ struct HopperWindowLayout {
   // A buffer of queries holds their outputs afterwards: in the queries' place, or in that of the outputs so far.
   static constexpr int output_offset = carries ? key_bytes : 0;
   static constexpr int query_bytes = carries ? key_bytes + value_panels * panel_bytes : panels * panel_bytes;
-  static constexpr int query_buffers = tuning.query_buffers;  // of a worker
   static constexpr int barrier_bytes = 1024;
   static constexpr int max_bytes = static_cast<int>(shared_bytes_sm90);
-  static constexpr int stages = (max_bytes - barrier_bytes - workers * query_buffers * query_bytes) / stage_bytes;
+  static constexpr int stages_beside(int buffers) {
+    return (max_bytes - barrier_bytes - workers * buffers * query_bytes) / stage_bytes;
+  }
+  static constexpr int min_stages = window_tiles + workers;  // tiles that the workers read and those in flight
+  static constexpr int query_buffers =                       // of a worker
+      rotates && narrow && stages_beside(tuning.rotated_query_buffers) >= min_stages ? tuning.rotated_query_buffers
+                                                                                     : tuning.query_buffers;
+  static constexpr int stages = stages_beside(query_buffers);
 
   // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the kernel).
   static constexpr SharedAddress base = 1024;
@@ -89,12 +95,11 @@ struct HopperWindowLayout {
   static constexpr SharedAddress end = ring + stages * stage_bytes;
   static constexpr std::size_t shared_bytes = end - base;
 
-  /// Rows of multiples of 16 elements, no rotation of the user's own, and a ring that holds the tiles that the workers read
-  /// and those in flight.
-  static constexpr bool supported =
-      sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 && value_dim <= 128 &&
-      (!rotates || is_rotary_halves<typename Config::Rotary>)&&stages >= window_tiles + workers &&
-      query_ready + 8 * workers * query_buffers <= queries;
+  /// Rows of multiples of 16 elements, no rotation of the user's own, and a ring that is long enough.
+  static constexpr bool supported = sizeof(Element) == 2 && head_dim % 16 == 0 && value_dim % 16 == 0 && head_dim <= 128 &&
+                                    value_dim <= 128 &&
+                                    (!rotates || is_rotary_halves<typename Config::Rotary>)&&stages >= min_stages &&
+                                    query_ready + 8 * workers * query_buffers <= queries;
 };
 
 template <WindowConfig Config>
@@ -140,9 +145,6 @@ struct HopperWindowRun : HopperWindowLayout<Config>::TileRun {
         batch_row(warp_uniform(static_cast<int>(of.span.batch_row))),
         row(warp_uniform(static_cast<int>(of.span.first_token + of.span.left_pad))) {}
 
-  /// Stage of tile j of keys in the ring, and how often the ring has been filled before.
-  static __device__ int stage(int j) { return j % Layout::stages; }
-  static __device__ std::uint32_t lap(int j) { return static_cast<std::uint32_t>(j) / Layout::stages; }
   static __device__ SharedAddress keys(int stage) { return Layout::ring + stage * Layout::stage_bytes; }
   static __device__ SharedAddress values(int stage) { return keys(stage) + Layout::key_bytes; }
   /// Buffer of a worker's turn: its turn-th tile of queries.

@@ -32,8 +32,8 @@ struct FourElements {
 /// rotated by the same sines and cosines, computed once. Keys get the bits that the cache gets (rotated_value), which keys
 /// of earlier calls have already.
 ///
-///     copier      keys j, queries j − 2 |  keys j + 1, queries j − 1 | …         a window of 128
-///     rotators                          |  keys j and queries j − 2  | …
+///     copies      keys j, queries j − 2 |  keys j + 1, queries j − 1 | …         a window of 128
+///     rotations                         |  keys j and queries j − 2  | …
 ///     workers                                                        |  tile j − 2 of queries
 template <WindowConfig Config>
 class HopperWindowRotation {
@@ -45,37 +45,45 @@ class HopperWindowRotation {
 
   /// `warp` of Layout::rotators.
   __device__ HopperWindowRotation(const WindowCall<Config>& call, const Run& run, std::int64_t first_position, int warp)
-      : run_(run), warp_(warp), column_(lane() % lanes * each) {
+      : run_(run), passes_((groups - warp + Layout::rotators - 1) / Layout::rotators * passes) {
+    const int column = lane() % lanes * each;
+    const auto row = static_cast<unsigned>(warp * group + first_row());
 #pragma unroll
     for (int n = 0; n < each; ++n) {
-      turns_[n] = call.rotary.phase(1, column_ + n);
+      turns_[n] = call.rotary.phase(1, column + n);
     }
-    first_position_ = first_position;
-    offsets_[0] = offset(column_);
-    offsets_[1] = offset(column_ + half);
+#pragma unroll
+    for (int n = 0; n < each; ++n) {
+      phases_[n] = (first_position + run.key_token(0) + row) * turns_[n];
+    }
+    offsets_[0] = offset(column, row);
+    offsets_[1] = offset(column + half, row);
   }
 
-  __device__ void rotate_all() const {
+  __device__ void rotate_all() {
     const int count = run_.key_tiles();
+    RingPlace<Layout::stages> place;
     for (int j = 0; j < count; ++j) {
-      const int stage = Run::stage(j);
       const int i = j - (Layout::window_tiles - 1);
-      barrier_wait(Layout::full + 8 * stage, Run::lap(j) % 2);
+      const int turn = i / Layout::workers;
+      const int buffer = Run::buffer(i % Layout::workers, turn);
+      barrier_wait(Layout::full + 8 * place.stage, place.parity);
       if (i < 0) {
         if (run_.key_token(j) >= 0) {
-          rotate<false>(run_.key_token(j), Run::keys(stage), 0);
+          rotate<false>(Run::keys(place.stage), 0);
+        } else {
+          advance(static_cast<unsigned>(Layout::tile));
         }
       } else {
-        const int turn = i / Layout::workers;
-        const int buffer = Run::buffer(i % Layout::workers, turn);
         barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
-        rotate<true>(run_.key_token(j), Run::keys(stage), Run::queries(buffer));
+        rotate<true>(Run::keys(place.stage), Run::queries(buffer));
       }
       async_proxy_fence();
       if (i >= 0) {
-        barrier_arrive(Layout::query_ready + 8 * Run::buffer(i % Layout::workers, i / Layout::workers));
+        barrier_arrive(Layout::query_ready + 8 * buffer);
       }
-      barrier_arrive(Layout::ready + 8 * stage);
+      barrier_arrive(Layout::ready + 8 * place.stage);
+      place = place.after(1);
     }
   }
 
@@ -91,41 +99,55 @@ class HopperWindowRotation {
     return power;
   }
   static constexpr int rows = power_of_two(32 / lanes);  // of a warp at a time
-  static constexpr int passes = Layout::tile / rows;
-  /// Rows that lanes read together are so far apart that they are in different banks.
+  /// A warp takes every `rotators`-th group of rows. Rows that lanes read together are so far apart that they are in
+  /// different banks.
+  static constexpr int group = larger(8, rows);
+  static constexpr int groups = Layout::tile / group;
+  static constexpr int stride = Layout::rotators * group;
+  static constexpr int passes = group / rows;  // over a group
   static constexpr int row_step = smaller(8, larger(1, power_of_two(lanes) / 2));
+  static constexpr int pass_rows = rows * row_step % 8 + rows * row_step / 8;  // from one pass to the next
 
   static __device__ int lane() {
     return static_cast<int>(threadIdx.x) % 32;
   }
-  static __device__ unsigned row_of(int pass) {
-    const unsigned n = static_cast<unsigned>(pass * rows + lane() / lanes);
+  /// The first row of this lane in a group.
+  static __device__ int first_row() {
+    const int n = lane() / lanes;
     return n / 8 * 8 + n * row_step % 8 + n % 8 * row_step / 8;
   }
-  /// Of four elements from a column on, in row 0 of a tile. Row r has its 16-byte parts in places that differ by r mod 8.
-  static __device__ SharedAddress offset(int column) {
-    return column / Layout::panel_columns * Layout::panel_bytes + column % Layout::panel_columns * 2;
-  }
-  static __device__ SharedAddress in_row(SharedAddress offset, unsigned row) {
-    return (offset ^ (row % 8 * 16)) + row * Layout::panel_row;
+  /// Of four elements from a column on, in a row of a tile. Row r has its 16-byte parts in places that differ by r mod 8.
+  static __device__ SharedAddress offset(int column, unsigned row) {
+    const SharedAddress in_row = column / Layout::panel_columns * Layout::panel_bytes + column % Layout::panel_columns * 2;
+    return (in_row ^ (row % 8 * 16)) + row * Layout::panel_row;
   }
 
-  /// Rotates keys, and with `both` queries, of the tokens from `first` on.
+  /// The same in the row of a pass, whose number differs from the first one's by bits that are 0 in that.
+  static __device__ SharedAddress at_pass(SharedAddress first, int pass) {
+    return first ^ static_cast<unsigned>(pass * pass_rows * (16 + Layout::panel_row));
+  }
+
+  /// `Number` is unsigned where it is not negative, which takes one multiplication less.
+  template <class Number>
+  __device__ void advance(Number tokens) {
+    // Computed afresh, or its products would be kept in registers.
+    const auto count = static_cast<Number>(computed_afresh(static_cast<unsigned>(tokens)));
+#pragma unroll
+    for (int n = 0; n < each; ++n) {
+      phases_[n] += static_cast<std::uint64_t>(count) * turns_[n];
+    }
+  }
+
+  /// Rotates the next tile of keys, and with `both` that of queries.
   template <bool both>
-  __device__ void rotate(int first, SharedAddress keys, SharedAddress queries) const {
+  __device__ void rotate(SharedAddress keys, SharedAddress queries) {
     if (lane() >= rows * lanes) {
       return;
     }
-    std::uint64_t phases[each];
-#pragma unroll
-    for (int n = 0; n < each; ++n) {
-      phases[n] = (first_position_ + first) * turns_[n];
-      asm volatile("" : "+l"(phases[n]));  // not to be multiplied afresh for every row
-    }
 #pragma unroll 1
-    for (int pass = warp_; pass < passes; pass += Layout::rotators) {
-      const unsigned row = row_of(pass);
-      const SharedAddress at[2] = {in_row(offsets_[0], row), in_row(offsets_[1], row)};
+    for (int i = 0; i < passes_; ++i) {
+      const int pass = i % passes;
+      const SharedAddress at[2] = {at_pass(offsets_[0], pass), at_pass(offsets_[1], pass)};
       // Asked for before the angles are computed.
       FourElements key[2] = {FourElements::load(keys + at[0]), FourElements::load(keys + at[1])};
       FourElements query[2];
@@ -136,7 +158,7 @@ class HopperWindowRotation {
       Rotation<float> rotations[each];
 #pragma unroll
       for (int n = 0; n < each; ++n) {
-        rotations[n] = fast_rotation(phases[n] + row * turns_[n]);
+        rotations[n] = fast_rotation(phases_[n]);
       }
       rotate_elements(rotations, key);
       key[0].store(keys + at[0]);
@@ -146,7 +168,13 @@ class HopperWindowRotation {
         query[0].store(queries + at[0]);
         query[1].store(queries + at[1]);
       }
+      const bool ends = pass + 1 == passes;
+      advance(static_cast<unsigned>(ends ? stride - (passes - 1) * pass_rows : pass_rows));
+      keys += ends ? stride * Layout::panel_row : 0;
+      queries += ends ? stride * Layout::panel_row : 0;
     }
+    // To the next tile.
+    advance(Layout::tile - passes_ / passes * stride);
   }
 
   static __device__ void rotate_elements(const Rotation<float> (&rotations)[each], FourElements (&elements)[2]) {
@@ -166,11 +194,10 @@ class HopperWindowRotation {
   }
 
   const Run& run_;
-  int warp_;
-  int column_;
-  std::uint64_t first_position_ = 0;  // of token 0
-  std::uint64_t turns_[each];         // of this lane's pairs, per token
-  SharedAddress offsets_[2];          // of this lane's first and second elements
+  int passes_;                  // of this warp over a tile
+  std::uint64_t turns_[each];   // of this lane's pairs, per token
+  std::uint64_t phases_[each];  // of its next row
+  SharedAddress offsets_[2];    // of this lane's first and second elements
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI
