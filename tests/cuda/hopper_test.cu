@@ -189,6 +189,29 @@ TEST_CASE("slices of v of one state in place: all of them read z before one writ
   }
 }
 
+/// Without an initial state, blocks sum all that is before their segments; with one, segments start from partial states.
+TEST_CASE_TEMPLATE("segments of short sequences, in either way", C, Prefix<BFloat16, 16, 64>, Causal<Half, 16, 112>,
+                   Prefix<BFloat16, 8, 64>) {
+  constexpr bool reads_encoder = C::Mask::reads_encoder;
+  const StateNumbers<C> zeros(state_numbers<C>(1, 2));
+  for (const std::int64_t tokens : {250, 1000, 1985}) {
+    CAPTURE(tokens);
+    const Problem<C> problem({.batch = 1, .tokens = tokens, .prefix = reads_encoder ? tokens / 2 : 0});
+    const auto expected = reference_output(problem).values;
+    const auto summed = run_prefill<Concurrent>(problem);
+    const auto partial = run_prefill<Concurrent>(problem, zeros);
+    CHECK(relative_error(summed.output.values, expected) <= tolerance<typename C::Element>());
+    CHECK(relative_error(partial.output.values, expected) <= tolerance<typename C::Element>());
+    CHECK(relative_error(used_numbers<C>(summed.states), used_numbers<C>(partial.states)) < 1e-5);
+  }
+  // Left pads, lengths that differ, grouped heads.
+  Problem<C> ragged({.batch = 2, .tokens = 900, .prefix = reads_encoder ? 300 : 0, .heads = 1, .query_heads = 2}, 7);
+  ragged.sequences.left_pads = {37, 0};
+  ragged.sequences.seq_lens = {900, 651};
+  const auto results = run_prefill<Concurrent>(ragged);
+  CHECK(relative_error(results.output.values, reference_output(ragged).values) <= tolerance<typename C::Element>());
+}
+
 TEST_CASE_TEMPLATE("accumulating in pieces gives the state of a prefill", C, Prefix<BFloat16, 16, 64>,
                    SplitByLength<Prefix<Half, 16, 112>, 64>) {
   using F = StateFormatOf<C>;

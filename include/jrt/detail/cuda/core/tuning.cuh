@@ -31,6 +31,7 @@ struct HopperTuning {
   int min_segments = 3;           // a split in two reads everything twice to use units that are busy already
   int tokens_per_worker = 16;     // tokens of a sequence that make one more block worth its partial states
   int max_ordered = 128;          // sequences that are started in order of length: every block looks at all lengths
+  int max_summed_chunks = 48;     // of a sequence and its encoder region whose blocks sum what is before their segments
   int min_ordered_tokens = 1024;  // of them on average; looking takes as long as a few chunks. (16 and 64 were measured.)
 };
 template <class Element>

@@ -119,13 +119,26 @@ struct PrefillCall {
   }
 };
 
+/// The most tokens that a sequence of the call may have, as far as the host knows, and the most of its encoder region.
+template <class Config>
+std::int64_t most_tokens(const PrefillArgs<Config>& args) {
+  return args.sequences.max_tokens > 0 ? smaller(args.sequences.max_tokens, args.query.tokens) : args.query.tokens;
+}
+template <class Config>
+std::int64_t most_encoder_tokens(const PrefillArgs<Config>& args) {
+  if (!Config::Mask::reads_encoder) {
+    return 0;
+  }
+  return args.sequences.max_tokens > 0 ? smaller(args.sequences.max_tokens, args.key_encoder.tokens)
+                                       : args.key_encoder.tokens;
+}
+
 /// With the most segments that any sequence of the call may have: the workspace is sized before lengths are known.
 template <class Config>
 SplitLimits limits_of(const PrefillArgs<Config>& args, SplitLimits limits) {
   using Split = typename Config::Split;
-  const std::int64_t bound = args.sequences.max_tokens > 0 ? args.sequences.max_tokens : INT64_MAX;
-  const std::int64_t tokens = smaller(bound, args.query.tokens);
-  const std::int64_t encoder_tokens = Config::Mask::reads_encoder ? smaller(bound, args.key_encoder.tokens) : 0;
+  const std::int64_t tokens = most_tokens(args);
+  const std::int64_t encoder_tokens = most_encoder_tokens(args);
   limits.max_encoder_segments = limits.template encoder_segments<Split>(encoder_tokens, tokens);
   limits.max_token_segments = limits.template token_segments<Split>(tokens);
   return limits;

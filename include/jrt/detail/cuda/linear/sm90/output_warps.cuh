@@ -49,7 +49,7 @@ class OutputWarps {
       return;
     }
     const int own = Schedule::chunks_of(schedule_.own);
-    const int summed = Schedule::chunks_of(schedule_.encoder) + (sums_own ? own : 0);
+    const int summed = schedule_.earlier_chunks() + (sums_own ? own : 0);
     const int chunks = full ? summed : summed + own;
 #pragma unroll 1
     for (int i = 0; i < Layout::stages; ++i) {
@@ -74,7 +74,7 @@ class OutputWarps {
     }
     // Not earlier: until the state is published, the barriers of keys are in phases of chunks that are only summed.
     barrier_wait(Layout::state_full, 0);
-    int chunk = Schedule::chunks_of(schedule_.encoder);
+    int chunk = schedule_.earlier_chunks();
     for (int n = 0; n < chunks; ++n, ++chunk) {
       if constexpr (grouped) {
         for (int g = 0; g < group_; ++g) {
@@ -238,8 +238,7 @@ class OutputWarps {
       }
       // The state of chunk n is published, so the state warps are done with the chunk before.
       if (!full && g == 0 && next_chunk < own) {
-        schedule_.template load_keys<KeyRegion::own>(maps_, next_chunk,
-                                                     Schedule::chunks_of(schedule_.encoder) + next_chunk);
+        schedule_.template load_keys<KeyRegion::own>(maps_, next_chunk, schedule_.earlier_chunks() + next_chunk);
       }
     }
   }

@@ -29,7 +29,9 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_th
     using Call = HopperCall<Config>;
     using Layout = HopperLayout<Config>;
     using Schedule = HopperSchedule<Config>;
-    BlockItem item(blockIdx.x, call.limits.max_token_segments, call.heads, Layout::slices);
+    // Where blocks sum what is before their segments, the last segments are the longest.
+    const std::int64_t block = call.sums_start ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    BlockItem item(block, call.limits.max_token_segments, call.heads, Layout::slices);
     if (call.ordered) {
       item.sequence = ordered_sequence<Layout, Config::Mask::reads_encoder>(
           call.args.sequences, static_cast<int>(call.sequences), static_cast<int>(item.sequence));
@@ -41,16 +43,20 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_th
     if (plan.skipped || item.segment >= plan.token_segments) {
       return;
     }
-    const bool through = Call::through_partials(plan);
+    const bool through = call.starts_from_partials(plan);
     TokenRun encoder;
     if constexpr (Config::Mask::reads_encoder) {
       if (!through) {
         encoder = TokenRun(encoder_source(call.args, plan, item.head), plan.encoder);
       }
     }
-    const TokenRun own(token_source(call.args, plan, item.head),
-                       segment_of(plan.tokens, plan.token_segments, item.segment, Layout::chunk));
-    const Schedule schedule(encoder, own, item.head, item.slice);
+    const TokenRange tokens = segment_of(plan.tokens, plan.token_segments, item.segment, Layout::chunk);
+    const TokenRun own(token_source(call.args, plan, item.head), tokens);
+    TokenRun before;
+    if (call.sums_start) {
+      before = TokenRun(token_source(call.args, plan, item.head), {plan.tokens.begin, tokens.begin});
+    }
+    const Schedule schedule(encoder, before, own, item.head, item.slice);
     if (!through && schedule.encoder.tokens + schedule.own.tokens == 0) {
       copy_state(call, item);
       return;
@@ -67,6 +73,9 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_th
       read_start(state_warps, call, plan, item, schedule.column);
       if constexpr (Config::Mask::reads_encoder) {
         state_warps.accumulate(schedule.encoder, [] {});
+      }
+      if constexpr (!Call::full) {
+        state_warps.accumulate(schedule.before, [] {});
       }
       if constexpr (Call::full) {
         if (sums_own) {
@@ -141,6 +150,11 @@ class HopperPrefill {
                     sequences <= tuning.max_ordered &&
                     args.query.batch * args.query.tokens >= sequences * tuning.min_ordered_tokens &&
                     (args.sequences.cu_seqlens != nullptr || args.sequences.seq_lens != nullptr);
+    // A final state may be in the initial one's place: blocks could read what another has written.
+    const auto chunks = [](std::int64_t tokens) { return ceil_div<std::int64_t>(tokens, Layout::chunk); };
+    call_.sums_start = !Call::full && has_queries<Config> && call_.needs_partials() &&
+                       (args.initial_state.empty() || args.final_state.empty()) &&
+                       chunks(most_tokens(args)) + chunks(most_encoder_tokens(args)) <= tuning.max_summed_chunks;
   }
 
   /// States come from the last kernel of the stream, all else is older; `even`: no sequence is much longer than others.
@@ -165,7 +179,9 @@ class HopperPrefill {
   }
 
   void take(Arena& arena) {
-    call_.take_partial_states(arena);
+    if (call_.needs_partials()) {
+      call_.take_partial_states(arena);
+    }
     if (Layout::slices > 1) {
       call_.initial_normalisers = arena.take<float>(call_.sequences * call_.heads * Call::Format::rows);
     }

@@ -87,26 +87,33 @@ enum class QueryHeads { one, grouped };
 /// Keys of the encoder region, or of the block's own tokens.
 enum class KeyRegion { encoder, own };
 
-/// A block's chunks: those of the encoder's run, then those of its own tokens.
+/// A block's chunks: those of the encoder's run, then those of tokens before its own that it sums itself, then those of its
+/// own tokens.
 template <class Config>
 struct HopperSchedule {
   using Layout = HopperLayout<Config>;
 
   TokenRun encoder;
+  TokenRun before;  // ends where `own` begins
   TokenRun own;
   int key_head = 0;
   int column = 0;  // first of the slice
 
-  __device__ HopperSchedule(const TokenRun& encoder_run, const TokenRun& own_run, std::int64_t head, int slice)
+  __device__ HopperSchedule(const TokenRun& encoder_run, const TokenRun& before_run, const TokenRun& own_run,
+                            std::int64_t head, int slice)
       : encoder(encoder_run.warp_uniform()),
+        before(before_run.warp_uniform()),
         own(own_run.warp_uniform()),
         key_head(cuda::warp_uniform(static_cast<int>(head))),
         column(cuda::warp_uniform(slice * Layout::columns)) {}
 
   static __device__ int chunks_of(const TokenRun& run) { return (run.tokens + Layout::chunk - 1) / Layout::chunk; }
 
-  /// Issues the copies of keys and values of chunk n of a run, the block's chunk i. Called by a whole warp, like the next
-  /// two.
+  /// Chunks before those of the block's own tokens.
+  [[nodiscard]] __device__ int earlier_chunks() const { return chunks_of(encoder) + chunks_of(before); }
+
+  /// Issues the copies of keys and values of chunk n of a run, the block's chunk i; n is negative for the tokens before the
+  /// block's own. Called by a whole warp, like the next two.
   template <KeyRegion region>
   __device__ void load_keys(const HopperMaps& maps, int n, int i) const {
     constexpr bool from_encoder = region == KeyRegion::encoder;
@@ -122,11 +129,10 @@ struct HopperSchedule {
   }
   /// The same for the block's chunk i.
   __device__ void load_keys(const HopperMaps& maps, int i) const {
-    const int encoder_chunks = chunks_of(encoder);
-    if (i < encoder_chunks) {
+    if (i < chunks_of(encoder)) {
       load_keys<KeyRegion::encoder>(maps, i, i);
     } else {
-      load_keys<KeyRegion::own>(maps, i - encoder_chunks, i);
+      load_keys<KeyRegion::own>(maps, i - earlier_chunks(), i);
     }
   }
 

@@ -29,6 +29,15 @@ struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
   float* initial_normalisers = nullptr;
   int group = 1;         // query heads that share a key head
   bool ordered = false;  // blocks start with the longest sequences
+  // Sequences are short: a block itself sums all that lies before its segment, and there are no other kernels.
+  bool sums_start = false;
+
+  [[nodiscard]] __device__ bool starts_from_partials(const PrefillPlan& plan) const {
+    return !sums_start && this->through_partials(plan);
+  }
+  [[nodiscard]] bool needs_partials() const {
+    return !sums_start && PrefillCall<Config, HopperEngine<Config>>::needs_partials();
+  }
 };
 
 /// Initialises barriers and ones. Thread 0 writes the barriers; called by all threads.
@@ -112,7 +121,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_war
                        segment_of(plan.encoder, plan.encoder_segments, item.segment, Layout::chunk))
             : TokenRun(token_source(call.args, plan, item.head),
                        segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, Layout::chunk));
-    const Schedule schedule(encoder ? run : TokenRun{}, encoder ? TokenRun{} : run, item.head, item.slice);
+    const Schedule schedule(encoder ? run : TokenRun{}, TokenRun{}, encoder ? TokenRun{} : run, item.head, item.slice);
     StateWarps<Config> state_warps;
     sum_run(state_warps, schedule, run, call.maps, [&] { state_warps.clear(); });
     state_warps.write(call.partial_state(item.sequence, item.segment, item.head), schedule.column);
@@ -126,7 +135,7 @@ __device__ void read_start(StateWarps<Config>& state_warps, const HopperCall<Con
   using Call = HopperCall<Config>;
   using Format = typename Call::Format;
   await_previous_kernel();  // needed here or not, so that a kernel that waits for this one has waited for all before it
-  if (Call::through_partials(plan)) {
+  if (call.starts_from_partials(plan)) {
     const float* const partial = call.starting_state(plan, item);
     state_warps.read(partial, partial + Format::normaliser_offset, column);
   } else if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
@@ -182,7 +191,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_war
       copy_state(call, item);
       return;
     }
-    const Schedule schedule(run, TokenRun{}, item.head, item.slice);
+    const Schedule schedule(run, TokenRun{}, TokenRun{}, item.head, item.slice);
     StateWarps<Config> state_warps;
     sum_run(state_warps, schedule, run, call.maps, [&] { read_start(state_warps, call, plan, item, schedule.column); });
     if (auto* const final_state = call.final_state(item.sequence, item.head); final_state != nullptr) {
