@@ -30,7 +30,7 @@ struct StepBatch {
   Activations<Device, Element> activations{};
   LogitRows<Device, Element> logits{};
   Array<std::byte> stages{};  ///< of one kernel for the whole step; empty: there are separate ones
-  Array<std::byte> candidates{};
+  Array<std::byte> exchange{};
   Array<std::uint32_t> arrivals{};
   typename Device::Graph graph{};
 };
@@ -98,7 +98,7 @@ class DecodeSteps {
         return false;
       }
       const auto state_of = [this](std::size_t i) { return static_cast<void*>(model_.states.slots_of(i, nullptr).data); };
-      StepPlan<Device, Element> plan(model_.config, model_.weights, state_of, batch.activations, batch.logits);
+      StepPlan<Device, Element> plan(model_.config, model_.weights, state_of, rows, batch.logits);
       std::vector<Stage>& stages = plan.stages();
       const int blocks = model_.mixers.step->blocks(model_.config, rows, stages.size());
       if (blocks == 0) {
@@ -107,7 +107,9 @@ class DecodeSteps {
       divide_among_blocks(stages, blocks);
       batch.stages = Array<std::byte>(model_.device, static_cast<std::int64_t>(stages.size() * sizeof(Stage)));
       batch.stages.upload(std::as_bytes(std::span(stages)));
-      batch.candidates = Array<std::byte>(model_.device, static_cast<std::int64_t>(candidate_bytes(rows, blocks)));
+      const std::int64_t exchange_bytes = plan.exchange_bytes() + candidate_bytes(rows, blocks);
+      batch.exchange = Array<std::byte>(model_.device, 2 * exchange_bytes);
+      batch.exchange.upload(std::vector<std::byte>(static_cast<std::size_t>(2 * exchange_bytes), std::byte{0xFF}));
       batch.arrivals = Array<std::uint32_t>(model_.device, 2);
       StepInputs inputs;
       inputs.stages = reinterpret_cast<const Stage*>(batch.stages.data());
@@ -121,10 +123,13 @@ class DecodeSteps {
       inputs.heads = static_cast<std::int32_t>(model_.config.heads);
       inputs.window_kv_heads = static_cast<std::int32_t>(model_.config.window_kv_heads);
       inputs.channels = static_cast<std::int32_t>(model_.config.channels);
+      inputs.width = static_cast<std::int32_t>(model_.config.width);
       inputs.vocabulary = static_cast<std::int32_t>(model_.config.vocabulary);
       inputs.norm_epsilon = static_cast<float>(model_.config.norm_epsilon);
       inputs.window_scale = model_.config.window_scale;
-      inputs.candidates = batch.candidates.data();
+      inputs.exchange = batch.exchange.data();
+      inputs.exchange_bytes = exchange_bytes;
+      inputs.candidates = plan.exchange_bytes();
       inputs.arrivals = batch.arrivals.data();
       const auto run = [&] { model_.device.launch_step(*model_.mixers.step, inputs, blocks); };
       run();  // rows of padding, as below

@@ -9,84 +9,142 @@
 #include <jrt/detail/cuda/core/sm90/instructions.cuh>
 #include <jrt/policy/rotary.hpp>
 
+#include "jrt_lm/step_exchange.cuh"
 #include "jrt_lm/step_kernel.hpp"
 #include "jrt_lm/step_ring.cuh"
 
 namespace jrt_lm {
 
+/// What a kernel is compiled for: mixers, and eights of rows.
+template <class Convolution_, class Linear_, class Window_, int row_blocks_>
+struct StepShape {
+  using Convolution = Convolution_;
+  using Linear = Linear_;
+  using Window = Window_;
+  using E = typename Linear::Element;
+  static constexpr int row_blocks = row_blocks_;
+  static constexpr int rows = 8 * row_blocks;
+  /// Of the residual stream, and twice as many of what is added to it: 16 heads wide, as the published models are.
+  static constexpr int normed_pieces = pieces_of(16 * Window::head_dim);
+
+  /// Tiles whose sums a warp has in registers together. Sums do not depend on it.
+  static JRT_DETAIL_HD constexpr int tiles_at_once(StageKind kind) {
+    if (kind == StageKind::embed || kind == StageKind::adds) {
+      return 2;  // a block seldom has more
+    }
+    return tile_parts(kind) == 2 ? 2 : step_parts / row_blocks;  // an output for each thread
+  }
+  /// Weights in registers, the order in which they are copied.
+  static JRT_DETAIL_HD constexpr RingBatch batch(StageKind kind) {
+    return ring_batch(tiles_at_once(kind) * tile_parts(kind), pieces_at_once(kind));
+  }
+  /// Pieces of W and x of a product, at most.
+  static JRT_DETAIL_HD constexpr int pieces(StageKind kind) { return normed_pieces * (kind == StageKind::adds ? 2 : 1); }
+  /// Those whose weights a warp has in registers together, of all tiles of a round.
+  static JRT_DETAIL_HD constexpr int pieces_at_once(StageKind kind) {
+    const int few = kind == StageKind::adds && row_blocks * normed_pieces > 4 ? 2 : step_parts;
+    const int most = few < 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind)) ? few : 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind));
+    return pieces(kind) >= most ? most : pieces(kind) >= 2 ? 2 : 1;
+  }
+};
+
 template <int d>
 struct StepParameters {
   StepInputs in;
   jrt::RotaryHalves<d> rotary;
-  std::int32_t work_offset = 0;  ///< in shared memory, behind barriers and stages
+  std::int32_t prepared_offset = 0;  ///< in shared memory, behind barriers and stages
+  std::int32_t residual_offset = 0;
+  std::int32_t outputs_offset = 0;
+  std::int32_t work_offset = 0;
   std::int32_t ring_offset = 0;
   std::int32_t ring_slots = 0;
 };
 
-/// What both kinds of warps know.
-template <class Convolution, class Linear, class Window>
+/// What goes beside the stages from warps that help to those that multiply: tokens' places, and what is added to products.
+template <int rows>
+struct StepPrepared {
+  std::int32_t slots[step_rows];
+  std::int32_t positions[step_rows];
+  std::int32_t tokens[step_rows];
+  std::uint32_t words[prepared_slots][14 * 2 * tile_outputs * rows];
+};
+
+/// What all kinds of warps know.
+template <class Shape>
 class StepBlock {
  public:
-  using E = typename Linear::Element;
+  using E = typename Shape::E;
+  using Convolution = typename Shape::Convolution;
+  using Linear = typename Shape::Linear;
+  using Window = typename Shape::Window;
   using Parameters = StepParameters<Window::head_dim>;
-  using LinearStep = jrt::DeviceStep<Linear>;
+  using Prepared = StepPrepared<Shape::rows>;
   using WindowStep = jrt::DeviceStep<Window>;
-  using LinearPart = jrt::BlockPart<LinearStep::threads>;
   using WindowPart = jrt::BlockPart<step_consumers>;
-  /// Of the residual stream, and twice as many of what is added to it: 16 heads wide, as the published models are.
-  static constexpr int normed_pieces = pieces_of(16 * Window::head_dim);
-  static constexpr int linear_parts = step_consumers / LinearStep::threads;
-  static constexpr std::size_t linear_bytes = (LinearStep::shared_bytes + 127) / 128 * 128;
 
-  __device__ StepBlock(const Parameters& parameters, std::byte* shared)
+  __device__ StepBlock(const Parameters& parameters, std::byte* shared, std::uint32_t steps)
       : parameters_(parameters),
         in_(parameters.in),
         shared_(shared),
-        stages_(reinterpret_cast<const Stage*>(shared + 2 * max_ring_slots * sizeof(std::uint64_t))),
+        stages_(reinterpret_cast<const Stage*>(shared + step_barrier_bytes)),
+        prepared_(*reinterpret_cast<Prepared*>(shared + parameters.prepared_offset)),
         barriers_(jrt::detail::cuda::shared_address(shared)),
         ring_(jrt::detail::cuda::shared_address(shared) + static_cast<std::uint32_t>(parameters.ring_offset)),
+        exchange_(parameters.in.exchange + (steps % 2) * parameters.in.exchange_bytes),
+        other_exchange_(parameters.in.exchange + (1 - steps % 2) * parameters.in.exchange_bytes),
         block_(static_cast<int>(blockIdx.x)),
         blocks_(static_cast<int>(gridDim.x)) {}
 
  protected:
-  [[nodiscard]] __device__ std::uint32_t full(int slot) const { return barriers_ + 8U * static_cast<unsigned>(slot); }
-  [[nodiscard]] __device__ std::uint32_t empty(int slot) const { return full(slot + max_ring_slots); }
-  [[nodiscard]] __device__ std::uint32_t piece(int slot) const {
-    return ring_ + static_cast<unsigned>(slot) * static_cast<unsigned>(piece_bytes);
+  [[nodiscard]] __device__ std::uint32_t barrier(int number) const { return barriers_ + 8U * static_cast<unsigned>(number); }
+  [[nodiscard]] __device__ std::uint32_t full(int slot) const { return barrier(slot); }
+  [[nodiscard]] __device__ std::uint32_t empty(int slot) const { return barrier(slot + max_ring_slots); }
+  [[nodiscard]] __device__ std::uint32_t prepared(int slot) const { return barrier(2 * max_ring_slots + slot); }
+  [[nodiscard]] __device__ std::uint32_t taken(int slot) const { return barrier(2 * max_ring_slots + prepared_slots + slot); }
+  [[nodiscard]] __device__ std::uint32_t weights(int slot) const {
+    return ring_ + static_cast<unsigned>(slot) * static_cast<unsigned>(slot_bytes);
   }
   [[nodiscard]] static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+
+  template <class T>
+  [[nodiscard]] __device__ T* exchanged(std::int64_t place) const {
+    return reinterpret_cast<T*>(exchange_ + place);
+  }
+
+  /// Stores a tile's number of each of 8 neighbouring lanes, `at` being the first one's place; all lanes of the warp call it.
+  __device__ void exchange_tile(std::int32_t place, int at, bool active, E number) const {
+    const unsigned own = number.bits == 0xFFFFU ? 0x7FFFU : number.bits;
+    uint4 words;
+    words.x = own | __shfl_down_sync(~0U, own, 1) << 16;
+    words.y = __shfl_down_sync(~0U, words.x, 2);
+    words.z = __shfl_down_sync(~0U, words.x, 4);
+    words.w = __shfl_down_sync(~0U, words.x, 6);
+    if (active && lane() % tile_outputs == 0) {
+      store_exchanged_words(exchanged<E>(place) + at, words);
+    }
+  }
 
   template <class Config>
   [[nodiscard]] __device__ jrt::StateSlots<jrt::StateFormatOf<Config>> states(const Stage& stage, int heads) const {
     using Scalar = typename jrt::StateFormatOf<Config>::Scalar;
     return {{static_cast<Scalar*>(stage.state), in_.slot_count, heads,
              in_.slot_stride / static_cast<std::int64_t>(sizeof(Scalar))},
-            in_.slots};
+            prepared_.slots};
   }
   template <class T>
   [[nodiscard]] __device__ jrt::TensorView<T> view(T* data, int columns, int heads, int dim) const {
     return {data, in_.rows, 1, heads, dim, columns, columns, dim};
   }
-  [[nodiscard]] __device__ LinearStep linear_step(const Stage& stage) const {
-    constexpr int d = Linear::FeatureMap::input_dim;
-    const auto* const x = static_cast<const E*>(stage.x);
-    jrt::DecodeArgs<Linear> args;
-    args.query = view(x, stage.x_columns, in_.heads, d);
-    args.key = view(x + in_.heads * d, stage.x_columns, in_.heads, d);
-    args.value = view(x + 2 * in_.heads * d, stage.x_columns, in_.heads, Linear::value_dim);
-    args.output = view(static_cast<E*>(stage.y), stage.y_columns, in_.heads, Linear::value_dim);
-    args.source = states<Linear>(stage, in_.heads);
-    return LinearStep(args);
-  }
-  [[nodiscard]] __device__ WindowStep window_step(const Stage& stage) const {
+  /// `output`: of one token, all heads.
+  [[nodiscard]] __device__ WindowStep window_step(const Stage& stage, E* output) const {
     constexpr int d = Window::head_dim;
-    const auto* const x = static_cast<const E*>(stage.x);
+    const auto* const x = exchanged<const E>(stage.x);
     const int kv_heads = in_.window_kv_heads;
     jrt::DecodeArgs<Window> args;
     args.query = view(x, stage.x_columns, in_.heads, d);
     args.key = view(x + in_.heads * d, stage.x_columns, kv_heads, d);
     args.value = view(x + (in_.heads + kv_heads) * d, stage.x_columns, kv_heads, d);
-    args.output = view(static_cast<E*>(stage.y), stage.y_columns, in_.heads, d);
+    args.output = view(output, 0, in_.heads, d);
     args.source = states<Window>(stage, kv_heads);
     args.scale = in_.window_scale;
     return WindowStep(args);
@@ -103,8 +161,11 @@ class StepBlock {
   const StepInputs& in_;
   std::byte* shared_;
   const Stage* stages_;
+  Prepared& prepared_;
   std::uint32_t barriers_;
   std::uint32_t ring_;
+  std::byte* exchange_;
+  std::byte* other_exchange_;
   RingPlace place_;
   int block_;
   int blocks_;

@@ -12,39 +12,40 @@
 
 namespace jrt_lm {
 
-/// The 16 warps that work through the stages.
-template <class Convolution, class Linear, class Window>
-class StepConsumer : StepMixers<Convolution, Linear, Window> {
-  using Mixers = StepMixers<Convolution, Linear, Window>;
-  using E = typename Mixers::Products::E;
+/// The warps that work through the stages.
+template <class Shape>
+class StepConsumer : StepMixers<Shape> {
+  using Mixers = StepMixers<Shape>;
+  using E = typename Shape::E;
+  static constexpr int units = Shape::tiles_at_once(StageKind::logits);
+  static_assert(units <= step_candidates);
 
  public:
-  __device__ StepConsumer(const StepParameters<Window::head_dim>& parameters, std::byte* shared)
-      : Mixers(parameters, shared) {}
+  __device__ StepConsumer(const StepParameters<Shape::Window::head_dim>& parameters, std::byte* shared, std::uint32_t steps)
+      : Mixers(parameters, shared, steps) {}
 
   __device__ __forceinline__ void run() {
     for (this->stage_ = 0; this->stage_ < this->in_.stage_count; ++this->stage_) {
-      // Otherwise what follows from it for each kind of stage would stay in registers through all of them.
-      this->thread_ = static_cast<int>(jrt::detail::cuda::computed_afresh(threadIdx.x));
-      const Stage& stage = this->stages_[this->stage_];
+      const Stage stage = this->stages_[this->stage_];
+      this->clock_.begin(this->stage_);
       switch (stage.kind) {
         case StageKind::embed:
           embed(stage);
           break;
         case StageKind::stores:
-          this->template normed_product<StageKind::stores>(stage);
+          this->template product<StageKind::stores>(stage);
           break;
         case StageKind::convolves:
-          this->template normed_product<StageKind::convolves>(stage);
+          this->template product<StageKind::convolves>(stage);
           break;
         case StageKind::rotates:
-          this->template normed_product<StageKind::rotates>(stage);
+          this->template product<StageKind::rotates>(stage);
           break;
         case StageKind::gates:
-          this->template normed_product<StageKind::gates>(stage);
+          this->template product<StageKind::gates>(stage);
           break;
         case StageKind::adds:
-          this->added_product(stage);
+          this->template product<StageKind::adds>(stage);
           break;
         case StageKind::linear:
           this->attend_linearly(stage);
@@ -53,30 +54,36 @@ class StepConsumer : StepMixers<Convolution, Linear, Window> {
           this->attend_in_window(stage);
           break;
         case StageKind::logits:
-          this->template normed_product<StageKind::logits>(stage);
+          this->best_ = {-INFINITY, INT32_MAX};
+          this->template product<StageKind::logits>(stage);
           store_candidates();
           break;
         case StageKind::likeliest:
           find_likeliest(stage);
           break;
       }
-      this->sync();
       this->clock_.note(this->stage_, StepMoment::ends);
-      if (this->stage_ + 1 < this->in_.stage_count && this->thread() == 0) {
-        arrive(this->in_.arrivals);
-      }
     }
-    this->leave();
   }
 
  private:
-  __device__ void embed(const Stage& stage) const {
-    for (int row = this->block_; row < this->in_.rows; row += this->blocks_) {
-      const E* const from = static_cast<const E*>(stage.weight) + std::int64_t{this->in_.tokens[row]} * stage.in;
-      auto* const to = static_cast<float*>(stage.y) + row * stage.y_columns;
-      for (int c = this->thread(); c < stage.in; c += step_consumers) {
-        to[c] = jrt::convert<float>(from[c]);
+  __device__ void embed(const Stage& stage) {
+    using Item = StepItem<Shape, StageKind::embed>;
+    const Item item(this->thread());
+    const int step = Item::tiles * this->blocks_;
+    for (int first = first_tile(stage, this->block_, this->blocks_), round = 0; first < stage.tiles; first += step, ++round) {
+      const int tile = first + item.unit * this->blocks_;
+      const int column = tile * tile_outputs + item.within;
+      const bool active = this->thread() < Item::count && item.row < this->in_.rows && tile < stage.tiles;
+      float number = 0;
+      float norm = 0;
+      if (active) {
+        number = jrt::convert<float>(
+            static_cast<const E*>(stage.weight)[std::int64_t{this->prepared_.tokens[item.row]} * stage.outputs + column]);
+        norm = stage.norm[column];
+        this->residual(round * Item::tiles + item.unit, item) = number;
       }
+      this->store_residual(stage, active, tile, item.row, item.within, number, norm);
     }
   }
 
@@ -91,28 +98,31 @@ class StepConsumer : StepMixers<Convolution, Linear, Window> {
     }
     return best;
   }
-  /// Four of each row and block.
+  /// Some of each row and block.
   __device__ void store_candidates() const {
     const StepCandidate best = likeliest_of<tile_outputs>(this->best_);
-    const int unit = this->thread() / (step_rows * tile_outputs);
-    const int row = this->thread() / tile_outputs % step_rows;
-    if (this->thread() % tile_outputs == 0 && row < this->in_.rows) {
-      candidates(row)[step_at_once * this->block_ + unit] = best;
+    const StepItem<Shape, StageKind::logits> item(this->thread());
+    if (item.within == 0 && item.unit < units && item.row < this->in_.rows) {
+      const auto words = std::uint64_t{__float_as_uint(best.logit)} | std::uint64_t{static_cast<unsigned>(best.token)} << 32;
+      store_exchanged_pair(candidates(item.row) + units * this->block_ + item.unit, words);
     }
   }
-  [[nodiscard]] __device__ StepCandidate* candidates(int row) const {
-    return static_cast<StepCandidate*>(this->in_.candidates) + row * step_at_once * this->blocks_;
+  [[nodiscard]] __device__ std::uint64_t* candidates(int row) const {
+    return this->template exchanged<std::uint64_t>(this->in_.candidates) + row * units * this->blocks_;
   }
   __device__ void find_likeliest(const Stage& stage) {
-    this->await_stages();
     auto* const of_warps = reinterpret_cast<StepCandidate*>(this->work_);
     for (int row = this->block_; row < this->in_.rows; row += this->blocks_) {
       StepCandidate best{-INFINITY, INT32_MAX};
-      for (int i = this->thread(); i < step_at_once * this->blocks_; i += step_consumers) {
-        const float2 words = __ldcg(reinterpret_cast<const float2*>(candidates(row) + i));
-        best = likelier(best, {words.x, __float_as_int(words.y)});
+      for (int i = this->thread(); i < units * this->blocks_; i += step_consumers) {
+        std::uint64_t words = ~std::uint64_t{0};
+        while (static_cast<std::uint32_t>(words) == ~0U) {
+          words = load_exchanged_pair(candidates(row) + i);
+        }
+        best = likelier(best, {__uint_as_float(static_cast<std::uint32_t>(words)), static_cast<std::int32_t>(words >> 32)});
       }
       best = likeliest_of<32>(best);
+      this->sync();
       if (this->lane() == 0) {
         of_warps[this->warp()] = best;
       }
@@ -120,10 +130,9 @@ class StepConsumer : StepMixers<Convolution, Linear, Window> {
       if (this->warp() == 0) {
         best = likeliest_of<step_warps>(of_warps[this->lane() % step_warps]);
         if (this->lane() == 0) {
-          static_cast<std::int32_t*>(stage.y)[row] = best.token;
+          static_cast<std::int32_t*>(stage.result)[row] = best.token;
         }
       }
-      this->sync();
     }
   }
 };

@@ -14,9 +14,9 @@ namespace jrt_lm {
 
 /// The copying warp: all weights of the block in the order in which they are multiplied; and, far ahead of the stages that
 /// read them, lines of the small arrays and states for the L2 cache.
-template <class Convolution, class Linear, class Window>
-class StepCopier : StepBlock<Convolution, Linear, Window> {
-  using Block = StepBlock<Convolution, Linear, Window>;
+template <class Shape>
+class StepCopier : StepBlock<Shape> {
+  using Block = StepBlock<Shape>;
 
  public:
   using Block::Block;
@@ -26,41 +26,68 @@ class StepCopier : StepBlock<Convolution, Linear, Window> {
     for (int s = 0; s < this->in_.stage_count; ++s) {
       const Stage& stage = this->stages_[s];
       if (is_product(stage.kind)) {
-        if (stage.norm != nullptr && s % this->blocks_ == this->block_) {
-          jrt::prefetch_lines(stage.norm, std::int64_t{4} * stage.in, this->lane(), 32);
-        }
-        for (int tile = first_tile(stage, this->block_, this->blocks_); tile < stage.tiles; tile += this->blocks_) {
-          if (stage.kind != StageKind::logits) {
-            prefetch(stage, tile);
-          }
-          for (int part = 0; part < tile_parts(stage.kind); ++part) {
-            copy(stage, tile_row(stage, tile, part));
-          }
-        }
+        copy(stage);
       } else if (stage.kind == StageKind::linear) {
-        prefetch_states(this->linear_step(stage));
+        const auto states = this->template states<typename Shape::Linear>(stage, this->in_.heads);
+        using Format = jrt::StateFormatOf<typename Shape::Linear>;
+        constexpr auto bytes = Format::head_elements * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
+        for (int item = this->block_; item < this->in_.rows * this->in_.heads; item += this->blocks_) {
+          if (const int row = item / this->in_.heads; states.has_slot(row)) {
+            jrt::prefetch_lines(states.pool.head(states.slot(row), item % this->in_.heads), bytes, this->lane(), 32);
+          }
+        }
       } else if (stage.kind == StageKind::window) {
-        prefetch_states(this->window_step(stage));
+        prefetch_states(this->window_step(stage, nullptr));
       }
     }
   }
 
  private:
-  __device__ void copy(const Stage& stage, int row) {
-    using namespace jrt::detail::cuda;
-    const auto* const from =
-        static_cast<const typename Block::E*>(stage.weight) + (std::int64_t{row} + this->lane() % tile_outputs) * stage.in;
-    for (int column = 0; column < stage.in; column += piece_columns) {
-      const int bytes = 2 * (stage.in - column < piece_columns ? stage.in - column : piece_columns);
-      barrier_wait(this->empty(this->place_.slot), this->place_.round ^ 1);
-      barrier_expect(this->full(this->place_.slot), tile_outputs * bytes);
-      __syncwarp();
-      if (this->lane() < tile_outputs) {
-        copy_row(this->piece(this->place_.slot) + static_cast<unsigned>(this->lane() * piece_stride), from + column, bytes,
-                 this->full(this->place_.slot), policy_);
+  /// In the order in which StepProducts takes them.
+  __device__ void copy(const Stage& stage) {
+    const RingBatch batch = Shape::batch(stage.kind);
+    const int parts = tile_parts(stage.kind);
+    const int tiles = batch.parts / parts;
+    const int pieces = pieces_of(stage.in);
+    for (int first = first_tile(stage, this->block_, this->blocks_); first < stage.tiles; first += tiles * this->blocks_) {
+      int present = 0;
+      for (int i = 0; i < tiles && first + i * this->blocks_ < stage.tiles; ++i) {
+        present += parts;
+        if (stage.kind != StageKind::logits) {
+          prefetch(stage, first + i * this->blocks_);
+        }
       }
-      this->place_.advance(this->parameters_.ring_slots);
+      for (int begin = 0; begin < pieces; begin += batch.at_once) {
+        for (int slot = 0; slot < batch.slots(); ++slot) {
+          if (batch.has(slot, present, pieces - begin)) {
+            copy_slot(stage, batch, first, present, begin, slot);
+          }
+        }
+      }
     }
+  }
+  /// Each lane copies a row of one of the four pieces.
+  __device__ void copy_slot(const Stage& stage, const RingBatch& batch, int first, int present, int begin, int slot) {
+    using namespace jrt::detail::cuda;
+    const int parts = tile_parts(stage.kind);
+    const int place = this->lane() / tile_outputs;
+    const int row = this->lane() % tile_outputs;
+    const int part = batch.part(slot * slot_pieces + place);
+    const int column = (begin + batch.piece(slot * slot_pieces + place)) * piece_columns;
+    const bool is_there = part < present && column < stage.in;
+    const int bytes = is_there ? 2 * (stage.in - column < piece_columns ? stage.in - column : piece_columns) : 0;
+    const int number = tile_row(stage, first + (parts == 2 ? part / 2 : part) * this->blocks_, parts == 2 ? part % 2 : 0) + row;
+    const auto* const from =
+        static_cast<const std::byte*>(stage.weight) + (std::int64_t{number} * stage.in + column) * 2;
+    const auto all = static_cast<int>(__reduce_add_sync(~0U, static_cast<unsigned>(bytes)));
+    barrier_wait(this->empty(this->place_.slot), this->place_.round ^ 1);
+    barrier_expect(this->full(this->place_.slot), all);
+    __syncwarp();
+    if (is_there) {
+      copy_row(this->weights(this->place_.slot) + static_cast<unsigned>(place * piece_bytes + row * piece_stride), from, bytes,
+               this->full(this->place_.slot), policy_);
+    }
+    this->place_.advance(this->parameters_.ring_slots);
   }
 
   __device__ void prefetch(const Stage& stage, int tile) const {
@@ -71,11 +98,14 @@ class StepCopier : StepBlock<Convolution, Linear, Window> {
       const std::int64_t number = tile_row(stage, tile, part);
       line(static_cast<const std::byte*>(stage.bias) + number * (stage.kind == StageKind::adds ? 4 : 2));
     }
+    if (stage.kind == StageKind::adds && lane == 2) {
+      line(stage.norm + tile * tile_outputs);
+    }
     if (stage.kind == StageKind::convolves) {
       const int channel = tile * tile_outputs;
       const auto args = this->convolution(stage);
       if (lane == 2) {
-        line(args.weight + channel * Convolution::kernel_width);
+        line(args.weight + channel * Block::Convolution::kernel_width);
       } else if (lane == 3 && args.bias != nullptr) {
         line(args.bias + channel);
       } else if (const int row = lane - step_rows; row >= 0 && row < this->in_.rows && args.source.has_slot(row)) {

@@ -5,10 +5,9 @@
 
 #include <cmath>
 #include <cstdint>
-#include <jrt/cuda/device_steps.cuh>
-#include <jrt/policy/rotary.hpp>
 
 #include "jrt_lm/language_model.hpp"
+#include "jrt_lm/step_addends.cuh"
 #include "jrt_lm/step_worker.cuh"
 
 namespace jrt_lm {
@@ -23,131 +22,152 @@ __device__ inline StepCandidate likelier(const StepCandidate& a, const StepCandi
 }
 
 /// What becomes of a product's sums: each of the warps has one over its own columns, in shared memory.
-template <class Convolution, class Linear, class Window>
-class StepEpilogues : protected StepWorker<Convolution, Linear, Window> {
+template <class Shape>
+class StepEpilogues : protected StepWorker<Shape> {
  protected:
-  using Worker = StepWorker<Convolution, Linear, Window>;
+  using Worker = StepWorker<Shape>;
   using E = typename Worker::E;
   using Worker::Worker;
 
-  /// What one thread adds to a product, of one row and one output: loaded before the product is there.
+  /// This thread's addends of the next round.
   template <StageKind kind>
-  struct Epilogue {
-    static constexpr int parts = tile_parts(kind);
-    bool active = false;
-    bool rotates = false;
-    int row = 0;
-    int output = 0;  // of part 0, in W
-    float bias[parts] = {};
-    float residual = 0;
-    jrt::Rotation<float> turn{};
-    jrt::DeviceChannel<Convolution> channel;
-  };
-
-  /// What does not depend on this step's other stages.
-  template <StageKind kind>
-  __device__ void prepare(const Stage& stage, int first, Epilogue<kind>& own) const {
-    constexpr int parts = tile_parts(kind);
-    const int unit = this->thread() / (step_rows * tile_outputs);
-    const int within = this->thread() % tile_outputs;
-    const int tile = first + unit * this->blocks_;
-    own.row = this->thread() / tile_outputs % step_rows;
-    own.active = unit < step_at_once / parts && own.row < this->in_.rows && tile < stage.tiles;
-    if (!own.active) {
-      return;
+  __device__ StepAddends<Shape, kind> take_addends() {
+    using namespace jrt::detail::cuda;
+    using Addends = StepAddends<Shape, kind>;
+    using Words = AddendWords<Addends>;
+    barrier_wait(this->prepared(addends_place_.slot), addends_place_.round);
+    Words words{};
+    if (this->thread() < StepItem<Shape, kind>::count) {
+#pragma unroll
+      for (int w = 0; w < Words::count; ++w) {
+        words.words[w] = this->prepared_.words[addends_place_.slot][w * StepItem<Shape, kind>::count + this->thread()];
+      }
     }
-    own.output = tile_row(stage, tile, 0) + within;
-    if (stage.bias != nullptr) {
+    barrier_arrive(this->taken(addends_place_.slot));
+    addends_place_.advance(prepared_slots);
+    return __builtin_bit_cast(Addends, words);
+  }
+  /// What the products of a normed row are multiplied by.
+  [[nodiscard]] __device__ float factor(const Stage& stage, int row) const {
+    float squares[step_warps];
+#pragma unroll
+    for (int w = 0; w < step_warps; ++w) {
+      squares[w] = this->sums().squares[w][row];
+    }
+    return 1 / sqrtf(sum_of(squares) / static_cast<float>(stage.in) + this->in_.norm_epsilon);
+  }
+
+  /// `round`: of this stage.
+  template <StageKind kind>
+  __device__ void finish(const Stage& stage, int first, int round, StepAddends<Shape, kind>& own) {
+    constexpr int parts = tile_parts(kind);
+    const StepItem<Shape, kind> item(this->thread());
+    const int tile = first + item.unit * this->blocks_;
+    const bool active =
+        this->thread() < StepItem<Shape, kind>::count && item.row < this->in_.rows && tile < stage.tiles;
+    float total[parts] = {};
+    if (active) {
+      [[maybe_unused]] const float scale = is_normed(kind) ? factor(stage, item.row) : 1;
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
-        const int number = tile_row(stage, tile, part) + within;
-        if constexpr (kind == StageKind::adds || kind == StageKind::logits) {
-          own.bias[part] = static_cast<const float*>(stage.bias)[number];
+        total[part] = sum_of_warps(item.unit * parts + part, item);
+        if constexpr (kind == StageKind::adds) {
+          total[part] += own.bias[part];
+        } else if constexpr (kind == StageKind::logits) {
+          const float bias = stage.bias == nullptr ? 0 : static_cast<const float*>(stage.bias)[tile * tile_outputs + item.within];
+          total[part] = total[part] * scale + bias;
         } else {
-          own.bias[part] = jrt::convert<float>(static_cast<const E*>(stage.bias)[number]);
+          total[part] = total[part] * scale + own.bias[part];
         }
       }
     }
-    if constexpr (kind == StageKind::rotates) {
-      own.rotates = own.output < (this->in_.heads + this->in_.window_kv_heads) * Window::head_dim;
-      if (own.rotates) {
-        own.turn =
-            this->parameters_.rotary.template rotation<float>(this->in_.positions[own.row], own.output % Window::head_dim);
-      }
-    } else if constexpr (kind == StageKind::convolves) {
-      own.channel.load(this->convolution(stage), own.row, own.output, this->in_.channels);
-    }
-  }
-
-  template <StageKind kind>
-  __device__ void load_residual(const Stage& stage, Epilogue<kind>& own) const {
     if constexpr (kind == StageKind::adds) {
-      if (own.active) {
-        own.residual = __ldcg(static_cast<const float*>(stage.y) + own.row * stage.y_columns + own.output);
+      const int number = round * StepItem<Shape, kind>::tiles + item.unit;
+      float& residual = this->residual(number, item);
+      if (active) {
+        residual = total[0] = residual + total[0];
       }
-    }
-  }
-
-  template <StageKind kind>
-  __device__ void finish(const Stage& stage, Epilogue<kind>& own) {
-    constexpr int parts = tile_parts(kind);
-    if (!own.active) {
-      return;
-    }
-    const int unit = this->thread() / (step_rows * tile_outputs);
-    const int within = this->thread() % tile_outputs;
-    float factor = 1;
-    if constexpr (kind != StageKind::adds) {
-      float all = 0;
-#pragma unroll
-      for (int w = 0; w < step_warps; ++w) {
-        all += this->sums_.squares[w][own.row];
-      }
-      factor = 1 / sqrtf(all / static_cast<float>(stage.in) + this->in_.norm_epsilon);
-    }
-    float total[parts] = {};
-#pragma unroll
-    for (int part = 0; part < parts; ++part) {
-#pragma unroll
-      for (int w = 0; w < step_warps; ++w) {
-        total[part] += this->sums_.partial[unit * parts + part][w][own.row][within];
-      }
-      total[part] = total[part] * factor + own.bias[part];
-    }
-    const int at = own.row * stage.y_columns + own.output;
-    if constexpr (kind == StageKind::adds) {
-      static_cast<float*>(stage.y)[at] = own.residual + total[0];
+      store_residual(stage, active, tile, item.row, item.within, total[0], own.norm);
     } else if constexpr (kind == StageKind::logits) {
-      static_cast<float*>(stage.y)[at] = total[0];
-      if (own.output < this->in_.vocabulary) {
+      const int output = tile * tile_outputs + item.within;
+      if (active) {
+        static_cast<float*>(stage.result)[item.row * stage.y_columns + output] = total[0];
+      }
+      if (active && output < this->in_.vocabulary) {
         const StepCandidate candidate =
-            isfinite(total[0]) ? StepCandidate{total[0], own.output} : StepCandidate{INFINITY, no_token};
-        this->best_ = likelier(this->best_, candidate);
+            isfinite(total[0]) ? StepCandidate{total[0], output} : StepCandidate{INFINITY, no_token};
+        best_ = likelier(best_, candidate);
       }
     } else {
-      E* const y = static_cast<E*>(stage.y) + at;
+      const int at = item.row * stage.y_columns + tile_row(stage, tile, 0);
       if constexpr (kind == StageKind::stores) {
-        *y = jrt::convert<E>(total[0]);
+        this->exchange_tile(stage.y, at, active, jrt::convert<E>(total[0]));
       } else if constexpr (kind == StageKind::gates) {
-        *y = jrt::convert<E>(total[0] * total[1] / (1 + expf(-total[1])));
+        this->exchange_tile(stage.y, at, active, jrt::convert<E>(total[0] * total[1] / (1 + expf(-total[1]))));
       } else if constexpr (kind == StageKind::convolves) {
-        *y = own.channel.next(jrt::convert<E>(total[0]), jrt::convert<E>(total[1]));
+        E y{};
+        if (active) {
+          y = own.channel.next(jrt::convert<E>(total[0]), jrt::convert<E>(total[1]));
+        }
+        this->exchange_tile(stage.y, at, active, y);
       } else {
         E low = jrt::convert<E>(total[0]);
         E high = jrt::convert<E>(total[1]);
-        if (own.rotates) {
+        if (own.rotates != 0) {
           const auto a = jrt::convert<float>(low);
           const auto b = jrt::convert<float>(high);
           low = jrt::convert<E>(a * own.turn.cosine - b * own.turn.sine);
           high = jrt::convert<E>(a * own.turn.sine + b * own.turn.cosine);
         }
-        y[0] = low;
-        y[Window::head_dim / 2] = high;
+        this->exchange_tile(stage.y, at, active, low);
+        this->exchange_tile(stage.y, at + stage.half, active, high);
       }
     }
   }
 
+  /// The residual stream's number of a thread; `number`: the tile's, of this block's.
+  template <StageKind kind>
+  [[nodiscard]] __device__ float& residual(int number, const StepItem<Shape, kind>& item) const {
+    auto* const all = reinterpret_cast<float*>(this->shared_ + this->parameters_.residual_offset);
+    return all[(number * Shape::rows + item.row) * tile_outputs + item.within];
+  }
+  /// All lanes call it; 8 neighbours have one row of one tile.
+  __device__ void store_residual(const Stage& stage, bool active, int tile, int row, int within, float number, float norm) {
+    this->exchange_tile(stage.y, row * stage.y_columns + tile * tile_outputs, active, jrt::convert<E>(number * norm));
+    float squares = number * number;
+#pragma unroll
+    for (int distance = 1; distance < tile_outputs; distance *= 2) {
+      squares += __shfl_xor_sync(~0U, squares, distance);
+    }
+    if (active && within == 0) {
+      store_exchanged(this->template exchanged<float>(stage.y_squares) + row * (stage.outputs / tile_outputs) + tile, squares);
+    }
+  }
+
   StepCandidate best_{};  ///< of the logits that this thread has made
+
+ private:
+  template <StageKind kind>
+  [[nodiscard]] __device__ float sum_of_warps(int part, const StepItem<Shape, kind>& item) const {
+    float sums[step_warps];
+#pragma unroll
+    for (int w = 0; w < step_warps; ++w) {
+      sums[w] = this->sums().partial[this->buffer_][part][w][item.row / 8][item.within][item.row % 8];
+    }
+    return sum_of(sums);
+  }
+  static __device__ float sum_of(float (&numbers)[step_warps]) {
+#pragma unroll
+    for (int distance = 1; distance < step_warps; distance *= 2) {
+#pragma unroll
+      for (int w = 0; w < step_warps; w += 2 * distance) {
+        numbers[w] += numbers[w + distance];
+      }
+    }
+    return numbers[0];
+  }
+
+  RingPlace addends_place_;
 };
 
 }  // namespace jrt_lm

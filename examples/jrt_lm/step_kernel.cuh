@@ -16,72 +16,113 @@
 #include "jrt_lm/step_timing.cuh"
 
 /// A decode step of a whole model in one kernel for Hopper: one block on each multiprocessor, all of them there at the same
-/// time. Blocks work through a list of stages and wait for one another between two of them; weights do not wait: a warp of
-/// its own keeps copying the block's share of them, stage after stage, into a ring in shared memory.
+/// time. Blocks work through a list of stages; what one of them writes the others wait for, number by number
+/// (step_exchange.cuh). Everything else does not wait: warps of their own copy the block's share of the weights, stage after
+/// stage, into a ring in shared memory, and load what is added to products.
 ///
-///     copying warp     | W0 W0 W0 W1 W1 W2 W2 W2 W3 …          ahead by as much as the ring holds
-///     ring             [ piece | piece | piece | … ]           a piece: 8 rows of W, 512 columns
-///     16 warps         | wait · x · W0 | wait · x · W1 | …     each takes 32 columns of every piece: mma.m16n8k16
+///     copying warp     | W0 W0 W0 W1 W1 W2 W2 W2 W3 …              ahead by as much as the ring holds
+///     ring             [ 4 pieces | 4 pieces | … ]                 a piece: 8 rows of W, 512 columns
+///     3 warps          | biases, filters, states … of 0 | of 1 …   ahead by two rounds of tiles
+///     8 warps          | W0 · x0 there? · product · store | W1 …   each takes 64 columns of every piece: mma.m16n8k16
 ///
-/// What a stage needs beside x (biases, norm weights, filters, states, angles) is loaded before the wait. Sums have one
-/// order, which depends on no other row: a sequence gives the same in any batch.
+/// Sums have one order, which depends on no other row: a sequence gives the same in any batch.
 namespace jrt_lm {
 
-template <class Convolution, class Linear, class Window>
+template <class Shape>
 __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<step_threads>, 1)
-    step_kernel(const __grid_constant__ StepParameters<Window::head_dim> parameters) {
+    step_kernel(const __grid_constant__ StepParameters<Shape::Window::head_dim> parameters) {
   if constexpr (jrt::detail::cuda::compiling_for_hopper) {
     using namespace jrt::detail::cuda;
     std::byte* const shared = hopper_shared_memory;
     const StepInputs& in = parameters.in;
-    auto* const words = reinterpret_cast<uint4*>(shared + 2 * max_ring_slots * sizeof(std::uint64_t));
+    const std::uint32_t steps = *static_cast<const volatile std::uint32_t*>(in.arrivals);
+    auto* const words = reinterpret_cast<uint4*>(shared + step_barrier_bytes);
     constexpr int words_of_stage = sizeof(Stage) / sizeof(uint4);
     for (int i = static_cast<int>(threadIdx.x); i < in.stage_count * words_of_stage; i += step_threads) {
       words[i] = reinterpret_cast<const uint4*>(in.stages)[i];
     }
+    auto& prepared = *reinterpret_cast<typename StepBlock<Shape>::Prepared*>(shared + parameters.prepared_offset);
+    if (const int row = static_cast<int>(threadIdx.x); row < in.rows) {
+      prepared.slots[row] = in.slots[row];
+      prepared.positions[row] = in.positions[row];
+      prepared.tokens[row] = in.tokens[row];
+    }
     if (threadIdx.x == 0) {
-      for (int slot = 0; slot < max_ring_slots; ++slot) {
-        barrier_init(shared_address(shared) + 8U * static_cast<unsigned>(slot), 1);
-        barrier_init(shared_address(shared) + 8U * static_cast<unsigned>(slot + max_ring_slots), step_warps);
-      }
+      std::uint32_t barrier = shared_address(shared);
+      const auto init = [&](int count, int arrivals) {
+        for (int i = 0; i < count; ++i, barrier += 8) {
+          barrier_init(barrier, arrivals);
+        }
+      };
+      init(max_ring_slots, 1);
+      init(max_ring_slots, step_warps);
+      init(prepared_slots, step_preparers);
+      init(prepared_slots, step_warps);
       barrier_init_fence();
     }
     __syncthreads();
     if (threadIdx.x >= step_consumers) {
-      give_registers<copier_registers>();
-      if (threadIdx.x < step_consumers + 32) {
-        StepCopier<Convolution, Linear, Window>(parameters, shared).run();
+      give_registers<helper_registers>();
+      const int warp = warp_uniform(static_cast<int>(threadIdx.x - step_consumers) / 32);
+      if (warp == 0) {
+        StepCopier<Shape>(parameters, shared, steps).run();
+      } else {
+        StepPreparer<Shape>(parameters, shared, steps).run(warp - 1);
       }
     } else {
       take_registers<consumer_registers>();
-      StepConsumer<Convolution, Linear, Window>(parameters, shared).run();
+      StepConsumer<Shape>(parameters, shared, steps).run();
+    }
+    // The last block to come here makes the next step another one: all have read which one this is.
+    if (threadIdx.x == 0 && atomicAdd(in.arrivals + 1, 1U) == gridDim.x - 1) {
+      in.arrivals[0] = steps + 1;
+      in.arrivals[1] = 0;
     }
   }
 }
 
 template <class Convolution, class Linear, class Window>
 class CompiledStepKernel final : public StepKernel {
-  using Block = StepBlock<Convolution, Linear, Window>;
-  static constexpr auto kernel = step_kernel<Convolution, Linear, Window>;
+  template <int row_blocks>
+  using Shape = StepShape<Convolution, Linear, Window, row_blocks>;
+  template <int row_blocks>
+  static constexpr auto kernel = step_kernel<Shape<row_blocks>>;
 
  public:
   explicit CompiledStepKernel(double rotary_base) : rotary_(rotary_base) {}
 
   [[nodiscard]] int blocks(const ModelConfig& config, std::int64_t rows, std::size_t stages) const override {
+    return rows <= Shape<1>::rows ? blocks_of<1>(config, rows, stages) : blocks_of<2>(config, rows, stages);
+  }
+  void launch(const StepInputs& inputs, int blocks, void* stream) const override {
+    if (inputs.rows <= Shape<1>::rows) {
+      launch_of<1>(inputs, blocks, static_cast<cudaStream_t>(stream));
+    } else {
+      launch_of<2>(inputs, blocks, static_cast<cudaStream_t>(stream));
+    }
+  }
+
+ private:
+  template <int row_blocks>
+  [[nodiscard]] static int blocks_of(const ModelConfig& config, std::int64_t rows, std::size_t stages) {
     int device = 0;
     int cooperates = 0;
     int shared_bytes = 0;
     int multiprocessors = 0;
     int resident = 0;
+    const auto enough = [&] {
+      const Places<row_blocks> places(stages, static_cast<int>(config.width), static_cast<int>(config.heads),
+                                      static_cast<int>(config.window_kv_heads), multiprocessors);
+      return places.ring_slots(shared_bytes) >= least_ring_slots;
+    };
     const bool fits =
-        has_step_sizes(config, rows, Block::normed_pieces) && cudaGetDevice(&device) == cudaSuccess &&
+        has_step_sizes(config, rows, Shape<row_blocks>::normed_pieces) && cudaGetDevice(&device) == cudaSuccess &&
         cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device) == cudaSuccess && cooperates != 0 &&
         cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-        jrt::detail::cuda::kernel_exists<kernel, step_threads>() &&
-        ring_slots(stages, window_group(config), shared_bytes) >= 4 * Block::normed_pieces &&
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) == cudaSuccess &&
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, step_threads,
+        jrt::detail::cuda::kernel_exists<kernel<row_blocks>, step_threads>() && enough() &&
+        cudaFuncSetAttribute(kernel<row_blocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) == cudaSuccess &&
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel<row_blocks>, step_threads,
                                                       static_cast<std::size_t>(shared_bytes)) == cudaSuccess &&
         resident > 0;
     if (!fits) {
@@ -91,18 +132,22 @@ class CompiledStepKernel final : public StepKernel {
     return multiprocessors;
   }
 
-  void launch(const StepInputs& inputs, int blocks, void* stream) const override {
+  template <int row_blocks>
+  void launch_of(const StepInputs& inputs, int blocks, cudaStream_t stream) const {
     int device = 0;
     int shared_bytes = 0;
     check(cudaGetDevice(&device));
     check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    const auto stages = static_cast<std::size_t>(inputs.stage_count);
-    const std::int64_t group = inputs.heads / (inputs.window_kv_heads > 0 ? inputs.window_kv_heads : inputs.heads);
+    check(cudaFuncSetAttribute(kernel<row_blocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    const Places<row_blocks> places(static_cast<std::size_t>(inputs.stage_count), inputs.width, inputs.heads,
+                                    inputs.window_kv_heads, blocks);
     StepParameters<Window::head_dim> parameters{inputs, rotary_};
-    parameters.work_offset = static_cast<std::int32_t>(work_offset(stages));
-    parameters.ring_offset = static_cast<std::int32_t>(work_offset(stages) + work_bytes(group));
-    parameters.ring_slots = ring_slots(stages, group, shared_bytes);
+    parameters.prepared_offset = static_cast<std::int32_t>(places.prepared);
+    parameters.residual_offset = static_cast<std::int32_t>(places.residual);
+    parameters.outputs_offset = static_cast<std::int32_t>(places.outputs);
+    parameters.work_offset = static_cast<std::int32_t>(places.work);
+    parameters.ring_offset = static_cast<std::int32_t>(places.ring);
+    parameters.ring_slots = places.ring_slots(shared_bytes);
     cudaLaunchAttribute cooperates{};
     cooperates.id = cudaLaunchAttributeCooperative;
     cooperates.val.cooperative = 1;
@@ -110,40 +155,57 @@ class CompiledStepKernel final : public StepKernel {
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(step_threads);
     config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-    config.stream = static_cast<cudaStream_t>(stream);
+    config.stream = stream;
     config.attrs = &cooperates;
     config.numAttrs = 1;
-    check(cudaLaunchKernelEx(&config, kernel, parameters));
-    times_.remember(inputs, blocks, config.stream);
+    check(cudaLaunchKernelEx(&config, kernel<row_blocks>, parameters));
+    times_.remember(inputs, blocks, stream);
   }
 
- private:
   static void check(cudaError_t error) {
     if (error != cudaSuccess) {
       throw std::runtime_error(std::string("CUDA, step kernel: ") + cudaGetErrorString(error));
     }
   }
-  static constexpr std::size_t whole_lines(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
-  static std::int64_t window_group(const ModelConfig& config) { return config.heads / config.window_kv_heads; }
+  /// Some of a round, and as many to come.
+  static constexpr int least_ring_slots = 2;
 
-  /// Behind two barriers for each slot of the ring, and the stages.
-  static std::size_t work_offset(std::size_t stages) {
-    return whole_lines(2 * max_ring_slots * sizeof(std::uint64_t) + stages * sizeof(Stage));
-  }
-  static std::size_t work_bytes(std::int64_t group) {
-    std::size_t most = sizeof(StepSums);
-    for (const std::size_t bytes :
-         {Block::linear_parts * Block::linear_bytes, Block::WindowStep::template shared_bytes<step_consumers>(group)}) {
-      most = bytes > most ? bytes : most;
+  /// What is where in shared memory, behind the barriers.
+  template <int row_blocks>
+  struct Places {
+    using Block = StepBlock<Shape<row_blocks>>;
+
+    std::size_t prepared;
+    std::size_t residual;
+    std::size_t outputs;
+    std::size_t work;
+    std::size_t ring;
+
+    Places(std::size_t stages, int width, int heads, int kv_heads, int blocks) {
+      prepared = whole_lines(step_barrier_bytes + stages * sizeof(Stage));
+      residual = whole_lines(prepared + sizeof(typename Block::Prepared));
+      // In rounds of as many tiles as are made at once.
+      constexpr int at_once = Shape<row_blocks>::tiles_at_once(StageKind::adds);
+      const int tiles = (residual_tiles(width, blocks) + at_once - 1) / at_once * at_once;
+      outputs = whole_lines(residual + static_cast<std::size_t>(tiles) * Shape<row_blocks>::rows * tile_outputs * sizeof(float));
+      const auto values = static_cast<std::size_t>(heads * Window::head_dim) * sizeof(typename Block::E);
+      work = whole_lines(outputs + values);
+      std::size_t most = sizeof(StepSums<Shape<row_blocks>>);
+      for (const std::size_t bytes : {sizeof(typename StepLinear<Shape<row_blocks>>::Shared),
+                                      Block::WindowStep::template shared_bytes<step_consumers>(kv_heads > 0 ? heads / kv_heads : 1)}) {
+        most = bytes > most ? bytes : most;
+      }
+      ring = whole_lines(work + most);
     }
-    return whole_lines(most);
-  }
-  static int ring_slots(std::size_t stages, std::int64_t group, int shared_bytes) {
-    const std::size_t used = work_offset(stages) + work_bytes(group);
-    const auto all = static_cast<std::size_t>(shared_bytes);
-    const std::size_t slots = all > used ? (all - used) / piece_bytes : 0;
-    return static_cast<int>(slots < max_ring_slots ? slots : max_ring_slots);
-  }
+    [[nodiscard]] int ring_slots(int shared_bytes) const {
+      const auto all = static_cast<std::size_t>(shared_bytes);
+      const std::size_t slots = all > ring ? (all - ring) / slot_bytes : 0;
+      return static_cast<int>(slots < max_ring_slots ? slots : max_ring_slots);
+    }
+
+   private:
+    static std::size_t whole_lines(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
+  };
 
   jrt::RotaryHalves<Window::head_dim> rotary_;
   [[no_unique_address]] mutable StepTimesPrinter<Window> times_;
@@ -151,7 +213,7 @@ class CompiledStepKernel final : public StepKernel {
 
 template <class Convolution, class Linear, class Window>
 std::unique_ptr<const StepKernel> make_step_kernel(double rotary_base) {
-  if constexpr (jrt::DeviceStep<Linear>::supported && jrt::DeviceStep<Window>::supported) {
+  if constexpr (StepLinear<StepShape<Convolution, Linear, Window, 1>>::supported && jrt::DeviceStep<Window>::supported) {
     return std::make_unique<CompiledStepKernel<Convolution, Linear, Window>>(rotary_base);
   } else {
     return nullptr;

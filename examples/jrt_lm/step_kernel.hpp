@@ -24,11 +24,14 @@ struct StepInputs {
   std::int32_t heads = 0;
   std::int32_t window_kv_heads = 0;
   std::int32_t channels = 0;
+  std::int32_t width = 0;
   std::int32_t vocabulary = 0;
   float norm_epsilon = 0;
   double window_scale = 0;
-  void* candidates = nullptr;         ///< `candidate_bytes`
-  std::uint32_t* arrivals = nullptr;  ///< two numbers, 0 before the first step; the kernel leaves them so
+  std::byte* exchange = nullptr;  ///< twice so many bytes, all bits of which are set before the first step
+  std::int64_t exchange_bytes = 0;
+  std::int64_t candidates = 0;        ///< place in it of `candidate_bytes` for the likeliest tokens that each block has found
+  std::uint32_t* arrivals = nullptr;  ///< two numbers, 0 before the first step: steps so far, and the kernel's own
 };
 
 /// A decode step as one kernel, which stays on the device from the embeddings to the likeliest tokens. Compiled for one
@@ -47,9 +50,10 @@ class StepKernel {
   virtual void launch(const StepInputs& inputs, int blocks, void* stream) const = 0;
 };
 
-/// Bytes for the likeliest tokens that each block has found.
-[[nodiscard]] constexpr std::size_t candidate_bytes(std::int64_t rows, int blocks) {
-  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(blocks) * 4 * 8;
+/// Likeliest tokens that a block finds for each row.
+inline constexpr int step_candidates = 4;
+[[nodiscard]] constexpr std::int64_t candidate_bytes(std::int64_t rows, int blocks) {
+  return (rows * blocks * step_candidates * 8 + 127) / 128 * 128;
 }
 
 /// Whether a model's sizes are such that products are whole tiles, of at most `pieces` pieces where x is the residual

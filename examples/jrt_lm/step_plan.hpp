@@ -11,8 +11,8 @@
 
 namespace jrt_lm {
 
-/// The stages of a decode step: what Transformer does layer by layer, with convolution, rotation, gates and additions as
-/// parts of their projections.
+/// The stages of a decode step: what Transformer does layer by layer, with norms, convolution, rotation, gates and additions
+/// as parts of the projections before them.
 template <class Device, class Element>
 class StepPlan {
  public:
@@ -20,94 +20,111 @@ class StepPlan {
 
   /// `state_of(i)` is where slot 0 of layer i's states is.
   template <class StateOf>
-  StepPlan(const ModelConfig& config, const Weights& weights, const StateOf& state_of,
-           const Activations<Device, Element>& activations, const LogitRows<Device, Element>& logits)
-      : config_(&config), activations_(&activations) {
-    const auto width = static_cast<std::int32_t>(config.width);
+  StepPlan(const ModelConfig& config, const Weights& weights, const StateOf& state_of, std::int64_t rows,
+           const LogitRows<Device, Element>& logits)
+      : config_(&config), rows_(rows) {
     Stage embed;
     embed.kind = StageKind::embed;
-    embed.in = width;
     embed.weight = weights.embedding.weight.data();
-    embed.y = activations.residual.data();
-    embed.y_columns = width;
-    stages_.push_back(embed);
+    add_residual(embed, weights.layers.empty() ? weights.final_norm.data() : weights.layers[0].mixer_norm.data());
     for (std::size_t i = 0; i < weights.layers.size(); ++i) {
       const auto& layer = weights.layers[i];
-      const std::int64_t mixed = add_mixer(i, layer, state_of(i));
-      add_sum(layer.output, activations.mixed.data(), mixed);
-      add_normed(StageKind::gates, layer.mlp_input, layer.mlp_norm.data(), config.hidden, activations.projected.data());
-      add_sum(layer.mlp_output, activations.projected.data(), config.hidden);
+      const bool last = i + 1 == weights.layers.size();
+      add_mixer(i, layer, state_of(i));
+      add_sum(layer.output, layer.mlp_norm.data());
+      add_normed(StageKind::gates, layer.mlp_input, config.hidden);
+      add_sum(layer.mlp_output, last ? weights.final_norm.data() : weights.layers[i + 1].mixer_norm.data());
     }
-    add_normed(StageKind::logits, weights.embedding, weights.final_norm.data(), config.vocabulary_rows,
-               logits.values.data());
+    Stage& products = add_normed(StageKind::logits, weights.embedding, config.vocabulary_rows);
+    products.result = logits.values.data();
     Stage likeliest;
     likeliest.kind = StageKind::likeliest;
-    likeliest.y = logits.likeliest.data();
+    likeliest.result = logits.likeliest.data();
     stages_.push_back(likeliest);
   }
 
   [[nodiscard]] std::vector<Stage>& stages() { return stages_; }
+  /// Of the memory for exchange, without the likeliest tokens of the blocks.
+  [[nodiscard]] std::int64_t exchange_bytes() const { return bytes_; }
 
  private:
-  /// Columns of the mixer's output.
-  std::int64_t add_mixer(std::size_t i, const typename Weights::Layer& layer, void* state) {
-    const float* const norm = layer.mixer_norm.data();
-    Element* const mixed = activations_->mixed.data();
+  void add_mixer(std::size_t i, const typename Weights::Layer& layer, void* state) {
     if (config_->layers[i] == MixerKind::convolution) {
-      Stage& stage = add_normed(StageKind::convolves, layer.input, norm, config_->channels, mixed);
+      Stage& stage = add_normed(StageKind::convolves, layer.input, config_->channels);
       stage.filter = layer.convolution_weight.data();
       stage.filter_bias = layer.convolution_bias.data();
       stage.state = state;
-      return config_->channels;
+      return;
     }
     const bool is_window = config_->layers[i] == MixerKind::window;
     const bool rotates = is_window && config_->rotates;
-    Stage& projection = add_normed(rotates ? StageKind::rotates : StageKind::stores, layer.input, norm, layer.input.out,
-                                   activations_->projected.data());
+    Stage& projection = add_normed(rotates ? StageKind::rotates : StageKind::stores, layer.input, layer.input.out);
     projection.half = config_->shape.head_dim / 2;
     Stage stage;
     stage.kind = is_window ? StageKind::window : StageKind::linear;
-    stage.x = activations_->projected.data();
-    stage.x_columns = static_cast<std::int32_t>(layer.input.out);
-    stage.y = mixed;
-    stage.y_columns = static_cast<std::int32_t>(config_->heads * config_->shape.head_dim);
+    stage.x = projection.y;
+    stage.x_columns = projection.y_columns;
+    stage.outputs = static_cast<std::int32_t>(config_->heads * config_->shape.head_dim);
     stage.state = state;
+    place_output(stage);
     stages_.push_back(stage);
-    return stage.y_columns;
   }
 
-  template <class Projection, class Out>
-  Stage& add_normed(StageKind kind, const Projection& by, const float* norm, std::int64_t outputs, Out* y) {
+  template <class Projection>
+  Stage& add_normed(StageKind kind, const Projection& by, std::int64_t outputs) {
+    const Stage& before = stages_.back();
     Stage stage;
     stage.kind = kind;
-    stage.in = stage.x_columns = static_cast<std::int32_t>(by.in);
-    stage.outputs = stage.y_columns = static_cast<std::int32_t>(outputs);
+    stage.in = static_cast<std::int32_t>(by.in);
+    stage.outputs = static_cast<std::int32_t>(outputs);
     stage.weight = by.weight.data();
     stage.bias = by.bias.data();
-    stage.norm = norm;
-    stage.x = activations_->residual.data();
-    stage.y = y;
+    stage.x = before.y;
+    stage.x_columns = before.y_columns;
+    stage.x_squares = before.y_squares;
+    if (kind == StageKind::logits) {
+      stage.y_columns = stage.outputs;
+    } else {
+      place_output(stage);
+    }
     stages_.push_back(stage);
     return stages_.back();
   }
 
-  /// Adds to the residual stream.
+  /// Adds to the residual stream, which is then multiplied by `norm`.
   template <class Projection>
-  void add_sum(const Projection& by, const Element* x, std::int64_t x_columns) {
+  void add_sum(const Projection& by, const float* norm) {
+    const Stage& before = stages_.back();
     Stage stage;
     stage.kind = StageKind::adds;
     stage.in = static_cast<std::int32_t>(by.in);
-    stage.outputs = stage.y_columns = static_cast<std::int32_t>(by.out);
     stage.weight = by.weight.data();
     stage.bias = by.bias.data();
-    stage.x = x;
-    stage.x_columns = static_cast<std::int32_t>(x_columns);
-    stage.y = activations_->residual.data();
+    stage.x = before.y;
+    stage.x_columns = before.y_columns;
+    add_residual(stage, norm);
+  }
+  void add_residual(Stage& stage, const float* norm) {
+    stage.outputs = static_cast<std::int32_t>(config_->width);
+    stage.norm = norm;
+    place_output(stage);
+    stage.y_squares = taken(rows_ * (config_->width / tile_outputs) * 4);
     stages_.push_back(stage);
   }
 
+  void place_output(Stage& stage) {
+    stage.y_columns = stage.outputs;
+    stage.y = taken(rows_ * stage.y_columns * static_cast<std::int64_t>(sizeof(Element)));
+  }
+  std::int32_t taken(std::int64_t bytes) {
+    const std::int64_t begin = bytes_;
+    bytes_ += (bytes + 127) / 128 * 128;
+    return static_cast<std::int32_t>(begin);
+  }
+
   const ModelConfig* config_;
-  const Activations<Device, Element>* activations_;
+  std::int64_t rows_;
+  std::int64_t bytes_ = 0;
   std::vector<Stage> stages_;
 };
 

@@ -12,187 +12,278 @@
 
 namespace jrt_lm {
 
-/// Products y = epilogue(W x): each warp takes 32 columns of every piece of W and x, with mma.m16n8k16.
-template <class Convolution, class Linear, class Window>
-class StepProducts : protected StepEpilogues<Convolution, Linear, Window> {
+/// Products y = epilogue(W x): each warp takes some columns of every piece of W and x, with mma.m16n8k16: 16 rows of W, 8 of
+/// x. A stage's first weights are in registers before x is there.
+template <class Shape>
+class StepProducts : protected StepEpilogues<Shape> {
  protected:
-  using Epilogues = StepEpilogues<Convolution, Linear, Window>;
+  using Epilogues = StepEpilogues<Shape>;
   using E = typename Epilogues::E;
   using Epilogues::Epilogues;
+  static constexpr int row_blocks = Shape::row_blocks;
+  /// With so many rows it would take long to ask for all of x in vain: a part of it is asked for until it is there.
+  static constexpr int gated_rows = 3;
 
   template <StageKind kind>
-  __device__ void normed_product(const Stage& stage) {
-    product<kind, true, Epilogues::Block::normed_pieces>(stage);
-  }
-  __device__ void added_product(const Stage& stage) {
-    if (stage.in <= Epilogues::Block::normed_pieces * piece_columns) {
-      product<StageKind::adds, false, Epilogues::Block::normed_pieces>(stage);
-    } else {
-      product<StageKind::adds, false, 2 * Epilogues::Block::normed_pieces>(stage);
+  __device__ void product(const Stage& stage) {
+    constexpr bool normed = kind != StageKind::adds;
+    constexpr int P = Shape::pieces(kind);
+    constexpr int parts = tile_parts(kind);
+    constexpr int tiles = Shape::tiles_at_once(kind);
+    constexpr int pairs = parts * tiles / 2;
+    // Independent sums of a tile, so that fewer instructions wait for one another; the same for any number of rows.
+    constexpr int chains = kind == StageKind::adds ? 4 : 2;
+    constexpr int at_once = Shape::pieces_at_once(kind);
+    int first = first_tile(stage, this->block_, this->blocks_);
+    if (first >= stage.tiles) {
+      return;
     }
+    uint4 x[P][warp_chunks][row_blocks];
+    const bool asks = this->in_.rows < gated_rows;
+    const auto ask = [asks](uint4& words, const auto* from, bool is_there) {
+      words = load_exchanged_if(is_there && asks, from, is_there ? ~0U : 0U);
+    };
+    each_of_x(stage, x, ask);
+    uint4 squares[normed ? P * warp_chunks / 4 + (P * warp_chunks % 4 != 0) : 1][row_blocks];
+    if constexpr (normed) {
+      each_of_squares(stage, squares, ask);
+    }
+    for (int round = 0; first < stage.tiles; ++round) {
+      int present = parts;
+#pragma unroll
+      for (int i = 1; i < tiles; ++i) {
+        present += first + i * this->blocks_ < stage.tiles ? parts : 0;
+      }
+      StepAddends<Shape, kind> own;
+      if constexpr (is_prepared(kind)) {
+        own = this->template take_addends<kind>();
+      }
+      float sums[pairs][row_blocks][chains][4] = {};
+#pragma unroll
+      for (int begin = 0; begin < P; begin += at_once) {
+        uint4 w[2 * pairs][at_once][warp_chunks];
+        load_weights(stage.in, begin, present, w);
+        if (begin == 0 && round == 0) {
+          await_x<normed>(stage, x, squares);
+        }
+        multiply(begin, x, w, sums);
+      }
+      store_sums(sums);
+      if (normed && round == 0) {
+        await_squares(stage, squares);
+      }
+      this->sync();
+      this->finish(stage, first, round, own);
+      this->buffer_ ^= 1;
+      first += tiles * this->blocks_;
+    }
+    this->clock_.note_waiting(this->stage_, StepMoment::waits_for_weights);
   }
 
  private:
-  /// This lane's numbers of x: rows g and g + 8, 8 columns of each piece.
-  template <bool normed, int P>
-  __device__ void load_rows(const Stage& stage, const float (&scales)[P][8], uint4 (&x)[P][2]) {
+  [[nodiscard]] __device__ int own_column(int piece, int chunk) const {
+    return piece * piece_columns + (chunk * step_warps + this->warp()) * chunk_columns + this->lane() % 4 * 8;
+  }
+
+  /// Calls `function` for this lane's numbers of x: a row of each eight, 8 columns of each chunk.
+  template <int P, class Function>
+  __device__ void each_of_x(const Stage& stage, uint4 (&x)[P][warp_chunks][row_blocks], const Function& function) const {
     const int g = this->lane() / 4;
-    float squares[2] = {};
+    const E* const from = this->template exchanged<const E>(stage.x) + g * stage.x_columns;
 #pragma unroll
     for (int p = 0; p < P; ++p) {
-      const int column = own_column(p);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        x[p][half] = {};
-        const int row = g + 8 * half;
-        if (column < stage.in && row < this->in_.rows) {
-          const int at = row * stage.x_columns + column;
-          if constexpr (normed) {
-            Packet<E> packet;
+      for (int j = 0; j < warp_chunks; ++j) {
+        const int column = own_column(p, j);
 #pragma unroll
-            for (int quarter = 0; quarter < 2; ++quarter) {
-              const float4 four =
-                  __ldcg(reinterpret_cast<const float4*>(static_cast<const float*>(stage.x) + at) + quarter);
-              const float numbers[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-              for (int c = 0; c < 4; ++c) {
-                squares[half] += numbers[c] * numbers[c];
-                packet.values[4 * quarter + c] = jrt::convert<E>(numbers[c] * scales[p][4 * quarter + c]);
-              }
-            }
-            x[p][half] = __builtin_bit_cast(uint4, packet);
-          } else {
-            x[p][half] = __ldcg(reinterpret_cast<const uint4*>(static_cast<const E*>(stage.x) + at));
-          }
-        }
-      }
-    }
-    if constexpr (normed) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        squares[half] += __shfl_xor_sync(~0U, squares[half], 1);
-        squares[half] += __shfl_xor_sync(~0U, squares[half], 2);
-        if (this->lane() % 4 == 0) {
-          this->sums_.squares[this->warp()][g + 8 * half] = squares[half];
+        for (int b = 0; b < row_blocks; ++b) {
+          function(x[p][j][b], from + b * 8 * stage.x_columns + column, column < stage.in && g + 8 * b < this->in_.rows);
         }
       }
     }
   }
-  [[nodiscard]] __device__ int own_column(int p) const {
-    return p * piece_columns + this->warp() * chunk_columns + this->lane() % 4 * 8;
+  /// Squares are asked for with x, but not waited for.
+  template <bool normed, int P, int n>
+  __device__ void await_x(const Stage& stage, uint4 (&x)[P][warp_chunks][row_blocks], uint4 (&squares)[n][row_blocks]) {
+    this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
+    this->clock_.note(this->stage_, StepMoment::awaits);
+    if (this->in_.rows >= gated_rows) {
+      const E* const from = this->template exchanged<const E>(stage.x) + this->lane() / 4 * stage.x_columns + own_column(0, 0);
+      while (is_absent16(x[0][0][0])) {
+        x[0][0][0] = load_exchanged(from);
+      }
+      __syncwarp();
+    }
+    bool again = true;
+    while (__any_sync(~0U, again)) {
+      again = false;
+      each_of_x(stage, x, [&](uint4& words, const E* from, bool /*is_there*/) {
+        const bool absent = is_absent16(words);
+        reload_exchanged_if(absent, from, words);
+        again = again || absent;
+      });
+      if constexpr (normed) {
+        each_of_squares(stage, squares, [](uint4& words, const float* from, bool /*is_there*/) {
+          reload_exchanged_if(is_absent32(words), from, words);
+        });
+      }
+    }
+    this->clock_.note(this->stage_, StepMoment::passes);
   }
 
-  /// sums += x Wᵀ over this warp's columns of the next tile in the ring. Low and high pairs have sums of their own where
-  /// there are registers, so that fewer instructions wait for one another.
-  template <int P, int chains>
-  __device__ void multiply(int in, const uint4 (&x)[P][2], float (&sums)[chains][4]) {
+  /// Likewise for the squares that belong to a warp's columns of x: of a row of each eight, of one of four chunks.
+  template <int n, class Function>
+  __device__ void each_of_squares(const Stage& stage, uint4 (&squares)[n][row_blocks], const Function& function) const {
+    const int g = this->lane() / 4;
+    const int columns = stage.in / tile_outputs;
+    const float* const from = this->template exchanged<const float>(stage.x_squares) + g * columns;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const int chunk = 4 * i + this->lane() % 4;
+      const int column = chunk / warp_chunks * piece_columns + (chunk % warp_chunks * step_warps + this->warp()) * chunk_columns;
+#pragma unroll
+      for (int b = 0; b < row_blocks; ++b) {
+        function(squares[i][b], from + b * 8 * columns + column / tile_outputs, column < stage.in && g + 8 * b < this->in_.rows);
+      }
+    }
+  }
+  template <int n>
+  __device__ void await_squares(const Stage& stage, uint4 (&squares)[n][row_blocks]) {
+    bool again = true;
+    while (__any_sync(~0U, again)) {
+      again = false;
+      each_of_squares(stage, squares, [&](uint4& words, const float* from, bool /*is_there*/) {
+        const bool absent = is_absent32(words);
+        reload_exchanged_if(absent, from, words);
+        again = again || absent;
+      });
+    }
+#pragma unroll
+    for (int b = 0; b < row_blocks; ++b) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const uint4& w = squares[i][b];
+        sum += (__uint_as_float(w.x) + __uint_as_float(w.y)) + (__uint_as_float(w.z) + __uint_as_float(w.w));
+      }
+      sum += __shfl_xor_sync(~0U, sum, 1);
+      sum += __shfl_xor_sync(~0U, sum, 2);
+      if (this->lane() % 4 == 0) {
+        this->sums().squares[this->warp()][8 * b + this->lane() / 4] = sum;
+      }
+    }
+  }
+
+  /// The next pieces in the ring: `begin` and some more of `present` tiles. Their slots are free afterwards: what is loaded
+  /// from shared memory is loaded in order, long before a copy to it arrives.
+  template <int parts, int at_once>
+  __device__ void load_weights(int in, int begin, int present, uint4 (&w)[parts][at_once][warp_chunks]) {
     using namespace jrt::detail::cuda;
-    constexpr int at_a_time = P < 4 ? P : 4;
+    constexpr RingBatch batch = ring_batch(parts, at_once);
     const auto offset =
         static_cast<unsigned>(this->lane() / 4 * piece_stride + this->warp() * chunk_columns * 2 + this->lane() % 4 * 16);
+    const int pieces = pieces_of(in) - begin;
+    const bool all = in - begin * piece_columns >= at_once * piece_columns;
 #pragma unroll
-    for (int begin = 0; begin < P; begin += at_a_time) {
-      uint4 w[at_a_time];
-      const RingPlace first = this->place_;
+    for (int slot = 0; slot < batch.slots(); ++slot) {
+      constexpr auto end = [](int one, int other) { return one < other ? one : other; };
+      if (batch.has(slot, present, pieces)) {
+        this->clock_.start_waiting();
+        barrier_wait(this->full(this->place_.slot), this->place_.round);
+        this->clock_.stop_waiting();
+        const std::uint32_t from = this->weights(this->place_.slot) + offset;
+        const auto load = [&](int number, int j) {
+          w[batch.part(number)][batch.piece(number)][j] = load_shared(
+              from + static_cast<unsigned>(number % slot_pieces * piece_bytes + j * step_warps * chunk_columns * 2));
+        };
+        const int last = end((slot + 1) * slot_pieces, parts * at_once) - 1;
+        if (all && batch.part(last) < present) {
 #pragma unroll
-      for (int i = 0; i < at_a_time; ++i) {
-        if ((begin + i) * piece_columns < in) {
-          this->clock_.start_waiting();
-          barrier_wait(this->full(this->place_.slot), this->place_.round);
-          this->clock_.stop_waiting();
-          if (own_column(begin + i) < in) {
-            w[i] = load_shared(this->piece(this->place_.slot) + offset);
-          } else {
-            w[i] = {};
+          for (int number = slot * slot_pieces; number <= last; ++number) {
+#pragma unroll
+            for (int j = 0; j < warp_chunks; ++j) {
+              load(number, j);
+            }
           }
-          this->place_.advance(this->parameters_.ring_slots);
-        }
-      }
-      RingPlace done = first;
+        } else {
 #pragma unroll
-      for (int i = 0; i < at_a_time; ++i) {
-        if ((begin + i) * piece_columns < in) {
-          const uint4(&rows)[2] = x[begin + i];
-          const std::uint32_t low[4] = {rows[0].x, rows[1].x, rows[0].y, rows[1].y};
-          const std::uint32_t high[4] = {rows[0].z, rows[1].z, rows[0].w, rows[1].w};
-          multiply_fragments<E>(sums[0], low, w[i].x, w[i].y);
-          multiply_fragments<E>(sums[chains - 1], high, w[i].z, w[i].w);
-          barrier_arrive(this->empty(done.slot));
-          done.advance(this->parameters_.ring_slots);
+          for (int number = slot * slot_pieces; number <= last; ++number) {
+#pragma unroll
+            for (int j = 0; j < warp_chunks; ++j) {
+              w[batch.part(number)][batch.piece(number)][j] = {};
+              if (batch.part(number) < present && own_column(begin + batch.piece(number), j) < in) {
+                load(number, j);
+              }
+            }
+          }
+        }
+        barrier_arrive(this->empty(this->place_.slot));
+        this->place_.advance(this->parameters_.ring_slots);
+      } else {
+#pragma unroll
+        for (int number = slot * slot_pieces; number < end((slot + 1) * slot_pieces, parts * at_once); ++number) {
+#pragma unroll
+          for (int j = 0; j < warp_chunks; ++j) {
+            w[batch.part(number)][batch.piece(number)][j] = {};
+          }
         }
       }
     }
   }
 
-  template <StageKind kind, bool normed, int P>
-  __device__ void product(const Stage& stage) {
-    constexpr int parts = tile_parts(kind);
-    constexpr int chains = P <= 4 ? 2 : 1;
-    const int in = stage.in;
-    const int step = step_at_once / parts * this->blocks_;
+  /// sums += W x. Lanes have 8 columns of a chunk, which the instruction takes for 2 and 2 of its 16: x has them likewise.
+  template <int P, int sets, int pairs, int chains, int at_once>
+  __device__ void multiply(int begin, const uint4 (&x)[P][warp_chunks][row_blocks], const uint4 (&w)[sets][at_once][warp_chunks],
+                           float (&sums)[pairs][row_blocks][chains][4]) const {
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      if (begin + i >= P) {
+        break;
+      }
+#pragma unroll
+      for (int j = 0; j < warp_chunks; ++j) {
+        constexpr int more = chains / 2;
+        const int chain = 2 * (j % more);
+#pragma unroll
+        for (int b = 0; b < row_blocks; ++b) {
+          const uint4& numbers = x[begin + i][j][b];
+#pragma unroll
+          for (int pair = 0; pair < pairs; ++pair) {
+            const uint4& first = w[2 * pair][i][j];
+            const uint4& second = w[2 * pair + 1][i][j];
+            const std::uint32_t low[4] = {first.x, second.x, first.y, second.y};
+            const std::uint32_t high[4] = {first.z, second.z, first.w, second.w};
+            multiply_fragments<E>(sums[pair][b][chain], low, numbers.x, numbers.y);
+            multiply_fragments<E>(sums[pair][b][chain + 1], high, numbers.z, numbers.w);
+          }
+        }
+      }
+    }
+  }
+
+  template <int pairs, int chains>
+  __device__ void store_sums(const float (&sums)[pairs][row_blocks][chains][4]) const {
     const int g = this->lane() / 4;
-    const int c = this->lane() % 4;
-    float scales[P][8];
-    if constexpr (normed) {
+    const int row = this->lane() % 4 * 2;
+    auto& partial = this->sums().partial[this->buffer_];
 #pragma unroll
-      for (int p = 0; p < P; ++p) {
-        if (own_column(p) < in) {
+    for (int pair = 0; pair < pairs; ++pair) {
 #pragma unroll
-          for (int quarter = 0; quarter < 2; ++quarter) {
-            const float4 four = __ldg(reinterpret_cast<const float4*>(stage.norm + own_column(p)) + quarter);
-            scales[p][4 * quarter] = four.x;
-            scales[p][4 * quarter + 1] = four.y;
-            scales[p][4 * quarter + 2] = four.z;
-            scales[p][4 * quarter + 3] = four.w;
+      for (int b = 0; b < row_blocks; ++b) {
+        float total[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          total[n] = sums[pair][b][0][n] + sums[pair][b][1][n];
+          if constexpr (chains == 4) {
+            total[n] += sums[pair][b][2][n] + sums[pair][b][3][n];
           }
         }
+        if (8 * b + row < this->in_.rows) {
+          *reinterpret_cast<float2*>(&partial[2 * pair][this->warp()][b][g][row]) = {total[0], total[1]};
+          *reinterpret_cast<float2*>(&partial[2 * pair + 1][this->warp()][b][g][row]) = {total[2], total[3]};
+        }
       }
     }
-    int first = first_tile(stage, this->block_, this->blocks_);
-    typename Epilogues::template Epilogue<kind> own;
-    this->prepare(stage, first, own);
-    this->await_stages();
-    this->load_residual(stage, own);
-    uint4 x[P][2];
-    load_rows<normed>(stage, scales, x);
-    this->clock_.note(this->stage_, StepMoment::reads);
-    if constexpr (kind == StageKind::logits) {
-      this->best_ = {-INFINITY, INT32_MAX};
-    }
-    while (first < stage.tiles) {
-      float sums[step_at_once][chains][4] = {};
-#pragma unroll
-      for (int i = 0; i < step_at_once; ++i) {
-        if (first + i / parts * this->blocks_ < stage.tiles) {
-          multiply(in, x, sums[i]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < step_at_once; ++i) {
-        if constexpr (chains == 2) {
-#pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            sums[i][0][n] += sums[i][1][n];
-          }
-        }
-        float(&rows)[step_rows][tile_outputs] = this->sums_.partial[i][this->warp()];
-        if (g < this->in_.rows) {
-          *reinterpret_cast<float2*>(&rows[g][2 * c]) = {sums[i][0][0], sums[i][0][1]};
-        }
-        if (g + 8 < this->in_.rows) {
-          *reinterpret_cast<float2*>(&rows[g + 8][2 * c]) = {sums[i][0][2], sums[i][0][3]};
-        }
-      }
-      this->sync();
-      this->finish(stage, own);
-      first += step;
-      if (first < stage.tiles) {
-        this->prepare(stage, first, own);
-        this->load_residual(stage, own);
-        this->sync();
-      }
-    }
-    this->clock_.note_waiting(this->stage_);
   }
 };
 

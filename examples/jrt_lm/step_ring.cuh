@@ -9,18 +9,27 @@
 
 namespace jrt_lm {
 
-inline constexpr int step_warps = 16;
+inline constexpr int step_warps = 8;
 inline constexpr int step_consumers = 32 * step_warps;
-inline constexpr int step_threads =
-    step_consumers + 128;                       ///< registers are given out by four warps; one of the last copies
-inline constexpr int consumer_registers = 112;  ///< with the next, no more than the kernel starts with
-inline constexpr int copier_registers = 32;
-inline constexpr int step_at_once = 4;  ///< tiles whose sums are in registers together
-inline constexpr int step_barrier = 1;  ///< of the 16 warps
-inline constexpr int max_ring_slots = 32;
+inline constexpr int step_preparers = 3;  ///< warps
+/// Registers are given out by four warps: after those that multiply one that copies, three that prepare.
+inline constexpr int step_threads = step_consumers + 128;
+inline constexpr int consumer_registers = 208;  ///< with the next, no more than the kernel starts with
+inline constexpr int helper_registers = 88;
+inline constexpr int step_parts = 4;    ///< tiles of 8 rows of W whose sums are made together, at most
+inline constexpr int step_barrier = 1;  ///< of the 8 warps
+inline constexpr int max_ring_slots = 8;
 /// Rows of a piece lie 64 bytes off in the banks of shared memory, so that lanes of two rows do not meet.
 inline constexpr int piece_stride = piece_columns * 2 + 64;
 inline constexpr int piece_bytes = tile_outputs * piece_stride;
+inline constexpr int slot_bytes = slot_pieces * piece_bytes;
+/// What a warp takes of each piece, 32 columns at a time.
+inline constexpr int warp_chunks = piece_columns / chunk_columns / step_warps;
+
+/// Barriers in shared memory: two for each slot of the ring, two for each set of prepared numbers.
+inline constexpr int prepared_slots = 2;
+inline constexpr int step_barriers = 2 * max_ring_slots + 2 * prepared_slots;
+inline constexpr int step_barrier_bytes = (8 * step_barriers + 15) / 16 * 16;
 
 /// Copies to shared memory, past the caches' long-lived part: each weight is read once in a step.
 __device__ inline void copy_row(std::uint32_t to, const void* from, int bytes, std::uint32_t barrier,
@@ -39,7 +48,7 @@ __device__ inline uint4 load_shared(std::uint32_t from) {
   return words;
 }
 
-/// Slots of the ring in turn.
+/// Slots of a ring in turn.
 struct RingPlace {
   int slot = 0;
   std::uint32_t round = 0;

@@ -21,7 +21,7 @@ inline constexpr bool step_timing =
     false;
 #endif
 
-enum class StepMoment { awaits, passes, reads, waits_for_weights, ends, count };
+enum class StepMoment { awaits, passes, waited_before, waits_for_weights, ends, count };
 inline constexpr int timed_blocks = step_timing ? 160 : 1;
 inline constexpr int timed_stages = step_timing ? 256 : 1;
 struct StepTimes {
@@ -41,6 +41,15 @@ class StepClock {
     }
 #endif
   }
+  /// In case that nothing is done in a stage.
+  __device__ void begin([[maybe_unused]] int stage) {
+#if defined(JRT_LM_STEP_TIMING)
+    note(stage, StepMoment::awaits);
+    note(stage, StepMoment::passes);
+    note_waiting(stage, StepMoment::waited_before);
+    note_waiting(stage, StepMoment::waits_for_weights);
+#endif
+  }
   __device__ void start_waiting() {
 #if defined(JRT_LM_STEP_TIMING)
     start_ = clock64();
@@ -51,11 +60,11 @@ class StepClock {
     waited_ += clock64() - start_;
 #endif
   }
-  /// What has been waited for since the last call.
-  __device__ void note_waiting([[maybe_unused]] int stage) {
+  /// How long weights have been waited for since the last call.
+  __device__ void note_waiting([[maybe_unused]] int stage, [[maybe_unused]] StepMoment moment) {
 #if defined(JRT_LM_STEP_TIMING)
     if (threadIdx.x == 0) {
-      step_times.clock[blockIdx.x][stage][static_cast<int>(StepMoment::waits_for_weights)] = waited_;
+      step_times.clock[blockIdx.x][stage][static_cast<int>(moment)] = waited_;
     }
     waited_ = 0;
 #endif
@@ -89,8 +98,8 @@ class StepTimesPrinter {
 
  private:
   /// Microseconds of each kind of stage, the mean over blocks and layers, at the highest clock rate: from the end of the
-  /// stage before to waiting for the others; the barrier, and how long the last block waits there; reading x; waiting for
-  /// weights; the rest to the end of the stage.
+  /// stage before to waiting for x, without waiting for weights; waiting for x, and what the last block waits; waiting for
+  /// weights; the rest to the end of the stage, and that of the slowest block.
   void print() const {
     const std::vector<Stage>& stages = stages_;
     const int blocks = blocks_;
@@ -108,7 +117,7 @@ class StepTimesPrinter {
     constexpr int kinds = 10;
     struct Sum {
       int stages = 0;
-      double before = 0, barrier = 0, least_barrier = 0, x = 0, weights = 0, rest = 0, all = 0;
+      double before = 0, x = 0, least_x = 0, weights = 0, rest = 0, most_rest = 0, all = 0;
     };
     Sum sums[kinds];
     double total = 0;
@@ -117,6 +126,7 @@ class StepTimesPrinter {
       Sum& sum = sums[kind];
       ++sum.stages;
       double least = 1e30;
+      double most = 0;
       double all = 0;
       for (int b = 0; b < blocks; ++b) {
         const auto at = [&](std::size_t stage, StepMoment m) {
@@ -124,28 +134,29 @@ class StepTimesPrinter {
         };
         const double previous = at(s - 1, StepMoment::ends);
         const double waiting = at(s, StepMoment::passes) - at(s, StepMoment::awaits);
+        const double weights_before = at(s, StepMoment::waited_before);
         const double weights = at(s, StepMoment::waits_for_weights);
-        sum.before += (at(s, StepMoment::awaits) - previous) / blocks;
-        sum.barrier += waiting / blocks;
-        sum.x += (at(s, StepMoment::reads) - at(s, StepMoment::passes)) / blocks;
-        sum.weights += weights / blocks;
-        sum.rest += (at(s, StepMoment::ends) - at(s, StepMoment::reads) - weights) / blocks;
+        sum.before += (at(s, StepMoment::awaits) - previous - weights_before) / blocks;
+        sum.x += waiting / blocks;
+        sum.weights += (weights_before + weights) / blocks;
+        sum.rest += (at(s, StepMoment::ends) - at(s, StepMoment::passes) - weights) / blocks;
         sum.all += (at(s, StepMoment::ends) - previous) / blocks;
         all += (at(s, StepMoment::ends) - previous) / blocks;
         least = std::min(least, waiting);
+        most = std::max(most, at(s, StepMoment::ends) - at(s, StepMoment::passes) - weights);
       }
-      sum.least_barrier += least;
+      sum.least_x += least;
+      sum.most_rest += most;
       total += all;
     }
-    std::fprintf(stderr, "%-10s %6s %8s %8s %8s %8s %8s %8s %8s  (us a stage, at %.0f MHz)\n", "stage", "number", "before",
-                 "barrier", "least", "x", "weights", "rest", "all", microsecond);
+    std::fprintf(stderr, "%-10s %6s %8s %8s %8s %8s %8s %8s %8s  (us a stage, at %.0f MHz)\n", "stage", "number", "before", "x",
+                 "least", "weights", "rest", "most", "all", microsecond);
     for (int kind = 0; kind < kinds; ++kind) {
       const Sum& sum = sums[kind];
       if (sum.stages > 0) {
         const double n = sum.stages;
-        std::fprintf(stderr, "%-10s %6d %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f\n", names[kind], sum.stages,
-                     sum.before / n, sum.barrier / n, sum.least_barrier / n, sum.x / n, sum.weights / n, sum.rest / n,
-                     sum.all / n);
+        std::fprintf(stderr, "%-10s %6d %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f\n", names[kind], sum.stages, sum.before / n,
+                     sum.x / n, sum.least_x / n, sum.weights / n, sum.rest / n, sum.most_rest / n, sum.all / n);
       }
     }
     std::fprintf(stderr, "together %.1f us\n", total);

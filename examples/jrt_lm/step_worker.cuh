@@ -6,63 +6,48 @@
 #include <cstddef>
 #include <cstdint>
 #include <jrt/detail/cuda/core/sm90/instructions.cuh>
-#include <jrt/detail/cuda/core/threads.cuh>
 
-#include "jrt_lm/step_barrier.cuh"
 #include "jrt_lm/step_block.cuh"
 #include "jrt_lm/step_timing.cuh"
 
 namespace jrt_lm {
 
-/// Sums of the warps, and what else a stage has in shared memory.
+/// Sums of the warps, of two rounds in turn, so that a round needs one barrier.
+template <class Shape>
 struct StepSums {
-  float partial[step_at_once][step_warps][step_rows][tile_outputs];
-  float squares[step_warps][step_rows];
+  float partial[2][step_parts][step_warps][Shape::row_blocks][tile_outputs][8];
+  float squares[step_warps][Shape::rows];  // of x, of a whole stage: there is another stage before the next that has them
 };
-/// One of the threads of the 16 warps that do everything but copying.
-template <class Convolution, class Linear, class Window>
-class StepWorker : protected StepBlock<Convolution, Linear, Window> {
+
+/// One of the threads of the warps that multiply.
+template <class Shape>
+class StepWorker : protected StepBlock<Shape> {
  protected:
-  using Block = StepBlock<Convolution, Linear, Window>;
+  using Block = StepBlock<Shape>;
   using E = typename Block::E;
 
-  __device__ StepWorker(const typename Block::Parameters& parameters, std::byte* shared)
-      : Block(parameters, shared),
-        work_(shared + parameters.work_offset),
-        sums_(*reinterpret_cast<StepSums*>(shared + parameters.work_offset)) {}
+  __device__ StepWorker(const typename Block::Parameters& parameters, std::byte* shared, std::uint32_t steps)
+      : Block(parameters, shared, steps), work_(shared + parameters.work_offset) {}
 
-  [[nodiscard]] __device__ int thread() const { return thread_; }
-  [[nodiscard]] __device__ int warp() const { return thread_ / 32; }
-  [[nodiscard]] __device__ int lane() const { return thread_ % 32; }
+  [[nodiscard]] static __device__ int thread() { return static_cast<int>(threadIdx.x); }
+  [[nodiscard]] static __device__ int warp() { return thread() / 32; }
+  [[nodiscard]] __device__ StepSums<Shape>& sums() const { return *reinterpret_cast<StepSums<Shape>*>(work_); }
   static __device__ void sync() { jrt::detail::cuda::named_barrier(step_barrier, step_consumers); }
 
-  /// Waits until all blocks have written what belongs to the stages before this one.
-  __device__ void await_stages() const {
-    clock_.note(stage_, StepMoment::awaits);
-    if (thread() == 0) {
-      const auto all = static_cast<std::uint32_t>(stage_ * this->blocks_);
-      while (arrived(this->in_.arrivals) < all) {
+  /// Waits, as a warp, for `count` numbers of an exchange. After a barrier other threads may read them as any memory.
+  static __device__ void await_numbers(const E* from, int count) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(from) / sizeof(uint4) * sizeof(uint4);
+    const auto end = reinterpret_cast<std::uintptr_t>(from + count);
+    for (std::uintptr_t at = begin + static_cast<unsigned>(thread() % 32) * sizeof(uint4); at < end; at += 32 * sizeof(uint4)) {
+      while (is_absent16(load_exchanged(reinterpret_cast<const void*>(at)))) {
       }
     }
-    sync();
-    clock_.note(stage_, StepMoment::passes);
-    clock_.note(stage_, StepMoment::reads);
-  }
-  /// The last block to leave makes the next step start from 0: nobody waits any more.
-  __device__ void leave() const {
-    if (thread() == 0) {
-      __threadfence();
-      if (atomicAdd(this->in_.arrivals + 1, 1U) == static_cast<unsigned>(this->blocks_) - 1) {
-        this->in_.arrivals[0] = 0;
-        this->in_.arrivals[1] = 0;
-      }
-    }
+    acquire_exchanged();
   }
 
   std::byte* work_;
-  StepSums& sums_;
   int stage_ = 0;
-  int thread_ = 0;
+  int buffer_ = 0;  ///< of sums
   [[no_unique_address]] StepClock clock_;
 };
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stages of a decode step in one kernel: that each reads only what stages before it have written, that none writes what
-// others read in it, and that tiles and blocks cover each product once.
+// The stages of a decode step in one kernel: that each reads what the stage before it has written, to a place that no other
+// stage writes to; and that tiles and blocks cover each product once.
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "jrt_lm/cpu_device.hpp"
@@ -16,21 +17,11 @@
 namespace jrt_lm::test {
 namespace {
 
-/// Bytes of a buffer.
-struct Range {
-  const char* begin = nullptr;
-  const char* end = nullptr;
-
-  Range(const void* data, std::int64_t bytes) : begin(static_cast<const char*>(data)), end(begin + bytes) {}
-  [[nodiscard]] bool meets(const Range& other) const { return begin < other.end && other.begin < end; }
-  [[nodiscard]] bool covers(const Range& other) const { return begin <= other.begin && other.end <= end; }
-};
-
-std::int64_t bytes_of_x(const Stage& stage) {
-  return stage.norm != nullptr ? 4 : 2;
+std::int64_t bytes_of_y(const Stage& stage, std::int64_t rows) {
+  return rows * stage.y_columns * 2;
 }
-std::int64_t bytes_of_y(const Stage& stage) {
-  return stage.kind == StageKind::adds || stage.kind == StageKind::embed || stage.kind == StageKind::logits ? 4 : 2;
+bool writes_residual(const Stage& stage) {
+  return stage.kind == StageKind::embed || stage.kind == StageKind::adds;
 }
 
 ModelConfig config_of(bool rotates) {
@@ -49,85 +40,80 @@ ModelConfig config_of(bool rotates) {
   return config;
 }
 
-/// Stages as StepPlan makes them for a model of mixers that need not be there.
-std::vector<Stage> stages_of(const ModelConfig& config, const ModelWeights<CpuDevice, jrt::BFloat16>& weights,
-                             const Activations<CpuDevice, jrt::BFloat16>& activations,
-                             const LogitRows<CpuDevice, jrt::BFloat16>& logits, std::vector<char>& states) {
-  return StepPlan<CpuDevice, jrt::BFloat16>(
-             config, weights, [&](std::size_t i) { return static_cast<void*>(states.data() + i); }, activations, logits)
-      .stages();
-}
-
 void check(const ModelConfig& config) {
   CpuDevice device{ModelOptions{}};
   const RandomWeights source;
   const ModelWeights<CpuDevice, jrt::BFloat16> weights(device, config, source);
-  Activations<CpuDevice, jrt::BFloat16> activations;
   LogitRows<CpuDevice, jrt::BFloat16> logits;
   constexpr std::int64_t rows = 3;
-  activations.reserve(device, config, rows, 0);
   logits.reserve(device, rows, config);
   std::vector<char> states(config.layers.size());
-  std::vector<Stage> stages = stages_of(config, weights, activations, logits, states);
+  StepPlan<CpuDevice, jrt::BFloat16> plan(
+      config, weights, [&](std::size_t i) { return static_cast<void*>(states.data() + i); }, rows, logits);
+  std::vector<Stage>& stages = plan.stages();
   REQUIRE(stages.front().kind == StageKind::embed);
   REQUIRE(stages.back().kind == StageKind::likeliest);
-  const std::vector<Range> buffers{{activations.residual.data(), activations.residual.size() * 4},
-                                   {activations.projected.data(), activations.projected.size() * 2},
-                                   {activations.mixed.data(), activations.mixed.size() * 2},
-                                   {logits.values.data(), logits.values.size() * 4}};
-  const auto buffer_with = [&](const Range& range) {
-    for (const Range& buffer : buffers) {
-      if (buffer.covers(range)) {
-        return &buffer;
-      }
+  // Bytes that no two stages write.
+  std::vector<bool> written(static_cast<std::size_t>(plan.exchange_bytes()));
+  const auto write = [&](std::int64_t begin, std::int64_t bytes) {
+    REQUIRE(begin % 16 == 0);
+    REQUIRE(begin >= 0);
+    REQUIRE(begin + bytes <= plan.exchange_bytes());
+    for (std::int64_t i = begin; i < begin + bytes; ++i) {
+      REQUIRE_FALSE(written[static_cast<std::size_t>(i)]);
+      written[static_cast<std::size_t>(i)] = true;
     }
-    FAIL("a stage goes past its buffer");
-    return &buffers.front();
   };
-  // Columns of each row that stages have written last, and the width of what they wrote.
-  std::vector<Range> written;
+  const Stage* before = nullptr;
   for (const Stage& stage : stages) {
-    if (stage.x != nullptr) {
-      const std::int64_t columns = is_product(stage.kind) ? stage.in : stage.x_columns;
-      CHECK(columns == stage.x_columns);
-      const Range x(stage.x, rows * stage.x_columns * bytes_of_x(stage));
-      static_cast<void>(buffer_with(x));
-      CHECK(std::any_of(written.begin(), written.end(), [&](const Range& w) { return w.covers(x); }));
-      if (stage.kind != StageKind::likeliest) {
-        CHECK_FALSE(x.meets(Range(stage.y, rows * stage.y_columns * bytes_of_y(stage))));
+    if (before != nullptr && stage.kind != StageKind::likeliest) {
+      CHECK(stage.x == before->y);
+      CHECK(stage.x_columns == before->y_columns);
+      if (is_product(stage.kind)) {
+        CHECK(stage.in == stage.x_columns);
+        CHECK(is_normed(stage.kind) == writes_residual(*before));
+        CHECK((!is_normed(stage.kind) || stage.x_squares == before->y_squares));
       }
     }
-    if (stage.kind == StageKind::likeliest) {
-      CHECK(stage.y == logits.likeliest.data());
-      continue;
+    if (stage.kind == StageKind::logits) {
+      CHECK(stage.result == logits.values.data());
+    } else if (stage.kind == StageKind::likeliest) {
+      CHECK(stage.result == logits.likeliest.data());
+    } else {
+      CHECK(stage.y_columns == stage.outputs);
+      write(stage.y, bytes_of_y(stage, rows));
     }
-    const Range y(stage.y, rows * stage.y_columns * bytes_of_y(stage));
-    static_cast<void>(buffer_with(y));
-    if (stage.kind == StageKind::adds) {  // reads what it adds to
-      CHECK(std::any_of(written.begin(), written.end(), [&](const Range& w) { return w.covers(y); }));
+    if (writes_residual(stage)) {
+      CHECK(stage.outputs == config.width);
+      CHECK(stage.norm != nullptr);
+      write(stage.y_squares, rows * (config.width / tile_outputs) * 4);
     }
-    // What was there is gone.
-    std::erase_if(written, [&](const Range& w) { return w.meets(y); });
-    written.push_back(y);
+    before = &stage;
   }
-  // Each row of W once, each tile in one block, all blocks as much.
+  // Each row of W once, each tile in one block, those of the residual stream in the same; all blocks as much of the others.
   for (const int blocks : {1, 5, 132}) {
     divide_among_blocks(stages, blocks);
     std::vector<std::int64_t> tiles_of(static_cast<std::size_t>(blocks));
     for (const Stage& stage : stages) {
-      if (!is_product(stage.kind)) {
+      if (!is_product(stage.kind) && stage.kind != StageKind::embed) {
         CHECK(stage.tiles == 0);
         continue;
       }
       std::multiset<int> weight_rows;
       for (int block = 0; block < blocks; ++block) {
-        for (int tile = first_tile(stage, block, blocks); tile < stage.tiles; tile += blocks) {
-          ++tiles_of[static_cast<std::size_t>(block)];
+        int tiles = 0;
+        for (int tile = first_tile(stage, block, blocks); tile < stage.tiles; tile += blocks, ++tiles) {
           for (int part = 0; part < tile_parts(stage.kind); ++part) {
             for (int row = 0; row < tile_outputs; ++row) {
               weight_rows.insert(tile_row(stage, tile, part) + row);
             }
           }
+        }
+        if (writes_residual(stage)) {
+          CHECK(first_tile(stage, block, blocks) == block);
+          CHECK(tiles <= residual_tiles(static_cast<int>(config.width), blocks));
+        } else {
+          tiles_of[static_cast<std::size_t>(block)] += tiles;
         }
       }
       const bool doubled = stage.kind == StageKind::convolves || stage.kind == StageKind::gates;
@@ -145,6 +131,35 @@ void check(const ModelConfig& config) {
 TEST_CASE("a stage reads what stages before it have written, and products are divided without a gap") {
   check(config_of(true));
   check(config_of(false));
+}
+
+TEST_CASE("each piece of a round's weights has a place, and slots without any are left out") {
+  for (const int parts : {1, 2, 4}) {
+    for (const int at_once : {1, 2, 4}) {
+      const RingBatch batch = ring_batch(parts, at_once);
+      std::set<std::pair<int, int>> places;
+      for (int number = 0; number < parts * at_once; ++number) {
+        CHECK(batch.part(number) < parts);
+        CHECK(batch.piece(number) < at_once);
+        places.insert({batch.part(number), batch.piece(number)});
+      }
+      CHECK(std::ssize(places) == parts * at_once);
+      CHECK(batch.slots() * slot_pieces >= parts * at_once);
+      for (int present_parts = 0; present_parts <= parts; ++present_parts) {
+        for (int present_pieces = 0; present_pieces <= at_once; ++present_pieces) {
+          std::set<int> slots;
+          for (int number = 0; number < parts * at_once; ++number) {
+            if (batch.part(number) < present_parts && batch.piece(number) < present_pieces) {
+              slots.insert(number / slot_pieces);
+            }
+          }
+          for (int slot = 0; slot < batch.slots(); ++slot) {
+            CHECK(batch.has(slot, present_parts, present_pieces) == slots.contains(slot));
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("sizes that the kernel takes") {
