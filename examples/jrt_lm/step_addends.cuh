@@ -62,8 +62,8 @@ struct StepItem {
       : unit(number / of_tile), row(number / tile_outputs % Shape::rows), within(number % tile_outputs) {}
 };
 
-/// Three warps load what is added to products, a round or two ahead: what would be some dependent loads, each of them as long
-/// as a stage's share of the weights.
+/// Three warps load what is added to products, a round or two ahead: what would be some dependent loads, each of them as
+/// long as a stage's share of the weights.
 template <class Shape>
 class StepPreparer : StepBlock<Shape> {
   using Block = StepBlock<Shape>;

@@ -43,7 +43,9 @@ struct StepShape {
   /// Those whose weights a warp has in registers together, of all tiles of a round.
   static JRT_DETAIL_HD constexpr int pieces_at_once(StageKind kind) {
     const int few = kind == StageKind::adds && row_blocks * normed_pieces > 4 ? 2 : step_parts;
-    const int most = few < 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind)) ? few : 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind));
+    const int most = few < 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind))
+                         ? few
+                         : 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind));
     return pieces(kind) >= most ? most : pieces(kind) >= 2 ? 2 : 1;
   }
 };
@@ -61,12 +63,15 @@ struct StepParameters {
 };
 
 /// What goes beside the stages from warps that help to those that multiply: tokens' places, and what is added to products.
-template <int rows>
+template <class Shape>
 struct StepPrepared {
+  /// Of a convolution, which has most: biases and a channel.
+  static constexpr int most_words = 2 + static_cast<int>(sizeof(jrt::DeviceChannel<typename Shape::Convolution>) / 4);
+
   std::int32_t slots[step_rows];
   std::int32_t positions[step_rows];
   std::int32_t tokens[step_rows];
-  std::uint32_t words[prepared_slots][14 * 2 * tile_outputs * rows];
+  std::uint32_t words[prepared_slots][most_words * 2 * tile_outputs * Shape::rows];
 };
 
 /// What all kinds of warps know.
@@ -78,7 +83,7 @@ class StepBlock {
   using Linear = typename Shape::Linear;
   using Window = typename Shape::Window;
   using Parameters = StepParameters<Window::head_dim>;
-  using Prepared = StepPrepared<Shape::rows>;
+  using Prepared = StepPrepared<Shape>;
   using WindowStep = jrt::DeviceStep<Window>;
   using WindowPart = jrt::BlockPart<step_consumers>;
 
@@ -96,11 +101,15 @@ class StepBlock {
         blocks_(static_cast<int>(gridDim.x)) {}
 
  protected:
-  [[nodiscard]] __device__ std::uint32_t barrier(int number) const { return barriers_ + 8U * static_cast<unsigned>(number); }
+  [[nodiscard]] __device__ std::uint32_t barrier(int number) const {
+    return barriers_ + 8U * static_cast<unsigned>(number);
+  }
   [[nodiscard]] __device__ std::uint32_t full(int slot) const { return barrier(slot); }
   [[nodiscard]] __device__ std::uint32_t empty(int slot) const { return barrier(slot + max_ring_slots); }
   [[nodiscard]] __device__ std::uint32_t prepared(int slot) const { return barrier(2 * max_ring_slots + slot); }
-  [[nodiscard]] __device__ std::uint32_t taken(int slot) const { return barrier(2 * max_ring_slots + prepared_slots + slot); }
+  [[nodiscard]] __device__ std::uint32_t taken(int slot) const {
+    return barrier(2 * max_ring_slots + prepared_slots + slot);
+  }
   [[nodiscard]] __device__ std::uint32_t weights(int slot) const {
     return ring_ + static_cast<unsigned>(slot) * static_cast<unsigned>(slot_bytes);
   }
@@ -111,7 +120,8 @@ class StepBlock {
     return reinterpret_cast<T*>(exchange_ + place);
   }
 
-  /// Stores a tile's number of each of 8 neighbouring lanes, `at` being the first one's place; all lanes of the warp call it.
+  /// Stores a tile's number of each of 8 neighbouring lanes, `at` being the first one's place; all lanes of the warp call
+  /// it.
   __device__ void exchange_tile(std::int32_t place, int at, bool active, E number) const {
     const unsigned own = number.bits == 0xFFFFU ? 0x7FFFU : number.bits;
     uint4 words;

@@ -71,7 +71,8 @@ class StepConsumer : StepMixers<Shape> {
     using Item = StepItem<Shape, StageKind::embed>;
     const Item item(this->thread());
     const int step = Item::tiles * this->blocks_;
-    for (int first = first_tile(stage, this->block_, this->blocks_), round = 0; first < stage.tiles; first += step, ++round) {
+    for (int first = first_tile(stage, this->block_, this->blocks_), round = 0; first < stage.tiles;
+         first += step, ++round) {
       const int tile = first + item.unit * this->blocks_;
       const int column = tile * tile_outputs + item.within;
       const bool active = this->thread() < Item::count && item.row < this->in_.rows && tile < stage.tiles;
@@ -103,7 +104,8 @@ class StepConsumer : StepMixers<Shape> {
     const StepCandidate best = likeliest_of<tile_outputs>(this->best_);
     const StepItem<Shape, StageKind::logits> item(this->thread());
     if (item.within == 0 && item.unit < units && item.row < this->in_.rows) {
-      const auto words = std::uint64_t{__float_as_uint(best.logit)} | std::uint64_t{static_cast<unsigned>(best.token)} << 32;
+      const auto words = std::uint64_t{__float_as_uint(best.logit)} | std::uint64_t{static_cast<unsigned>(best.token)}
+                                                                          << 32;
       store_exchanged_pair(candidates(item.row) + units * this->block_ + item.unit, words);
     }
   }

@@ -76,16 +76,16 @@ class StepCopier : StepBlock<Shape> {
     const int column = (begin + batch.piece(slot * slot_pieces + place)) * piece_columns;
     const bool is_there = part < present && column < stage.in;
     const int bytes = is_there ? 2 * (stage.in - column < piece_columns ? stage.in - column : piece_columns) : 0;
-    const int number = tile_row(stage, first + (parts == 2 ? part / 2 : part) * this->blocks_, parts == 2 ? part % 2 : 0) + row;
-    const auto* const from =
-        static_cast<const std::byte*>(stage.weight) + (std::int64_t{number} * stage.in + column) * 2;
+    const int number =
+        tile_row(stage, first + (parts == 2 ? part / 2 : part) * this->blocks_, parts == 2 ? part % 2 : 0) + row;
+    const auto* const from = static_cast<const std::byte*>(stage.weight) + (std::int64_t{number} * stage.in + column) * 2;
     const auto all = static_cast<int>(__reduce_add_sync(~0U, static_cast<unsigned>(bytes)));
     barrier_wait(this->empty(this->place_.slot), this->place_.round ^ 1);
     barrier_expect(this->full(this->place_.slot), all);
     __syncwarp();
     if (is_there) {
-      copy_row(this->weights(this->place_.slot) + static_cast<unsigned>(place * piece_bytes + row * piece_stride), from, bytes,
-               this->full(this->place_.slot), policy_);
+      copy_row(this->weights(this->place_.slot) + static_cast<unsigned>(place * piece_bytes + row * piece_stride), from,
+               bytes, this->full(this->place_.slot), policy_);
     }
     this->place_.advance(this->parameters_.ring_slots);
   }

@@ -63,8 +63,7 @@ class StepEpilogues : protected StepWorker<Shape> {
     constexpr int parts = tile_parts(kind);
     const StepItem<Shape, kind> item(this->thread());
     const int tile = first + item.unit * this->blocks_;
-    const bool active =
-        this->thread() < StepItem<Shape, kind>::count && item.row < this->in_.rows && tile < stage.tiles;
+    const bool active = this->thread() < StepItem<Shape, kind>::count && item.row < this->in_.rows && tile < stage.tiles;
     float total[parts] = {};
     if (active) {
       [[maybe_unused]] const float scale = is_normed(kind) ? factor(stage, item.row) : 1;
@@ -74,7 +73,8 @@ class StepEpilogues : protected StepWorker<Shape> {
         if constexpr (kind == StageKind::adds) {
           total[part] += own.bias[part];
         } else if constexpr (kind == StageKind::logits) {
-          const float bias = stage.bias == nullptr ? 0 : static_cast<const float*>(stage.bias)[tile * tile_outputs + item.within];
+          const float bias =
+              stage.bias == nullptr ? 0 : static_cast<const float*>(stage.bias)[tile * tile_outputs + item.within];
           total[part] = total[part] * scale + bias;
         } else {
           total[part] = total[part] * scale + own.bias[part];
@@ -140,7 +140,8 @@ class StepEpilogues : protected StepWorker<Shape> {
       squares += __shfl_xor_sync(~0U, squares, distance);
     }
     if (active && within == 0) {
-      store_exchanged(this->template exchanged<float>(stage.y_squares) + row * (stage.outputs / tile_outputs) + tile, squares);
+      store_exchanged(this->template exchanged<float>(stage.y_squares) + row * (stage.outputs / tile_outputs) + tile,
+                      squares);
     }
   }
 

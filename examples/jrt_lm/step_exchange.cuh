@@ -8,8 +8,8 @@
 
 /// How the blocks of a step wait for one another: not at all, but for numbers. What a stage writes has memory of its own,
 /// in which all bits are set until then; a reader asks until it sees something else. No number is stored with all bits set:
-/// the one NaN that would be is stored as another. There are two such memories, for steps in turn: a step sets all bits of the
-/// other one, which nobody reads meanwhile.
+/// the one NaN that would be is stored as another. There are two such memories, for steps in turn: a step sets all bits of
+/// the other one, which nobody reads meanwhile.
 ///
 ///     writer    | product · store |                               one way to the L2 cache, and
 ///     readers   | ask · ask · ask · there | product · store |     one way from there: no barrier, no fence

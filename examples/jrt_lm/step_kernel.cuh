@@ -17,8 +17,8 @@
 
 /// A decode step of a whole model in one kernel for Hopper: one block on each multiprocessor, all of them there at the same
 /// time. Blocks work through a list of stages; what one of them writes the others wait for, number by number
-/// (step_exchange.cuh). Everything else does not wait: warps of their own copy the block's share of the weights, stage after
-/// stage, into a ring in shared memory, and load what is added to products.
+/// (step_exchange.cuh). Everything else does not wait: warps of their own copy the block's share of the weights, stage
+/// after stage, into a ring in shared memory, and load what is added to products.
 ///
 ///     copying warp     | W0 W0 W0 W1 W1 W2 W2 W2 W3 …              ahead by as much as the ring holds
 ///     ring             [ 4 pieces | 4 pieces | … ]                 a piece: 8 rows of W, 512 columns
@@ -121,7 +121,8 @@ class CompiledStepKernel final : public StepKernel {
         cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
         jrt::detail::cuda::kernel_exists<kernel<row_blocks>, step_threads>() && enough() &&
-        cudaFuncSetAttribute(kernel<row_blocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) == cudaSuccess &&
+        cudaFuncSetAttribute(kernel<row_blocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) ==
+            cudaSuccess &&
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel<row_blocks>, step_threads,
                                                       static_cast<std::size_t>(shared_bytes)) == cudaSuccess &&
         resident > 0;
@@ -187,12 +188,14 @@ class CompiledStepKernel final : public StepKernel {
       // In rounds of as many tiles as are made at once.
       constexpr int at_once = Shape<row_blocks>::tiles_at_once(StageKind::adds);
       const int tiles = (residual_tiles(width, blocks) + at_once - 1) / at_once * at_once;
-      outputs = whole_lines(residual + static_cast<std::size_t>(tiles) * Shape<row_blocks>::rows * tile_outputs * sizeof(float));
+      outputs =
+          whole_lines(residual + static_cast<std::size_t>(tiles) * Shape<row_blocks>::rows * tile_outputs * sizeof(float));
       const auto values = static_cast<std::size_t>(heads * Window::head_dim) * sizeof(typename Block::E);
       work = whole_lines(outputs + values);
       std::size_t most = sizeof(StepSums<Shape<row_blocks>>);
-      for (const std::size_t bytes : {sizeof(typename StepLinear<Shape<row_blocks>>::Shared),
-                                      Block::WindowStep::template shared_bytes<step_consumers>(kv_heads > 0 ? heads / kv_heads : 1)}) {
+      for (const std::size_t bytes :
+           {sizeof(typename StepLinear<Shape<row_blocks>>::Shared),
+            Block::WindowStep::template shared_bytes<step_consumers>(kv_heads > 0 ? heads / kv_heads : 1)}) {
         most = bytes > most ? bytes : most;
       }
       ring = whole_lines(work + most);

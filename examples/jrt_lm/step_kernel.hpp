@@ -30,7 +30,7 @@ struct StepInputs {
   double window_scale = 0;
   std::byte* exchange = nullptr;  ///< twice so many bytes, all bits of which are set before the first step
   std::int64_t exchange_bytes = 0;
-  std::int64_t candidates = 0;        ///< place in it of `candidate_bytes` for the likeliest tokens that each block has found
+  std::int64_t candidates = 0;  ///< place in it of `candidate_bytes` for the likeliest tokens that each block has found
   std::uint32_t* arrivals = nullptr;  ///< two numbers, 0 before the first step: steps so far, and the kernel's own
 };
 

@@ -11,8 +11,8 @@
 
 namespace jrt_lm {
 
-/// Linear attention's step of one head of one sequence, by all threads that multiply: its state is in their registers before
-/// the token is there. A thread has a few neighbouring columns of every `groups`-th row.
+/// Linear attention's step of one head of one sequence, by all threads that multiply: its state is in their registers
+/// before the token is there. A thread has a few neighbouring columns of every `groups`-th row.
 template <class Shape>
 class StepLinear {
   using Linear = typename Shape::Linear;
@@ -34,8 +34,9 @@ class StepLinear {
 
  public:
   /// Whether the features of this map are independent of one another, and rows whole accesses that registers hold.
-  static constexpr bool supported = jrt::detail::is_taylor2<Map> && d % 8 == 0 && values % 8 == 0 && own_rows * columns <= 96 &&
-                                    input_words <= 32 && std::is_same_v<typename Linear::Element, jrt::BFloat16>;
+  static constexpr bool supported = jrt::detail::is_taylor2<Map> && d % 8 == 0 && values % 8 == 0 &&
+                                    own_rows * columns <= 96 && input_words <= 32 &&
+                                    std::is_same_v<typename Linear::Element, jrt::BFloat16>;
 
   struct Shared {
     float inputs[2 * d + values];
@@ -87,7 +88,8 @@ class StepLinear {
     }
   }
 
-  /// Adds the token to the state and stores it. `sync()` is a barrier of all threads; `store(column, number)` takes outputs.
+  /// Adds the token to the state and stores it. `sync()` is a barrier of all threads; `store(column, number)` takes
+  /// outputs.
   template <class Sync, class Store>
   __device__ void run(Scalar* state, const Sync& sync, const Store& store) {
     sync();
@@ -167,10 +169,18 @@ class StepLinear {
   }
 
  private:
-  [[nodiscard]] __device__ int group() const { return thread_ / lanes; }
-  [[nodiscard]] __device__ int column() const { return thread_ % lanes * columns; }
-  [[nodiscard]] __device__ int row(int i) const { return i * groups + group(); }
-  [[nodiscard]] __device__ bool is_own(int i) const { return group() < groups && row(i) < features; }
+  [[nodiscard]] __device__ int group() const {
+    return thread_ / lanes;
+  }
+  [[nodiscard]] __device__ int column() const {
+    return thread_ % lanes * columns;
+  }
+  [[nodiscard]] __device__ int row(int i) const {
+    return i * groups + group();
+  }
+  [[nodiscard]] __device__ bool is_own(int i) const {
+    return group() < groups && row(i) < features;
+  }
 
   Shared& shared_;
   int thread_;

@@ -11,8 +11,8 @@
 
 namespace jrt_lm {
 
-/// The stages of mixers that are no epilogue: linear attention, and windows, which the library's step does. Its outputs go to
-/// shared memory first, since the library knows nothing of an exchange.
+/// The stages of mixers that are no epilogue: linear attention, and windows, which the library's step does. Its outputs go
+/// to shared memory first, since the library knows nothing of an exchange.
 template <class Shape>
 class StepMixers : protected StepProducts<Shape> {
  protected:
@@ -59,7 +59,8 @@ class StepMixers : protected StepProducts<Shape> {
     typename Step::template Item<Part> steps(step, this->work_, part);
     const int kv_heads = this->in_.window_kv_heads;
     const int group = this->in_.heads / kv_heads;
-    for (auto item = static_cast<unsigned>(this->block_); item < step.items(); item += static_cast<unsigned>(this->blocks_)) {
+    for (auto item = static_cast<unsigned>(this->block_); item < step.items();
+         item += static_cast<unsigned>(this->blocks_)) {
       steps.begin(item);
       const auto row = static_cast<int>(item) / kv_heads;
       const auto head = static_cast<int>(item) % kv_heads;

@@ -12,8 +12,8 @@
 
 namespace jrt_lm {
 
-/// Products y = epilogue(W x): each warp takes some columns of every piece of W and x, with mma.m16n8k16: 16 rows of W, 8 of
-/// x. A stage's first weights are in registers before x is there.
+/// Products y = epilogue(W x): each warp takes some columns of every piece of W and x, with mma.m16n8k16: 16 rows of W, 8
+/// of x. A stage's first weights are in registers before x is there.
 template <class Shape>
 class StepProducts : protected StepEpilogues<Shape> {
  protected:
@@ -108,7 +108,8 @@ class StepProducts : protected StepEpilogues<Shape> {
     this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
     this->clock_.note(this->stage_, StepMoment::awaits);
     if (this->in_.rows >= gated_rows) {
-      const E* const from = this->template exchanged<const E>(stage.x) + this->lane() / 4 * stage.x_columns + own_column(0, 0);
+      const E* const from =
+          this->template exchanged<const E>(stage.x) + this->lane() / 4 * stage.x_columns + own_column(0, 0);
       while (is_absent16(x[0][0][0])) {
         x[0][0][0] = load_exchanged(from);
       }
@@ -140,10 +141,12 @@ class StepProducts : protected StepEpilogues<Shape> {
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       const int chunk = 4 * i + this->lane() % 4;
-      const int column = chunk / warp_chunks * piece_columns + (chunk % warp_chunks * step_warps + this->warp()) * chunk_columns;
+      const int column =
+          chunk / warp_chunks * piece_columns + (chunk % warp_chunks * step_warps + this->warp()) * chunk_columns;
 #pragma unroll
       for (int b = 0; b < row_blocks; ++b) {
-        function(squares[i][b], from + b * 8 * columns + column / tile_outputs, column < stage.in && g + 8 * b < this->in_.rows);
+        function(squares[i][b], from + b * 8 * columns + column / tile_outputs,
+                 column < stage.in && g + 8 * b < this->in_.rows);
       }
     }
   }
@@ -233,7 +236,8 @@ class StepProducts : protected StepEpilogues<Shape> {
 
   /// sums += W x. Lanes have 8 columns of a chunk, which the instruction takes for 2 and 2 of its 16: x has them likewise.
   template <int P, int sets, int pairs, int chains, int at_once>
-  __device__ void multiply(int begin, const uint4 (&x)[P][warp_chunks][row_blocks], const uint4 (&w)[sets][at_once][warp_chunks],
+  __device__ void multiply(int begin, const uint4 (&x)[P][warp_chunks][row_blocks],
+                           const uint4 (&w)[sets][at_once][warp_chunks],
                            float (&sums)[pairs][row_blocks][chains][4]) const {
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {

@@ -90,8 +90,8 @@ struct alignas(16) Stage {
 /// can be in registers together. Such a batch has slots of its own, in which each piece has a fixed place, whether or not
 /// there is such a piece.
 struct RingBatch {
-  int parts;      ///< tiles of 8 rows of W
-  int at_once;    ///< pieces of each: 1 << shift
+  int parts;    ///< tiles of 8 rows of W
+  int at_once;  ///< pieces of each: 1 << shift
   int shift;
 
   [[nodiscard]] JRT_DETAIL_HD constexpr int slots() const { return (parts * at_once + slot_pieces - 1) / slot_pieces; }
@@ -106,8 +106,8 @@ struct RingBatch {
   return {parts, at_once, at_once == 4 ? 2 : at_once == 2 ? 1 : 0};
 }
 
-/// Gives each stage its tiles. Those of the residual stream are always the same block's; all others follow one another block
-/// after block without a gap between stages, so that all blocks read as much.
+/// Gives each stage its tiles. Those of the residual stream are always the same block's; all others follow one another
+/// block after block without a gap between stages, so that all blocks read as much.
 inline void divide_among_blocks(std::vector<Stage>& stages, int blocks) {
   int next = 0;
   for (Stage& stage : stages) {

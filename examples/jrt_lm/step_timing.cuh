@@ -149,14 +149,15 @@ class StepTimesPrinter {
       sum.most_rest += most;
       total += all;
     }
-    std::fprintf(stderr, "%-10s %6s %8s %8s %8s %8s %8s %8s %8s  (us a stage, at %.0f MHz)\n", "stage", "number", "before", "x",
-                 "least", "weights", "rest", "most", "all", microsecond);
+    std::fprintf(stderr, "%-10s %6s %8s %8s %8s %8s %8s %8s %8s  (us a stage, at %.0f MHz)\n", "stage", "number", "before",
+                 "x", "least", "weights", "rest", "most", "all", microsecond);
     for (int kind = 0; kind < kinds; ++kind) {
       const Sum& sum = sums[kind];
       if (sum.stages > 0) {
         const double n = sum.stages;
-        std::fprintf(stderr, "%-10s %6d %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f\n", names[kind], sum.stages, sum.before / n,
-                     sum.x / n, sum.least_x / n, sum.weights / n, sum.rest / n, sum.most_rest / n, sum.all / n);
+        std::fprintf(stderr, "%-10s %6d %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f\n", names[kind], sum.stages,
+                     sum.before / n, sum.x / n, sum.least_x / n, sum.weights / n, sum.rest / n, sum.most_rest / n,
+                     sum.all / n);
       }
     }
     std::fprintf(stderr, "together %.1f us\n", total);

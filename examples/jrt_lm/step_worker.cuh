@@ -38,7 +38,8 @@ class StepWorker : protected StepBlock<Shape> {
   static __device__ void await_numbers(const E* from, int count) {
     const auto begin = reinterpret_cast<std::uintptr_t>(from) / sizeof(uint4) * sizeof(uint4);
     const auto end = reinterpret_cast<std::uintptr_t>(from + count);
-    for (std::uintptr_t at = begin + static_cast<unsigned>(thread() % 32) * sizeof(uint4); at < end; at += 32 * sizeof(uint4)) {
+    for (std::uintptr_t at = begin + static_cast<unsigned>(thread() % 32) * sizeof(uint4); at < end;
+         at += 32 * sizeof(uint4)) {
       while (is_absent16(load_exchanged(reinterpret_cast<const void*>(at)))) {
       }
     }
