@@ -78,7 +78,7 @@ struct ProjectedStep<Config, jrt::Cuda> {
   static bool run(const StepProjection<E>& projection, const ConvolutionTensors<E>& tensors,
                   const jrt::StateSlots<jrt::StateFormatOf<Config>>& states, const jrt::StagingView<Config>& staging,
                   const jrt::Cuda& on) {
-    if (!is_skinny(projection.rows, projection.in, tensors.output.dim)) {
+    if (!is_normed_skinny(projection.rows, projection.in, tensors.output.dim)) {
       return false;
     }
     if (staging.data == nullptr) {

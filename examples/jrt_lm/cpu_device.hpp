@@ -129,6 +129,7 @@ class CpuDevice {
     std::copy_n(from, count, to);
   }
   /// `function(i, execution)` for calls that do not need one another.
+  static constexpr bool runs_side_by_side = false;
   template <class Function>
   void side_by_side(std::int64_t count, const Function& function) const {
     for (std::int64_t i = 0; i < count; ++i) {

@@ -133,7 +133,8 @@ class CudaDevice {
         "transfer from the device");
   }
 
-  /// `function(i, execution)` for calls that do not need one another.
+  /// `function(i, execution)` for calls that do not need one another, several at the same time.
+  static constexpr bool runs_side_by_side = true;
   template <class Function>
   void side_by_side(std::int64_t count, const Function& function) {
     sides_.run(stream_.get(), count, function);
@@ -184,7 +185,7 @@ class CudaDevice {
   void multiply_normed(const Projection<CudaDevice, E, Out>& by, const Norm<Sum>& norm, const Sum* x, std::int64_t rows,
                        E* normed, Out* y, std::int64_t y_columns) {
     if constexpr (has_skinny_norm<E>) {
-      if (is_skinny(rows, by.in, by.out)) {
+      if (is_normed_skinny(rows, by.in, by.out)) {
         skinny_product<SkinnyOutput::stores>(by, normalised<E>(norm, x, by.in), rows, by.out, y, y_columns);
         return;
       }
@@ -198,7 +199,7 @@ class CudaDevice {
                                      std::int64_t rows, E* normed, E* y) {
     const std::int64_t hidden = by.out / 2;
     if constexpr (has_skinny_norm<E>) {
-      if (is_skinny(rows, by.in, hidden)) {
+      if (is_normed_skinny(rows, by.in, hidden)) {
         skinny_product<SkinnyOutput::gates>(by, normalised<E>(norm, x, by.in), rows, hidden, y, hidden);
         return hidden;
       }
@@ -212,8 +213,8 @@ class CudaDevice {
   void multiply_normed_rotated(const Projection<CudaDevice, E, E>& by, const Norm<Sum>& norm, const Sum* x,
                                std::int64_t rows, E* normed, E* y, const jrt::RotaryHalves<d>& rotary,
                                const std::int32_t* positions, std::int64_t heads) {
-    if constexpr (has_skinny_norm<E>) {
-      if (is_skinny(rows, by.in, by.out / 2)) {
+    if constexpr (has_skinny_norm<E> && RotationBehind<E, d>::supported) {
+      if (is_normed_skinny(rows, by.in, by.out / 2)) {
         const RotationBehind<E, d> behind{rotary, positions, static_cast<int>(rows), static_cast<int>(heads)};
         skinny_product<SkinnyOutput::passes>(by, normalised<E>(norm, x, by.in), rows, by.out / 2, y, by.out, behind);
         return;

@@ -69,12 +69,15 @@ class SideStreams {
   template <class Function>
   void run(cudaStream_t main, std::int64_t count, const Function& function) {
     if (sides_.empty()) {
-      fork_ = make_event();
+      CudaEvent fork = make_event();
+      std::vector<Side> sides;
       for (int i = 0; i < streams; ++i) {
         CudaStream stream = make_stream();
         const jrt::Cuda execution(stream.get());
-        sides_.push_back({std::move(stream), execution, make_event()});
+        sides.push_back({std::move(stream), execution, make_event()});
       }
+      fork_ = std::move(fork);
+      sides_ = std::move(sides);
     }
     check_cuda(cudaEventRecord(fork_.get(), main), "event");
     for (const Side& side : sides_) {

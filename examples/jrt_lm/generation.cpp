@@ -305,7 +305,7 @@ class Run {
       result_.drafted_tokens += static_cast<std::int64_t>(guesses[row]);
       for (std::int64_t t = 0; t < accepted && !sequences_[rows[row]].done; ++t) {
         append(rows[row], of_row(likeliest)[static_cast<std::size_t>(t)]);
-        result_.accepted_tokens += t > 0 ? 1 : 0;
+        result_.accepted_tokens += t > 0 && t <= static_cast<std::int64_t>(guesses[row]) ? 1 : 0;  // others fill the row
       }
     }
     return true;

@@ -14,8 +14,8 @@ namespace jrt_lm {
 template <class E, int d>
 struct RotationBehind {
   static constexpr int half = d / 2;
+  static constexpr bool supported = half % skinny_outputs == 0;  ///< whether half a head is whole blocks of 8 outputs
   static constexpr int blocks_of_head = half / skinny_outputs;
-  static_assert(half % skinny_outputs == 0, "jrt_lm: half a head must be whole blocks of 8 outputs.");
   using Turn = jrt::Rotation<float>;
 
   jrt::RotaryHalves<d> rotary;

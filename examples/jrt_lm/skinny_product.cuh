@@ -309,6 +309,10 @@ __global__ void __launch_bounds__(32 * skinny_warps, skinny_blocks<what>)
 inline bool is_skinny(std::int64_t rows, std::int64_t in, std::int64_t outputs) {
   return rows <= skinny_rows && in % skinny_chunk == 0 && outputs % skinny_outputs == 0;
 }
+/// The same with a norm before it: 32 KiB of its weight and the sums are what a kernel may have without asking for more.
+inline bool is_normed_skinny(std::int64_t rows, std::int64_t in, std::int64_t outputs) {
+  return is_skinny(rows, in, outputs) && in <= 8192;
+}
 
 template <SkinnyOutput what, class E, class Input, class Out, class Behind = NothingBehind>
 cudaError_t launch_skinny_product(const Input& input, std::int64_t rows, std::int64_t in, const E* weight, const Out* bias,

@@ -9,6 +9,8 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -146,9 +148,15 @@ class StagedSteps {
     layers_.finish(batch.activations, nullptr, pass.rows, batch.logits);
   }
 
-  /// Layers commit side by side: none needs another.
+  /// Layers commit side by side: none needs another, nor memory that another has at the same time.
   void run_commit(Batch& batch) {
-    const auto workspace = [this, &batch](std::size_t bytes) { return batch.activations.workspace(model_.device, bytes); };
+    const auto workspace = [this, &batch](std::size_t bytes) {
+      if (Device::runs_side_by_side && bytes > 0) {
+        throw std::logic_error("the commit of a layer needs " + std::to_string(bytes) +
+                               " bytes, but layers that commit side by side have no memory of their own");
+      }
+      return batch.activations.workspace(model_.device, bytes);
+    };
     const auto commit_layer = [&](std::int64_t i, const typename Device::Execution& on) {
       const auto layer = static_cast<std::size_t>(i);
       model_.states.commit(layer, batch.layers[layer], batch.inputs.data(), batch.accepted.data(), workspace, on);

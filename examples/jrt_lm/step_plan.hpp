@@ -11,7 +11,7 @@
 
 namespace jrt_lm {
 
-/// The stages of a decode step: what Transformer does layer by layer, with norms, convolution, rotation, gates and
+/// The stages of a decode step: what Layers does layer by layer, with norms, convolution, rotation, gates and
 /// additions as parts of the projections before them.
 template <class Device, class Element>
 class StepPlan {

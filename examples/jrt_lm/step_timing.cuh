@@ -36,7 +36,7 @@ class StepClock {
  public:
   __device__ void note([[maybe_unused]] int stage, [[maybe_unused]] StepMoment moment) const {
 #if defined(JRT_LM_STEP_TIMING)
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && blockIdx.x < timed_blocks && stage < timed_stages) {
       step_times.clock[blockIdx.x][stage][static_cast<int>(moment)] = clock64();
     }
 #endif
@@ -63,7 +63,7 @@ class StepClock {
   /// How long weights have been waited for since the last call.
   __device__ void note_waiting([[maybe_unused]] int stage, [[maybe_unused]] StepMoment moment) {
 #if defined(JRT_LM_STEP_TIMING)
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && blockIdx.x < timed_blocks && stage < timed_stages) {
       step_times.clock[blockIdx.x][stage][static_cast<int>(moment)] = waited_;
     }
     waited_ = 0;
@@ -85,8 +85,8 @@ class StepTimesPrinter {
   void remember(const StepInputs& inputs, int blocks, cudaStream_t stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     if (cudaStreamIsCapturing(stream, &status) == cudaSuccess && status == cudaStreamCaptureStatusNone) {
-      blocks_ = blocks;
-      stages_.resize(static_cast<std::size_t>(inputs.stage_count));
+      blocks_ = std::min(blocks, timed_blocks);
+      stages_.resize(static_cast<std::size_t>(std::min<std::int32_t>(inputs.stage_count, timed_stages)));
       static_cast<void>(cudaMemcpy(stages_.data(), inputs.stages, stages_.size() * sizeof(Stage), cudaMemcpyDeviceToHost));
     }
   }

@@ -16,7 +16,9 @@ namespace jrt_lm {
 template <class Shape>
 struct StepSums {
   float partial[2][step_parts][step_warps][Shape::row_blocks][tile_outputs][8];
-  float squares[step_warps][Shape::rows];  // of x, of a whole stage: there is another stage before the next that has them
+  // Of x, of a whole stage. They are read before the stage's outputs are stored, and written again when a later stage's x
+  // is there, which comes from all outputs of all rows: no barrier is needed between.
+  float squares[step_warps][Shape::rows];
 };
 
 /// One of the threads of the warps that multiply.

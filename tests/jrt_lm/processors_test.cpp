@@ -3,10 +3,13 @@
 
 #include <doctest/doctest.h>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <thread>
 
 namespace support::test {
 namespace {
@@ -33,7 +36,7 @@ class ControlGroups {
   std::filesystem::path folder_;
 };
 
-const int all = std::thread::hardware_concurrency() > 0 ? static_cast<int>(std::thread::hardware_concurrency()) : 1;
+const int all = available_processors("no folder");
 
 TEST_CASE("processors: a quota of version 2 of control groups, rounded up") {
   const ControlGroups groups("version_2");
@@ -66,6 +69,25 @@ TEST_CASE("processors: no quota, or files that say nothing, limit nothing") {
   groups.write("cpu/cpu.cfs_period_us", "100000");
   CHECK(groups.processors() == all);
 }
+
+#if defined(__linux__)
+TEST_CASE("processors: those that a process may not run on do not count") {
+  cpu_set_t before;
+  REQUIRE(sched_getaffinity(0, sizeof(before), &before) == 0);
+  REQUIRE(all == CPU_COUNT(&before));
+  int first = 0;
+  while (!CPU_ISSET(first, &before)) {
+    ++first;
+  }
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(first, &one);
+  REQUIRE(sched_setaffinity(0, sizeof(one), &one) == 0);
+  const int allowed = available_processors("no folder");
+  REQUIRE(sched_setaffinity(0, sizeof(before), &before) == 0);
+  CHECK(allowed == 1);
+}
+#endif
 
 }  // namespace
 }  // namespace support::test

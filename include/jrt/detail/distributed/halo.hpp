@@ -166,14 +166,16 @@ class HaloExchange {
     return status;
   }
 
-  /// The rows of outgoing copy i where they are, if they need not be copied: contiguous, and all that its peer gets.
+  /// The rows of outgoing copy i where they are, if they need not be copied: of one tensor, contiguous, and all that its
+  /// peer gets.
   [[nodiscard]] const Element* in_place(const RowTensors<const Element>& local, std::int64_t i) const {
     const TensorView<const Element>& view = local.first;
     const auto has_peer = [&](std::int64_t other, int peer) {
       return other >= 0 && other < plan_.outgoing() && plan_.copy(outgoing_copies, other).peer == peer;
     };
     const HaloPlan::Copy copy = plan_.copy(outgoing_copies, i);
-    const bool contiguous = view.token_stride == like_.row_elements() && (view.heads == 1 || view.head_stride == view.dim);
+    const bool contiguous = local.second.data == nullptr && view.token_stride == like_.row_elements() &&
+                            (view.heads == 1 || view.head_stride == view.dim);
     return contiguous && !has_peer(i - 1, copy.peer) && !has_peer(i + 1, copy.peer) ? view.row(0, copy.first, 0) : nullptr;
   }
 
