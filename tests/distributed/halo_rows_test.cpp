@@ -30,9 +30,9 @@ std::vector<double> outputs(Rows rows) {
     const auto input = [&](unsigned seed) {
       return random_tensor<double>({1, tokens, heads, dim}, 10 * static_cast<unsigned>(rank) + seed);
     };
-    const Tensor<double> query = input(1);
-    const Tensor<double> key = input(2);
-    const Tensor<double> value = input(3);
+    Tensor<double> query = input(1);
+    Tensor<double> key = input(2);
+    Tensor<double> value = input(3);
     Tensor<double>& output = results[static_cast<std::size_t>(rank)];
     output = zero_tensor<double>({1, tokens, heads, dim});
     PrefillArgs<Window> local;
