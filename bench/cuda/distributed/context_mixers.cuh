@@ -231,6 +231,26 @@ inline Mixers time_rank(std::int64_t tokens, int rank, int ranks, const Clock& c
   return times;
 }
 
+/// A rank's stream, and the one beside it for exchanges, whose kernels come first.
+struct RankStreams {
+  RankStreams() {
+    int lowest = 0;
+    int highest = 0;
+    require(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    require(cudaStreamCreateWithFlags(&main, cudaStreamNonBlocking));
+    require(cudaStreamCreateWithPriority(&beside, cudaStreamNonBlocking, highest));
+  }
+  RankStreams(const RankStreams&) = delete;
+  RankStreams& operator=(const RankStreams&) = delete;
+  ~RankStreams() {
+    cudaStreamDestroy(beside);
+    cudaStreamDestroy(main);
+  }
+
+  cudaStream_t main = nullptr;
+  cudaStream_t beside = nullptr;
+};
+
 /// The slowest rank's times of each mixer.
 inline Mixers time_group(std::int64_t tokens, int gpus, bool graph, bool registers) {
   std::vector<Mixers> ranks(static_cast<std::size_t>(gpus));
@@ -243,25 +263,15 @@ inline Mixers time_group(std::int64_t tokens, int gpus, bool graph, bool registe
   for (int rank = 0; rank < gpus; ++rank) {
     threads.emplace_back([&, rank] {
       require(cudaSetDevice(rank));
-      cudaStream_t stream = nullptr;
-      cudaStream_t beside = nullptr;
-      int lowest = 0;
-      int highest = 0;
-      require(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
-      require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-      require(cudaStreamCreateWithPriority(&beside, cudaStreamNonBlocking, highest));
-      {
-        const Cuda on{stream};
-        SideStream side(beside);
-        std::optional<NcclCommunicator> communicator;
-        if (gpus > 1) {
-          communicator.emplace(communicators[static_cast<std::size_t>(rank)], &side);
-        }
-        const Clock clock{all, communicator ? &*communicator : nullptr, on, graph, rank, registers && gpus > 1};
-        ranks[static_cast<std::size_t>(rank)] = time_rank(tokens, rank, gpus, clock);
+      const RankStreams streams;
+      const Cuda on{streams.main};
+      SideStream side(streams.beside);
+      std::optional<NcclCommunicator> communicator;
+      if (gpus > 1) {
+        communicator.emplace(communicators[static_cast<std::size_t>(rank)], &side);
       }
-      require(cudaStreamDestroy(beside));
-      require(cudaStreamDestroy(stream));
+      const Clock clock{all, communicator ? &*communicator : nullptr, on, graph, rank, registers && gpus > 1};
+      ranks[static_cast<std::size_t>(rank)] = time_rank(tokens, rank, gpus, clock);
     });
   }
   for (std::thread& thread : threads) {
@@ -288,15 +298,9 @@ inline Mixers time_group(std::int64_t tokens, int gpus, bool graph, bool registe
 /// blocks, times of the calls with exchanges that only wait for 10 us, in place of NCCL's.
 inline Mixers run_alone(std::int64_t tokens, int rank, int ranks, int waiting) {
   std::barrier<> one(1);
-  cudaStream_t stream = nullptr;
-  cudaStream_t beside = nullptr;
-  int lowest = 0;
-  int highest = 0;
-  require(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
-  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  require(cudaStreamCreateWithPriority(&beside, cudaStreamNonBlocking, highest));
-  const Cuda on(stream);
-  SideStream side(beside);
+  const RankStreams streams;
+  const Cuda on(streams.main);
+  SideStream side(streams.beside);
   return time_rank(tokens, rank, ranks, Clock{one, nullptr, on, waiting > 0, rank, false, &side, waiting});
 }
 
