@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// WarpgroupEngine's kernels for sm_90a, and float as two terms on the kernels for all GPUs (JRT_TEST_KERNELS=portable).
+// WarpgroupEngine's and SplitEngine's kernels for sm_90a, and float as two terms on the kernels for all GPUs (JRT_TEST_KERNELS=portable).
 #include <jrt/cuda.cuh>
 
 #include <doctest/doctest.h>
@@ -15,14 +15,16 @@ namespace jrt::test {
 namespace {
 
 TEST_CASE("used for bfloat16 at d = 32 and 64, and for float at d = 16 where products may be split") {
+  using detail::cuda::SplitLayout;
   using detail::cuda::WarpgroupLayout;
   CHECK(WarpgroupLayout<Prefix<BFloat16, 32, 64>>::supported);
   CHECK(WarpgroupLayout<Full<BFloat16, 32, 100>>::supported);
   CHECK(WarpgroupLayout<Prefix<BFloat16, 64, 64>>::supported);
-  CHECK(WarpgroupLayout<WithSplitProducts<Causal<float, 16, 20>>>::supported);
-  CHECK_FALSE(WarpgroupLayout<Prefix<float, 16, 64>>::supported);
+  CHECK(SplitLayout<WithSplitProducts<Causal<float, 16, 20>>>::supported);
+  CHECK_FALSE(SplitLayout<Prefix<float, 16, 64>>::supported);
+  CHECK_FALSE(SplitLayout<WithSplitProducts<Prefix<BFloat16, 16, 64>>>::supported);
   CHECK_FALSE(WarpgroupLayout<Prefix<BFloat16, 16, 64>>::supported);
-  CHECK_FALSE(WarpgroupLayout<WithSplitProducts<PrefixElu<float, 16, 64>>>::supported);
+  CHECK_FALSE(SplitLayout<WithSplitProducts<PrefixElu<float, 16, 64>>>::supported);
   CHECK(detail::cuda::MmaLayout<WithSplitProducts<Prefix<float, 16, 64>>>::supported);
   CHECK_FALSE(detail::cuda::MmaLayout<Prefix<float, 16, 64>>::supported);
 }

@@ -18,6 +18,36 @@ inline namespace JRT_DETAIL_CUDA_ABI {
   asm volatile(                                                                                                         \
         "{\n"                                                                                                           \
         ".reg .pred keep;\n"                                                                                            \
+        "setp.ne.b32 keep, %37, 0;\n"                                                                                   \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " "                                                 \
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                                       \
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "                                            \
+        "{%32, %33, %34, %35}, %36, keep, 1, 1, 0;\n"                                                                   \
+        "}\n"                                                                                                           \
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]),                                                   \
+          "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),                                                   \
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]),                                                 \
+          "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),                                               \
+          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]),                                               \
+          "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),                                               \
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]),                                               \
+          "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])                                                \
+        : "r"(left.pairs[0]), "r"(left.pairs[1]), "r"(left.pairs[2]), "r"(left.pairs[3]), "l"(right), "r"(keep))
+/// sums (64 x 64) = left · rightᵀ, plus the old sums where `keep` is not 0.
+template <class Element>
+__device__ void add_by_rows(float (&sums)[32], const LeftFragment& left, std::uint64_t right, int keep) {
+  if constexpr (std::is_same_v<Element, Half>) {
+    JRT_DETAIL_MULTIPLY("f16");
+  } else {
+    JRT_DETAIL_MULTIPLY("bf16");
+  }
+}
+#undef JRT_DETAIL_MULTIPLY
+
+#define JRT_DETAIL_MULTIPLY(type)                                                                                       \
+  asm volatile(                                                                                                         \
+        "{\n"                                                                                                           \
+        ".reg .pred keep;\n"                                                                                            \
         "setp.ne.b32 keep, %45, 0;\n"                                                                                   \
         "wgmma.mma_async.sync.aligned.m64n80k16.f32." type "." type " "                                                 \
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                                       \

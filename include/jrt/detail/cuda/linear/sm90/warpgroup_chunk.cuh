@@ -10,6 +10,7 @@
 #include "jrt/detail/cuda/core/vector.cuh"
 #include "jrt/detail/cuda/linear/sm90/warpgroup_features.cuh"
 #include "jrt/detail/cuda/linear/sm90/warpgroup_layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_tokens.cuh"
 #include "jrt/detail/integer.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 
@@ -18,7 +19,9 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// A chunk of tokens in shared memory: how WarpgroupEngine's threads bring it there, and how the matrix unit finds it.
 template <class Config>
-class WarpgroupChunk {
+class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>> {
+  using Tokens = WarpgroupTokens<Config, WarpgroupLayout<Config>>;
+
  protected:
   using Layout = WarpgroupLayout<Config>;
   using Element = typename Layout::Element;
@@ -27,49 +30,17 @@ class WarpgroupChunk {
   static constexpr int chunk = Layout::chunk;
   static constexpr int threads = Layout::threads;
 
-  __device__ WarpgroupChunk(void* shared, int slice)
-      : kept_(static_cast<volatile Kept*>(shared)), first_column_(slice * Layout::columns) {}
-
-  // What follows from these is computed where it is used: across a chunk there are no registers for it.
-  static __device__ int thread() { return static_cast<int>(computed_afresh(threadIdx.x)); }
-  static __device__ int lane() { return thread() % 32; }
-
-  static __device__ bool aligned(const TensorView<const Element>& view) {
-    return rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);
-  }
-
-  /// Neighbouring elements on their way to shared memory, as they are stored.
   template <int count>
-  struct Piece {
-    static constexpr int per_word = 4 / static_cast<int>(sizeof(Element));
-    Vector<std::uint32_t, count / per_word> words;
-
-    /// Loads the first `wanted` of them (any number, also a negative one); others become 0.
-    __device__ void load(const Element* from, int wanted, bool is_aligned) {
-      words = {};
-      if (wanted >= count && is_aligned) {
-        words = load_vector<count / per_word>(reinterpret_cast<const std::uint32_t*>(from));
-      } else if (wanted > 0) {
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-          if (i < wanted) {
-            words[i / per_word] |= bits(from[i]) << (i % per_word * 16);
-          }
-        }
-      }
-    }
-    [[nodiscard]] __device__ float number(int i) const {
-      const std::uint32_t word = words[i / per_word];
-      return __uint_as_float(per_word == 1 ? word : (i % 2 == 0 ? word << 16 : word & 0xffff0000U));
-    }
-    static __device__ std::uint32_t bits(Element element) {
-      if constexpr (per_word == 1) {
-        return __float_as_uint(element);
-      } else {
-        return element.bits;
-      }
-    }
-  };
+  using Piece = typename Tokens::template Piece<count>;
+  using Tokens::aligned;
+  using Tokens::first_column_;
+  using Tokens::keep;
+  using Tokens::kept_;
+  using Tokens::lane;
+  using Tokens::prefetch;
+  using Tokens::thread;
+  using Tokens::tokens_from;
+  using Tokens::Tokens;
 
   /// Stores four neighbouring inputs of a row, and again behind it if they are of its first half.
   static __device__ void store_inputs(SharedAddress rows, int t, int c, const Piece<4>& piece, float scale) {
@@ -112,49 +83,12 @@ class WarpgroupChunk {
     }
   }
 
-  /// Where a run of tokens is. In registers it would displace a part of the state.
-  struct Kept {
-    const Element* key;
-    const Element* value;  // the slice's first column
-    std::int64_t key_stride;
-    std::int64_t value_stride;
-    std::int64_t tokens;
-    std::int64_t zero_keys;
-    std::int64_t row;    // of the batch,
-    std::int64_t token;  // first token
-    std::int64_t head;   // and head of the first queries
-    bool keys_aligned;
-    bool values_aligned;
-  };
-  static_assert(sizeof(Kept) <= Layout::normaliser - Layout::base);
-
   /// Stores the factors behind keys. To be followed by a barrier.
   static __device__ void store_factors() {
     for (int t = thread(); t < chunk; t += threads) {
       store_numbers(Layout::keys + static_cast<unsigned>(t * Layout::row_bytes + Layout::linear_factor * 4),
                     {static_cast<float>(Layout::Map::linear_scale) / Layout::key_scale, 1, 0, 0});
     }
-  }
-
-  /// To be followed by a barrier.
-  __device__ void keep(const KeySource<Element>& source, const TokenRange& range, int query_group) const {
-    if (thread() == 0) {
-      kept_->key = source.key_row(range.begin);
-      kept_->value = source.value_row(range.begin) + first_column_;
-      kept_->key_stride = source.key.token_stride;
-      kept_->value_stride = source.value.token_stride;
-      kept_->tokens = range.end - range.begin;
-      kept_->zero_keys = source.zero_keys - range.begin;
-      kept_->row = source.span.batch_row;
-      kept_->token = source.span.first_token + range.begin;
-      kept_->head = source.head * query_group;
-      kept_->keys_aligned = aligned(source.key);
-      kept_->values_aligned = aligned(source.value);
-    }
-  }
-  /// Tokens of the chunk that begins `begin` tokens after the first.
-  [[nodiscard]] __device__ int tokens_from(std::int64_t begin) const {
-    return static_cast<int>(clamped(kept_->tokens - begin, 0, chunk));
   }
 
   /// Reads a chunk of keys and values.
@@ -208,25 +142,6 @@ class WarpgroupChunk {
     }
   }
 
-  /// Asks the second-level cache for a chunk.
-  __device__ void prefetch(std::int64_t begin) const {
-    constexpr int line = 128 / static_cast<int>(sizeof(Element));
-    const int t = thread();
-    if (t < tokens_from(begin)) {
-      prefetch(kept_->key + (begin + t) * kept_->key_stride);
-      const Element* const value = kept_->value + (begin + t) * kept_->value_stride;
-#pragma unroll
-      for (int c = 0; c < Layout::columns; c += line) {
-        if (first_column_ + c < Format::columns) {
-          prefetch(value + c);
-        }
-      }
-    }
-  }
-  static __device__ void prefetch(const void* address) {
-    asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
-  }
-
   /// Descriptor of 16 rows of blocks of 8 x 8 numbers.
   static __device__ std::uint64_t blocks_of(SharedAddress first) {
     return MatrixDescriptor(first, Layout::row_block, 128, Swizzle::none).word();
@@ -270,9 +185,6 @@ class WarpgroupChunk {
   static __device__ SharedAddress aside(int i) {
     return Layout::aside + static_cast<unsigned>((i / 4 * threads + thread()) * 16);
   }
-
-  volatile Kept* kept_;
-  int first_column_;
 
  private:
   /// Eight columns of a token's values, rounded to terms.

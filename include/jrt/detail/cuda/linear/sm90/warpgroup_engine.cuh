@@ -337,43 +337,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     fence_accumulators(sums);
     denominators[0] = over_quad(denominators[0]);
     denominators[1] = over_quad(denominators[1]);
-    store(sums, denominators, kept_->token + begin + first, tokens_from(begin) - first, kept_->head + g);
-  }
-
-  /// Normalises and stores the outputs of a warp's tokens.
-  __device__ void store(float (&sums)[Layout::width / 2], const float (&denominators)[2], std::int64_t first, int tokens,
-                        std::int64_t head) const {
-    const int lane = Chunk::lane();
-    const auto& output = args_.output;
-    const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(output.data) % (2 * sizeof(Element)) == 0 &&
-                               (output.batch_stride | output.token_stride | output.head_stride) % 2 == 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = lane / 4 + 8 * i;
-      const float denominator = denominators[i];
-      if (t >= tokens) {
-        continue;
-      }
-      const float factor = Config::Normaliser::factor(denominator);
-      if (has_denominators<Config> && first_column_ == 0 && lane % 4 == 0) {
-        store_denominator(args_.denominators, kept_->row, first + t, head, denominator);
-      }
-      Element* const row = output.row(kept_->row, first + t, head) + first_column_;
-#pragma unroll
-      for (int j = 0; j < Layout::columns / 8; ++j) {
-        const int column = 8 * j + lane % 4 * 2;
-        const int room = Format::columns % Layout::columns == 0 ? 2 : Format::columns - first_column_ - column;
-        const Vector<Element, 2> pair{
-            {convert<Element>(sums[4 * j + 2 * i] * factor), convert<Element>(sums[4 * j + 2 * i + 1] * factor)}};
-        if (pairs_aligned && room >= 2) {
-          store_vector(row + column, pair);
-        } else {
-          for (int e = 0; e < 2 && e < room; ++e) {
-            row[column + e] = pair[e];
-          }
-        }
-      }
-    }
+    Chunk::store(args_, sums, denominators, kept_->token + begin + first, tokens_from(begin) - first, kept_->head + g);
   }
 
   const PrefillArgs<Config>& args_;

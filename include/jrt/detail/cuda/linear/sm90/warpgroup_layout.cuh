@@ -81,7 +81,8 @@ struct WarpgroupLayout {
   // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the host). As constants these addresses cost
   // no registers.
   static constexpr SharedAddress base = 1024;
-  static constexpr SharedAddress normaliser = base + 128;
+  static constexpr int kept_bytes = 128;
+  static constexpr SharedAddress normaliser = base + kept_bytes;
   static constexpr SharedAddress keys = normaliser + feature_steps * 64;
   static constexpr SharedAddress queries = keys + chunk * row_bytes;
   static constexpr SharedAddress values = queries + chunk * row_bytes;

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "jrt/detail/abi.hpp"
+#include "jrt/detail/cuda/core/mma.cuh"
+#include "jrt/detail/cuda/core/sm90/product.cuh"
+#include "jrt/detail/cuda/linear/sm90/split_features.cuh"
+#include "jrt/detail/cuda/linear/sm90/split_layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/warpgroup_tokens.cuh"
+#include "jrt/detail/integer.hpp"
+
+namespace jrt::detail::cuda {
+inline namespace JRT_DETAIL_CUDA_ABI {
+
+/// A chunk of tokens in shared memory, as terms: how SplitEngine's threads bring it there, and how the matrix unit finds it.
+template <class Config>
+class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
+  using Tokens = WarpgroupTokens<Config, SplitLayout<Config>>;
+
+ protected:
+  using Layout = SplitLayout<Config>;
+  using Element = float;
+  using Format = typename Layout::Format;
+  static constexpr int terms = Layout::terms;
+  static constexpr int chunk = Layout::chunk;
+  static constexpr int threads = Layout::threads;
+
+  template <int count>
+  using Piece = typename Tokens::template Piece<count>;
+  using Tokens::first_column_;
+  using Tokens::kept_;
+  using Tokens::lane;
+  using Tokens::thread;
+  using Tokens::tokens_from;
+  using Tokens::Tokens;
+
+  /// A warp's 16 queries, of which `tokens` are there.
+  static __device__ void read_queries(SharedAddress rows, const float* from, std::int64_t stride, int tokens, bool is_aligned) {
+    const int t = lane() / 2;
+    const int c = lane() % 2 * 4;
+    Piece<4> low;
+    Piece<4> high;
+    const float* const row = from + t * stride + c;
+    low.load(row, t < tokens ? 4 : 0, is_aligned);
+    high.load(row + 8, t < tokens ? 4 : 0, is_aligned);
+    const SharedAddress to = rows + static_cast<unsigned>(t * Layout::query_row + c * 8);
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) {
+      const auto word = [&](int i) { return split(low.number(i) * Layout::query_scale, high.number(i) * Layout::query_scale); };
+      const auto swapped = [](const SplitPair& pair) {
+        return SplitPair{__funnelshift_l(pair.large, pair.large, 16), __funnelshift_l(pair.small, pair.small, 16)};
+      };
+      const SplitPair first = word(e);
+      const SplitPair second = word(e + 1);
+      store_split(to + e * 8, first, second);
+      store_split(to + (8 + e) * 8, swapped(first), swapped(second));
+    }
+  }
+
+  /// Stores what lies behind keys and the second term of ones. To be followed by a barrier.
+  static __device__ void store_constants() {
+    if (thread() < chunk / 2) {
+      const SharedAddress row = Layout::keys + static_cast<unsigned>(thread() * Layout::key_row);
+      constexpr float factor = static_cast<float>(Layout::Map::linear_scale) / Layout::key_scale;
+      store_split(row + Layout::linear_factor * 8, split(factor, factor), split(1, 1));
+      store_split(row + Layout::zero * 8, {}, {});
+    }
+    if (thread() < chunk) {
+      store_pairs(SharedNumbers::at(block_of_values(1, thread(), Layout::columns / 8)), {0, 0, 0, 0});
+    }
+  }
+
+  /// Reads a chunk of keys and values.
+  __device__ void read_chunk(std::int64_t begin) const {
+    const int thread = SplitChunk::thread();
+    const int tokens = tokens_from(begin);
+    constexpr int blocks = Layout::columns / 8;
+    constexpr int value_pieces = ceil_div(chunk * blocks, threads);
+
+    Piece<8> loaded_values[value_pieces];
+    const bool values_aligned = kept_->values_aligned;
+    const std::int64_t value_stride = kept_->value_stride;
+    const float* const value = kept_->value + begin * value_stride;
+    // Neighbouring threads take rows of a block: their stores touch all banks.
+    const auto token_of = [&](int i) { return (thread + i * threads) / (8 * blocks) * 8 + thread % 8; };
+    const auto block_of = [&](int i) { return (thread + i * threads) / 8 % blocks; };
+#pragma unroll
+    for (int i = 0; i < value_pieces; ++i) {
+      const int t = token_of(i);
+      const int column = 8 * block_of(i);
+      loaded_values[i].load(value + t * value_stride + column, t < tokens ? Format::columns - first_column_ - column : 0,
+                            values_aligned);
+    }
+    // Inputs c, c + 1, c + 8, c + 9 of tokens t, t + 1.
+    static_assert(chunk * 2 == threads);
+    const int t = thread / 4 * 2;
+    const int c = thread % 4 * 2;
+    Piece<2> loaded_keys[2][2];
+    const bool keys_aligned = kept_->keys_aligned;
+    const std::int64_t key_stride = kept_->key_stride;
+    const float* const key = kept_->key + (begin + t) * key_stride + c;
+    const auto zero_keys = static_cast<int>(clamped(kept_->zero_keys - begin, 0, chunk));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int wanted = t + i < tokens && t + i >= zero_keys ? 2 : 0;
+      loaded_keys[i][0].load(key + i * key_stride, wanted, keys_aligned);
+      loaded_keys[i][1].load(key + i * key_stride + 8, wanted, keys_aligned);
+    }
+#pragma unroll
+    for (int i = 0; i < value_pieces; ++i) {
+      if (token_of(i) < chunk) {
+        store_values(token_of(i), block_of(i), loaded_values[i]);
+      }
+    }
+    if (thread < chunk) {
+      const Pair ones = thread < tokens ? 0x3f803f80U : 0U;
+      store_pairs(SharedNumbers::at(block_of_values(0, thread, blocks)), {ones, ones, ones, ones});
+    }
+    store_keys(t, c, loaded_keys);
+  }
+
+  /// The first 16 tokens of values.
+  static __device__ MatrixDescriptor values() { return {Layout::values, Layout::row_block, 128, Swizzle::none}; }
+  /// A step of the published state.
+  static __device__ MatrixDescriptor states(int step) {
+    return {Layout::states + static_cast<unsigned>(step * 2 * Layout::row_block), Layout::row_block, 128, Swizzle::none};
+  }
+  /// The first 64 keys for scores.
+  static __device__ MatrixDescriptor score_keys() { return {Layout::score_keys, 128, 256, Swizzle::none}; }
+
+ private:
+  /// Where columns 8·block … of a token's values are.
+  static __device__ SharedAddress block_of_values(int term, int token, int block) {
+    return Layout::values + static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block + block * 128 +
+                                                  token % 8 * 16);
+  }
+
+  /// Eight columns of a token's values, rounded to terms.
+  static __device__ void store_values(int token, int block, const Piece<8>& piece) {
+    Pair pairs[terms][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const SplitPair pair = split(piece.number(2 * i), piece.number(2 * i + 1));
+      pairs[0][i] = pair.large;
+      pairs[1][i] = pair.small;
+    }
+#pragma unroll
+    for (int term = 0; term < terms; ++term) {
+      store_pairs(SharedNumbers::at(block_of_values(term, token, block)), pairs[term]);
+    }
+  }
+
+  /// Inputs c, c + 1, c + 8, c + 9 of tokens t, t + 1: words of two tokens, and, for scores, pairs of inputs 8 apart.
+  static __device__ void store_keys(int t, int c, const Piece<2> (&keys)[2][2]) {
+    SplitPair words[2][2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        words[h][i] = split(keys[0][h].number(i) * Layout::key_scale, keys[1][h].number(i) * Layout::key_scale);
+      }
+      store_split(Layout::keys + static_cast<unsigned>(t / 2 * Layout::key_row + (c + 8 * h) * 8), words[h][0], words[h][1]);
+    }
+#pragma unroll
+    for (int term = 0; term < terms; ++term) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const auto pair = [&](int i) {
+          const Pair low = term == 0 ? words[0][i].large : words[0][i].small;
+          const Pair high = term == 0 ? words[1][i].large : words[1][i].small;
+          return __byte_perm(low, high, e == 0 ? 0x5410 : 0x7632);
+        };
+        const SharedAddress to = Layout::score_keys + static_cast<unsigned>(term * Layout::score_term + t / 8 * 256 + c / 4 * 128 +
+                                                                             (t % 8 + e) * 16 + c % 4 * 4);
+        asm volatile("st.shared.v2.b32 [%0], {%1,%2};" : : "r"(to), "r"(pair(0)), "r"(pair(1)) : "memory");
+      }
+    }
+  }
+};
+
+}  // namespace JRT_DETAIL_CUDA_ABI
+}  // namespace jrt::detail::cuda
