@@ -36,28 +36,37 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   using Tokens::tokens_from;
   using Tokens::Tokens;
 
-  /// A warp's 16 queries, of which `tokens` are there.
-  static __device__ void read_queries(SharedAddress rows, const float* from, std::int64_t stride, int tokens, bool is_aligned) {
-    const int t = lane() / 2;
-    const int c = lane() % 2 * 4;
+  /// A lane's part of a warp's 16 queries: inputs c … c + 3 and c + 8 … c + 11 of one.
+  struct QueryPieces {
     Piece<4> low;
     Piece<4> high;
-    const float* const row = from + t * stride + c;
-    low.load(row, t < tokens ? 4 : 0, is_aligned);
-    high.load(row + 8, t < tokens ? 4 : 0, is_aligned);
-    const SharedAddress to = rows + static_cast<unsigned>(t * Layout::query_row + c * 8);
-#pragma unroll
-    for (int e = 0; e < 4; e += 2) {
-      const auto word = [&](int i) { return split(low.number(i) * Layout::query_scale, high.number(i) * Layout::query_scale); };
-      const auto swapped = [](const SplitPair& pair) {
-        return SplitPair{__funnelshift_l(pair.large, pair.large, 16), __funnelshift_l(pair.small, pair.small, 16)};
-      };
-      const SplitPair first = word(e);
-      const SplitPair second = word(e + 1);
-      store_split(to + e * 8, first, second);
-      store_split(to + (8 + e) * 8, swapped(first), swapped(second));
+
+    /// `tokens` of the queries are there.
+    __device__ void load(const float* from, std::int64_t stride, int tokens, bool is_aligned) {
+      const int t = lane() / 2;
+      const float* const row = from + t * stride + lane() % 2 * 4;
+      low.load(row, t < tokens ? 4 : 0, is_aligned);
+      high.load(row + 8, t < tokens ? 4 : 0, is_aligned);
     }
-  }
+    __device__ void store(SharedAddress rows) const {
+      const SharedAddress to = rows + static_cast<unsigned>(lane() / 2 * Layout::query_row + lane() % 2 * 32);
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const SplitPair first = word(e);
+        const SplitPair second = word(e + 1);
+        store_split(to + e * 8, first, second);
+        store_split(to + (8 + e) * 8, swapped(first), swapped(second));
+      }
+    }
+
+   private:
+    [[nodiscard]] __device__ SplitPair word(int i) const {
+      return split(low.number(i) * Layout::query_scale, high.number(i) * Layout::query_scale);
+    }
+    static __device__ SplitPair swapped(const SplitPair& pair) {
+      return {__funnelshift_l(pair.large, pair.large, 16), __funnelshift_l(pair.small, pair.small, 16)};
+    }
+  };
 
   /// Stores what lies behind keys and the second term of ones. To be followed by a barrier.
   static __device__ void store_constants() {
@@ -72,53 +81,50 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
     }
   }
 
-  /// Reads a chunk of keys and values.
-  __device__ void read_chunk(std::int64_t begin) const {
-    const int thread = SplitChunk::thread();
-    const int tokens = tokens_from(begin);
-    constexpr int blocks = Layout::columns / 8;
-    constexpr int value_pieces = ceil_div(chunk * blocks, threads);
+  /// A thread's part of a chunk of keys and values on its way to shared memory.
+  static constexpr int blocks = Layout::columns / 8;
+  static constexpr int value_pieces = ceil_div(chunk * blocks, threads);
+  struct Pieces {
+    Piece<8> values[value_pieces];
+    Piece<2> keys[2][2];  // inputs c, c + 1 and c + 8, c + 9 of tokens t, t + 1
+  };
 
-    Piece<8> loaded_values[value_pieces];
+  __device__ void load_chunk(Pieces& pieces, std::int64_t begin) const {
+    const int tokens = tokens_from(begin);
     const bool values_aligned = kept_->values_aligned;
     const std::int64_t value_stride = kept_->value_stride;
     const float* const value = kept_->value + begin * value_stride;
-    // Neighbouring threads take rows of a block: their stores touch all banks.
-    const auto token_of = [&](int i) { return (thread + i * threads) / (8 * blocks) * 8 + thread % 8; };
-    const auto block_of = [&](int i) { return (thread + i * threads) / 8 % blocks; };
 #pragma unroll
     for (int i = 0; i < value_pieces; ++i) {
       const int t = token_of(i);
       const int column = 8 * block_of(i);
-      loaded_values[i].load(value + t * value_stride + column, t < tokens ? Format::columns - first_column_ - column : 0,
+      pieces.values[i].load(value + t * value_stride + column, t < tokens ? Format::columns - first_column_ - column : 0,
                             values_aligned);
     }
-    // Inputs c, c + 1, c + 8, c + 9 of tokens t, t + 1.
-    static_assert(chunk * 2 == threads);
-    const int t = thread / 4 * 2;
-    const int c = thread % 4 * 2;
-    Piece<2> loaded_keys[2][2];
     const bool keys_aligned = kept_->keys_aligned;
     const std::int64_t key_stride = kept_->key_stride;
-    const float* const key = kept_->key + (begin + t) * key_stride + c;
+    const float* const key = kept_->key + (begin + key_token()) * key_stride + key_input();
     const auto zero_keys = static_cast<int>(clamped(kept_->zero_keys - begin, 0, chunk));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int wanted = t + i < tokens && t + i >= zero_keys ? 2 : 0;
-      loaded_keys[i][0].load(key + i * key_stride, wanted, keys_aligned);
-      loaded_keys[i][1].load(key + i * key_stride + 8, wanted, keys_aligned);
+      const int t = key_token() + i;
+      const int wanted = t < tokens && t >= zero_keys ? 2 : 0;
+      pieces.keys[i][0].load(key + i * key_stride, wanted, keys_aligned);
+      pieces.keys[i][1].load(key + i * key_stride + 8, wanted, keys_aligned);
     }
+  }
+  __device__ void store_chunk(const Pieces& pieces, std::int64_t begin) const {
 #pragma unroll
     for (int i = 0; i < value_pieces; ++i) {
       if (token_of(i) < chunk) {
-        store_values(token_of(i), block_of(i), loaded_values[i]);
+        store_values(token_of(i), block_of(i), pieces.values[i]);
       }
     }
-    if (thread < chunk) {
-      const Pair ones = thread < tokens ? 0x3f803f80U : 0U;
-      store_pairs(SharedNumbers::at(block_of_values(0, thread, blocks)), {ones, ones, ones, ones});
+    if (thread() < chunk) {
+      const Pair ones = thread() < tokens_from(begin) ? 0x3f803f80U : 0U;
+      store_pairs(SharedNumbers::at(block_of_values(0, thread(), blocks)), {ones, ones, ones, ones});
     }
-    store_keys(t, c, loaded_keys);
+    store_keys(key_token(), key_input(), pieces.keys);
   }
 
   /// The first 16 tokens of values.
@@ -131,6 +137,13 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   static __device__ MatrixDescriptor score_keys() { return {Layout::score_keys, 128, 256, Swizzle::none}; }
 
  private:
+  // Neighbouring threads take rows of a block of values: their stores touch all banks.
+  static __device__ int token_of(int i) { return (thread() + i * threads) / (8 * blocks) * 8 + thread() % 8; }
+  static __device__ int block_of(int i) { return (thread() + i * threads) / 8 % blocks; }
+  static_assert(chunk * 2 == threads);
+  static __device__ int key_token() { return thread() / 4 * 2; }
+  static __device__ int key_input() { return thread() % 4 * 2; }
+
   /// Where columns 8·block … of a token's values are.
   static __device__ SharedAddress block_of_values(int term, int token, int block) {
     return Layout::values + static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block + block * 128 +

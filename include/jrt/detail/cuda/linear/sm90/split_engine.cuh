@@ -83,11 +83,13 @@ class SplitEngine : private SplitProductsOf<Config> {
     keep(source, range, 0);
     __syncthreads();
     Chunk::store_constants();
+    Pieces pieces;
+    load_chunk(pieces, 0);
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
-      read_chunk(begin);
+      store_chunk(pieces, begin);
       async_proxy_fence();
       __syncthreads();
-      prefetch(begin + chunk);
+      load_chunk(pieces, begin + chunk);
       update<false>(tokens_from(begin));
       __syncthreads();
     }
@@ -102,25 +104,36 @@ class SplitEngine : private SplitProductsOf<Config> {
     if constexpr (!full) {
       Chunk::store_constants();
     }
+    Pieces pieces;
+    QueryPieces queries;
+    if constexpr (!full) {
+      load_chunk(pieces, 0);
+    }
+    load_queries(queries, 0, 0);
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
       if (!full || begin == 0) {
         publish();
       }
       if constexpr (!full) {
-        read_chunk(begin);
+        store_chunk(pieces, begin);
       }
+      queries.store(query_rows());
       async_proxy_fence();
       __syncthreads();
-      if constexpr (!full) {
-        prefetch(begin + chunk);
-      }
-      prefetch_queries(begin + chunk, group);
-      if (64 * group_ < tokens_from(begin)) {
-        for (int g = 0; g < group; ++g) {
+      for (int g = 0; g < group; ++g) {
+        if (g > 0) {
+          load_queries(queries, begin, g);
+          __syncwarp();
+          queries.store(query_rows());
+          __syncwarp();
+        }
+        if (64 * group_ < tokens_from(begin)) {
           write_outputs(begin, g);
         }
       }
+      load_queries(queries, begin + chunk, 0);
       if constexpr (!full) {
+        load_chunk(pieces, begin + chunk);
         update<true>(tokens_from(begin));
       }
       __syncthreads();
@@ -132,12 +145,14 @@ class SplitEngine : private SplitProductsOf<Config> {
   static constexpr int fragments = Products::fragments;
 
   using Keys = SplitKeyFragments<Layout>;
+  using Pieces = typename Chunk::Pieces;
+  using QueryPieces = typename Chunk::QueryPieces;
 
   using Chunk::first_column_;
   using Chunk::keep;
   using Chunk::kept_;
-  using Chunk::prefetch;
-  using Chunk::read_chunk;
+  using Chunk::load_chunk;
+  using Chunk::store_chunk;
   using Chunk::tokens_from;
   using Products::multiply;
 
@@ -187,14 +202,15 @@ class SplitEngine : private SplitProductsOf<Config> {
     }
   }
 
-  /// Asks the second-level cache for a chunk's queries, which are read only when they are needed.
-  __device__ void prefetch_queries(std::int64_t begin, int group) const {
-    const int t = Chunk::thread();
-    if (t < tokens_from(begin)) {
-      for (int g = 0; g < group; ++g) {
-        prefetch(args_.query.row(kept_->row, kept_->token + begin + t, kept_->head + g));
-      }
-    }
+  /// This warp's 16 tokens of a chunk.
+  [[nodiscard]] __device__ int first_token() const { return 64 * group_ + 16 * warp_; }
+  [[nodiscard]] __device__ SharedAddress query_rows() const {
+    return Layout::queries + static_cast<unsigned>(first_token() * Layout::query_row);
+  }
+  /// Their queries of head g of the group; of those that are not there, zeros.
+  __device__ void load_queries(QueryPieces& queries, std::int64_t begin, int g) const {
+    queries.load(args_.query.row(kept_->row, kept_->token + begin + first_token(), kept_->head + g), args_.query.token_stride,
+                 tokens_from(begin) - first_token(), Chunk::aligned(args_.query));
   }
 
   /// [S | z] += φ(k)ᵀ·[v | 1] over a chunk, for this group's tile. `with_outputs`: this chunk has outputs, which keep the last
@@ -267,19 +283,11 @@ class SplitEngine : private SplitProductsOf<Config> {
     wgmma_wait<0>();
     fence_accumulators(sums);
   }
-  /// Outputs of this warp's 16 tokens of a chunk, for query head g of the group.
+  /// Outputs of this warp's tokens of a chunk, for query head g of the group.
   __device__ void write_outputs(std::int64_t begin, int g) {
-    const int first = 64 * group_ + 16 * warp_;
-    const auto rows = Layout::queries + static_cast<unsigned>(first * Layout::query_row);
-    const std::int64_t token = kept_->token + begin + first;
-    const int tokens = tokens_from(begin) - first;  // that are there; may be negative
-    __syncwarp();
-    Chunk::read_queries(rows, args_.query.row(kept_->row, token, kept_->head + g), args_.query.token_stride, tokens,
-                        Chunk::aligned(args_.query));
-    __syncwarp();
     float sums[Layout::width / 2] = {};
     SplitLeft left[fragments];
-    const typename Products::Queries queries(rows, Chunk::lane());
+    const typename Products::Queries queries(query_rows(), Chunk::lane());
     if constexpr (!full) {
       Products::add_scores(sums, left, queries, group_, warp_);
     }
@@ -287,8 +295,8 @@ class SplitEngine : private SplitProductsOf<Config> {
     wgmma_wait<0>();
     fence_accumulators(sums);
     constexpr int ones = Layout::columns / 2;
-    Chunk::store(args_, sums, {sums[ones], sums[ones + 2]}, kept_->token + begin + first, tokens_from(begin) - first,
-                 kept_->head + g);
+    Chunk::store(args_, sums, {sums[ones], sums[ones + 2]}, kept_->token + begin + first_token(),
+                 tokens_from(begin) - first_token(), kept_->head + g);
   }
 
   const PrefillArgs<Config>& args_;
