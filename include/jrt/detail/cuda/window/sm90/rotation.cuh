@@ -45,16 +45,15 @@ class HopperWindowRotation {
 
   /// `warp` of Layout::rotators.
   __device__ HopperWindowRotation(const WindowCall<Config>& call, const Run& run, std::int64_t first_position, int warp)
-      : run_(run), passes_((groups - warp + Layout::rotators - 1) / Layout::rotators * passes) {
+      : run_(run), first_group_(warp) {
     const int column = lane() % lanes * each;
-    const auto row = static_cast<unsigned>(warp * group + first_row());
+    const auto row = static_cast<unsigned>(first_row());
 #pragma unroll
     for (int n = 0; n < each; ++n) {
-      turns_[n] = call.rotary.phase(1, column + n);
-    }
-#pragma unroll
-    for (int n = 0; n < each; ++n) {
-      phases_[n] = (first_position + run.key_token(0) + row) * turns_[n];
+      const std::uint64_t turn = call.rotary.phase(1, column + n);
+      steps_[0][n] = pass_rows * turn;
+      steps_[1][n] = (stride - (passes - 1) * pass_rows) * turn;
+      phases_[n] = (first_position + run.key_token(0) + warp * group + row) * turn;
     }
     offsets_[0] = offset(column, row);
     offsets_[1] = offset(column + half, row);
@@ -72,12 +71,18 @@ class HopperWindowRotation {
         if (run_.key_token(j) >= 0) {
           rotate<false>(Run::keys(place.stage), 0);
         } else {
-          advance(static_cast<unsigned>(Layout::tile));
+          for (int n = groups_here(); n > 0; --n) {
+#pragma unroll
+            for (int pass = 0; pass < passes; ++pass) {
+              advance(pass + 1 == passes);
+            }
+          }
         }
       } else {
         barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
         rotate<true>(Run::keys(place.stage), Run::queries(buffer));
       }
+      first_group_ += groups_here() * Layout::rotators - groups;
       async_proxy_fence();
       if (i >= 0) {
         barrier_arrive(Layout::query_ready + 8 * buffer);
@@ -99,7 +104,8 @@ class HopperWindowRotation {
     return power;
   }
   static constexpr int rows = power_of_two(32 / lanes);  // of a warp at a time
-  /// A warp takes every `rotators`-th group of rows. Rows that lanes read together are so far apart that they are in
+  /// A warp takes every `rotators`-th group of rows, counted on from one tile to the next: then the warps have as many in the
+  /// long run, and from one to the next it is always as far. Rows that lanes read together are so far apart that they are in
   /// different banks.
   static constexpr int group = larger(8, rows);
   static constexpr int groups = Layout::tile / group;
@@ -110,6 +116,10 @@ class HopperWindowRotation {
 
   static __device__ int lane() {
     return static_cast<int>(threadIdx.x) % 32;
+  }
+  /// How many groups of the next tile are this warp's.
+  [[nodiscard]] __device__ int groups_here() const {
+    return (groups - first_group_ + Layout::rotators - 1) / Layout::rotators;
   }
   /// The first row of this lane in a group.
   static __device__ int first_row() {
@@ -127,14 +137,11 @@ class HopperWindowRotation {
     return first ^ static_cast<unsigned>(pass * pass_rows * (16 + Layout::panel_row));
   }
 
-  /// `Number` is unsigned where it is not negative, which takes one multiplication less.
-  template <class Number>
-  __device__ void advance(Number tokens) {
-    // Computed afresh, or its products would be kept in registers.
-    const auto count = static_cast<Number>(computed_afresh(static_cast<unsigned>(tokens)));
+  /// To the next pass, with `ends` to the next group.
+  __device__ void advance(bool ends) {
 #pragma unroll
     for (int n = 0; n < each; ++n) {
-      phases_[n] += static_cast<std::uint64_t>(count) * turns_[n];
+      phases_[n] += steps_[ends ? 1 : 0][n];
     }
   }
 
@@ -144,37 +151,39 @@ class HopperWindowRotation {
     if (lane() >= rows * lanes) {
       return;
     }
+    keys += first_group_ * group * Layout::panel_row;
+    queries += first_group_ * group * Layout::panel_row;
+    const int count = groups_here();
 #pragma unroll 1
-    for (int i = 0; i < passes_; ++i) {
-      const int pass = i % passes;
-      const SharedAddress at[2] = {at_pass(offsets_[0], pass), at_pass(offsets_[1], pass)};
-      // Asked for before the angles are computed.
-      FourElements key[2] = {FourElements::load(keys + at[0]), FourElements::load(keys + at[1])};
-      FourElements query[2];
-      if constexpr (both) {
-        query[0] = FourElements::load(queries + at[0]);
-        query[1] = FourElements::load(queries + at[1]);
-      }
-      Rotation<float> rotations[each];
+    for (int i = 0; i < count; ++i) {
 #pragma unroll
-      for (int n = 0; n < each; ++n) {
-        rotations[n] = fast_rotation(phases_[n]);
+      for (int pass = 0; pass < passes; ++pass) {
+        const SharedAddress at[2] = {at_pass(offsets_[0], pass), at_pass(offsets_[1], pass)};
+        // Asked for before the angles are computed.
+        FourElements key[2] = {FourElements::load(keys + at[0]), FourElements::load(keys + at[1])};
+        FourElements query[2];
+        if constexpr (both) {
+          query[0] = FourElements::load(queries + at[0]);
+          query[1] = FourElements::load(queries + at[1]);
+        }
+        Rotation<float> rotations[each];
+#pragma unroll
+        for (int n = 0; n < each; ++n) {
+          rotations[n] = fast_rotation(phases_[n]);
+        }
+        advance(pass + 1 == passes);
+        rotate_elements(rotations, key);
+        key[0].store(keys + at[0]);
+        key[1].store(keys + at[1]);
+        if constexpr (both) {
+          rotate_elements(rotations, query);
+          query[0].store(queries + at[0]);
+          query[1].store(queries + at[1]);
+        }
       }
-      rotate_elements(rotations, key);
-      key[0].store(keys + at[0]);
-      key[1].store(keys + at[1]);
-      if constexpr (both) {
-        rotate_elements(rotations, query);
-        query[0].store(queries + at[0]);
-        query[1].store(queries + at[1]);
-      }
-      const bool ends = pass + 1 == passes;
-      advance(static_cast<unsigned>(ends ? stride - (passes - 1) * pass_rows : pass_rows));
-      keys += ends ? stride * Layout::panel_row : 0;
-      queries += ends ? stride * Layout::panel_row : 0;
+      keys += stride * Layout::panel_row;
+      queries += stride * Layout::panel_row;
     }
-    // To the next tile.
-    advance(Layout::tile - passes_ / passes * stride);
   }
 
   static __device__ void rotate_elements(const Rotation<float> (&rotations)[each], FourElements (&elements)[2]) {
@@ -194,8 +203,8 @@ class HopperWindowRotation {
   }
 
   const Run& run_;
-  int passes_;                  // of this warp over a tile
-  std::uint64_t turns_[each];   // of this lane's pairs, per token
+  int first_group_;             // of the next tile's groups
+  std::uint64_t steps_[2][each];  // of this lane's phases, from one pass to the next and to the next group
   std::uint64_t phases_[each];  // of its next row
   SharedAddress offsets_[2];    // of this lane's first and second elements
 };
