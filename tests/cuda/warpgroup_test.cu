@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// WarpgroupEngine's and SplitEngine's kernels for sm_90a, and float as two terms on the kernels for all GPUs (JRT_TEST_KERNELS=portable).
+// WarpgroupEngine's and SplitEngine's kernels for sm_90a, and float as two terms on the kernels for all GPUs
+// (JRT_TEST_KERNELS=portable).
 #include <jrt/cuda.cuh>
 
 #include <doctest/doctest.h>

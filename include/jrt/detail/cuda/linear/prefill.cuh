@@ -81,8 +81,8 @@ class Prefill {
 
  private:
   static constexpr bool may_have_hopper = targets_hopper && !consumes_evicted_keys<Config>;
-  using Warpgroups = std::conditional_t<may_have_hopper && warpgroups_support<Config>, WarpgroupPrefill<Config>,
-                                        NoHopperPrefill<Config>>;
+  using Warpgroups =
+      std::conditional_t<may_have_hopper && warpgroups_support<Config>, WarpgroupPrefill<Config>, NoHopperPrefill<Config>>;
   using Hopper = std::conditional_t<may_have_hopper && HopperLayout<Config>::supported, HopperPrefill<Config>, Warpgroups>;
 
   PortablePrefill<Config> portable_;

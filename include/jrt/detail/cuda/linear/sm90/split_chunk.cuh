@@ -14,7 +14,8 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// A chunk of tokens in shared memory, as terms: how SplitEngine's threads bring it there, and how the matrix unit finds it.
+/// A chunk of tokens in shared memory, as terms: how SplitEngine's threads bring it there, and how the matrix unit finds
+/// it.
 template <class Config>
 class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   using Tokens = WarpgroupTokens<Config, SplitLayout<Config>>;
@@ -33,8 +34,8 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   using Tokens::kept_;
   using Tokens::lane;
   using Tokens::thread;
-  using Tokens::tokens_from;
   using Tokens::Tokens;
+  using Tokens::tokens_from;
 
   /// A lane's part of a warp's 16 queries: inputs c … c + 3 and c + 8 … c + 11 of one.
   struct QueryPieces {
@@ -128,26 +129,38 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   }
 
   /// The first 16 tokens of values.
-  static __device__ MatrixDescriptor values() { return {Layout::values, Layout::row_block, 128, Swizzle::none}; }
+  static __device__ MatrixDescriptor values() {
+    return {Layout::values, Layout::row_block, 128, Swizzle::none};
+  }
   /// A step of the published state.
   static __device__ MatrixDescriptor states(int step) {
     return {Layout::states + static_cast<unsigned>(step * 2 * Layout::row_block), Layout::row_block, 128, Swizzle::none};
   }
   /// The first 64 keys for scores.
-  static __device__ MatrixDescriptor score_keys() { return {Layout::score_keys, 128, 256, Swizzle::none}; }
+  static __device__ MatrixDescriptor score_keys() {
+    return {Layout::score_keys, 128, 256, Swizzle::none};
+  }
 
  private:
   // Neighbouring threads take rows of a block of values: their stores touch all banks.
-  static __device__ int token_of(int i) { return (thread() + i * threads) / (8 * blocks) * 8 + thread() % 8; }
-  static __device__ int block_of(int i) { return (thread() + i * threads) / 8 % blocks; }
+  static __device__ int token_of(int i) {
+    return (thread() + i * threads) / (8 * blocks) * 8 + thread() % 8;
+  }
+  static __device__ int block_of(int i) {
+    return (thread() + i * threads) / 8 % blocks;
+  }
   static_assert(chunk * 2 == threads);
-  static __device__ int key_token() { return thread() / 4 * 2; }
-  static __device__ int key_input() { return thread() % 4 * 2; }
+  static __device__ int key_token() {
+    return thread() / 4 * 2;
+  }
+  static __device__ int key_input() {
+    return thread() % 4 * 2;
+  }
 
   /// Where columns 8·block … of a token's values are.
   static __device__ SharedAddress block_of_values(int term, int token, int block) {
-    return Layout::values + static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block + block * 128 +
-                                                  token % 8 * 16);
+    return Layout::values +
+           static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block + block * 128 + token % 8 * 16);
   }
 
   /// Eight columns of a token's values, rounded to terms.
@@ -174,7 +187,8 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
       for (int i = 0; i < 2; ++i) {
         words[h][i] = split(keys[0][h].number(i) * Layout::key_scale, keys[1][h].number(i) * Layout::key_scale);
       }
-      store_split(Layout::keys + static_cast<unsigned>(t / 2 * Layout::key_row + (c + 8 * h) * 8), words[h][0], words[h][1]);
+      store_split(Layout::keys + static_cast<unsigned>(t / 2 * Layout::key_row + (c + 8 * h) * 8), words[h][0],
+                  words[h][1]);
     }
 #pragma unroll
     for (int term = 0; term < terms; ++term) {
@@ -185,8 +199,8 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
           const Pair high = term == 0 ? words[1][i].large : words[1][i].small;
           return __byte_perm(low, high, e == 0 ? 0x5410 : 0x7632);
         };
-        const SharedAddress to = Layout::score_keys + static_cast<unsigned>(term * Layout::score_term + t / 8 * 256 + c / 4 * 128 +
-                                                                             (t % 8 + e) * 16 + c % 4 * 4);
+        const SharedAddress to = Layout::score_keys + static_cast<unsigned>(term * Layout::score_term + t / 8 * 256 +
+                                                                            c / 4 * 128 + (t % 8 + e) * 16 + c % 4 * 4);
         asm volatile("st.shared.v2.b32 [%0], {%1,%2};" : : "r"(to), "r"(pair(0)), "r"(pair(1)) : "memory");
       }
     }

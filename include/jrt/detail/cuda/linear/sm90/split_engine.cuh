@@ -23,8 +23,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///     outputs   a group has 64 tokens of the chunk, and all features:    [y | den] = φ(q)·[S | z] + P·[v | 1]
 ///     update    a group has its tile of the state, and all tokens:       [S | z] += φ(k)ᵀ·[v | 1]
 ///
-/// Features are formed as terms, from inputs that are terms, in registers, where they are left operands. The state is kept in
-/// registers in float; at the start of a chunk it is published in shared memory, as terms.
+/// Features are formed as terms, from inputs that are terms, in registers, where they are left operands. The state is kept
+/// in registers in float; at the start of a chunk it is published in shared memory, as terms.
 template <AttentionConfig Config>
 class SplitEngine : private SplitProductsOf<Config> {
   using Chunk = SplitChunk<Config>;
@@ -157,7 +157,9 @@ class SplitEngine : private SplitProductsOf<Config> {
   using Products::multiply;
 
   /// The step of 16 rows of the state that this warp has.
-  [[nodiscard]] __device__ int step() const { return 4 * group_ + warp_; }
+  [[nodiscard]] __device__ int step() const {
+    return 4 * group_ + warp_;
+  }
 
   /// The row of the state's format that row i of this warp's step has; negative if it has none.
   [[nodiscard]] __device__ int format_row(int i) const {
@@ -181,7 +183,8 @@ class SplitEngine : private SplitProductsOf<Config> {
     const float factor = step() == 0 ? 0.5F : step() == Layout::linear_step ? linear : 1.0F;
     const int lane = Chunk::lane();
     const int row = lane % 8;
-    const auto place = static_cast<unsigned>(row / 4 * Layout::row_block + lane / 16 * 128 + (row % 4 * 2 + lane / 8 % 2) * 16);
+    const auto place =
+        static_cast<unsigned>(row / 4 * Layout::row_block + lane / 16 * 128 + (row % 4 * 2 + lane / 8 % 2) * 16);
 #pragma unroll
     for (int j = 0; j < Layout::width / 8; j += 2) {
       SplitPair pairs[4];
@@ -203,18 +206,20 @@ class SplitEngine : private SplitProductsOf<Config> {
   }
 
   /// This warp's 16 tokens of a chunk.
-  [[nodiscard]] __device__ int first_token() const { return 64 * group_ + 16 * warp_; }
+  [[nodiscard]] __device__ int first_token() const {
+    return 64 * group_ + 16 * warp_;
+  }
   [[nodiscard]] __device__ SharedAddress query_rows() const {
     return Layout::queries + static_cast<unsigned>(first_token() * Layout::query_row);
   }
   /// Their queries of head g of the group; of those that are not there, zeros.
   __device__ void load_queries(QueryPieces& queries, std::int64_t begin, int g) const {
-    queries.load(args_.query.row(kept_->row, kept_->token + begin + first_token(), kept_->head + g), args_.query.token_stride,
-                 tokens_from(begin) - first_token(), Chunk::aligned(args_.query));
+    queries.load(args_.query.row(kept_->row, kept_->token + begin + first_token(), kept_->head + g),
+                 args_.query.token_stride, tokens_from(begin) - first_token(), Chunk::aligned(args_.query));
   }
 
-  /// [S | z] += φ(k)ᵀ·[v | 1] over a chunk, for this group's tile. `with_outputs`: this chunk has outputs, which keep the last
-  /// group busy for longest.
+  /// [S | z] += φ(k)ᵀ·[v | 1] over a chunk, for this group's tile. `with_outputs`: this chunk has outputs, which keep the
+  /// last group busy for longest.
   template <bool with_outputs>
   __device__ void update(int tokens) {
     // The matrix unit truncates where an addition rounds, so products of a chunk are summed apart.

@@ -24,8 +24,8 @@ __device__ inline __nv_bfloat162 as_numbers(Pair pair) {
   return *reinterpret_cast<const __nv_bfloat162*>(&pair);
 }
 
-/// Their products, rounded to two terms. Four instructions for two numbers, where products in float, rounded twice, take eight:
-/// what rounding the first product has left is a bfloat16 again, so that one fused multiplication gives it exactly.
+/// Their products, rounded to two terms. Four instructions for two numbers, where products in float, rounded twice, take
+/// eight: what rounding the first product has left is a bfloat16 again, so that one fused multiplication gives it exactly.
 __device__ inline SplitPair operator*(const SplitPair& a, const SplitPair& b) {
   const __nv_bfloat162 x = as_numbers(a.large);
   const __nv_bfloat162 y = as_numbers(b.large);
@@ -57,9 +57,9 @@ __device__ inline void set_pair(SplitLeft& left, int i, const SplitPair& pair) {
   left[1].pairs[i] = pair.small;
 }
 
-/// Features of a warp's 16 queries: rows are tokens, the depth is features. Words hold inputs j and (j + 8) mod 16, and lane 4g + c
-/// has words c and c + 4 of tokens g and g + 8: of every step the features c, c + 8, c + 4, c + 12, at depths 2c, 2c + 1, 2c + 8,
-/// 2c + 9. The rows of the published state are in the same order, and keys for scores.
+/// Features of a warp's 16 queries: rows are tokens, the depth is features. Words hold inputs j and (j + 8) mod 16, and
+/// lane 4g + c has words c and c + 4 of tokens g and g + 8: of every step the features c, c + 8, c + 4, c + 12, at depths
+/// 2c, 2c + 1, 2c + 8, 2c + 9. The rows of the published state are in the same order, and keys for scores.
 template <class Layout>
 class SplitQueryFragments {
  public:

@@ -19,16 +19,17 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///
 ///     state [S | z], in registers, 64 rows by width a tile     shared memory, in this order
 ///          tile 0, steps 0 … 3    group 0                       what outlives registers, see WarpgroupTokens
-///          tile 1, steps 4 … 7    group 1                       keys      [chunk / 2][20] words of the same input of two tokens
-///          tile 2, steps 8 and 9  group 2                       scores    [terms][chunk / 8][2] blocks of 8 x 8: keys again
+///          tile 1, steps 4 … 7    group 1                       keys      [chunk / 2][20] words of the same input of two
+///          tokens tile 2, steps 8 and 9  group 2                       scores    [terms][chunk / 8][2] blocks of 8 x 8:
+///          keys again
 ///                                                               queries   [chunk][16] words of inputs 8 apart
 ///                                                               values    [terms][chunk / 8][width / 8] blocks of 8 x 8
 ///                                                               states    [terms][rows / 8][width / 8] blocks of 8 x 8
 ///                                                               sums      [width / 8][128][4] float: the first group's for
 ///                                                                         the last
 ///
-/// Row 16·step + i of the state is, for steps 0 … 7, x_i · x_((i + step) mod 16); for step 8, x_i · x_(i + 8) and, in row 8, the
-/// constant; for step 9, x_i. The last 8 columns are ones of values, so that z is summed with S.
+/// Row 16·step + i of the state is, for steps 0 … 7, x_i · x_((i + step) mod 16); for step 8, x_i · x_(i + 8) and, in row
+/// 8, the constant; for step 9, x_i. The last 8 columns are ones of values, so that z is summed with S.
 template <class Config>
 struct SplitLayout {
   using Map = typename Config::FeatureMap;
@@ -49,8 +50,8 @@ struct SplitLayout {
   static constexpr int half_step = 8;
   static constexpr int linear_step = 9;
 
-  /// Of inputs on their way to shared memory: then products of keys are features, as are those of two different queries, and
-  /// products of queries and keys are scores.
+  /// Of inputs on their way to shared memory: then products of keys are features, as are those of two different queries,
+  /// and products of queries and keys are scores.
   static constexpr auto key_scale = static_cast<float>(square_root(Taylor2<input_dim>::product_scale));
   static constexpr auto query_scale = static_cast<float>(square_root(2 * Taylor2<input_dim>::product_scale));
 
@@ -81,10 +82,9 @@ struct SplitLayout {
   static constexpr std::size_t shared_bytes = taken_over + 128 * (width / 2) * 4 - base;
 
   /// float as two terms, d = 16.
-  static constexpr bool supported =
-      std::is_same_v<Map, Taylor2<input_dim, SymmetricPacking>> && std::is_same_v<Element, float> &&
-      std::is_same_v<ConfigCompute<Config>, float> && ProductsOf<Config>::type::splits_numbers &&
-      shared_bytes <= shared_bytes_sm90;
+  static constexpr bool supported = std::is_same_v<Map, Taylor2<input_dim, SymmetricPacking>> &&
+                                    std::is_same_v<Element, float> && std::is_same_v<ConfigCompute<Config>, float> &&
+                                    ProductsOf<Config>::type::splits_numbers && shared_bytes <= shared_bytes_sm90;
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

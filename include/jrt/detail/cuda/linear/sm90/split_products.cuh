@@ -23,15 +23,18 @@ class SplitProductsOf : protected SplitChunk<Config> {
 
   using Chunk::Chunk;
 
-  /// sums += left · right, small terms first; `right` is the large term of the right operand, the small one lies `apart` bytes on.
-  static __device__ void multiply(float (&sums)[Layout::width / 2], const SplitLeft& left, const MatrixDescriptor& right, int apart) {
+  /// sums += left · right, small terms first; `right` is the large term of the right operand, the small one lies `apart`
+  /// bytes on.
+  static __device__ void multiply(float (&sums)[Layout::width / 2], const SplitLeft& left, const MatrixDescriptor& right,
+                                  int apart) {
     wgmma_fence();
     product(sums, left[1], right);
     product(sums, left[0], right.after(apart));
     product(sums, left[0], right);
     wgmma_commit();
   }
-  static __device__ void product(float (&sums)[Layout::width / 2], const LeftFragment& left, const MatrixDescriptor& right) {
+  static __device__ void product(float (&sums)[Layout::width / 2], const LeftFragment& left,
+                                 const MatrixDescriptor& right) {
     WarpgroupProduct<Layout::width>::template add<BFloat16>(sums, left, right.word(), 1);
   }
 

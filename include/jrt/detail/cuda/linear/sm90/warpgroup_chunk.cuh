@@ -26,7 +26,6 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   using Layout = WarpgroupLayout<Config>;
   using Element = typename Layout::Element;
   using Format = typename Layout::Format;
-  static constexpr int terms = Layout::terms;
   static constexpr int chunk = Layout::chunk;
   static constexpr int threads = Layout::threads;
 
@@ -39,8 +38,8 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   using Tokens::lane;
   using Tokens::prefetch;
   using Tokens::thread;
-  using Tokens::tokens_from;
   using Tokens::Tokens;
+  using Tokens::tokens_from;
 
   /// Stores four neighbouring inputs of a row, and again behind it if they are of its first half.
   static __device__ void store_inputs(SharedAddress rows, int t, int c, const Piece<4>& piece, float scale) {
@@ -50,18 +49,6 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
     store_numbers(to, numbers);
     if (c < Layout::input_dim / 2) {
       store_numbers(to + Layout::input_dim * 4, numbers);
-    }
-  }
-
-  /// Stores the same inputs of a key as terms.
-  static __device__ void store_terms(int t, int c, const Piece<4>& piece) {
-    const auto low = Terms<terms>::of(piece.number(0) * Layout::key_scale, piece.number(1) * Layout::key_scale);
-    const auto high = Terms<terms>::of(piece.number(2) * Layout::key_scale, piece.number(3) * Layout::key_scale);
-#pragma unroll
-    for (int term = 0; term < terms; ++term) {
-      const SharedAddress to =
-          Layout::terms_of_keys + static_cast<unsigned>((term * chunk + t) * Layout::terms_row + c * 2);
-      asm volatile("st.shared.v2.b32 [%0], {%1,%2};" : : "r"(to), "r"(low.pairs[term]), "r"(high.pairs[term]) : "memory");
     }
   }
 
@@ -136,9 +123,6 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
     for (int i = 0; i < key_pieces; ++i) {
       const int p = thread + i * threads;
       store_inputs(Layout::keys, p / row_pieces, p % row_pieces * 4, loaded_keys[i], Layout::key_scale);
-      if constexpr (Layout::keeps_terms) {
-        store_terms(p / row_pieces, p % row_pieces * 4, loaded_keys[i]);
-      }
     }
   }
 
@@ -146,11 +130,11 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   static __device__ std::uint64_t blocks_of(SharedAddress first) {
     return MatrixDescriptor(first, Layout::row_block, 128, Swizzle::none).word();
   }
-  static __device__ SharedAddress values(int term, int token) {
-    return Layout::values + static_cast<unsigned>(term * Layout::value_term + token / 8 * Layout::row_block);
+  static __device__ SharedAddress values(int token) {
+    return Layout::values + static_cast<unsigned>(token / 8 * Layout::row_block);
   }
-  static __device__ SharedAddress states(int term, int step) {
-    return Layout::states + static_cast<unsigned>(term * Layout::state_term + step * 2 * Layout::row_block);
+  static __device__ SharedAddress states(int step) {
+    return Layout::states + static_cast<unsigned>(step * 2 * Layout::row_block);
   }
 
   static __device__ void store_numbers(SharedAddress to, const float (&numbers)[4]) {
@@ -187,26 +171,9 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   }
 
  private:
-  /// Eight columns of a token's values, rounded to terms.
+  /// Eight columns of a token's values.
   static __device__ void store_values(int token, int block, const Piece<8>& piece) {
-    Pair pairs[terms][4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (terms == 1) {
-        pairs[0][i] = piece.words[i];
-      } else {
-        const auto rounded = Terms<terms>::of(piece.number(2 * i), piece.number(2 * i + 1));
-#pragma unroll
-        for (int term = 0; term < terms; ++term) {
-          pairs[term][i] = rounded.pairs[term];
-        }
-      }
-    }
-#pragma unroll
-    for (int term = 0; term < terms; ++term) {
-      store_pairs(SharedNumbers::at(values(term, token) + static_cast<unsigned>(block * 128 + token % 8 * 16)),
-                  pairs[term]);
-    }
+    store_pairs(SharedNumbers::at(values(token) + static_cast<unsigned>(block * 128 + token % 8 * 16)), piece.words.values);
   }
 };
 

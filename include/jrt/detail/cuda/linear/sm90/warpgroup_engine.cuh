@@ -18,14 +18,14 @@
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
-/// Prefill of one head's tokens by one block on the matrix unit of sm_90a, for states that one group of warps cannot hold,
-/// and for numbers of two terms. Groups share work in two ways, and so never wait for one another within a chunk:
+/// Prefill of one head's tokens by one block on the matrix unit of sm_90a, for states that one group of warps cannot hold.
+/// Groups share work in two ways, and so never wait for one another within a chunk:
 ///
 ///     outputs   a group has 64 tokens of the chunk, and all features:    y = φ(q)·S + P·v
 ///     update    a group has its tiles of the state, and all tokens:      S += φ(k)ᵀ·v
 ///
 /// Features are formed in registers, where they are left operands. The state is kept in registers in float; at the start
-/// of a chunk it is published in shared memory, as terms.
+/// of a chunk it is published in shared memory, rounded.
 template <AttentionConfig Config>
 class WarpgroupEngine : private WarpgroupProducts<Config> {
   using Chunk = WarpgroupChunk<Config>;
@@ -95,7 +95,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       async_proxy_fence();
       __syncthreads();
       prefetch(begin + chunk);
-      update<false>(tokens_from(begin));
+      update(tokens_from(begin));
       __syncthreads();
     }
   }
@@ -130,7 +130,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       }
       Chunk::take_back(state_[Layout::group_tiles - 1]);
       if constexpr (!full) {
-        update<true>(tokens_from(begin));
+        update(tokens_from(begin));
       }
       __syncthreads();
     }
@@ -138,12 +138,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
 
  private:
   static constexpr bool full = Config::Mask::reads_future;
-  static constexpr int terms = Layout::terms;
   static constexpr int fragments = Products::fragments;
-  /// The matrix unit truncates where an addition rounds. Where that would be seen, products of 64 tokens are summed apart.
-  static constexpr bool sums_apart = terms > 1;
-
-  using Left = typename Products::Left;
 
   using Chunk::first_column_;
   using Chunk::keep;
@@ -162,7 +157,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     return 4 * (m * Layout::groups + group_) + warp_;
   }
 
-  /// Writes this group's tiles of S, as terms, and of z. Within 8 rows the order is that of QueryFragments.
+  /// Writes this group's tiles of S, rounded, and of z. Within 8 rows the order is that of QueryFragments.
   __device__ void publish() const {
     const int lane = Chunk::lane();
     const int row = lane % 8;
@@ -185,21 +180,19 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
         }
 #pragma unroll
         for (int j = 0; j < Layout::width / 8; j += 2) {
-          Terms<terms> pairs[4];
+          Pair pairs[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int at = 4 * j + 2 * i;
-            pairs[i] = at < Layout::width / 2 ? Terms<terms>::of(state_[m][at] * factor, state_[m][at + 1] * factor)
-                                              : Terms<terms>{};
+            pairs[i] = at < Layout::width / 2
+                           ? as_pair(__floats2bfloat162_rn(state_[m][at] * factor, state_[m][at + 1] * factor))
+                           : 0;
           }
-#pragma unroll
-          for (int term = 0; term < terms; ++term) {
-            const SharedAddress to = states(term, step_of(m)) + place + j * 128;
-            if (j + 1 < Layout::width / 8) {
-              store_blocks(to, pairs[0].pairs[term], pairs[1].pairs[term], pairs[2].pairs[term], pairs[3].pairs[term]);
-            } else {
-              store_blocks(to, pairs[0].pairs[term], pairs[1].pairs[term]);
-            }
+          const SharedAddress to = states(step) + place + j * 128;
+          if (j + 1 < Layout::width / 8) {
+            store_blocks(to, pairs[0], pairs[1], pairs[2], pairs[3]);
+          } else {
+            store_blocks(to, pairs[0], pairs[1]);
           }
         }
       }
@@ -216,14 +209,8 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     }
   }
 
-  /// Whether the first group takes over a part of the last group's work on a chunk with outputs (take_over).
-  static constexpr bool balances = sums_apart && Layout::groups == 3 && Layout::group_tiles == 1;
-
-  /// S += φ(k)ᵀ·v, z += Σ φ(k) over a chunk, for this group's tiles. `with_outputs`: this chunk has outputs, which keep the
-  /// last group busy for longest.
-  template <bool with_outputs>
+  /// S += φ(k)ᵀ·v, z += Σ φ(k) over a chunk, for this group's tiles.
   __device__ void update(int tokens) {
-    constexpr bool shares = balances && with_outputs;
 #pragma unroll
     for (int m = 0; m < Layout::group_tiles; ++m) {
       if (m * Layout::groups + group_ >= Layout::tiles) {
@@ -232,29 +219,11 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       const KeyFragments<Layout> keys(step_of(m), Chunk::lane());
       float features[2] = {0, 0};
 #pragma unroll 1
-      for (int first = shares && group_ == Layout::groups - 1 ? 64 : 0; first < tokens; first += 64) {
-        Left left[fragments];
-        if constexpr (sums_apart) {
-          float sums[Layout::width / 2] = {};
-          add_tokens(sums, left, keys, first, features);
-          wgmma_wait<0>();
-          fence_accumulators(sums);
-#pragma unroll
-          for (int i = 0; i < Layout::width / 2; ++i) {
-            state_[m][i] += sums[i];
-          }
-        } else {
-          add_tokens(state_[m], left, keys, first, features);
-          wgmma_wait<0>();
-          fence_accumulators(state_[m]);
-        }
-      }
-      if constexpr (shares) {
-        if (group_ == 0) {
-          take_over();
-        } else if (group_ == Layout::groups - 1) {
-          add_taken_over(features);
-        }
+      for (int first = 0; first < tokens; first += 64) {
+        LeftFragment left[fragments];
+        add_tokens(state_[m], left, keys, first, features);
+        wgmma_wait<0>();
+        fence_accumulators(state_[m]);
       }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -264,56 +233,14 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       }
     }
   }
-  /// A group has the more keys to look back on the later its tokens are: of steps of 16 features or tokens, the first has 4
-  /// for weights, the others 8 and 12; all have 10 for the state and 12 for the update. So the first forms the sums over
-  /// the first 64 tokens for the last one's tile.
-  __device__ void take_over() const {
-    const KeyFragments<Layout> keys(4 * (Layout::groups - 1) + warp_, Chunk::lane());
-    float features[2] = {0, 0};
-    float sums[Layout::width / 2] = {};
-    Left left[fragments];
-    add_tokens(sums, left, keys, 0, features);
-    wgmma_wait<0>();
-    fence_accumulators(sums);
-#pragma unroll
-    for (int i = 0; i < Layout::width / 2; i += 4) {
-      store_numbers(taken_over(i / 4), {sums[i], sums[i + 1], sums[i + 2], sums[i + 3]});
-    }
-    asm volatile("st.shared.v2.f32 [%0], {%1,%2};"
-                 :
-                 : "r"(taken_over_features()), "f"(features[0]), "f"(features[1])
-                 : "memory");
-    arrive_at_named_barrier(1, 256);
-  }
-  __device__ void add_taken_over(float (&features)[2]) {
-    named_barrier(1, 256);
-    float numbers[4];
-#pragma unroll
-    for (int i = 0; i < Layout::width / 2; i += 4) {
-      load_numbers(numbers, taken_over(i / 4));
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        state_[0][i + e] += numbers[e];
-      }
-    }
-    features[0] += load_number(taken_over_features());
-    features[1] += load_number(taken_over_features() + 4);
-  }
-  /// Place of this thread's n-th four numbers, which the thread of the same number in the other group finds there.
-  static __device__ SharedAddress taken_over(int n) {
-    return Layout::taken_over + static_cast<unsigned>((128 * n + Chunk::thread() % 128) * 16);
-  }
-  static __device__ SharedAddress taken_over_features() {
-    return taken_over(Layout::width / 8) - static_cast<unsigned>(Chunk::thread() % 128 * 8);
-  }
-  static __device__ void add_tokens(float (&sums)[Layout::width / 2], Left (&left)[fragments],
+  static __device__ void add_tokens(float (&sums)[Layout::width / 2], LeftFragment (&left)[fragments],
                                     const KeyFragments<Layout>& keys, int first, float (&features)[2]) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       wgmma_wait<fragments - 1>();
       const int token = first + 16 * k;
       keys.features(left[k % fragments], Layout::keys + static_cast<unsigned>(token * Layout::row_bytes), features);
-      multiply(sums, left[k % fragments], [&](int term) { return values(term, token); });
+      multiply(sums, left[k % fragments], values(token));
     }
   }
   /// Outputs of this warp's 16 tokens of a chunk, for query head g of the group.
@@ -328,7 +255,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
     __syncwarp();
     float sums[Layout::width / 2] = {};
     float denominators[2] = {0, 0};
-    Left left[fragments];
+    LeftFragment left[fragments];
     if constexpr (!full) {
       Products::add_scores(sums, denominators, left, rows, group_, warp_);
     }

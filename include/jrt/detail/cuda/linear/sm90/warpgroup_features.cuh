@@ -27,16 +27,11 @@ __device__ inline void load_numbers(float (&numbers)[4], SharedAddress from) {
                : "memory");
 }
 
-/// A left operand from its values, rounded to terms: numbers[i][e] is element e of pair i.
-template <int terms>
-__device__ void round_left(LeftFragment (&left)[terms], const float (&numbers)[4][2]) {
+/// A left operand from its values: numbers[i][e] is element e of pair i.
+__device__ inline void round_left(LeftFragment& left, const float (&numbers)[4][2]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const auto rounded = Terms<terms>::of(numbers[i][0], numbers[i][1]);
-#pragma unroll
-    for (int term = 0; term < terms; ++term) {
-      left[term].pairs[i] = rounded.pairs[term];
-    }
+    left.pairs[i] = as_pair(__floats2bfloat162_rn(numbers[i][0], numbers[i][1]));
   }
 }
 
@@ -47,8 +42,6 @@ __device__ void round_left(LeftFragment (&left)[terms], const float (&numbers)[4
 template <class Layout>
 class QueryFragments {
   using Map = typename Layout::Map;
-  static constexpr int terms = Layout::terms;
-  static constexpr int d = Layout::input_dim;
 
  public:
   /// `first` is the address of the first token's row.
@@ -57,23 +50,21 @@ class QueryFragments {
     load(own_, 0);
   }
 
-  /// The inputs themselves over √d, for scores; where keys are kept as terms, in their own order.
-  __device__ void inputs(LeftFragment (&left)[terms]) const {
+  /// The inputs themselves over √d, for scores.
+  __device__ void inputs(LeftFragment& left) const {
     float numbers[4][2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const SharedAddress own =
-            row_ + static_cast<unsigned>(i % 2 * 8 * Layout::row_bytes + i / 2 * 32 + quarter_ * 4 + e * 4);
-        const float number = Layout::keeps_terms ? load_number(own) : own_[i][e];
-        numbers[i][e] = number * (static_cast<float>(Map::inverse_sqrt_dim) / (Layout::query_scale * Layout::key_scale));
+        numbers[i][e] =
+            own_[i][e] * (static_cast<float>(Map::inverse_sqrt_dim) / (Layout::query_scale * Layout::key_scale));
       }
     }
-    round_left<terms>(left, numbers);
+    round_left(left, numbers);
   }
   /// Their linear features.
-  __device__ void linear(LeftFragment (&left)[terms], float (&denominators)[2], int step) const {
+  __device__ void linear(LeftFragment& left, float (&denominators)[2], int step) const {
     float numbers[4][2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -83,10 +74,10 @@ class QueryFragments {
       }
     }
     add_denominators(numbers, denominators, step);
-    round_left<terms>(left, numbers);
+    round_left(left, numbers);
   }
   /// Their products with the inputs that are `shift` further on.
-  __device__ void products(LeftFragment (&left)[terms], float (&denominators)[2], int step, int shift) const {
+  __device__ void products(LeftFragment& left, float (&denominators)[2], int step, int shift) const {
     float numbers[4][2];
     load(numbers, shift);
 #pragma unroll
@@ -95,24 +86,14 @@ class QueryFragments {
       numbers[i][1] *= own_[i][1];
     }
     add_denominators(numbers, denominators, step);
-    round_left<terms>(left, numbers);
+    round_left(left, numbers);
   }
-  /// The last step: where d is 16, half a step of products d/2 apart; then the constant.
-  __device__ void constant(LeftFragment (&left)[terms], float (&denominators)[2]) const {
+  /// The last step: the constant.
+  __device__ void constant(LeftFragment& left, float (&denominators)[2]) const {
     float numbers[4][2] = {};
-    constexpr int at = d == 16 ? 2 : 0;
-    if constexpr (d == 16) {
-      float others[4][2];
-      load(others, d / 2);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        numbers[i][0] = others[i][0] * own_[i][0];
-        numbers[i][1] = others[i][1] * own_[i][1];
-      }
-    }
-    numbers[at][0] = numbers[at + 1][0] = quarter_ == 0 ? 1.0F : 0.0F;
+    numbers[0][0] = numbers[1][0] = quarter_ == 0 ? 1.0F : 0.0F;
     add_denominators(numbers, denominators, Layout::feature_steps - 1);
-    round_left<terms>(left, numbers);
+    round_left(left, numbers);
   }
 
  private:
@@ -149,7 +130,6 @@ class QueryFragments {
 template <class Layout>
 class KeyFragments {
   using Map = typename Layout::Map;
-  static constexpr int terms = Layout::terms;
   static constexpr int d = Layout::input_dim;
 
  public:
@@ -175,7 +155,7 @@ class KeyFragments {
   }
 
   /// `first` is the address of the first of 16 tokens' rows. Adds this lane's features to `sums`.
-  __device__ void features(LeftFragment (&left)[terms], SharedAddress first, float (&sums)[2]) const {
+  __device__ void features(LeftFragment& left, SharedAddress first, float (&sums)[2]) const {
     // Without a branch: the compiler would not let products overlap.
     float numbers[4][2];
     float others[4][2];
@@ -196,7 +176,7 @@ class KeyFragments {
         sums[i % 2] += numbers[i][e];
       }
     }
-    round_left<terms>(left, numbers);
+    round_left(left, numbers);
   }
 
   /// Whether row i of this lane's two is the constant feature.

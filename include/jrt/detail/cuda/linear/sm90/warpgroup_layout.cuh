@@ -16,20 +16,17 @@ namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Sizes of WarpgroupEngine, and its shared memory. "Group" is a group of four warps, "step" 16 features or tokens, the
-/// depth of one product; a number is one term of bfloat16, or two for float (core/mma.cuh).
+/// depth of one product.
 ///
 ///     state S, in registers, 64 rows by width a tile      shared memory, in this order
 ///          tile 0   group 0                               what outlives registers, see WarpgroupChunk
 ///          tile 1   group 1                               z         [steps][4][4] float, the features of lanes 4g + c
 ///          tile 2   group 2                               keys      [chunk][input_stride] float
 ///          tile 3   group 0 …                             queries   [chunk][input_stride] float
-///                                                         values    [terms][chunk / 8][width / 8] blocks of 8 x 8
-///                                                         states    [terms][rows / 8][width / 8] blocks of 8 x 8
-///                                                         keys      [terms][chunk][d + 8] bfloat16, if there are two terms
+///                                                         values    [chunk / 8][width / 8] blocks of 8 x 8
+///                                                         states    [rows / 8][width / 8] blocks of 8 x 8
 ///                                                         aside     [width / 8][threads][4] float, if a group's tiles
 ///                                                         leave no room for outputs
-///                                                         sums      [width / 8][128][4] and [128][2] float, if there are
-///                                                         two terms: the first group's for the last
 ///
 /// A row of keys or queries is followed by its own first half, so that x_((i + s) mod d) is at i + s; that of a key then by
 /// factors by which products become its other features. Rows are scaled so that products need no further factor.
@@ -43,7 +40,6 @@ struct WarpgroupLayout {
   static constexpr int groups = tuning.groups;
   static constexpr int threads = 128 * groups;
   static constexpr int chunk = 64 * groups;  // tokens: each group has the outputs of 64
-  static constexpr int terms = std::is_same_v<Element, BFloat16> ? 1 : 2;
   static constexpr int slices = ceil_div(Config::value_dim, tuning.max_columns);
   static constexpr int columns = round_up(ceil_div(Config::value_dim, slices), 8);  // of v, in a slice
   static constexpr int width = larger(columns, 16);                                 // of a product
@@ -71,13 +67,6 @@ struct WarpgroupLayout {
 
   static constexpr int row_bytes = input_stride * static_cast<int>(sizeof(float));
   static constexpr int row_block = 8 * width * 2;  // 8 tokens of values, or 8 rows of the state
-  static constexpr int value_term = chunk / 8 * row_block;
-  static constexpr int state_term = feature_steps * 2 * row_block;
-
-  /// Where rounding takes many instructions, keys are also kept as terms, for scores.
-  static constexpr bool keeps_terms = terms > 1;
-  static constexpr int terms_row = (input_dim + 8) * 2;  // bytes, such that eight rows by four pairs share no bank
-
   // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the host). As constants these addresses cost
   // no registers.
   static constexpr SharedAddress base = 1024;
@@ -86,25 +75,21 @@ struct WarpgroupLayout {
   static constexpr SharedAddress keys = normaliser + feature_steps * 64;
   static constexpr SharedAddress queries = keys + chunk * row_bytes;
   static constexpr SharedAddress values = queries + chunk * row_bytes;
-  static constexpr SharedAddress states = values + terms * value_term;
-  static constexpr SharedAddress terms_of_keys = states + terms * state_term;
-  static constexpr SharedAddress aside = terms_of_keys + (keeps_terms ? terms * chunk * terms_row : 0);
+  static constexpr SharedAddress states = values + chunk / 8 * row_block;
+  static constexpr SharedAddress aside = states + feature_steps * 2 * row_block;
   /// With three wide tiles in 168 registers there is no room for outputs: meanwhile the last one is set aside.
   static constexpr bool sets_aside = groups > 2 && group_tiles* width > 128;
-  /// Where there are two terms, the sums that the first group forms for the last one.
-  static constexpr SharedAddress taken_over = aside + (sets_aside ? width / 8 * threads * 16 : 0);
-  static constexpr std::size_t shared_bytes = taken_over + (terms > 1 ? 128 * (width / 2 + 2) * 4 : 0) - base;
+  static constexpr std::size_t shared_bytes = aside + (sets_aside ? width / 8 * threads * 16 : 0) - base;
 
   /// Rows whose length is 4 modulo 8 lie so that neither eight rows by four neighbours nor four pairs of rows by eight
   /// neighbours share a bank.
   static constexpr bool no_conflicts = input_stride % 8 == 4;
 
-  /// bfloat16 at d = 32 and 64, and float as two terms at d = 16; bfloat16 at d = 16 has kernels of its own.
-  static constexpr bool supported =
-      std::is_same_v<Map, Taylor2<input_dim, SymmetricPacking>> && std::is_same_v<ConfigCompute<Config>, float> &&
-      ((std::is_same_v<Element, BFloat16> && (input_dim == 32 || input_dim == 64)) ||
-       (std::is_same_v<Element, float> && ProductsOf<Config>::type::splits_numbers && input_dim == 16)) &&
-      no_conflicts && shared_bytes <= shared_bytes_sm90;
+  /// bfloat16 at d = 32 and 64; at d = 16 it has kernels of its own, and float has SplitEngine.
+  static constexpr bool supported = std::is_same_v<Map, Taylor2<input_dim, SymmetricPacking>> &&
+                                    std::is_same_v<ConfigCompute<Config>, float> && std::is_same_v<Element, BFloat16> &&
+                                    (input_dim == 32 || input_dim == 64) && no_conflicts &&
+                                    shared_bytes <= shared_bytes_sm90;
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

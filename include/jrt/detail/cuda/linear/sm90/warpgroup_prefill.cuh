@@ -68,7 +68,8 @@ class WarpgroupPrefill : public EnginePrefill<WarpgroupKernels<Config>> {
 
   /// Whether kernels for this operator and device exist and are compiled.
   static bool available(const Cuda& on) {
-    return on.compute_capability() == 90 && on.reserved_shared_bytes() == static_cast<int>(WarpgroupEngineOf<Config>::Layout::base) &&
+    return on.compute_capability() == 90 &&
+           on.reserved_shared_bytes() == static_cast<int>(WarpgroupEngineOf<Config>::Layout::base) &&
            kernel_exists<segment_outputs_by_warpgroups<Config>, WarpgroupEngineOf<Config>::threads>();
   }
   /// Whether the kernels can read the tensors: any.

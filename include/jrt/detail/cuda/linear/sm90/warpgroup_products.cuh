@@ -18,27 +18,15 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
  protected:
   using Layout = WarpgroupLayout<Config>;
   using Map = typename Layout::Map;
-  static constexpr int terms = Layout::terms;
   static constexpr int fragments = 2;  // left operands in use by the matrix unit at a time
-  using Left = LeftFragment[terms];
 
   using Chunk::Chunk;
 
-  /// sums += left · right, small terms first; `right(term)` is where a term of the right operand is.
-  template <class Right>
-  static __device__ void multiply(float (&sums)[Layout::width / 2], const Left& left, const Right& right) {
+  /// sums += left · right.
+  static __device__ void multiply(float (&sums)[Layout::width / 2], const LeftFragment& left, SharedAddress right) {
     wgmma_fence();
-    if constexpr (terms == 1) {
-      product(sums, left[0], right(0));
-    } else {
-      product(sums, left[1], right(0));
-      product(sums, left[0], right(1));
-      product(sums, left[0], right(0));
-    }
-    wgmma_commit();
-  }
-  static __device__ void product(float (&sums)[Layout::width / 2], const LeftFragment& left, SharedAddress right) {
     WarpgroupProduct<Layout::width>::template add<BFloat16>(sums, left, Chunk::blocks_of(right), 1);
+    wgmma_commit();
   }
 
   /// The sum over the four lanes of a row.
@@ -48,9 +36,9 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
   }
 
   /// sums += P·v, denominators += P·1 over the chunk's keys up to the group's tokens. `rows` are the queries of a warp.
-  __device__ static void add_scores(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
-                                    SharedAddress rows, int group, int warp) {
-    Left inputs[Layout::input_steps];
+  __device__ static void add_scores(float (&sums)[Layout::width / 2], float (&denominators)[2],
+                                    LeftFragment (&left)[fragments], SharedAddress rows, int group, int warp) {
+    LeftFragment inputs[Layout::input_steps];
     const int lane = Chunk::lane();
 #pragma unroll
     for (int h = 0; h < Layout::input_steps; ++h) {
@@ -64,23 +52,22 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
         wgmma_wait<fragments - 1>();
         Accumulator scores[2];
         score(scores, inputs, keys);
-        keys += 16 * key_row_bytes;
+        keys += 16 * Layout::row_bytes;
         weigh(left[k % fragments], denominators, scores, lane, tile < group ? 4 : warp - k);
-        multiply(sums, left[k % fragments], [&](int term) { return Chunk::values(term, 64 * tile + 16 * k); });
+        multiply(sums, left[k % fragments], Chunk::values(64 * tile + 16 * k));
       }
     }
   }
 
   /// Scores of 16 keys, `keys` being key_address of the first of them.
-  static __device__ void score(Accumulator (&scores)[2], const Left (&inputs)[Layout::input_steps], SharedAddress keys) {
+  static __device__ void score(Accumulator (&scores)[2], const LeftFragment (&inputs)[Layout::input_steps],
+                               SharedAddress keys) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       scores[n] = {};
 #pragma unroll
       for (int h = 0; h < Layout::input_steps; ++h) {
-        RightFragment right[terms];
-        load_key(right, keys + static_cast<unsigned>(8 * n * key_row_bytes + 16 * h * key_bytes));
-        multiply_terms(scores[n], inputs[h], right);
+        multiply_add(scores[n], inputs[h], load_key(keys + static_cast<unsigned>(8 * n * Layout::row_bytes + 64 * h)));
       }
     }
   }
@@ -94,7 +81,8 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
 
   /// P of this warp's tokens and 16 keys as a left operand. `behind`: how many times 16 keys lie between these and the
   /// warp's own tokens; those that lie ahead have weight 0.
-  static __device__ void weigh(Left& left, float (&denominators)[2], const Accumulator (&scores)[2], int lane, int behind) {
+  static __device__ void weigh(LeftFragment& left, float (&denominators)[2], const Accumulator (&scores)[2], int lane,
+                               int behind) {
     // By how many places after its own token a key may come, less this lane's distance between the first two.
     const int reach = 64 * behind - (lane % 4 * 2 - lane / 4);
     float numbers[4][2];
@@ -109,51 +97,34 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
         }
       }
     }
-    round_left<terms>(left, numbers);
-    // Where rounding is coarse, sums the rounded weights, by which values are multiplied: it moves weight, but adds none.
+    round_left(left, numbers);
+    // Sums the rounded weights, by which values are multiplied: rounding moves weight, but adds none.
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 used = terms == 1 ? as_floats(left[0].pairs[i]) : float2{numbers[i][0], numbers[i][1]};
+      const float2 used = as_floats(left.pairs[i]);
       denominators[i % 2] += used.x + used.y;
     }
   }
 
-  /// Keys for scores: as terms where they are kept so, else as numbers.
-  static constexpr int key_row_bytes = Layout::keeps_terms ? Layout::terms_row : Layout::row_bytes;
-  static constexpr int key_bytes = Layout::keeps_terms ? 2 : 4;
   /// Where this lane's part of a right operand of the first 8 keys is.
   static __device__ SharedAddress key_address(int lane) {
-    return (Layout::keeps_terms ? Layout::terms_of_keys : Layout::keys) +
-           static_cast<unsigned>(lane / 4 * key_row_bytes + lane % 4 * 4);
+    return Layout::keys + static_cast<unsigned>(lane / 4 * Layout::row_bytes + lane % 4 * 4);
   }
-  /// 16 inputs of a key as this lane's part of a right operand; where keys are not kept as terms, in the order of
-  /// QueryFragments.
-  static __device__ void load_key(RightFragment (&right)[terms], SharedAddress key) {
-    if constexpr (Layout::keeps_terms) {
-#pragma unroll
-      for (int term = 0; term < terms; ++term) {
-        const SharedAddress row = key + static_cast<unsigned>(term * Layout::chunk * Layout::terms_row);
-        right[term] = {{load_pair(row), load_pair(row + 16)}};
-      }
-    } else {
-      const auto low = Terms<terms>::of(load_number(key), load_number(key + 16));
-      const auto high = Terms<terms>::of(load_number(key + 32), load_number(key + 48));
-#pragma unroll
-      for (int term = 0; term < terms; ++term) {
-        right[term] = {{low.pairs[term], high.pairs[term]}};
-      }
-    }
+  /// 16 inputs of a key as this lane's part of a right operand, in the order of QueryFragments.
+  static __device__ RightFragment load_key(SharedAddress key) {
+    return {{as_pair(__floats2bfloat162_rn(load_number(key), load_number(key + 16))),
+             as_pair(__floats2bfloat162_rn(load_number(key + 32), load_number(key + 48)))}};
   }
 
   /// sums += φ(q)·S, denominators += φ(q)·z.
-  static __device__ void add_state(float (&sums)[Layout::width / 2], float (&denominators)[2], Left (&left)[fragments],
-                                   SharedAddress rows) {
+  static __device__ void add_state(float (&sums)[Layout::width / 2], float (&denominators)[2],
+                                   LeftFragment (&left)[fragments], SharedAddress rows) {
     constexpr int steps = Layout::input_steps;
     constexpr int shifts = Layout::input_dim / 2;  // of which the last, by d/2, is of the first half of the inputs alone
-    const auto add = [&](Left& fragment, int step, const auto& form) {
+    const auto add = [&](LeftFragment& fragment, int step, const auto& form) {
       wgmma_wait<fragments - 1>();
       form(fragment, denominators, step);
-      multiply(sums, fragment, [&](int term) { return Chunk::states(term, step); });
+      multiply(sums, fragment, Chunk::states(step));
     };
 #pragma unroll
     for (int h = 0; h < steps; ++h) {
@@ -174,7 +145,8 @@ class WarpgroupProducts : protected WarpgroupChunk<Config> {
         add(left[1], steps * (shifts + 1) + h, [&](auto&... to) { queries.products(to..., shifts); });
       }
       if (h + 1 == steps) {
-        add(left[1], Layout::feature_steps - 1, [&](Left& to, float(&sum)[2], int /*step*/) { queries.constant(to, sum); });
+        add(left[1], Layout::feature_steps - 1,
+            [&](LeftFragment& to, float(&sum)[2], int /*step*/) { queries.constant(to, sum); });
       }
     }
   }

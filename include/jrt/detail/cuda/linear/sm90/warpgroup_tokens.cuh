@@ -124,9 +124,8 @@ class WarpgroupTokens {
   }
 
   /// Normalises and stores the outputs of a warp's tokens.
-  __device__ void store(const PrefillArgs<Config>& args, const float (&sums)[Layout::width / 2], const float (&denominators)[2],
-                        std::int64_t first, int tokens,
-                        std::int64_t head) const {
+  __device__ void store(const PrefillArgs<Config>& args, const float (&sums)[Layout::width / 2],
+                        const float (&denominators)[2], std::int64_t first, int tokens, std::int64_t head) const {
     const int lane = WarpgroupTokens::lane();
     const auto& output = args.output;
     const bool pairs_aligned = reinterpret_cast<std::uintptr_t>(output.data) % (2 * sizeof(Element)) == 0 &&

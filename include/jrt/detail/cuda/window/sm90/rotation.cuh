@@ -104,9 +104,9 @@ class HopperWindowRotation {
     return power;
   }
   static constexpr int rows = power_of_two(32 / lanes);  // of a warp at a time
-  /// A warp takes every `rotators`-th group of rows, counted on from one tile to the next: then the warps have as many in the
-  /// long run, and from one to the next it is always as far. Rows that lanes read together are so far apart that they are in
-  /// different banks.
+  /// A warp takes every `rotators`-th group of rows, counted on from one tile to the next: then the warps have as many in
+  /// the long run, and from one to the next it is always as far. Rows that lanes read together are so far apart that they
+  /// are in different banks.
   static constexpr int group = larger(8, rows);
   static constexpr int groups = Layout::tile / group;
   static constexpr int stride = Layout::rotators * group;
@@ -203,10 +203,10 @@ class HopperWindowRotation {
   }
 
   const Run& run_;
-  int first_group_;             // of the next tile's groups
+  int first_group_;               // of the next tile's groups
   std::uint64_t steps_[2][each];  // of this lane's phases, from one pass to the next and to the next group
-  std::uint64_t phases_[each];  // of its next row
-  SharedAddress offsets_[2];    // of this lane's first and second elements
+  std::uint64_t phases_[each];    // of its next row
+  SharedAddress offsets_[2];      // of this lane's first and second elements
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI
