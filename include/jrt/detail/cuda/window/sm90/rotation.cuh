@@ -50,10 +50,11 @@ class HopperWindowRotation {
     const auto row = static_cast<unsigned>(first_row());
 #pragma unroll
     for (int n = 0; n < each; ++n) {
-      const std::uint64_t turn = call.rotary.phase(1, column + n);
-      steps_[0][n] = pass_rows * turn;
-      steps_[1][n] = (stride - (passes - 1) * pass_rows) * turn;
-      phases_[n] = (first_position + run.key_token(0) + warp * group + row) * turn;
+      turns_[n] = call.rotary.phase(1, column + n);
+    }
+#pragma unroll
+    for (int n = 0; n < each; ++n) {
+      phases_[n] = (first_position + run.key_token(0) + warp * group + row) * turns_[n];
     }
     offsets_[0] = offset(column, row);
     offsets_[1] = offset(column + half, row);
@@ -71,12 +72,7 @@ class HopperWindowRotation {
         if (run_.key_token(j) >= 0) {
           rotate<false>(Run::keys(place.stage), 0);
         } else {
-          for (int n = groups_here(); n > 0; --n) {
-#pragma unroll
-            for (int pass = 0; pass < passes; ++pass) {
-              advance(pass + 1 == passes);
-            }
-          }
+          advance(static_cast<unsigned>(groups_here() * stride));
         }
       } else {
         barrier_wait(Layout::query_full + 8 * buffer, turn / Layout::query_buffers % 2);
@@ -137,11 +133,12 @@ class HopperWindowRotation {
     return first ^ static_cast<unsigned>(pass * pass_rows * (16 + Layout::panel_row));
   }
 
-  /// To the next pass, with `ends` to the next group.
-  __device__ void advance(bool ends) {
+  __device__ void advance(unsigned tokens) {
+    // Computed afresh, or its products would be kept in registers.
+    const unsigned count = computed_afresh(tokens);
 #pragma unroll
     for (int n = 0; n < each; ++n) {
-      phases_[n] += steps_[ends ? 1 : 0][n];
+      phases_[n] += static_cast<std::uint64_t>(count) * turns_[n];
     }
   }
 
@@ -153,36 +150,35 @@ class HopperWindowRotation {
     }
     keys += first_group_ * group * Layout::panel_row;
     queries += first_group_ * group * Layout::panel_row;
-    const int count = groups_here();
+    const int count = groups_here() * passes;
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
-#pragma unroll
-      for (int pass = 0; pass < passes; ++pass) {
-        const SharedAddress at[2] = {at_pass(offsets_[0], pass), at_pass(offsets_[1], pass)};
-        // Asked for before the angles are computed.
-        FourElements key[2] = {FourElements::load(keys + at[0]), FourElements::load(keys + at[1])};
-        FourElements query[2];
-        if constexpr (both) {
-          query[0] = FourElements::load(queries + at[0]);
-          query[1] = FourElements::load(queries + at[1]);
-        }
-        Rotation<float> rotations[each];
-#pragma unroll
-        for (int n = 0; n < each; ++n) {
-          rotations[n] = fast_rotation(phases_[n]);
-        }
-        advance(pass + 1 == passes);
-        rotate_elements(rotations, key);
-        key[0].store(keys + at[0]);
-        key[1].store(keys + at[1]);
-        if constexpr (both) {
-          rotate_elements(rotations, query);
-          query[0].store(queries + at[0]);
-          query[1].store(queries + at[1]);
-        }
+      const int pass = i % passes;
+      const SharedAddress at[2] = {at_pass(offsets_[0], pass), at_pass(offsets_[1], pass)};
+      // Asked for before the angles are computed.
+      FourElements key[2] = {FourElements::load(keys + at[0]), FourElements::load(keys + at[1])};
+      FourElements query[2];
+      if constexpr (both) {
+        query[0] = FourElements::load(queries + at[0]);
+        query[1] = FourElements::load(queries + at[1]);
       }
-      keys += stride * Layout::panel_row;
-      queries += stride * Layout::panel_row;
+      Rotation<float> rotations[each];
+#pragma unroll
+      for (int n = 0; n < each; ++n) {
+        rotations[n] = fast_rotation(phases_[n]);
+      }
+      rotate_elements(rotations, key);
+      key[0].store(keys + at[0]);
+      key[1].store(keys + at[1]);
+      if constexpr (both) {
+        rotate_elements(rotations, query);
+        query[0].store(queries + at[0]);
+        query[1].store(queries + at[1]);
+      }
+      const bool ends = pass + 1 == passes;
+      advance(static_cast<unsigned>(ends ? stride - (passes - 1) * pass_rows : pass_rows));
+      keys += ends ? stride * Layout::panel_row : 0;
+      queries += ends ? stride * Layout::panel_row : 0;
     }
   }
 
@@ -203,10 +199,10 @@ class HopperWindowRotation {
   }
 
   const Run& run_;
-  int first_group_;               // of the next tile's groups
-  std::uint64_t steps_[2][each];  // of this lane's phases, from one pass to the next and to the next group
-  std::uint64_t phases_[each];    // of its next row
-  SharedAddress offsets_[2];      // of this lane's first and second elements
+  int first_group_;             // of the next tile's groups
+  std::uint64_t turns_[each];   // of this lane's pairs, per token
+  std::uint64_t phases_[each];  // of its next row
+  SharedAddress offsets_[2];    // of this lane's first and second elements
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI
