@@ -82,50 +82,103 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
     }
   }
 
-  /// A thread's part of a chunk of keys and values on its way to shared memory.
-  static constexpr int blocks = Layout::columns / 8;
-  static constexpr int value_pieces = ceil_div(chunk * blocks, threads);
-  struct Pieces {
-    Piece<8> values[value_pieces];
-    Piece<2> keys[2][2];  // inputs c, c + 1 and c + 8, c + 9 of tokens t, t + 1
+  /// A thread's part of a chunk of keys on its way to shared memory: inputs c, c + 1 and c + 8, c + 9 of tokens t, t + 1.
+  struct KeyPieces {
+    Piece<2> of[2][2];
   };
-
-  __device__ void load_chunk(Pieces& pieces, std::int64_t begin) const {
+  __device__ void load_keys(KeyPieces& keys, std::int64_t begin) const {
+    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
     const int tokens = tokens_from(begin);
-    const bool values_aligned = kept_->values_aligned;
-    const std::int64_t value_stride = kept_->value_stride;
-    const float* const value = kept_->value + begin * value_stride;
-#pragma unroll
-    for (int i = 0; i < value_pieces; ++i) {
-      const int t = token_of(i);
-      const int column = 8 * block_of(i);
-      pieces.values[i].load(value + t * value_stride + column, t < tokens ? Format::columns - first_column_ - column : 0,
-                            values_aligned);
-    }
     const bool keys_aligned = kept_->keys_aligned;
-    const std::int64_t key_stride = kept_->key_stride;
-    const float* const key = kept_->key + (begin + key_token()) * key_stride + key_input();
+    const std::int64_t stride = kept_->key_stride;
     const auto zero_keys = static_cast<int>(clamped(kept_->zero_keys - begin, 0, chunk));
+    const int t = key_token(thread);
+    const float* const key = kept_->key + (begin + t) * stride + key_input(thread);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int t = key_token() + i;
-      const int wanted = t < tokens && t >= zero_keys ? 2 : 0;
-      pieces.keys[i][0].load(key + i * key_stride, wanted, keys_aligned);
-      pieces.keys[i][1].load(key + i * key_stride + 8, wanted, keys_aligned);
+      const int wanted = t + i < tokens && t + i >= zero_keys ? 2 : 0;
+      keys.of[i][0].load(key + i * stride, wanted, keys_aligned);
+      keys.of[i][1].load(key + i * stride + 8, wanted, keys_aligned);
     }
   }
-  __device__ void store_chunk(const Pieces& pieces, std::int64_t begin) const {
+
+  /// Copies a chunk's values to where store_values finds them, if they are aligned. Values of missing tokens are 0.
+  __device__ void copy_values(std::int64_t begin) const {
+    if (!kept_->values_aligned) {
+      return;
+    }
+    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
+    const int tokens = tokens_from(begin);
+    if (tokens == 0) {
+      return;
+    }
+    const std::int64_t stride = kept_->value_stride;
+    constexpr int parts = Layout::columns / 4;  // of a row
+    const int room = Format::columns - first_column_;
+    int t = thread / parts;
+    int part = thread % parts;
+    const float* const value = kept_->value + begin * stride;
 #pragma unroll
-    for (int i = 0; i < value_pieces; ++i) {
-      if (token_of(i) < chunk) {
-        store_values(token_of(i), block_of(i), pieces.values[i]);
+    for (int i = 0; i < chunk * parts / threads; ++i) {
+      const int c = 4 * part;
+      const int wanted = t < tokens ? 4 * clamped(room - c, 0, 4) : 0;  // bytes
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                   :
+                   : "r"(Layout::staged_values + static_cast<unsigned>(t * Layout::staged_row + c * 4)),
+                     "l"(value + t * stride + (c < room ? c : 0)), "r"(wanted)
+                   : "memory");
+      t += threads / parts;
+      part += threads % parts;
+      if (part >= parts) {
+        part -= parts;
+        ++t;
       }
     }
-    if (thread() < chunk) {
-      const Pair ones = thread() < tokens_from(begin) ? 0x3f803f80U : 0U;
-      store_pairs(SharedNumbers::at(block_of_values(0, thread(), blocks)), {ones, ones, ones, ones});
+  }
+  /// Waits for this thread's copies; to be followed by a barrier.
+  static __device__ void await_copies() {
+    asm volatile("cp.async.wait_all;" : : : "memory");
+  }
+
+  /// Stores a chunk's values as terms.
+  __device__ void store_values(std::int64_t begin) const {
+    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
+    const int tokens = tokens_from(begin);
+    constexpr int blocks = Layout::columns / 8;
+    const auto for_pieces = [&](const auto& load) {
+#pragma unroll
+      for (int i = 0; i < ceil_div(chunk * blocks, threads); ++i) {
+        // Neighbouring threads take rows of a block: their stores touch all banks.
+        const int t = (thread + i * threads) / (8 * blocks) * 8 + thread % 8;
+        const int block = (thread + i * threads) / 8 % blocks;
+        if (chunk * blocks % threads == 0 || t < chunk) {
+          Piece<8> piece;
+          load(piece, t, block);
+          store_value_terms(t, block, piece);
+        }
+      }
+    };
+    if (kept_->values_aligned) {
+      for_pieces([](Piece<8>& piece, int t, int block) {
+        const SharedAddress from = Layout::staged_values + static_cast<unsigned>(t * Layout::staged_row + block * 32);
+        load_four(piece.words.values, from);
+        load_four(piece.words.values + 4, from + 16);
+      });
+    } else {
+      for_pieces([&](Piece<8>& piece, int t, int block) {
+        piece.load(kept_->value + (begin + t) * kept_->value_stride + 8 * block,
+                   t < tokens ? Format::columns - first_column_ - 8 * block : 0, false);
+      });
     }
-    store_keys(key_token(), key_input(), pieces.keys);
+    if (thread < chunk) {
+      const Pair ones = thread < tokens ? 0x3f803f80U : 0U;
+      store_pairs(SharedNumbers::at(block_of_values(0, thread, blocks)), {ones, ones, ones, ones});
+    }
+  }
+  /// Stores keys as terms.
+  static __device__ void store_keys(const KeyPieces& keys) {
+    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
+    store_key_terms(key_token(thread), key_input(thread), keys.of);
   }
 
   /// The first 16 tokens of values.
@@ -142,19 +195,19 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   }
 
  private:
-  // Neighbouring threads take rows of a block of values: their stores touch all banks.
-  static __device__ int token_of(int i) {
-    return (thread() + i * threads) / (8 * blocks) * 8 + thread() % 8;
-  }
-  static __device__ int block_of(int i) {
-    return (thread() + i * threads) / 8 % blocks;
-  }
   static_assert(chunk * 2 == threads);
-  static __device__ int key_token() {
-    return thread() / 4 * 2;
+  static __device__ int key_token(int thread) {
+    return thread / 4 * 2;
   }
-  static __device__ int key_input() {
-    return thread() % 4 * 2;
+  static __device__ int key_input(int thread) {
+    return thread % 4 * 2;
+  }
+
+  static __device__ void load_four(std::uint32_t* words, SharedAddress from) {
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(from)
+                 : "memory");
   }
 
   /// Where columns 8·block … of a token's values are.
@@ -164,7 +217,7 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   }
 
   /// Eight columns of a token's values, rounded to terms.
-  static __device__ void store_values(int token, int block, const Piece<8>& piece) {
+  static __device__ void store_value_terms(int token, int block, const Piece<8>& piece) {
     Pair pairs[terms][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -179,7 +232,7 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   }
 
   /// Inputs c, c + 1, c + 8, c + 9 of tokens t, t + 1: words of two tokens, and, for scores, pairs of inputs 8 apart.
-  static __device__ void store_keys(int t, int c, const Piece<2> (&keys)[2][2]) {
+  static __device__ void store_key_terms(int t, int c, const Piece<2> (&keys)[2][2]) {
     SplitPair words[2][2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {

@@ -83,14 +83,20 @@ class SplitEngine : private SplitProductsOf<Config> {
     keep(source, range, 0);
     __syncthreads();
     Chunk::store_constants();
-    Pieces pieces;
-    load_chunk(pieces, 0);
+    copy_values(0);
+    await_copies();
+    __syncthreads();
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
-      store_chunk(pieces, begin);
+      KeyPieces keys;
+      load_keys(keys, begin);
+      store_values(begin);
+      store_keys(keys);
       async_proxy_fence();
       __syncthreads();
-      load_chunk(pieces, begin + chunk);
+      copy_values(begin + chunk);
+      prefetch_keys(begin + chunk);
       update<false>(tokens_from(begin));
+      await_copies();
       __syncthreads();
     }
   }
@@ -104,22 +110,33 @@ class SplitEngine : private SplitProductsOf<Config> {
     if constexpr (!full) {
       Chunk::store_constants();
     }
-    Pieces pieces;
-    QueryPieces queries;
     if constexpr (!full) {
-      load_chunk(pieces, 0);
+      copy_values(0);
+      await_copies();
+      __syncthreads();
     }
-    load_queries(queries, 0, 0);
     for (std::int64_t begin = 0; tokens_from(begin) > 0; begin += chunk) {
+      KeyPieces keys;
+      QueryPieces queries;
+      load_queries(queries, begin, 0);
+      if constexpr (!full) {
+        load_keys(keys, begin);
+      }
       if (!full || begin == 0) {
         publish();
       }
       if constexpr (!full) {
-        store_chunk(pieces, begin);
+        store_values(begin);
+        store_keys(keys);
       }
       queries.store(query_rows());
       async_proxy_fence();
       __syncthreads();
+      if constexpr (!full) {
+        copy_values(begin + chunk);
+        prefetch_keys(begin + chunk);
+      }
+      prefetch_queries(begin + chunk, group);
       for (int g = 0; g < group; ++g) {
         if (g > 0) {
           load_queries(queries, begin, g);
@@ -131,10 +148,9 @@ class SplitEngine : private SplitProductsOf<Config> {
           write_outputs(begin, g);
         }
       }
-      load_queries(queries, begin + chunk, 0);
       if constexpr (!full) {
-        load_chunk(pieces, begin + chunk);
         update<true>(tokens_from(begin));
+        await_copies();
       }
       __syncthreads();
     }
@@ -145,14 +161,18 @@ class SplitEngine : private SplitProductsOf<Config> {
   static constexpr int fragments = Products::fragments;
 
   using Keys = SplitKeyFragments<Layout>;
-  using Pieces = typename Chunk::Pieces;
+  using KeyPieces = typename Chunk::KeyPieces;
   using QueryPieces = typename Chunk::QueryPieces;
 
+  using Chunk::await_copies;
+  using Chunk::copy_values;
   using Chunk::first_column_;
   using Chunk::keep;
   using Chunk::kept_;
-  using Chunk::load_chunk;
-  using Chunk::store_chunk;
+  using Chunk::load_keys;
+  using Chunk::prefetch_keys;
+  using Chunk::store_keys;
+  using Chunk::store_values;
   using Chunk::tokens_from;
   using Products::multiply;
 
@@ -201,6 +221,16 @@ class SplitEngine : private SplitProductsOf<Config> {
       } else {
         store_blocks(to, pairs[0].large, pairs[1].large);
         store_blocks(small_to, pairs[0].small, pairs[1].small);
+      }
+    }
+  }
+
+  /// Asks the second-level cache for a chunk's queries, which are read only when they are needed.
+  __device__ void prefetch_queries(std::int64_t begin, int group) const {
+    const int t = Chunk::thread();
+    if (t < tokens_from(begin)) {
+      for (int g = 0; g < group; ++g) {
+        Chunk::prefetch(args_.query.row(kept_->row, kept_->token + begin + t, kept_->head + g));
       }
     }
   }
@@ -274,13 +304,15 @@ class SplitEngine : private SplitProductsOf<Config> {
     Keys keys(step, first, Chunk::lane());
     MatrixDescriptor values = Chunk::values().after(first / 8 * Layout::row_block);
     SplitLeft left[fragments];
+    keys.load(0);
 #pragma unroll 1
     for (; first < end; first += 64) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         wgmma_wait<fragments - 1>();
-        keys.features(left[k % fragments], k);
+        keys.features(left[k % fragments]);
         multiply(sums, left[k % fragments], values.after(2 * k * Layout::row_block), Layout::value_term);
+        keys.load(k + 1);  // while the products run; those behind the last tokens are not used
       }
       keys.advance();
       values = values.after(8 * Layout::row_block);
@@ -292,7 +324,7 @@ class SplitEngine : private SplitProductsOf<Config> {
   __device__ void write_outputs(std::int64_t begin, int g) {
     float sums[Layout::width / 2] = {};
     SplitLeft left[fragments];
-    const typename Products::Queries queries(query_rows(), Chunk::lane());
+    typename Products::Queries queries(query_rows(), Chunk::lane());
     if constexpr (!full) {
       Products::add_scores(sums, left, queries, group_, warp_);
     }

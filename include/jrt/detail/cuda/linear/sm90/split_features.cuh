@@ -79,16 +79,23 @@ class SplitQueryFragments {
       set_pair(left, i, own_[i]);
     }
   }
-  /// Their products with the inputs that are `shift` further on.
-  __device__ void products(SplitLeft& left, int shift) const {
+  /// Loads the inputs that are `shift` further on.
+  __device__ void load(int shift) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      set_pair(left, i, own_[i] * other(i, shift));
+      other_[i] = other(i, shift);
+    }
+  }
+  /// Their products with what was loaded.
+  __device__ void products(SplitLeft& left) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      set_pair(left, i, own_[i] * other_[i]);
     }
   }
   /// The products with inputs 8 further on, and the constant. What is in the other rows of the last 8 does not matter.
   __device__ void half(SplitLeft& left) const {
-    products(left, 8);
+    products(left);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       left[0].pairs[i] = quarter_ == 0 ? (left[0].pairs[i] & 0xffffU) | 0x3f800000U : left[0].pairs[i];
@@ -104,6 +111,7 @@ class SplitQueryFragments {
   SharedAddress row_;
   int quarter_;
   SplitPair own_[4];
+  SplitPair other_[4];
 };
 
 /// Features of keys, transposed: rows are 16 features, one step of them, the depth is 16 tokens. Lane 4g + c has those of
@@ -131,12 +139,20 @@ class SplitKeyFragments {
     }
   }
 
-  /// Those of tokens 16k … after the first.
-  __device__ void features(SplitLeft& left, int k) const {
+  /// Loads the inputs of tokens 16k … after the first.
+  __device__ void load(int k) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const auto tokens = static_cast<unsigned>((8 * k + i / 2 * 4) * Layout::key_row);
-      set_pair(left, i, load_split(own_[i % 2] + tokens) * load_split(other_[i % 2] + tokens));
+      a_[i] = load_split(own_[i % 2] + tokens);
+      b_[i] = load_split(other_[i % 2] + tokens);
+    }
+  }
+  /// The features of what was loaded.
+  __device__ void features(SplitLeft& left) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      set_pair(left, i, a_[i] * b_[i]);
     }
   }
   /// Goes on to the next 64 tokens.
@@ -151,6 +167,8 @@ class SplitKeyFragments {
  private:
   SharedAddress own_[2];
   SharedAddress other_[2];
+  SplitPair a_[4];
+  SplitPair b_[4];
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

@@ -79,7 +79,9 @@ struct SplitLayout {
   static constexpr SharedAddress values = queries + chunk * query_row;
   static constexpr SharedAddress states = values + terms * value_term;
   static constexpr SharedAddress taken_over = states + terms * state_term;
-  static constexpr std::size_t shared_bytes = taken_over + 128 * (width / 2) * 4 - base;
+  static constexpr SharedAddress staged_values = taken_over + 128 * (width / 2) * 4;
+  static constexpr int staged_row = columns * 4 + 16;  // so that eight rows share no bank
+  static constexpr std::size_t shared_bytes = staged_values + chunk * staged_row - base;
 
   /// float as two terms, d = 16.
   static constexpr bool supported = std::is_same_v<Map, Taylor2<input_dim, SymmetricPacking>> &&

@@ -99,16 +99,18 @@ class SplitProductsOf : protected SplitChunk<Config> {
   }
 
   /// sums += φ(q)·[S | z].
-  static __device__ void add_state(float (&sums)[Layout::width / 2], SplitLeft (&left)[fragments], const Queries& queries) {
+  static __device__ void add_state(float (&sums)[Layout::width / 2], SplitLeft (&left)[fragments], Queries& queries) {
     const auto add = [&](int n, int step, const auto& form) {
       wgmma_wait<fragments - 1>();
       form(left[n % fragments]);
       multiply(sums, left[n % fragments], Chunk::states(step), Layout::state_term);
     };
     add(0, Layout::linear_step, [&](SplitLeft& to) { queries.inputs(to); });
+    queries.load(0);
 #pragma unroll
     for (int shift = 0; shift < Layout::half_step; ++shift) {
-      add(shift + 1, shift, [&](SplitLeft& to) { queries.products(to, shift); });
+      add(shift + 1, shift, [&](SplitLeft& to) { queries.products(to); });
+      queries.load(shift + 1);  // while the products run
     }
     add(Layout::half_step + 1, Layout::half_step, [&](SplitLeft& to) { queries.half(to); });
   }

@@ -37,6 +37,8 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   using Tokens::kept_;
   using Tokens::lane;
   using Tokens::prefetch;
+  using Tokens::prefetch_keys;
+  using Tokens::prefetch_values;
   using Tokens::thread;
   using Tokens::Tokens;
   using Tokens::tokens_from;
