@@ -187,7 +187,8 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   }
   /// A step of the published state.
   static __device__ MatrixDescriptor states(int step) {
-    return {Layout::states + static_cast<unsigned>(step * 2 * Layout::row_block), Layout::row_block, 128, Swizzle::none};
+    return {Layout::states + static_cast<unsigned>(step * 2 * Layout::state_block), Layout::state_block, 128,
+            Swizzle::none};
   }
   /// The first 64 keys for scores.
   static __device__ MatrixDescriptor score_keys() {
@@ -196,11 +197,12 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
 
  private:
   static_assert(chunk * 2 == threads);
+  // Two threads by four are in different banks when they store words.
   static __device__ int key_token(int thread) {
-    return thread / 4 * 2;
+    return (thread / 16 * 4 + thread / 2 % 4) * 2;
   }
   static __device__ int key_input(int thread) {
-    return thread % 4 * 2;
+    return (thread / 8 % 2 * 2 + thread % 2) * 2;
   }
 
   static __device__ void load_four(std::uint32_t* words, SharedAddress from) {

@@ -204,7 +204,7 @@ class SplitEngine : private SplitProductsOf<Config> {
     const int lane = Chunk::lane();
     const int row = lane % 8;
     const auto place =
-        static_cast<unsigned>(row / 4 * Layout::row_block + lane / 16 * 128 + (row % 4 * 2 + lane / 8 % 2) * 16);
+        static_cast<unsigned>(row / 4 * Layout::state_block + lane / 16 * 128 + (row % 4 * 2 + lane / 8 % 2) * 16);
 #pragma unroll
     for (int j = 0; j < Layout::width / 8; j += 2) {
       SplitPair pairs[4];
@@ -213,7 +213,7 @@ class SplitEngine : private SplitProductsOf<Config> {
         const int at = 4 * j + 2 * i;
         pairs[i] = at < Layout::width / 2 ? split(state_[at] * factor, state_[at + 1] * factor) : SplitPair{};
       }
-      const SharedAddress to = Layout::states + static_cast<unsigned>(step() * 2 * Layout::row_block) + place + j * 128;
+      const SharedAddress to = Layout::states + static_cast<unsigned>(step() * 2 * Layout::state_block) + place + j * 128;
       const SharedAddress small_to = to + Layout::state_term;
       if (j + 1 < Layout::width / 8) {
         store_blocks(to, pairs[0].large, pairs[1].large, pairs[2].large, pairs[3].large);

@@ -67,7 +67,8 @@ struct SplitLayout {
   static constexpr int score_term = chunk * score_row;
   static constexpr int row_block = 8 * width * 2;  // 8 tokens of values, or 8 rows of the state
   static constexpr int value_term = chunk / 8 * row_block;
-  static constexpr int state_term = steps * 2 * row_block;
+  static constexpr int state_block = row_block + 16;  // so that two blocks share no bank
+  static constexpr int state_term = steps * 2 * state_block;
 
   // Shared memory starts after the 1024 bytes that CUDA reserves (checked by the host). As constants these addresses cost
   // no registers.
