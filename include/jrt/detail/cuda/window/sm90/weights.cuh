@@ -78,8 +78,7 @@ class HopperWindowWeights {
     };
     const auto sees = [](int distance) { return distance <= 15 && distance >= -left - 15; };
     const int apart = lane() % 4 * 2 - lane() / 4;  // of this lane's first column and row, −7 … 6
-    // Each in two parts, which do not wait for each other.
-    float parts[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+    float most[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
 #pragma unroll
@@ -98,37 +97,28 @@ class HopperWindowWeights {
               if (further - 7 < -left) {
                 score = apart < -left - further ? -INFINITY : score;
               }
-              parts[n / 2 % 2][c % 2] = fmaxf(parts[n / 2 % 2][c % 2], score);
+              most[n / 2 % 2] = fmaxf(most[n / 2 % 2], score);
             }
           }
         }
       }
     }
-    float most[2] = {fmaxf(parts[0][0], parts[0][1]), fmaxf(parts[1][0], parts[1][1])};
     find_maxima(most);
     softmax_[0].maximum = most[0];
     softmax_[1].maximum = most[1];
     const float shifts[2] = {exponential_.shift(most[0]), exponential_.shift(most[1])};
-    float sums[2][2] = {{0, 0}, {0, 0}};
 #pragma unroll
     for (int t = 0; t < tiles; ++t) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         if (sees(distance_of(t, c))) {
-#pragma unroll
-          for (int n = 0; n < 8; ++n) {
-            float& score = scores[t][8 * c + n];
-            score = exponential_.of(score, shifts[n / 2 % 2]);
-            sums[n / 2 % 2][c % 2] += score;
-          }
+          exponentiate(scores[t], c, shifts);
           round(weights[t][c], scores[t], c);
         } else {
           weights[t][c] = {};
         }
       }
     }
-    softmax_[0].denominator = sums[0][0] + sums[0][1];
-    softmax_[1].denominator = sums[1][0] + sums[1][1];
   }
 
   /// The largest of a row, from those of its four lanes.
