@@ -53,19 +53,13 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
       const SharedAddress to = rows + static_cast<unsigned>(lane() / 2 * Layout::query_row + lane() % 2 * 32);
 #pragma unroll
       for (int e = 0; e < 4; e += 2) {
-        const SplitPair first = word(e);
-        const SplitPair second = word(e + 1);
-        store_split(to + e * 8, first, second);
-        store_split(to + (8 + e) * 8, swapped(first), swapped(second));
+        const float a = low.number(e) * Layout::query_scale;
+        const float b = low.number(e + 1) * Layout::query_scale;
+        const float c = high.number(e) * Layout::query_scale;
+        const float d = high.number(e + 1) * Layout::query_scale;
+        Tokens::store_numbers(to + e * 8, {a, c, b, d});
+        Tokens::store_numbers(to + (8 + e) * 8, {c, a, d, b});
       }
-    }
-
-   private:
-    [[nodiscard]] __device__ SplitPair word(int i) const {
-      return split(low.number(i) * Layout::query_scale, high.number(i) * Layout::query_scale);
-    }
-    static __device__ SplitPair swapped(const SplitPair& pair) {
-      return {__funnelshift_l(pair.large, pair.large, 16), __funnelshift_l(pair.small, pair.small, 16)};
     }
   };
 

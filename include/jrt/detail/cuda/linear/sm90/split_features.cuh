@@ -57,61 +57,68 @@ __device__ inline void set_pair(SplitLeft& left, int i, const SplitPair& pair) {
   left[1].pairs[i] = pair.small;
 }
 
-/// Features of a warp's 16 queries: rows are tokens, the depth is features. Words hold inputs j and (j + 8) mod 16, and
-/// lane 4g + c has words c and c + 4 of tokens g and g + 8: of every step the features c, c + 8, c + 4, c + 12, at depths
-/// 2c, 2c + 1, 2c + 8, 2c + 9. The rows of the published state are in the same order, and keys for scores.
+/// Features of a warp's 16 queries: rows are tokens, the depth is features. Words hold inputs j and (j + 8) mod 16 in
+/// float, and lane 4g + c has words c and c + 4 of tokens g and g + 8: of every step the features c, c + 8, c + 4, c + 12,
+/// at depths 2c, 2c + 1, 2c + 8, 2c + 9. The rows of the published state are in the same order, and keys for scores.
 template <class Layout>
 class SplitQueryFragments {
  public:
   /// `first` is the address of the first token's row.
   __device__ SplitQueryFragments(SharedAddress first, int lane)
-      : row_(first + static_cast<unsigned>(lane / 4 * Layout::query_row + lane % 4 * 8)), quarter_(lane % 4) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      own_[i] = other(i, 0);
-    }
-  }
+      : row_(first + static_cast<unsigned>(lane / 4 * Layout::query_row + lane % 4 * 8)), quarter_(lane % 4) {}
 
   /// The inputs themselves.
   __device__ void inputs(SplitLeft& left) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      set_pair(left, i, own_[i]);
+      const float2 own = word(i, 0);
+      set_pair(left, i, split(own.x, own.y));
+    }
+  }
+  /// Loads the inputs, of which `products` are formed.
+  __device__ void load() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      own_[i] = word(i, 0);
     }
   }
   /// Loads the inputs that are `shift` further on.
   __device__ void load(int shift) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      other_[i] = other(i, shift);
+      other_[i] = word(i, shift);
     }
   }
-  /// Their products with what was loaded.
+  /// Products with what was loaded, formed in float: that is more exact than products of terms.
   __device__ void products(SplitLeft& left) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      set_pair(left, i, own_[i] * other_[i]);
+      set_pair(left, i, split(own_[i].x * other_[i].x, own_[i].y * other_[i].y));
     }
   }
   /// The products with inputs 8 further on, and the constant. What is in the other rows of the last 8 does not matter.
   __device__ void half(SplitLeft& left) const {
-    products(left);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      left[0].pairs[i] = quarter_ == 0 ? (left[0].pairs[i] & 0xffffU) | 0x3f800000U : left[0].pairs[i];
-      left[1].pairs[i] = quarter_ == 0 ? left[1].pairs[i] & 0xffffU : left[1].pairs[i];
+    for (int i = 0; i < 4; ++i) {
+      const float second = i < 2 && quarter_ == 0 ? 1.0F : own_[i].y * other_[i].y;
+      set_pair(left, i, split(own_[i].x * other_[i].x, second));
     }
   }
 
  private:
-  [[nodiscard]] __device__ SplitPair other(int i, int shift) const {
-    return load_split(row_ + static_cast<unsigned>(i % 2 * 8 * Layout::query_row + i / 2 * 32 + shift * 8));
+  [[nodiscard]] __device__ float2 word(int i, int shift) const {
+    float2 numbers;
+    asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];"
+                 : "=f"(numbers.x), "=f"(numbers.y)
+                 : "r"(row_ + static_cast<unsigned>(i % 2 * 8 * Layout::query_row + i / 2 * 32 + shift * 8))
+                 : "memory");
+    return numbers;
   }
 
   SharedAddress row_;
   int quarter_;
-  SplitPair own_[4];
-  SplitPair other_[4];
+  float2 own_[4];
+  float2 other_[4];
 };
 
 /// Features of keys, transposed: rows are 16 features, one step of them, the depth is 16 tokens. Lane 4g + c has those of

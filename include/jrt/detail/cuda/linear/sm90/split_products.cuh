@@ -106,6 +106,7 @@ class SplitProductsOf : protected SplitChunk<Config> {
       multiply(sums, left[n % fragments], Chunk::states(step), Layout::state_term);
     };
     add(0, Layout::linear_step, [&](SplitLeft& to) { queries.inputs(to); });
+    queries.load();
     queries.load(0);
 #pragma unroll
     for (int shift = 0; shift < Layout::half_step; ++shift) {

@@ -39,6 +39,7 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   using Tokens::prefetch;
   using Tokens::prefetch_keys;
   using Tokens::prefetch_values;
+  using Tokens::store_numbers;
   using Tokens::thread;
   using Tokens::Tokens;
   using Tokens::tokens_from;
@@ -137,13 +138,6 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   }
   static __device__ SharedAddress states(int step) {
     return Layout::states + static_cast<unsigned>(step * 2 * Layout::row_block);
-  }
-
-  static __device__ void store_numbers(SharedAddress to, const float (&numbers)[4]) {
-    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};"
-                 :
-                 : "r"(to), "f"(numbers[0]), "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3])
-                 : "memory");
   }
 
   /// Moves a group's last tile to shared memory, where it takes no registers, and back, if that is needed.

@@ -34,6 +34,13 @@ class WarpgroupTokens {
     return rows_aligned(view.data, view.batch_stride, view.token_stride, view.head_stride);
   }
 
+  static __device__ void store_numbers(SharedAddress to, const float (&numbers)[4]) {
+    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};"
+                 :
+                 : "r"(to), "f"(numbers[0]), "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3])
+                 : "memory");
+  }
+
   /// Neighbouring elements on their way to shared memory, as they are stored.
   template <int count>
   struct Piece {
