@@ -96,6 +96,13 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
     }
   }
 
+  /// Asks the second-level cache for a chunk's keys.
+  __device__ void prefetch_keys(std::int64_t begin) const {
+    const int t = SplitChunk::thread();
+    if (t < tokens_from(begin)) {
+      Tokens::prefetch(kept_->key + (begin + t) * kept_->key_stride);
+    }
+  }
   /// Copies a chunk's values to where store_values finds them, if they are aligned. Values of missing tokens are 0.
   __device__ void copy_values(std::int64_t begin) const {
     if (!kept_->values_aligned) {

@@ -305,15 +305,14 @@ class SplitEngine : private SplitProductsOf<Config> {
     MatrixDescriptor values = Chunk::values().after(first / 8 * Layout::row_block);
     SplitLeft left[fragments];
     keys.load(0);
-    keys.load(1);
 #pragma unroll 1
     for (; first < end; first += 64) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         wgmma_wait<fragments - 1>();
-        keys.features(left[k % fragments], k);
+        keys.features(left[k % fragments]);
         multiply(sums, left[k % fragments], values.after(2 * k * Layout::row_block), Layout::value_term);
-        keys.load(k + 2);  // two steps ahead; those behind the last tokens are not used
+        keys.load(k + 1);  // while the products run; those behind the last tokens are not used
       }
       keys.advance();
       values = values.after(8 * Layout::row_block);

@@ -146,20 +146,20 @@ class SplitKeyFragments {
     }
   }
 
-  /// Loads the inputs of tokens 16k … after the first, of which two such parts are kept.
+  /// Loads the inputs of tokens 16k … after the first.
   __device__ void load(int k) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const auto tokens = static_cast<unsigned>((8 * k + i / 2 * 4) * Layout::key_row);
-      a_[k % 2][i] = load_split(own_[i % 2] + tokens);
-      b_[k % 2][i] = load_split(other_[i % 2] + tokens);
+      a_[i] = load_split(own_[i % 2] + tokens);
+      b_[i] = load_split(other_[i % 2] + tokens);
     }
   }
-  /// Their features.
-  __device__ void features(SplitLeft& left, int k) const {
+  /// The features of what was loaded.
+  __device__ void features(SplitLeft& left) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      set_pair(left, i, a_[k % 2][i] * b_[k % 2][i]);
+      set_pair(left, i, a_[i] * b_[i]);
     }
   }
   /// Goes on to the next 64 tokens.
@@ -174,8 +174,8 @@ class SplitKeyFragments {
  private:
   SharedAddress own_[2];
   SharedAddress other_[2];
-  SplitPair a_[2][4];
-  SplitPair b_[2][4];
+  SplitPair a_[4];
+  SplitPair b_[4];
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

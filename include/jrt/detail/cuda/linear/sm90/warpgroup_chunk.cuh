@@ -37,8 +37,6 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
   using Tokens::kept_;
   using Tokens::lane;
   using Tokens::prefetch;
-  using Tokens::prefetch_keys;
-  using Tokens::prefetch_values;
   using Tokens::store_numbers;
   using Tokens::thread;
   using Tokens::Tokens;
@@ -126,6 +124,22 @@ class WarpgroupChunk : protected WarpgroupTokens<Config, WarpgroupLayout<Config>
     for (int i = 0; i < key_pieces; ++i) {
       const int p = thread + i * threads;
       store_inputs(Layout::keys, p / row_pieces, p % row_pieces * 4, loaded_keys[i], Layout::key_scale);
+    }
+  }
+
+  /// Asks the second-level cache for a chunk.
+  __device__ void prefetch(std::int64_t begin) const {
+    constexpr int line = 128 / static_cast<int>(sizeof(Element));
+    const int t = thread();
+    if (t < tokens_from(begin)) {
+      prefetch(kept_->key + (begin + t) * kept_->key_stride);
+      const Element* const value = kept_->value + (begin + t) * kept_->value_stride;
+#pragma unroll
+      for (int c = 0; c < Layout::columns; c += line) {
+        if (first_column_ + c < Format::columns) {
+          prefetch(value + c);
+        }
+      }
     }
   }
 

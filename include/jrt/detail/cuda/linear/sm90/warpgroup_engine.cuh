@@ -94,8 +94,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       read_chunk(begin);
       async_proxy_fence();
       __syncthreads();
-      prefetch_keys(begin + chunk);
-      prefetch_values(begin + chunk);
+      prefetch(begin + chunk);
       update(tokens_from(begin));
       __syncthreads();
     }
@@ -120,8 +119,7 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
       async_proxy_fence();
       __syncthreads();
       if constexpr (!full) {
-        prefetch_keys(begin + chunk);
-        prefetch_values(begin + chunk);
+        prefetch(begin + chunk);
       }
       Chunk::move_aside(state_[Layout::group_tiles - 1]);
       prefetch_queries(begin + chunk, group);
@@ -146,8 +144,6 @@ class WarpgroupEngine : private WarpgroupProducts<Config> {
   using Chunk::keep;
   using Chunk::kept_;
   using Chunk::prefetch;
-  using Chunk::prefetch_keys;
-  using Chunk::prefetch_values;
   using Chunk::read_chunk;
   using Chunk::states;
   using Chunk::store_numbers;

@@ -111,26 +111,6 @@ class WarpgroupTokens {
     return static_cast<int>(clamped(kept_->tokens - begin, 0, chunk));
   }
 
-  /// Asks the second-level cache for a chunk's keys, or its values.
-  __device__ void prefetch_keys(std::int64_t begin) const {
-    const int t = thread();
-    if (t < tokens_from(begin)) {
-      prefetch(kept_->key + (begin + t) * kept_->key_stride);
-    }
-  }
-  __device__ void prefetch_values(std::int64_t begin) const {
-    constexpr int line = 128 / static_cast<int>(sizeof(Element));
-    const int t = thread();
-    if (t < tokens_from(begin)) {
-      const Element* const value = kept_->value + (begin + t) * kept_->value_stride;
-#pragma unroll
-      for (int c = 0; c < Layout::columns; c += line) {
-        if (first_column_ + c < Format::columns) {
-          prefetch(value + c);
-        }
-      }
-    }
-  }
   static __device__ void prefetch(const void* address) {
     asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
   }
