@@ -34,8 +34,9 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   using Tokens::kept_;
   using Tokens::lane;
   using Tokens::thread;
-  using Tokens::Tokens;
   using Tokens::tokens_from;
+
+  __device__ SplitChunk(void* shared, int slice) : Tokens(shared, Layout::slices == 1 ? 0 : slice) {}
 
   /// A lane's part of a warp's 16 queries: inputs c … c + 3 and c + 8 … c + 11 of one.
   struct QueryPieces {

@@ -93,8 +93,8 @@ class SplitEngine : private SplitProductsOf<Config> {
       store_keys(keys);
       async_proxy_fence();
       __syncthreads();
-      copy_values(begin + chunk);
       prefetch_keys(begin + chunk);
+      copy_values(begin + chunk);
       update<false>(tokens_from(begin));
       await_copies();
       __syncthreads();
@@ -132,11 +132,11 @@ class SplitEngine : private SplitProductsOf<Config> {
       queries.store(query_rows());
       async_proxy_fence();
       __syncthreads();
-      if constexpr (!full) {
-        copy_values(begin + chunk);
-        prefetch_keys(begin + chunk);
-      }
       prefetch_queries(begin + chunk, group);
+      if constexpr (!full) {
+        prefetch_keys(begin + chunk);
+        copy_values(begin + chunk);
+      }
       for (int g = 0; g < group; ++g) {
         if (g > 0) {
           load_queries(queries, begin, g);
