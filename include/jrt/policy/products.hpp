@@ -26,8 +26,8 @@ struct FloatProducts {
 
 /// Float on a GPU's matrix units, which multiply shorter numbers: each number is the sum a + a' of two bfloat16 (16 bits of
 /// its 24), and a product is a·b + a·b' + a'·b. Features are formed in float before that, or (keys' on Hopper) from inputs
-/// that are such sums. Sums are of float. Errors are some 7e-6 of the result (5e-6 on other GPUs) instead of some 1e-6, and at
-/// most 1e-5. Range is that of float.
+/// that are such sums. Sums are of float. Errors are some 7e-6 of the result (5e-6 on other GPUs) instead of some 1e-6, and
+/// at most 1e-5. Range is that of float.
 ///
 /// Two terms of TF32 would have 22 bits at half the speed: the matrix unit multiplies TF32 at half the rate of bfloat16, so
 /// three products of it take six times as long as one of bfloat16.

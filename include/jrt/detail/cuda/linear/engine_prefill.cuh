@@ -11,8 +11,8 @@
 #include "jrt/workspace.hpp"
 
 /// The bodies of prefill_call.cuh's kernels for engines that process a segment's tokens one chunk after the other, and
-/// their launch. An engine (MmaEngine, SimtEngine, WarpgroupEngine, SplitEngine) is constructed from arguments, shared memory, scratch
-/// memory and slice; `for_state`, `accumulate` and `outputs` are described in simt_engine.cuh.
+/// their launch. An engine (MmaEngine, SimtEngine, WarpgroupEngine, SplitEngine) is constructed from arguments, shared
+/// memory, scratch memory and slice; `for_state`, `accumulate` and `outputs` are described in simt_engine.cuh.
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 

@@ -82,7 +82,7 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
     Piece<2> of[2][2];
   };
   __device__ void load_keys(KeyPieces& keys, std::int64_t begin) const {
-    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
+    const int thread = SplitChunk::thread() & 511;  // which tells the compiler that it is not negative
     const int tokens = tokens_from(begin);
     const bool keys_aligned = kept_->keys_aligned;
     const std::int64_t stride = kept_->key_stride;
@@ -109,7 +109,7 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
     if (!kept_->values_aligned) {
       return;
     }
-    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
+    const int thread = SplitChunk::thread() & 511;  // which tells the compiler that it is not negative
     const int tokens = tokens_from(begin);
     if (tokens == 0) {
       return;
@@ -144,7 +144,7 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
 
   /// Stores a chunk's values as terms.
   __device__ void store_values(std::int64_t begin) const {
-    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
+    const int thread = SplitChunk::thread() & 511;  // which tells the compiler that it is not negative
     const int tokens = tokens_from(begin);
     constexpr int blocks = Layout::columns / 8;
     const auto for_pieces = [&](const auto& load) {
@@ -179,7 +179,7 @@ class SplitChunk : protected WarpgroupTokens<Config, SplitLayout<Config>> {
   }
   /// Stores keys as terms.
   static __device__ void store_keys(const KeyPieces& keys) {
-    const auto thread = static_cast<int>(SplitChunk::thread() & 511);  // which tells the compiler that it is not negative
+    const int thread = SplitChunk::thread() & 511;  // which tells the compiler that it is not negative
     store_key_terms(key_token(thread), key_input(thread), keys.of);
   }
 

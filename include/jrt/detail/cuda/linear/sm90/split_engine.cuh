@@ -23,8 +23,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///     outputs   a group has 64 tokens of the chunk, and all features:    [y | den] = φ(q)·[S | z] + P·[v | 1]
 ///     update    a group has its tile of the state, and all tokens:       [S | z] += φ(k)ᵀ·[v | 1]
 ///
-/// Features are formed as terms, from inputs that are terms, in registers, where they are left operands. The state is kept
-/// in registers in float; at the start of a chunk it is published in shared memory, as terms.
+/// Features are formed in registers, where they are left operands: keys' from inputs that are terms already, queries' in
+/// float. The state is kept in registers in float; at the start of a chunk it is published in shared memory, as terms.
 template <AttentionConfig Config>
 class SplitEngine : private SplitProductsOf<Config> {
   using Chunk = SplitChunk<Config>;

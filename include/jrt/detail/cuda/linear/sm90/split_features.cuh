@@ -7,8 +7,8 @@
 #include "jrt/detail/cuda/core/mma.cuh"
 #include "jrt/detail/cuda/linear/sm90/split_layout.cuh"
 
-/// Features of the Taylor map of d = 16 as left operands of two terms, formed in registers from inputs that are two terms
-/// already.
+/// Features of the Taylor map of d = 16 as left operands of two terms, formed in registers: keys' from inputs that are two
+/// terms already, queries' in float, which takes more instructions and is more exact.
 namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
@@ -24,7 +24,7 @@ __device__ inline __nv_bfloat162 as_numbers(Pair pair) {
   return *reinterpret_cast<const __nv_bfloat162*>(&pair);
 }
 
-/// Their products, rounded to two terms. Four instructions for two numbers, where products in float, rounded twice, take
+/// Their products, rounded to two terms. Five instructions for two numbers, where products in float, rounded twice, take
 /// eight: what rounding the first product has left is a bfloat16 again, so that one fused multiplication gives it exactly.
 __device__ inline SplitPair operator*(const SplitPair& a, const SplitPair& b) {
   const __nv_bfloat162 x = as_numbers(a.large);

@@ -15,18 +15,18 @@ namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// Sizes of SplitEngine, and its shared memory. "Group" is a group of four warps, "step" 16 features or tokens, the depth
-/// of one product, "word" the 8 bytes of two neighbouring numbers as two terms (SplitPair).
+/// of one product, "word" 8 bytes: an input of two tokens as two terms (SplitPair), or two inputs of a token.
 ///
-///     state [S | z], in registers, 64 rows by width a tile     shared memory, in this order
-///          tile 0, steps 0 … 3    group 0                       what outlives registers, see WarpgroupTokens
-///          tile 1, steps 4 … 7    group 1                       keys      [chunk / 2][20] words of the same input of two
-///          tokens tile 2, steps 8 and 9  group 2                       scores    [terms][chunk / 8][2] blocks of 8 x 8:
-///          keys again
-///                                                               queries   [chunk][16] words of inputs 8 apart
-///                                                               values    [terms][chunk / 8][width / 8] blocks of 8 x 8
-///                                                               states    [terms][rows / 8][width / 8] blocks of 8 x 8
-///                                                               sums      [width / 8][128][4] float: the first group's for
-///                                                                         the last
+///     state [S | z], in registers, 64 rows by width a tile    shared memory, in this order
+///          tile 0, steps 0 … 3      group 0                       what outlives registers, see WarpgroupTokens
+///          tile 1, steps 4 … 7      group 1                       keys     [chunk / 2][20] words of two tokens
+///          tile 2, steps 8 and 9    group 2                       scores   [terms][chunk / 8][2] blocks of 8 x 8 of keys
+///                                                                 queries  [chunk][16] words of inputs 8 apart, + 4
+///                                                                 values   [terms][chunk / 8][width / 8] blocks of 8 x 8
+///                                                                 states   [terms][rows / 8][width / 8] blocks of 8 x 8
+///                                                                 sums     [width / 8][128][4] float: the first group's
+///                                                                          for the last
+///                                                                 staged   [chunk][columns + 4] float: the next values
 ///
 /// Row 16·step + i of the state is, for steps 0 … 7, x_i · x_((i + step) mod 16); for step 8, x_i · x_(i + 8) and, in row
 /// 8, the constant; for step 9, x_i. The last 8 columns are ones of values, so that z is summed with S.
@@ -37,7 +37,8 @@ struct SplitLayout {
   using Format = StateFormatOf<Config>;
 
   static constexpr WarpgroupPrefillTuning tuning = warpgroup_prefill_tuning<16>;
-  static constexpr int groups = 3;
+  static constexpr int groups = tuning.groups;
+  static_assert(groups == 3, "a tile of the state for each");
   static constexpr int threads = 128 * groups;
   static constexpr int chunk = 64 * groups;  // tokens: each group has the outputs of 64
   static constexpr int terms = 2;
