@@ -100,10 +100,22 @@ TEST_CASE("not used for other operators") {
   CHECK_FALSE(HopperLayout<PrefixElu<BFloat16, 16, 64>>::supported);
 }
 
+TEST_CASE("wide values have one block instead of slices") {
+  using detail::cuda::TwinLayout;
+  CHECK(TwinLayout<Prefix<BFloat16, 16, 72>>::supported);
+  CHECK(TwinLayout<Full<BFloat16, 16, 112>>::supported);
+  CHECK_FALSE(TwinLayout<Prefix<BFloat16, 16, 64>>::supported);
+  CHECK_FALSE(TwinLayout<Prefix<BFloat16, 16, 120>>::supported);
+  CHECK_FALSE(TwinLayout<Prefix<BFloat16, 8, 112>>::supported);
+  CHECK_FALSE(TwinLayout<Prefix<Half, 16, 112>>::supported);
+  CHECK_FALSE(TwinLayout<PrefixElu<BFloat16, 16, 112>>::supported);
+}
+
 /// Every width of the state that the matrix unit is used with, several slices, and one that is not full.
 TEST_CASE_TEMPLATE("all widths of v", C, Prefix<BFloat16, 16, 8>, Causal<BFloat16, 16, 32>, Prefix<Half, 16, 40>,
                    Full<BFloat16, 16, 48>, Prefix<BFloat16, 16, 56>, Prefix<BFloat16, 16, 112>, Causal<Half, 16, 128>,
-                   Prefix<BFloat16, 16, 136>) {
+                   Prefix<BFloat16, 16, 136>, Causal<BFloat16, 16, 72>, Full<BFloat16, 16, 80>, Prefix<BFloat16, 16, 88>,
+                   Causal<BFloat16, 16, 96>, Prefix<BFloat16, 16, 104>) {
   const Problem<C> problem(
       {.batch = 2, .tokens = 190, .prefix = C::Mask::reads_encoder ? 100 : 0, .heads = 2, .query_heads = 4});
   const auto initial = random_states<C>(2, 2, 3);
@@ -113,7 +125,7 @@ TEST_CASE_TEMPLATE("all widths of v", C, Prefix<BFloat16, 16, 8>, Causal<BFloat1
 }
 
 TEST_CASE_TEMPLATE("what lies behind a sequence's last token does not matter, whatever it is", C, Prefix<BFloat16, 16, 64>,
-                   Causal<Half, 16, 112>, Full<BFloat16, 16, 32>) {
+                   Causal<Half, 16, 112>, Full<BFloat16, 16, 32>, Prefix<BFloat16, 16, 112>) {
   using E = typename C::Element;
   for (const std::int64_t tokens : {1, 63, 65, 100}) {
     Problem<C> problem({.batch = 2, .tokens = 130, .prefix = C::Mask::reads_encoder ? tokens / 2 : 0});
@@ -172,8 +184,8 @@ TEST_CASE("half: sums, weights and products beyond 65504 are none of the user's 
   CHECK(relative_error(results.output.values, reference_output(problem).values) <= tolerance<Half>());
 }
 
-TEST_CASE("slices of v of one state in place: all of them read z before one writes it") {
-  using C = Prefix<BFloat16, 16, 128>;
+TEST_CASE_TEMPLATE("parts of one state in place: all of them read z before one writes it", C, Prefix<BFloat16, 16, 128>,
+                   Prefix<BFloat16, 16, 112>) {
   using F = StateFormatOf<C>;
   const Problem<C> problem({.batch = 3, .tokens = 70, .prefix = 40, .heads = 40, .query_heads = 40});
   const auto initial = random_states<C>(3, 40, 9);
@@ -191,7 +203,7 @@ TEST_CASE("slices of v of one state in place: all of them read z before one writ
 
 /// Without an initial state, blocks sum all that is before their segments; with one, segments start from partial states.
 TEST_CASE_TEMPLATE("segments of short sequences, in either way", C, Prefix<BFloat16, 16, 64>, Causal<Half, 16, 112>,
-                   Prefix<BFloat16, 8, 64>) {
+                   Prefix<BFloat16, 8, 64>, Prefix<BFloat16, 16, 112>) {
   constexpr bool reads_encoder = C::Mask::reads_encoder;
   const StateNumbers<C> zeros(state_numbers<C>(1, 2));
   for (const std::int64_t tokens : {250, 1000, 1985}) {

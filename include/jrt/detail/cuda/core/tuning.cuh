@@ -40,6 +40,19 @@ inline constexpr HopperTuning hopper_tuning{};
 template <>
 inline constexpr HopperTuning hopper_tuning<Half>{.state_registers = 160, .output_registers = 96};
 
+/// Prefill, sm_90a, of values of more than 64 columns: segment_outputs_sm90 and segment_sums_sm90 with TwinLayout.
+struct TwinTuning {
+  int max_columns = 112;       // more need more registers than there are
+  int stages = 4;              // as above
+  int state_registers = 136;   // per thread of the state warps: no spills with 112 columns
+  int output_registers = 120;  // per thread of the output warps: the rest
+  int sum_blocks = 2;          // per multiprocessor, kernel that only sums
+  int long_ring = 2;           // left operands of state warps in use at a time
+  int short_ring = 1;          // likewise, kernel that only sums, from this many columns on:
+  int short_ring_columns = 104;
+};
+inline constexpr TwinTuning twin_tuning{};
+
 /// Prefill, sm_90a, of wide states and of float as two terms: segment_sums_by_warpgroups, segment_outputs_by_warpgroups.
 struct WarpgroupPrefillTuning {
   int groups = 3;        // of four warps; a state of 561 rows fits in their registers, 168 a thread

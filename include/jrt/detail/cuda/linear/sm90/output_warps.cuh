@@ -26,26 +26,28 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 ///     output   y · factor(den)                   through shared memory, 16 rows at a time
 ///
 /// A step is one chunk for one query head; with grouped heads, all steps of a chunk read the same published state.
-template <class Config, QueryHeads heads>
+template <class Config, QueryHeads heads, class LayoutT = HopperLayout<Config>>
 class OutputWarps {
  public:
-  using Layout = HopperLayout<Config>;
-  using Schedule = HopperSchedule<Config>;
+  using Layout = LayoutT;
+  using Schedule = HopperSchedule<Config, Layout>;
+  using Maps = typename Schedule::Maps;
   using Element = typename Config::Element;
   using Numbers = HopperNumbers<Element>;
 
-  __device__ OutputWarps(const HopperMaps& maps, const Schedule& schedule, const TensorView<Element>& output,
-                         const TensorView<float>& denominators, int group)
+  __device__ OutputWarps(const Maps& maps, const Schedule& schedule, const TensorView<Element>& output,
+                         const TensorView<float>& denominators, const int& group)
       : maps_(maps),
         schedule_(schedule),
         output_(output),
         denominators_(denominators),
         group_(group),
-        warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)) {}
+        warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
+        group_index_(Layout::groups == 1 ? 0 : warp_uniform(static_cast<int>(threadIdx.x) / 128 % Layout::groups)) {}
 
   /// Issues the first copies, and those of chunks that are only summed, during which these warps are otherwise idle.
   __device__ void start_copies(bool sums_own) const {
-    if (!copies()) {
+    if (!copies() || group_index_ > 0) {
       return;
     }
     const int own = Schedule::chunks_of(schedule_.own);
@@ -69,13 +71,13 @@ class OutputWarps {
 
   __device__ void write_outputs() const {
     const int chunks = Schedule::chunks_of(schedule_.own);
-    if (chunks == 0) {
+    if (chunks <= group_index_) {
       return;
     }
     // Not earlier: until the state is published, the barriers of keys are in phases of chunks that are only summed.
-    barrier_wait(Layout::state_full, 0);
-    int chunk = schedule_.earlier_chunks();
-    for (int n = 0; n < chunks; ++n, ++chunk) {
+    barrier_wait(Layout::state_full + (full ? 0 : 8 * group_index_), 0);
+    int chunk = schedule_.earlier_chunks() + group_index_;
+    for (int n = group_index_; n < chunks; n += Layout::groups, chunk += Layout::groups) {
       if constexpr (grouped) {
         for (int g = 0; g < group_; ++g) {
           output_step(n, chunk, g);
@@ -95,6 +97,8 @@ class OutputWarps {
   static constexpr bool grouped = heads == QueryHeads::grouped;
   static constexpr bool one_half = Layout::Packing::input_dim == 8;
   static constexpr int ones_column = 4 * (Layout::columns / 8);
+  // Sums of many columns leave no registers for features beside scores.
+  static constexpr bool features_late = Layout::width > 72;
 
   static __device__ unsigned lane() {
     return threadIdx.x % 32;
@@ -140,10 +144,15 @@ class OutputWarps {
     }
     LeftFragment first[one_half ? 3 : 4];
     const QueryFeatures<Config> query_features(warp_);
-    if constexpr (one_half) {
-      query_features.all(query, first);
-    } else {
-      query_features.unshifted(query, first);
+    const auto form_first = [&] {
+      if constexpr (one_half) {
+        query_features.all(query, first);
+      } else {
+        query_features.unshifted(query, first);
+      }
+    };
+    if constexpr (full || !features_late) {
+      form_first();
     }
     if constexpr (!full) {
       wgmma_wait<0>();
@@ -153,10 +162,13 @@ class OutputWarps {
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        WarpgroupProduct<Layout::width>::template add<Element>(sums, weights[k], values_and_ones<Layout>(stage, k).word(),
+        WarpgroupProduct<Layout::width>::template add<Element>(sums, weights[k], Layout::right_operand(stage, k, 0).word(),
                                                                k > 0 ? 1 : 0);
       }
       wgmma_commit();
+      if constexpr (features_late) {
+        form_first();
+      }
       barrier_wait(Layout::state_full + 8 * buffer, n / 2 % 2);
     }
     // State warp w has published the rows of steps w, 4 + w and 8 + w.
@@ -301,7 +313,9 @@ class OutputWarps {
   /// sequence may follow them.
   __device__ void write(int n, int g, const float (&sums)[Layout::width / 2], float restored) const {
     const unsigned lane = computed_afresh(OutputWarps::lane());
-    const SharedAddress tile = Layout::outputs + warp_ * Layout::warp_output;
+    // The groups' warps are consecutive: a warp's tile is found without its group, for which there is no register to spare.
+    const unsigned place_of_warp = Layout::groups == 1 ? warp_ : computed_afresh(threadIdx.x / 32) % (4 * Layout::groups);
+    const SharedAddress tile = Layout::outputs + place_of_warp * Layout::warp_output;
     if (has_denominators<Config> && denominators_.data != nullptr) {
       store_denominators(n, g, sums[ones_column] * restored, sums[ones_column + 2] * restored);
     }
@@ -310,15 +324,16 @@ class OutputWarps {
       return Numbers::rounded(sums[4 * j + 2 * h] * factors[h], sums[4 * j + 2 * h + 1] * factors[h]);
     };
     // Rows of 128 bytes, swizzled: the j-th 16 bytes are at place j ^ row % 8.
-    const SharedAddress to = tile + lane % 16 * Layout::value_row + (((lane / 16) ^ (lane % 8)) * 16);
+    const SharedAddress to = tile + lane % 16 * Layout::output_row + (((lane / 16) ^ (lane % 8)) * 16);
+    const auto place = [&](int j) { return (to ^ (16 * (j % 8))) + j / 8 * Layout::output_tile; };
     await_stores_read();
 #pragma unroll
     for (int j = 0; j + 1 < Layout::columns / 8; j += 2) {
-      store_blocks(to ^ (16 * j), pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
+      store_blocks(place(j), pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1));
     }
     if constexpr (Layout::columns / 8 % 2 == 1) {
       constexpr int j = Layout::columns / 8 - 1;
-      store_blocks(to ^ (16 * j), pair(j, 0), pair(j, 1));
+      store_blocks(place(j), pair(j, 0), pair(j, 1));
     }
     const TileCoordinates at{schedule_.column, schedule_.own.first + n * Layout::chunk + 16 * warp_,
                              schedule_.key_head * group() + g, schedule_.own.row};
@@ -326,29 +341,37 @@ class OutputWarps {
     if (present >= 16) {
       async_proxy_fence();
       __syncwarp();
-      store_tile(&maps_.output, tile, at);
+#pragma unroll
+      for (int i = 0; i < Layout::output_tiles; ++i) {
+        store_tile(&maps_.output, tile + i * Layout::output_tile, {at.column + 64 * i, at.token, at.head, at.row});
+      }
     } else if (present > 0) {
       __syncwarp();
       const int piece = static_cast<int>(lane % 8);
-      if (piece < Layout::columns / 8 && at.column + 8 * piece < Config::value_dim) {
 #pragma unroll 1
-        for (int t = static_cast<int>(lane / 8); t < present; t += 4) {
-          Pair pairs[4];
-          load_pairs(pairs, SharedNumbers::at(tile + t * Layout::value_row + (piece ^ (t % 8)) * 16));
-          auto* const to_row = output_.row(at.row, at.token + t, at.head) + at.column;
-          *reinterpret_cast<uint4*>(to_row + 8 * piece) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+      for (int i = 0; i < Layout::output_tiles; ++i) {
+        if (8 * i + piece < Layout::columns / 8 && at.column + 64 * i + 8 * piece < Config::value_dim) {
+#pragma unroll 1
+          for (int t = static_cast<int>(lane / 8); t < present; t += 4) {
+            Pair pairs[4];
+            load_pairs(pairs,
+                       SharedNumbers::at(tile + i * Layout::output_tile + t * Layout::output_row + (piece ^ (t % 8)) * 16));
+            auto* const to_row = output_.row(at.row, at.token + t, at.head) + at.column + 64 * i;
+            *reinterpret_cast<uint4*>(to_row + 8 * piece) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+          }
         }
       }
       __syncwarp();
     }
   }
 
-  const HopperMaps& maps_;
+  const Maps& maps_;
   const Schedule& schedule_;
   const TensorView<Element>& output_;
   const TensorView<float>& denominators_;
-  int group_;
+  const int& group_;  // a parameter of the kernel, like the others: no register
   int warp_;
+  int group_index_;
 };
 
 }  // namespace JRT_DETAIL_CUDA_ABI

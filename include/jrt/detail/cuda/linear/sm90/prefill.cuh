@@ -13,6 +13,8 @@
 #include "jrt/detail/cuda/linear/sm90/schedule.cuh"
 #include "jrt/detail/cuda/linear/sm90/state_warps.cuh"
 #include "jrt/detail/cuda/linear/sm90/sums.cuh"
+#include "jrt/detail/cuda/linear/sm90/twin_layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/twin_state_warps.cuh"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 #include "jrt/workspace.hpp"
@@ -22,13 +24,12 @@ namespace jrt::detail::cuda {
 inline namespace JRT_DETAIL_CUDA_ABI {
 
 template <class Config, QueryHeads heads>
-__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_threads>,
-                                  hopper_tuning<typename Config::Element>.output_blocks)
+__global__ void __launch_bounds__(hopper_threads<OutputLayout<Config>::output_threads>, OutputLayout<Config>::output_blocks)
     segment_outputs_sm90(const __grid_constant__ HopperCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Call = HopperCall<Config>;
-    using Layout = HopperLayout<Config>;
-    using Schedule = HopperSchedule<Config>;
+    using Layout = OutputLayout<Config>;
+    using Schedule = HopperSchedule<Config, Layout>;
     // Where blocks sum what is before their segments, the last segments are the longest.
     const std::int64_t block = call.sums_start ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     BlockItem item(block, call.limits.max_token_segments, call.heads, Layout::slices);
@@ -64,12 +65,10 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_th
     if (threadIdx.x == 0) {
       store_pointer(Layout::final_state, call.final_destination(plan, item));
     }
-    prepare_shared_memory<Config>();
+    prepare_shared_memory<Config, Layout>();
     // With the full mask, all tokens are summed before the first is read; of a split sequence, by the kernels before.
     const bool sums_own = Call::full && !through;
-    if (threadIdx.x < Layout::state_warp_threads) {
-      take_registers<hopper_tuning<typename Config::Element>.state_registers>();
-      StateWarps<Config> state_warps;
+    const auto keep_state = [&](auto& state_warps) {
       read_start(state_warps, call, plan, item, schedule.column);
       if constexpr (Config::Mask::reads_encoder) {
         state_warps.accumulate(schedule.encoder, [] {});
@@ -88,10 +87,14 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::output_th
       if (void* const final_state = load_pointer(Layout::final_state); final_state != nullptr) {
         state_warps.write(static_cast<typename Call::Format::Scalar*>(final_state), schedule.column);
       }
+    };
+    if (threadIdx.x < Layout::state_warp_threads) {
+      take_registers<Layout::state_registers>();
+      as_state_warps<Config, Layout, Layout::output_ring>(keep_state);
     } else {
-      give_registers<hopper_tuning<typename Config::Element>.output_registers>();
-      const OutputWarps<Config, heads> output_warps(call.maps, schedule, call.args.output, call.args.denominators,
-                                                    call.group);
+      give_registers<Layout::output_registers>();
+      const OutputWarps<Config, heads, Layout> output_warps(call.maps, schedule, call.args.output, call.args.denominators,
+                                                            call.group);
       output_warps.start_copies(sums_own);
       __syncwarp();
       if constexpr (has_queries<Config>) {
@@ -130,7 +133,7 @@ class HopperPrefill {
     if (on.compute_capability() != 90 || on.reserved_shared_bytes() != static_cast<int>(Layout::base)) {
       return false;
     }
-    return kernel_exists<segment_outputs_sm90<Config, QueryHeads::one>, Layout::output_threads>() &&
+    return kernel_exists<segment_outputs_sm90<Config, QueryHeads::one>, OutputLayout<Config>::output_threads>() &&
            tensor_map_encoder() != nullptr;
   }
 
@@ -139,8 +142,7 @@ class HopperPrefill {
     call_.sequences = sequences;
     call_.heads = heads;
     call_.group = static_cast<int>(args.query.heads / larger<std::int64_t>(heads, 1));
-    SplitLimits limits{sequences * heads,
-                       std::int64_t{on.multiprocessors()} * hopper_tuning<typename Config::Element>.output_blocks,
+    SplitLimits limits{sequences * heads, std::int64_t{on.multiprocessors()} * OutputLayout<Config>::output_blocks,
                        Layout::chunk};
     limits.min_segments = hopper_tuning<typename Config::Element>.min_segments;
     limits.tokens_per_worker = hopper_tuning<typename Config::Element>.tokens_per_worker;
@@ -167,22 +169,33 @@ class HopperPrefill {
   [[nodiscard]] bool describe_tensors() {
     const TensorBox inputs{Layout::chunk, Layout::input_columns, CU_TENSOR_MAP_SWIZZLE_32B};
     const TensorBox values{Layout::chunk, Layout::columns, CU_TENSOR_MAP_SWIZZLE_128B};
-    const TensorBox outputs{16, Layout::columns, CU_TENSOR_MAP_SWIZZLE_128B};
+    const TensorBox outputs{16, smaller(OutputLayout<Config>::columns, 64), CU_TENSOR_MAP_SWIZZLE_128B};
     const auto& args = call_.args;
-    HopperMaps& maps = call_.maps;
+    auto& maps = call_.maps;
     if (ceil_div<std::int64_t>(args.query.tokens, Layout::chunk) * call_.group > INT32_MAX) {
       return false;  // steps are counted in 32 bits
     }
+    if constexpr (TwinLayout<Config>::supported) {
+      using Twin = TwinLayout<Config>;
+      for (const int i : {0, 1}) {
+        const TensorBox block{Twin::chunk, i == 0 ? Twin::block_columns : Twin::last_columns, CU_TENSOR_MAP_SWIZZLE_128B};
+        if (!describe(args.value, block, maps.value_blocks[i]) ||
+            !describe(args.value_encoder, block, maps.value_encoder_blocks[i])) {
+          return false;
+        }
+      }
+    } else if (!describe(args.value, values, maps.value) || !describe(args.value_encoder, values, maps.value_encoder)) {
+      return false;
+    }
     return describe(args.query, inputs, maps.query) && describe(args.key, inputs, maps.key) &&
-           describe(args.value, values, maps.value) && describe(args.key_encoder, inputs, maps.key_encoder) &&
-           describe(args.value_encoder, values, maps.value_encoder) && describe(args.output, outputs, maps.output);
+           describe(args.key_encoder, inputs, maps.key_encoder) && describe(args.output, outputs, maps.output);
   }
 
   void take(Arena& arena) {
     if (call_.needs_partials()) {
       call_.take_partial_states(arena);
     }
-    if (Layout::slices > 1) {
+    if (OutputLayout<Config>::slices > 1) {
       call_.initial_normalisers = arena.take<float>(call_.sequences * call_.heads * Call::Format::rows);
     }
   }
@@ -215,13 +228,14 @@ class HopperPrefill {
       }
     }
     Status status = copy_initial_normalisers(operation, on);
-    Grid outputs{call_.sequences * call_.limits.max_token_segments * call_.heads * Layout::slices, Layout::output_threads,
-                 Layout::output_bytes};
-    outputs.starts_early = follows_scan_ && Layout::slices == 1;
+    using Outputs = OutputLayout<Config>;
+    Grid outputs{call_.sequences * call_.limits.max_token_segments * call_.heads * Outputs::slices, Outputs::output_threads,
+                 Outputs::output_bytes};
+    outputs.starts_early = follows_scan_ && Outputs::slices == 1;
     if (status.ok() && call_.needs_partials()) {
       const std::int64_t items = call_.sequences * call_.max_items() * call_.heads;
-      status = launch(operation, segment_sums_sm90<Config>,
-                      {items * Layout::slices, Layout::state_warp_threads, Layout::sum_bytes}, on, call_);
+      status = launch(operation, segment_sums_sm90<Config, Outputs>,
+                      {items * Outputs::slices, Outputs::state_warp_threads, Outputs::sum_bytes}, on, call_);
       if (status.ok()) {
         status = launch(operation, state_scan<Call>, scan_grid(call_, true), on, call_);
       }
@@ -236,7 +250,8 @@ class HopperPrefill {
 
  private:
   [[nodiscard]] Status copy_initial_normalisers(const char* operation, const Cuda& on) const {
-    const bool needed = Layout::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty();
+    const bool needed =
+        OutputLayout<Config>::slices > 1 && !call_.args.initial_state.empty() && !call_.args.final_state.empty();
     return needed ? launch(operation, copy_normalisers<Config>, {call_.sequences * call_.heads, 128, 0}, on, call_)
                   : Status();
   }

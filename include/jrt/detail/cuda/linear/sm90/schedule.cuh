@@ -4,6 +4,7 @@
 #include <cuda.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "jrt/detail/abi.hpp"
 #include "jrt/detail/cuda/core/sm90/instructions.cuh"
@@ -20,6 +21,11 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 /// Tensor maps of one call.
 struct HopperMaps {
   CUtensorMap query, key, value, key_encoder, value_encoder, output;
+};
+
+/// Values in blocks of columns, for TwinLayout.
+struct TwinMaps : HopperMaps {
+  CUtensorMap value_blocks[2], value_encoder_blocks[2];
 };
 
 /// A run of neighbouring tokens in one tensor, in chunks.
@@ -89,9 +95,10 @@ enum class KeyRegion { encoder, own };
 
 /// A block's chunks: those of the encoder's run, then those of tokens before its own that it sums itself, then those of its
 /// own tokens.
-template <class Config>
+template <class Config, class LayoutT = HopperLayout<Config>>
 struct HopperSchedule {
-  using Layout = HopperLayout<Config>;
+  using Layout = LayoutT;
+  using Maps = std::conditional_t<Layout::groups == 2, TwinMaps, HopperMaps>;
 
   TokenRun encoder;
   TokenRun before;  // ends where `own` begins
@@ -115,7 +122,7 @@ struct HopperSchedule {
   /// Issues the copies of keys and values of chunk n of a run, the block's chunk i; n is negative for the tokens before the
   /// block's own. Called by a whole warp, like the next two.
   template <KeyRegion region>
-  __device__ void load_keys(const HopperMaps& maps, int n, int i) const {
+  __device__ void load_keys(const Maps& maps, int n, int i) const {
     constexpr bool from_encoder = region == KeyRegion::encoder;
     const TokenRun& run = from_encoder ? encoder : own;
     const int stage = i % Layout::stages;
@@ -124,11 +131,17 @@ struct HopperSchedule {
     barrier_expect(barrier, Layout::input_bytes + Layout::value_bytes);
     load_tile(Layout::keys + stage * Layout::input_tile, from_encoder ? &maps.key_encoder : &maps.key,
               {0, token, key_head, run.row}, barrier);
-    load_tile(Layout::values + stage * Layout::value_tile, from_encoder ? &maps.value_encoder : &maps.value,
-              {column, token, key_head, run.row}, barrier);
+    const SharedAddress values = Layout::values + stage * Layout::value_tile;
+    if constexpr (Layout::groups == 2) {
+      const CUtensorMap* const blocks = from_encoder ? maps.value_encoder_blocks : maps.value_blocks;
+      load_tile(values, &blocks[0], {0, token, key_head, run.row}, barrier);
+      load_tile(values + Layout::value_block, &blocks[1], {Layout::block_columns, token, key_head, run.row}, barrier);
+    } else {
+      load_tile(values, from_encoder ? &maps.value_encoder : &maps.value, {column, token, key_head, run.row}, barrier);
+    }
   }
   /// The same for the block's chunk i.
-  __device__ void load_keys(const HopperMaps& maps, int i) const {
+  __device__ void load_keys(const Maps& maps, int i) const {
     if (i < chunks_of(encoder)) {
       load_keys<KeyRegion::encoder>(maps, i, i);
     } else {
@@ -137,7 +150,7 @@ struct HopperSchedule {
   }
 
   /// Issues the copy of the queries of step s: chunk s / group of the block's tokens, query head s % group of the key head.
-  __device__ void load_queries(const HopperMaps& maps, int s, int group) const {
+  __device__ void load_queries(const Maps& maps, int s, int group) const {
     const int stage = s % Layout::stages;
     const int n = group == 1 ? s : s / group;
     const SharedAddress barrier = Layout::query_full + 8 * stage;

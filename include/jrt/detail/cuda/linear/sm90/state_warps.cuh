@@ -7,7 +7,9 @@
 #include "jrt/detail/cuda/core/sm90/numbers.cuh"
 #include "jrt/detail/cuda/core/sm90/product.cuh"
 #include "jrt/detail/cuda/core/vector.cuh"
+#include "jrt/detail/cuda/linear/sm90/key_features.cuh"
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/repair.cuh"
 #include "jrt/detail/cuda/linear/sm90/schedule.cuh"
 #include "jrt/numeric.hpp"
 #include "jrt/sequences.hpp"
@@ -18,17 +20,8 @@ inline namespace JRT_DETAIL_CUDA_ABI {
 
 /// The four warps of a block that keep the state, in registers in float: S += φ(k)·[v | 1] with S in HopperPacking's order
 /// (tiles of 64 rows, of which warp w of the four has rows 16w … 16w + 15), v and the ones from shared memory.
-///
-/// A lane's share of φ(k) for 16 tokens comes from one ldmatrix and four shuffles: transposed keys are already fragments
-/// for the matrix unit,
-///
-///     inputs[0] = L, tokens 0-7    inputs[1] = H, tokens 0-7    inputs[2] = L, tokens 8-15    inputs[3] = H, tokens 8-15
-///
-/// with lane 4u + c holding input u of the half for tokens 2c and 2c+1: a half is shifted by taking it from lane + 4·shift.
-/// φ(k) is therefore never in shared memory, and the four warps need no barrier among themselves. With d = 8 there is no H,
-/// and a half shifted by three or four takes its place.
 template <class Config>
-class StateWarps {
+class StateWarps : KeyFeatures<Config, HopperLayout<Config>> {
  public:
   using Layout = HopperLayout<Config>;
   using Packing = typename Layout::Packing;
@@ -36,10 +29,7 @@ class StateWarps {
   using Numbers = HopperNumbers<typename Config::Element>;
 
   __device__ StateWarps()
-      : warp_(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
-        shifted_lane_((lane() + 4 * (warp_ == 0 && !one_half ? 4 : warp_)) % 32),
-        key_row_(Layout::keys + (lane() / 16 * 8 + lane() % 8) * Layout::input_row +
-                 ((lane() / 8 % 2 * 16) ^ (lane() / 4 % 2 * 16))),
+      : KeyFeatures<Config, HopperLayout<Config>>(warp_uniform(static_cast<int>(threadIdx.x) / 32 % 4)),
         published_row_(Layout::states + (warp_ * 2 + lane() / 8 % 2) * Layout::state_row_block + lane() / 16 * 128 +
                        lane() % 8 * 16) {}
 
@@ -162,12 +152,9 @@ class StateWarps {
   static constexpr int depth_steps = Layout::chunk / 16;
   static constexpr int all_products = depth_steps * Packing::row_tiles;
   static constexpr int fragments = 2;  // in use by the matrix unit at a time
-  static constexpr bool one_half = Packing::input_dim == 8;
-  static constexpr Pair one_one = Numbers::power_of_two(0);
 
-  static __device__ int lane() {
-    return static_cast<int>(threadIdx.x) % 32;
-  }
+  using KeyFeatures<Config, HopperLayout<Config>>::lane;
+  using KeyFeatures<Config, HopperLayout<Config>>::warp_;
 
   /// Calls `function(tile, h, row of the format or -1, its scale)` for the rows of which this lane has values.
   template <class Function>
@@ -184,65 +171,6 @@ class StateWarps {
     }
   }
 
-  /// Loads the keys of 16 tokens; `take_inputs` makes them current.
-  __device__ void load_next_inputs(int stage, int step) {
-    load_blocks_transposed(next_inputs_,
-                           SharedNumbers::at(key_row_ + stage * Layout::input_tile + step * 16 * Layout::input_row));
-  }
-  __device__ void take_inputs() {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      inputs_[i] = Numbers::key_shift == 0 ? next_inputs_[i]
-                                           : Numbers::product(next_inputs_[i], Numbers::power_of_two(-Numbers::key_shift));
-      shifted_[i] = __shfl_sync(~0u, inputs_[i], shifted_lane_);
-    }
-    if constexpr (one_half) {
-      const int lane_of_second = (lane() + 4 * (warp_ == 0 ? 4 : 3)) % 32;
-      shifted_[1] = __shfl_sync(~0u, inputs_[0], lane_of_second);
-      shifted_[3] = __shfl_sync(~0u, inputs_[2], lane_of_second);
-    }
-  }
-
-  /// Features of this warp's rows of tile m.
-  template <int m>
-  __device__ void multiply_inputs(LeftFragment& features) const {
-    Pair(&f)[4] = features.pairs;
-    if constexpr (one_half) {
-      const Pair rest = lane() / 4 == Packing::constant_row ? one_one : 0;
-#pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        const Pair second = Numbers::product(inputs_[i], shifted_[i + 1]);
-        f[i] = warp_ < 3 ? Numbers::product(inputs_[i], shifted_[i]) : 0;
-        f[i + 1] = warp_ == 0 ? (lane() / 4 < 4 ? second : rest) : (warp_ == 2 ? second : (warp_ == 1 ? inputs_[i] : 0));
-      }
-    } else if constexpr (m == 0) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        f[i] = Numbers::product(inputs_[i], warp_ == 0 ? inputs_[i] : shifted_[i]);
-      }
-    } else if constexpr (m == 1) {
-      f[0] = Numbers::product(inputs_[0], shifted_[1]);
-      f[2] = Numbers::product(inputs_[2], shifted_[3]);
-      if (warp_ == 0) {
-        const bool low = lane() / 4 < 4;
-        f[1] = Numbers::product(low ? inputs_[0] : inputs_[1], low ? shifted_[0] : shifted_[1]);
-        f[3] = Numbers::product(low ? inputs_[2] : inputs_[3], low ? shifted_[2] : shifted_[3]);
-      } else {
-        f[1] = Numbers::product(inputs_[1], shifted_[0]);
-        f[3] = Numbers::product(inputs_[3], shifted_[2]);
-      }
-    } else if (warp_ == 0) {
-      f[0] = Numbers::product(inputs_[0], inputs_[1]);
-      f[2] = Numbers::product(inputs_[2], inputs_[3]);
-      f[1] = f[3] = lane() / 4 == 0 ? one_one : 0;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        f[i] = warp_ == 1 ? inputs_[i] : 0;
-      }
-    }
-  }
-
   /// Issues products [first, end) of a chunk, `row_tiles` for 16 tokens. Expects the keys of the first 16 in `inputs_`.
   template <int first, int end>
   __device__ void add() {
@@ -252,17 +180,17 @@ class StateWarps {
       constexpr int m = first % Packing::row_tiles;
       LeftFragment& features = features_[first % fragments];
       wgmma_wait<fragments - 1>();
-      multiply_inputs<m>(features);
+      this->template multiply_inputs<m>(features);
       const std::uint64_t right = values_and_ones<Layout>(stage, step).word();
       wgmma_fence();
       WarpgroupProduct<Layout::width>::template add<typename Config::Element>(state_[m], features, right, 1);
       wgmma_commit();
       // Loads the keys of the next 16 tokens early: this step no longer needs shifted halves.
       if constexpr (step + 1 < depth_steps && m == larger(Packing::row_tiles - 2, 0)) {
-        load_next_inputs(stage, step + 1);
+        this->load_next_inputs(stage, step + 1);
       }
       if constexpr (step + 1 < depth_steps && m == Packing::row_tiles - 1) {
-        take_inputs();
+        this->take_inputs();
       }
       add<first + 1, end>();
     }
@@ -273,10 +201,10 @@ class StateWarps {
     const int stage = chunk_ % Layout::stages;
     barrier_wait(Layout::keys_full + 8 * stage, chunk_ / Layout::stages % 2);
     if (left < Layout::chunk || (Config::Padding::keeps_padded_keys && run.zero_keys > n * Layout::chunk)) {
-      repair(stage, left, Config::Padding::keeps_padded_keys ? run.zero_keys - n * Layout::chunk : 0);
+      repair<Layout>(stage, left, Config::Padding::keeps_padded_keys ? run.zero_keys - n * Layout::chunk : 0);
     }
-    load_next_inputs(stage, 0);
-    take_inputs();
+    this->load_next_inputs(stage, 0);
+    this->take_inputs();
   }
 
   /// Called when all products of chunk n are in flight: loads the first keys of the next chunk, if there is one, then
@@ -302,33 +230,6 @@ class StateWarps {
       state_[Packing::constant_tile][ones_column + 2] -= rows_past_end;
       state_[Packing::constant_tile][ones_column + 3] -= rows_past_end;
     }
-  }
-
-  /// Zeroes what the copy engine has loaded from past the last token (it may be anything), and keys that are treated as
-  /// zero.
-  static __device__ void repair(int stage, int tokens, int zero_keys) {
-    const int thread = static_cast<int>(threadIdx.x) % Layout::state_warp_threads;
-#pragma unroll 1
-    for (int piece = thread; piece < Layout::chunk * 2; piece += Layout::state_warp_threads) {
-      const int t = piece / 2;
-      if (t >= tokens || t < zero_keys) {
-        zero_piece(Layout::keys + stage * Layout::input_tile + piece * 16);
-      }
-    }
-    constexpr int pieces = Layout::columns / 8;
-#pragma unroll 1
-    for (int piece = thread; piece < Layout::chunk * pieces; piece += Layout::state_warp_threads) {
-      const int t = piece / pieces;
-      if (t >= tokens) {
-        zero_piece(Layout::values + stage * Layout::value_tile + t * Layout::value_row + ((piece % pieces) ^ (t % 8)) * 16);
-      }
-    }
-    async_proxy_fence();
-    named_barrier(1, Layout::state_warp_threads);
-  }
-  static __device__ void zero_piece(SharedAddress at) {
-    const Pair zeros[4] = {};
-    store_pairs(SharedNumbers::at(at), zeros);
   }
 
   /// Publishes the state, rounded to the element type, in shared memory: contiguous blocks of 8 rows by 8 columns, as the
@@ -384,14 +285,8 @@ class StateWarps {
   }
 
   int chunk_ = 0;
-  int warp_;
-  int shifted_lane_;
-  SharedAddress key_row_;        // of stage 0, for ldmatrix
   SharedAddress published_row_;  // of buffer 0, for stmatrix
   float state_[Packing::row_tiles][Layout::width / 2];
-  Pair next_inputs_[4];
-  Pair inputs_[4];
-  Pair shifted_[4];
   LeftFragment features_[fragments];
 };
 

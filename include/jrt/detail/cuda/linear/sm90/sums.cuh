@@ -9,6 +9,8 @@
 #include "jrt/detail/cuda/linear/sm90/layout.cuh"
 #include "jrt/detail/cuda/linear/sm90/schedule.cuh"
 #include "jrt/detail/cuda/linear/sm90/state_warps.cuh"
+#include "jrt/detail/cuda/linear/sm90/twin_layout.cuh"
+#include "jrt/detail/cuda/linear/sm90/twin_state_warps.cuh"
 #include "jrt/detail/plan/prefill_plan.hpp"
 #include "jrt/detail/shared/linear/key_source.hpp"
 
@@ -21,10 +23,14 @@ struct HopperEngine : HopperLayout<Config> {
   static constexpr bool slices_need_partials = false;
 };
 
+/// Layout of the kernels of a prefill.
+template <class Config>
+using OutputLayout = std::conditional_t<TwinLayout<Config>::supported, TwinLayout<Config>, HopperLayout<Config>>;
+
 /// Parameters shared by the kernels of one call.
 template <class Config>
 struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
-  HopperMaps maps;
+  std::conditional_t<TwinLayout<Config>::supported, TwinMaps, HopperMaps> maps;
   // Copies of initial z, where slices of v would read z while another writes the final one: [sequences][heads][rows].
   float* initial_normalisers = nullptr;
   int group = 1;         // query heads that share a key head
@@ -41,9 +47,8 @@ struct HopperCall : PrefillCall<Config, HopperEngine<Config>> {
 };
 
 /// Initialises barriers and ones. Thread 0 writes the barriers; called by all threads.
-template <class Config>
+template <class Config, class Layout = HopperLayout<Config>>
 __device__ void prepare_shared_memory() {
-  using Layout = HopperLayout<Config>;
   if (shared_address(hopper_shared_memory) != Layout::base) {
     __trap();  // all addresses below assume it
   }
@@ -57,18 +62,19 @@ __device__ void prepare_shared_memory() {
     }
   } else {
     for (int t = thread; t < Layout::stages * Layout::chunk; t += threads) {
-      store_pairs(SharedNumbers::at(Layout::values + t * Layout::value_row + ((Layout::columns / 8) ^ (t % 8)) * 16), ones);
+      const SharedAddress piece = Layout::value_piece(t / Layout::chunk, t % Layout::chunk, Layout::columns / 8);
+      store_pairs(SharedNumbers::at(piece), ones);
     }
   }
   if (thread == 0) {
     for (int i = 0; i < Layout::stages; ++i) {
       barrier_init(Layout::keys_full + 8 * i, 1);
-      barrier_init(Layout::keys_free + 8 * i, 4);
+      barrier_init(Layout::keys_free + 8 * i, 4 * Layout::groups);
       barrier_init(Layout::query_full + 8 * i, 1);
       barrier_init(Layout::query_free + 8 * i, 4);
     }
     for (int i = 0; i < 2; ++i) {
-      barrier_init(Layout::state_full + 8 * i, 4);
+      barrier_init(Layout::state_full + 8 * i, 4 * Layout::groups);
       barrier_init(Layout::state_free + 8 * i, 4);
     }
     barrier_init_fence();
@@ -77,14 +83,29 @@ __device__ void prepare_shared_memory() {
   __syncthreads();
 }
 
-/// Adds a run of keys to `state_warps`, once `start()` has set them; called by all threads of a block of state warps.
-template <class Config, class Start>
-__device__ void sum_run(StateWarps<Config>& state_warps, const HopperSchedule<Config>& schedule, const TokenRun& run,
-                        const HopperMaps& maps, const Start& start) {
-  using Layout = HopperLayout<Config>;
+/// Calls `function` with the state warps that the calling thread is one of.
+template <class Config, class Layout, int ring, class Function>
+__device__ void as_state_warps(const Function& function) {
+  if constexpr (Layout::groups == 1) {
+    StateWarps<Config> state_warps;
+    function(state_warps);
+  } else if (threadIdx.x < 128) {
+    TwinStateWarps<Config, 0, ring> state_warps;
+    function(state_warps);
+  } else {
+    TwinStateWarps<Config, 1, ring> state_warps;
+    function(state_warps);
+  }
+}
+
+/// Adds a run of keys to `state_warps`, once `start()` has set them; called by all threads of a block of state warps, whose
+/// shared memory is prepared.
+template <class Schedule, class States, class Start>
+__device__ void sum_run(States& state_warps, const Schedule& schedule, const TokenRun& run,
+                        const typename Schedule::Maps& maps, const Start& start) {
+  using Layout = typename Schedule::Layout;
   const bool copies = warp_uniform(static_cast<int>(threadIdx.x) / 32) == 0;
-  prepare_shared_memory<Config>();
-  const int chunks = HopperSchedule<Config>::chunks_of(run.warp_uniform());
+  const int chunks = Schedule::chunks_of(run.warp_uniform());
   for (int i = 0; copies && i < Layout::stages && i < chunks; ++i) {
     schedule.load_keys(maps, i);
   }
@@ -99,14 +120,13 @@ __device__ void sum_run(StateWarps<Config>& state_warps, const HopperSchedule<Co
   });
 }
 
-template <class Config>
-__global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_warp_threads>,
-                                  hopper_tuning<typename Config::Element>.sum_blocks)
+template <class Config, class LayoutT = HopperLayout<Config>>
+__global__ void __launch_bounds__(hopper_threads<LayoutT::state_warp_threads>, LayoutT::sum_blocks)
     segment_sums_sm90(const __grid_constant__ HopperCall<Config> call) {
   if constexpr (compiling_for_hopper) {
     using Call = HopperCall<Config>;
-    using Layout = HopperLayout<Config>;
-    using Schedule = HopperSchedule<Config>;
+    using Layout = LayoutT;
+    using Schedule = HopperSchedule<Config, Layout>;
     // The last segments are the longest: those of tokens, where encoder regions are shorter.
     const BlockItem item(gridDim.x - 1 - blockIdx.x, call.max_items(), call.heads, Layout::slices);
     const PrefillPlan plan = call.plan_of(item.sequence);
@@ -122,15 +142,20 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_war
             : TokenRun(token_source(call.args, plan, item.head),
                        segment_of(plan.tokens, plan.token_segments, item.segment - plan.encoder_segments, Layout::chunk));
     const Schedule schedule(encoder ? run : TokenRun{}, TokenRun{}, encoder ? TokenRun{} : run, item.head, item.slice);
-    StateWarps<Config> state_warps;
-    sum_run(state_warps, schedule, run, call.maps, [&] { state_warps.clear(); });
-    state_warps.write(call.partial_state(item.sequence, item.segment, item.head), schedule.column);
+    if (threadIdx.x == 0) {
+      store_pointer(Layout::final_state, call.partial_state(item.sequence, item.segment, item.head));
+    }
+    prepare_shared_memory<Config, Layout>();
+    as_state_warps<Config, Layout, Layout::sum_ring>([&](auto& state_warps) {
+      sum_run(state_warps, schedule, run, call.maps, [&] { state_warps.clear(); });
+      state_warps.write(static_cast<float*>(load_pointer(Layout::final_state)), schedule.column);
+    });
   }
 }
 
 /// Reads the state that a segment starts from.
-template <class Config>
-__device__ void read_start(StateWarps<Config>& state_warps, const HopperCall<Config>& call, const PrefillPlan& plan,
+template <class Config, class States>
+__device__ void read_start(States& state_warps, const HopperCall<Config>& call, const PrefillPlan& plan,
                            const BlockItem& item, int column) {
   using Call = HopperCall<Config>;
   using Format = typename Call::Format;
@@ -139,7 +164,7 @@ __device__ void read_start(StateWarps<Config>& state_warps, const HopperCall<Con
     const float* const partial = call.starting_state(plan, item);
     state_warps.read(partial, partial + Format::normaliser_offset, column);
   } else if (const auto* const initial = call.initial_state(item.sequence, item.head); initial != nullptr) {
-    if constexpr (HopperLayout<Config>::slices > 1) {
+    if constexpr (States::Layout::slices > 1) {
       if (!call.args.final_state.empty()) {
         state_warps.read(initial, call.initial_normalisers + (item.sequence * call.heads + item.head) * Format::rows,
                          column);
@@ -171,7 +196,7 @@ __device__ void copy_state(const HopperCall<Config>& call, const BlockItem& item
 /// Sums of whole sequences without queries, of one or two calls: from the initial states to the final ones.
 template <class Config>
 __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_warp_threads>,
-                                  hopper_tuning<typename Config::Element>.sum_blocks)
+                                  HopperLayout<Config>::sum_blocks)
     sums_of_sequences_sm90(const __grid_constant__ HopperCall<Config> first,
                            const __grid_constant__ HopperCall<Config> second) {
   if constexpr (compiling_for_hopper) {
@@ -192,6 +217,7 @@ __global__ void __launch_bounds__(hopper_threads<HopperLayout<Config>::state_war
       return;
     }
     const Schedule schedule(run, TokenRun{}, TokenRun{}, item.head, item.slice);
+    prepare_shared_memory<Config, Layout>();
     StateWarps<Config> state_warps;
     sum_run(state_warps, schedule, run, call.maps, [&] { read_start(state_warps, call, plan, item, schedule.column); });
     if (auto* const final_state = call.final_state(item.sequence, item.head); final_state != nullptr) {
