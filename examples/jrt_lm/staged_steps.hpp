@@ -16,6 +16,7 @@
 
 #include "jrt_lm/activations.hpp"
 #include "jrt_lm/layers.hpp"
+#include "jrt_lm/whole_step.hpp"
 
 namespace jrt_lm {
 
@@ -38,6 +39,7 @@ struct StagedBatch {
   LogitRows<Device, Element> logits{};
   Array<std::byte> staged{};
   std::vector<LayerStaging> layers{};  ///< parts of `staged`
+  WholeStep<Device, Element> whole{};  ///< if it exists; else the step is separate kernels
   typename Device::Graph step{};
   typename Device::Graph commit{};
 
@@ -53,7 +55,9 @@ class StagedSteps {
  public:
   using Batch = StagedBatch<Device, Element>;
 
-  StagedSteps(DeviceModel<Device, Element>& model, Layers<Device, Element>& layers) : model_(model), layers_(layers) {}
+  /// `separate_kernels`: even where one kernel does a whole step.
+  StagedSteps(DeviceModel<Device, Element>& model, Layers<Device, Element>& layers, bool separate_kernels)
+      : model_(model), layers_(layers), separate_kernels_(separate_kernels) {}
 
   /// Starts a step. `positions` are those of each sequence's first token.
   Batch& enqueue(std::span<const std::int32_t> tokens, std::span<const std::int32_t> slots,
@@ -127,6 +131,9 @@ class StagedSteps {
     for (const std::int64_t offset : offsets) {
       batch.layers.push_back({batch.staged.data() + offset, sequences, tokens});
     }
+    if (!separate_kernels_) {
+      batch.whole.prepare(model_, pass_of(batch), batch.logits);
+    }
     const auto step = [this, &batch] { run_step(batch); };
     const auto commit = [this, &batch] { run_commit(batch); };
     step();  // rows of padding: it changes no state, but all memory is there afterwards, and all kernels are loaded
@@ -135,7 +142,7 @@ class StagedSteps {
     batch.commit = device.capture(commit);
   }
 
-  void run_step(Batch& batch) {
+  static Pass pass_of(const Batch& batch) {
     Pass pass;
     pass.rows = batch.rows();
     pass.step_tokens = batch.tokens;
@@ -143,6 +150,16 @@ class StagedSteps {
     pass.tokens = batch.token_ids();
     pass.positions = pass.tokens + batch.rows();
     pass.staging = batch.layers;
+    return pass;
+  }
+
+  void run_step(Batch& batch) {
+    if (batch.whole.exists()) {
+      batch.whole.launch(model_);
+      batch.logits.rows = batch.rows();
+      return;
+    }
+    const Pass pass = pass_of(batch);
     layers_.run(pass, batch.activations, {});
     batch.logits.rows = 0;
     layers_.finish(batch.activations, nullptr, pass.rows, batch.logits);
@@ -166,6 +183,7 @@ class StagedSteps {
 
   DeviceModel<Device, Element>& model_;
   Layers<Device, Element>& layers_;
+  bool separate_kernels_;
   std::map<std::pair<std::int64_t, std::int64_t>, std::unique_ptr<Batch>> batches_;
 };
 

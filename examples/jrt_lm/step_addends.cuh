@@ -166,7 +166,17 @@ class StepPreparer : StepBlock<Shape> {
         addends.rotates = 1;
       }
     } else if constexpr (kind == StageKind::convolves) {
-      addends.channel.load(this->convolution(stage), item.row, output, this->in_.channels);
+      using Convolution = typename Block::Convolution;
+      const auto states = this->template states<Convolution>(stage, this->in_.channels);
+      if (stage.staged == nullptr) {
+        auto args = this->template filters<jrt::DecodeArgs<Convolution>>(stage);
+        args.source = states;
+        addends.channel.load(args, item.row, output, this->in_.channels);
+      } else {
+        auto args = this->template filters<jrt::StagedStepArgs<Convolution>>(stage);
+        args.state = states;
+        addends.channel.load(args, item.row, output, this->in_.channels);
+      }
     }
   }
 };

@@ -12,6 +12,7 @@
 #include "jrt_lm/step_exchange.cuh"
 #include "jrt_lm/step_kernel.hpp"
 #include "jrt_lm/step_ring.cuh"
+#include "jrt_lm/step_tokens.cuh"
 
 namespace jrt_lm {
 
@@ -56,7 +57,6 @@ struct StepParameters {
   jrt::RotaryHalves<d> rotary;
   std::int32_t prepared_offset = 0;  ///< in shared memory, behind barriers and stages
   std::int32_t residual_offset = 0;
-  std::int32_t outputs_offset = 0;
   std::int32_t work_offset = 0;
   std::int32_t ring_offset = 0;
   std::int32_t ring_slots = 0;
@@ -69,6 +69,7 @@ struct StepPrepared {
   static constexpr int most_words = 2 + static_cast<int>(sizeof(jrt::DeviceChannel<typename Shape::Convolution>) / 4);
 
   std::int32_t slots[step_rows];
+  std::int32_t before[step_rows];  ///< tokens of the sequence in rows before
   std::int32_t positions[step_rows];
   std::int32_t tokens[step_rows];
   std::uint32_t words[prepared_slots][most_words * 2 * tile_outputs * Shape::rows];
@@ -84,8 +85,6 @@ class StepBlock {
   using Window = typename Shape::Window;
   using Parameters = StepParameters<Window::head_dim>;
   using Prepared = StepPrepared<Shape>;
-  using WindowStep = jrt::DeviceStep<Window>;
-  using WindowPart = jrt::BlockPart<step_consumers>;
 
   __device__ StepBlock(const Parameters& parameters, std::byte* shared, std::uint32_t steps)
       : parameters_(parameters),
@@ -141,29 +140,35 @@ class StepBlock {
              in_.slot_stride / static_cast<std::int64_t>(sizeof(Scalar))},
             prepared_.slots};
   }
-  template <class T>
-  [[nodiscard]] __device__ jrt::TensorView<T> view(T* data, int columns, int heads, int dim) const {
-    return {data, in_.rows, 1, heads, dim, columns, columns, dim};
+  /// The tokens of a sequence, of which `row` is the first, in a stage of a mixer; `heads` of the state, each of which
+  /// stages `numbers` of a token.
+  [[nodiscard]] __device__ StepTokens<E> tokens_of(const Stage& stage, int row, int head, int heads, int numbers) const {
+    StepTokens<E> tokens;
+    tokens.count = in_.step_tokens;
+    tokens.x = exchanged<const E>(stage.x) + row * stage.x_columns;
+    tokens.x_columns = stage.x_columns;
+    tokens.y = exchanged<E>(stage.y) + row * stage.y_columns;
+    tokens.y_columns = stage.y_columns;
+    tokens.staged_columns = heads * numbers;
+    if (stage.staged != nullptr) {
+      tokens.staged = static_cast<E*>(stage.staged) + row * tokens.staged_columns + head * numbers;
+    }
+    return tokens;
   }
-  /// `output`: of one token, all heads.
-  [[nodiscard]] __device__ WindowStep window_step(const Stage& stage, E* output) const {
-    constexpr int d = Window::head_dim;
-    const auto* const x = exchanged<const E>(stage.x);
-    const int kv_heads = in_.window_kv_heads;
-    jrt::DecodeArgs<Window> args;
-    args.query = view(x, stage.x_columns, in_.heads, d);
-    args.key = view(x + in_.heads * d, stage.x_columns, kv_heads, d);
-    args.value = view(x + (in_.heads + kv_heads) * d, stage.x_columns, kv_heads, d);
-    args.output = view(output, 0, in_.heads, d);
-    args.source = states<Window>(stage, kv_heads);
-    args.scale = in_.window_scale;
-    return WindowStep(args);
+  /// Calls `function(row, head)` for this block's heads of sequences, whose first row it is.
+  template <class Function>
+  __device__ void each_head(int heads, const Function& function) const {
+    const int sequences = in_.rows / in_.step_tokens;
+    for (int item = block_; item < sequences * heads; item += blocks_) {
+      function(item / heads * in_.step_tokens, item % heads);
+    }
   }
-  [[nodiscard]] __device__ jrt::DecodeArgs<Convolution> convolution(const Stage& stage) const {
-    jrt::DecodeArgs<Convolution> args;
+  /// Filters of a convolution.
+  template <class Args>
+  [[nodiscard]] __device__ Args filters(const Stage& stage) const {
+    Args args;
     args.weight = static_cast<const E*>(stage.filter);
     args.bias = static_cast<const E*>(stage.filter_bias);
-    args.source = states<Convolution>(stage, in_.channels);
     return args;
   }
 

@@ -28,16 +28,9 @@ class StepCopier : StepBlock<Shape> {
       if (is_product(stage.kind)) {
         copy(stage);
       } else if (stage.kind == StageKind::linear) {
-        const auto states = this->template states<typename Shape::Linear>(stage, this->in_.heads);
-        using Format = jrt::StateFormatOf<typename Shape::Linear>;
-        constexpr auto bytes = Format::head_elements * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
-        for (int item = this->block_; item < this->in_.rows * this->in_.heads; item += this->blocks_) {
-          if (const int row = item / this->in_.heads; states.has_slot(row)) {
-            jrt::prefetch_lines(states.pool.head(states.slot(row), item % this->in_.heads), bytes, this->lane(), 32);
-          }
-        }
+        prefetch_states<typename Shape::Linear>(stage, this->in_.heads);
       } else if (stage.kind == StageKind::window) {
-        prefetch_states(this->window_step(stage, nullptr));
+        prefetch_states<typename Shape::Window>(stage, this->in_.window_kv_heads);
       }
     }
   }
@@ -103,22 +96,28 @@ class StepCopier : StepBlock<Shape> {
     }
     if (stage.kind == StageKind::convolves) {
       const int channel = tile * tile_outputs;
-      const auto args = this->convolution(stage);
+      using Convolution = typename Block::Convolution;
+      const auto states = this->template states<Convolution>(stage, this->in_.channels);
+      using E = typename Block::E;
       if (lane == 2) {
-        line(args.weight + channel * Block::Convolution::kernel_width);
-      } else if (lane == 3 && args.bias != nullptr) {
-        line(args.bias + channel);
-      } else if (const int row = lane - step_rows; row >= 0 && row < this->in_.rows && args.source.has_slot(row)) {
-        line(args.source.pool.head(args.source.slot(row), channel));
+        line(static_cast<const E*>(stage.filter) + channel * Convolution::kernel_width);
+      } else if (lane == 3 && stage.filter_bias != nullptr) {
+        line(static_cast<const E*>(stage.filter_bias) + channel);
+      } else if (const int row = lane - step_rows; row >= 0 && row < this->in_.rows && states.has_slot(row)) {
+        line(states.pool.head(states.slot(row), channel));
       }
     }
   }
-  template <class Step>
-  __device__ void prefetch_states(const Step& step) const {
-    for (unsigned item = static_cast<unsigned>(this->block_); item < step.items();
-         item += static_cast<unsigned>(this->blocks_)) {
-      step.prefetch(item, this->lane(), 32);
-    }
+  template <class Config>
+  __device__ void prefetch_states(const Stage& stage, int heads) const {
+    using Format = jrt::StateFormatOf<Config>;
+    constexpr auto bytes = Format::head_elements * static_cast<std::int64_t>(sizeof(typename Format::Scalar));
+    const auto states = this->template states<Config>(stage, heads);
+    this->each_head(heads, [&](int row, int head) {
+      if (states.has_slot(row)) {
+        jrt::prefetch_lines(states.pool.head(states.slot(row), head), bytes, this->lane(), 32);
+      }
+    });
   }
 
   std::uint64_t policy_ = 0;

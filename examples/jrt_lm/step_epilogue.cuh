@@ -69,7 +69,7 @@ class StepEpilogues : protected StepWorker<Shape> {
       [[maybe_unused]] const float scale = is_normed(kind) ? factor(stage, item.row) : 1;
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
-        total[part] = sum_of_warps(item.unit * parts + part, item);
+        total[part] = sum_of_warps<kind>(item.unit * parts + part, item);
         if constexpr (kind == StageKind::adds) {
           total[part] += own.bias[part];
         } else if constexpr (kind == StageKind::logits) {
@@ -107,7 +107,12 @@ class StepEpilogues : protected StepWorker<Shape> {
       } else if constexpr (kind == StageKind::convolves) {
         E y{};
         if (active) {
-          y = own.channel.next(jrt::convert<E>(total[0]), jrt::convert<E>(total[1]));
+          const E input = jrt::convert<E>(total[0]);
+          if (stage.staged != nullptr) {
+            static_cast<E*>(stage.staged)[item.row * this->in_.channels + tile_row(stage, tile, 0) + item.within] = input;
+          }
+          take_inputs_before(stage, item, own);
+          y = own.channel.next(input, jrt::convert<E>(total[1]));
         }
         this->exchange_tile(stage.y, at, active, y);
       } else {
@@ -148,6 +153,23 @@ class StepEpilogues : protected StepWorker<Shape> {
   StepCandidate best_{};  ///< of the logits that this thread has made
 
  private:
+  /// A convolution's inputs of the tokens before a row's that are in this step: of the same channel, so that it is the same
+  /// bias, and another row's sums.
+  __device__ void take_inputs_before(const Stage& stage, const StepItem<Shape, StageKind::convolves>& item,
+                                     StepAddends<Shape, StageKind::convolves>& own) const {
+    constexpr StageKind kind = StageKind::convolves;
+    const int before = this->prepared_.before[item.row];
+#pragma unroll
+    for (int distance = Shape::Convolution::kernel_width - 1; distance > 0; --distance) {
+      if (distance <= before) {
+        StepItem<Shape, kind> other = item;
+        other.row -= distance;
+        const float sum = sum_of_warps<kind>(item.unit * tile_parts(kind), other);
+        static_cast<void>(own.channel.next(jrt::convert<E>(sum * factor(stage, other.row) + own.bias[0]), E{}));
+      }
+    }
+  }
+
   template <StageKind kind>
   [[nodiscard]] __device__ float sum_of_warps(int part, const StepItem<Shape, kind>& item) const {
     float sums[step_warps];

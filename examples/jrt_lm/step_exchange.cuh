@@ -56,11 +56,6 @@ __device__ inline std::uint64_t load_exchanged_pair(const void* from) {
   return words;
 }
 
-/// Before other loads of what has been seen.
-__device__ inline void acquire_exchanged() {
-  asm volatile("fence.acq_rel.gpu;" : : : "memory");
-}
-
 /// Whether one of 8 numbers of 16 bits, or of 4 floats, is not there.
 __device__ inline bool is_absent16(const uint4& words) {
   const unsigned most = __vmaxu2(__vmaxu2(words.x, words.y), __vmaxu2(words.z, words.w));
@@ -72,6 +67,15 @@ __device__ inline bool is_absent32(const uint4& words) {
   return (a > b ? a : b) == ~0U;
 }
 
+/// 8 numbers of 16 bits, as soon as they are there.
+__device__ inline uint4 await_exchanged(const void* from) {
+  uint4 words = load_exchanged(from);
+  while (is_absent16(words)) {
+    words = load_exchanged(from);
+  }
+  return words;
+}
+
 __device__ inline void store_exchanged(jrt::BFloat16* to, jrt::BFloat16 number) {
   const auto bits = static_cast<std::uint16_t>(number.bits == 0xFFFFU ? 0x7FFFU : number.bits);
   asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" : : "l"(to), "h"(bits) : "memory");
@@ -79,6 +83,12 @@ __device__ inline void store_exchanged(jrt::BFloat16* to, jrt::BFloat16 number) 
 __device__ inline void store_exchanged(float* to, float number) {
   const unsigned bits = __float_as_uint(number);
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" : : "l"(to), "r"(bits == ~0U ? 0x7FFFFFFFU : bits) : "memory");
+}
+/// Two neighbours.
+__device__ inline void store_exchanged_two(jrt::BFloat16* to, jrt::BFloat16 first, jrt::BFloat16 second) {
+  const unsigned low = first.bits == 0xFFFFU ? 0x7FFFU : first.bits;
+  const unsigned high = second.bits == 0xFFFFU ? 0x7FFFU : second.bits;
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" : : "l"(to), "r"(low | high << 16) : "memory");
 }
 /// 8 numbers, none of which has all bits set.
 __device__ inline void store_exchanged_words(void* to, const uint4& words) {

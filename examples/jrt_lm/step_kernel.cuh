@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <jrt/detail/cuda/core/sm90/instructions.cuh>
 #include <jrt/detail/cuda/core/sm90/target.cuh>
@@ -25,7 +26,8 @@
 ///     3 warps          | biases, filters, states … of 0 | of 1 …   ahead by two rounds of tiles
 ///     8 warps          | W0 · x0 there? · product · store | W1 …   each takes 64 columns of every piece: mma.m16n8k16
 ///
-/// Sums have one order, which depends on no other row: a sequence gives the same in any batch.
+/// Sums have one order, which depends on no other row: a sequence gives the same in any batch. Rows are sequences, or
+/// staged tokens of sequences, of which all but the mixers know nothing.
 namespace jrt_lm {
 
 template <class Shape>
@@ -43,7 +45,8 @@ __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<step_threads
     }
     auto& prepared = *reinterpret_cast<typename StepBlock<Shape>::Prepared*>(shared + parameters.prepared_offset);
     if (const int row = static_cast<int>(threadIdx.x); row < in.rows) {
-      prepared.slots[row] = in.slots[row];
+      prepared.slots[row] = in.slots[row / in.step_tokens];
+      prepared.before[row] = row % in.step_tokens;
       prepared.positions[row] = in.positions[row];
       prepared.tokens[row] = in.tokens[row];
     }
@@ -111,8 +114,7 @@ class CompiledStepKernel final : public StepKernel {
     int multiprocessors = 0;
     int resident = 0;
     const auto enough = [&] {
-      const Places<row_blocks> places(stages, static_cast<int>(config.width), static_cast<int>(config.heads),
-                                      static_cast<int>(config.window_kv_heads), multiprocessors);
+      const Places<row_blocks> places(stages, static_cast<int>(config.width), multiprocessors);
       return places.ring_slots(shared_bytes) >= least_ring_slots;
     };
     const bool fits =
@@ -140,12 +142,10 @@ class CompiledStepKernel final : public StepKernel {
     check(cudaGetDevice(&device));
     check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     check(cudaFuncSetAttribute(kernel<row_blocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    const Places<row_blocks> places(static_cast<std::size_t>(inputs.stage_count), inputs.width, inputs.heads,
-                                    inputs.window_kv_heads, blocks);
+    const Places<row_blocks> places(static_cast<std::size_t>(inputs.stage_count), inputs.width, blocks);
     StepParameters<Window::head_dim> parameters{inputs, rotary_};
     parameters.prepared_offset = static_cast<std::int32_t>(places.prepared);
     parameters.residual_offset = static_cast<std::int32_t>(places.residual);
-    parameters.outputs_offset = static_cast<std::int32_t>(places.outputs);
     parameters.work_offset = static_cast<std::int32_t>(places.work);
     parameters.ring_offset = static_cast<std::int32_t>(places.ring);
     parameters.ring_slots = places.ring_slots(shared_bytes);
@@ -178,26 +178,20 @@ class CompiledStepKernel final : public StepKernel {
 
     std::size_t prepared;
     std::size_t residual;
-    std::size_t outputs;
     std::size_t work;
     std::size_t ring;
 
-    Places(std::size_t stages, int width, int heads, int kv_heads, int blocks) {
+    Places(std::size_t stages, int width, int blocks) {
       prepared = whole_lines(step_barrier_bytes + stages * sizeof(Stage));
       residual = whole_lines(prepared + sizeof(typename Block::Prepared));
       // In rounds of as many tiles as are made at once.
       constexpr int at_once = Shape<row_blocks>::tiles_at_once(StageKind::adds);
       const int tiles = (residual_tiles(width, blocks) + at_once - 1) / at_once * at_once;
-      outputs =
+      work =
           whole_lines(residual + static_cast<std::size_t>(tiles) * Shape<row_blocks>::rows * tile_outputs * sizeof(float));
-      const auto values = static_cast<std::size_t>(heads * Window::head_dim) * sizeof(typename Block::E);
-      work = whole_lines(outputs + values);
-      std::size_t most = sizeof(StepSums<Shape<row_blocks>>);
-      for (const std::size_t bytes :
-           {sizeof(typename StepLinear<Shape<row_blocks>>::Shared),
-            Block::WindowStep::template shared_bytes<step_consumers>(kv_heads > 0 ? heads / kv_heads : 1)}) {
-        most = bytes > most ? bytes : most;
-      }
+      constexpr std::size_t most =
+          std::max({sizeof(StepSums<Shape<row_blocks>>), sizeof(typename StepLinear<Shape<row_blocks>>::Shared),
+                    sizeof(typename StepWindow<Shape<row_blocks>>::Shared)});
       ring = whole_lines(work + most);
     }
     [[nodiscard]] int ring_slots(int shared_bytes) const {
@@ -216,7 +210,8 @@ class CompiledStepKernel final : public StepKernel {
 
 template <class Convolution, class Linear, class Window>
 std::unique_ptr<const StepKernel> make_step_kernel(double rotary_base) {
-  if constexpr (StepLinear<StepShape<Convolution, Linear, Window, 1>>::supported && jrt::DeviceStep<Window>::supported) {
+  using Shape = StepShape<Convolution, Linear, Window, 1>;
+  if constexpr (StepLinear<Shape>::supported && StepWindow<Shape>::supported) {
     return std::make_unique<CompiledStepKernel<Convolution, Linear, Window>>(rotary_base);
   } else {
     return nullptr;

@@ -16,9 +16,10 @@ struct StepInputs {
   const Stage* stages = nullptr;
   std::int32_t stage_count = 0;
   std::int32_t rows = 0;
+  std::int32_t step_tokens = 1;  ///< rows of a sequence, one behind another; more than one are staged
   const std::int32_t* tokens = nullptr;
   const std::int32_t* positions = nullptr;
-  const std::int32_t* slots = nullptr;
+  const std::int32_t* slots = nullptr;  ///< of each sequence
   std::int64_t slot_count = 0;
   std::int64_t slot_stride = 0;  ///< bytes
   std::int32_t heads = 0;

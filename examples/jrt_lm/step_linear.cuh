@@ -7,12 +7,16 @@
 #include <jrt/detail/cuda/core/vector.cuh>
 #include <jrt/state.hpp>
 
+#include "jrt_lm/step_tokens.cuh"
 #include "jrt_lm/step_worker.cuh"
 
 namespace jrt_lm {
 
 /// Linear attention's step of one head of one sequence, by all threads that multiply: its state is in their registers
-/// before the token is there. A thread has a few neighbouring columns of every `groups`-th row.
+/// before the tokens are there. A thread has a few neighbouring columns of every `groups`-th row.
+///
+/// One token is added to the state. Staged tokens leave the state S as it is: token t's output is
+/// φ(q_t)ᵀS + Σ_{s≤t} k(q_t, k_s) v_s, for some tokens at once, divided by the same of the normaliser.
 template <class Shape>
 class StepLinear {
   using Linear = typename Shape::Linear;
@@ -31,6 +35,7 @@ class StepLinear {
   static constexpr bool sums_in_warps = lanes <= 32 && 32 % lanes == 0;
   static constexpr int partial_sums = sums_in_warps ? step_warps : groups;
   static constexpr int input_words = (2 * d + values) / 8;  ///< of 16 bytes: key, query, value
+  static constexpr int at_once = 4;                         ///< staged tokens
 
  public:
   /// Whether the features of this map are independent of one another, and rows whole accesses that registers hold.
@@ -39,11 +44,12 @@ class StepLinear {
                                     std::is_same_v<typename Linear::Element, jrt::BFloat16>;
 
   struct Shared {
-    float inputs[2 * d + values];
+    float inputs[step_rows][2 * d + values];
+    float kernels[step_rows][step_rows];  ///< of a query and a key
     float key_features[features];
-    float query_features[features];
-    float denominators[step_warps];
-    float partial[partial_sums][values];
+    alignas(16) float query_features[features][at_once];
+    float denominators[2][at_once][step_warps];
+    float partial[at_once][partial_sums][values];
   };
 
   __device__ StepLinear(Shared& shared, int thread) : shared_(shared), thread_(thread) {}
@@ -68,27 +74,29 @@ class StepLinear {
     }
   }
 
-  /// Waits for the token's key, query and value in an exchange.
-  __device__ void await(const E* key, const E* query, const E* value) const {
-    if (thread_ < input_words) {
-      const int word = thread_;
-      const E* const from = word < d / 8       ? key + 8 * word
-                            : word < 2 * d / 8 ? query + 8 * word - d
-                                               : value + 8 * word - 2 * d;
-      uint4 words = load_exchanged(from);
-      while (is_absent16(words)) {
-        words = load_exchanged(from);
+  /// Waits for the tokens' keys, queries and values, of which these are the first in a row of x.
+  __device__ void await(const StepTokens<E>& tokens, int key, int query, int value) const {
+    for (int i = thread_; i < tokens.count * input_words; i += step_consumers) {
+      const int t = i / input_words;
+      const int c = i % input_words * 8;
+      const bool is_query = c >= d && c < 2 * d;
+      const uint4 words = await_exchanged(tokens.x + t * tokens.x_columns +
+                                          (c < d      ? key + c
+                                           : is_query ? query + c - d
+                                                      : value + c - 2 * d));
+      if (tokens.staged != nullptr && has_state_ && !is_query) {
+        *reinterpret_cast<uint4*>(tokens.staged + t * tokens.staged_columns + (c < d ? c : c - d)) = words;
       }
       const std::uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        shared_.inputs[8 * word + 2 * i] = __uint_as_float(pairs[i] << 16);
-        shared_.inputs[8 * word + 2 * i + 1] = __uint_as_float(pairs[i] & 0xFFFF0000U);
+      for (int n = 0; n < 4; ++n) {
+        shared_.inputs[t][c + 2 * n] = __uint_as_float(pairs[n] << 16);
+        shared_.inputs[t][c + 2 * n + 1] = __uint_as_float(pairs[n] & 0xFFFF0000U);
       }
     }
   }
 
-  /// Adds the token to the state and stores it. `sync()` is a barrier of all threads; `store(column, number)` takes
+  /// Adds one token to the state and stores it. `sync()` is a barrier of all threads; `store(column, number)` takes
   /// outputs.
   template <class Sync, class Store>
   __device__ void run(Scalar* state, const Sync& sync, const Store& store) {
@@ -103,68 +111,81 @@ class StepLinear {
 #pragma unroll
     for (int i = 0; i < own_features; ++i) {
       if (const int r = thread_ + i * step_consumers; r < features) {
-        const float key = Map::key_feature(shared_.inputs, r);
-        const float query = Map::query_feature(shared_.inputs + d, r);
+        const float key = Map::key_feature(shared_.inputs[0], r);
+        const float query = Map::query_feature(shared_.inputs[0] + d, r);
         shared_.key_features[r] = key;
-        shared_.query_features[r] = query;
+        shared_.query_features[r][0] = query;
         const float sum = jrt::convert<float>(normaliser_[i]) + key;
         denominator += query * sum;
         state[Format::normaliser_offset + r] = jrt::convert<Scalar>(sum);
       }
     }
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-      denominator += __shfl_xor_sync(~0U, denominator, distance);
-    }
-    if (thread_ % 32 == 0) {
-      shared_.denominators[thread_ / 32] = denominator;
-    }
+    store_denominator(0, 0, denominator);
     sync();
     float sums[columns] = {};
 #pragma unroll
     for (int i = 0; i < own_rows; ++i) {
       if (is_own(i)) {
         const float key = shared_.key_features[row(i)];
-        const float query = shared_.query_features[row(i)];
+        const float query = shared_.query_features[row(i)][0];
         float numbers[columns];
         state_[i].get(numbers);
 #pragma unroll
         for (int c = 0; c < columns; ++c) {
-          numbers[c] += key * shared_.inputs[2 * d + column() + c];
+          numbers[c] += key * shared_.inputs[0][2 * d + column() + c];
           sums[c] += query * numbers[c];
         }
         state_[i].set(numbers);
         state_[i].store(state + row(i) * values + column(), true);
       }
     }
-    if constexpr (sums_in_warps) {
-#pragma unroll
-      for (int distance = lanes; distance < 32; distance *= 2) {
-#pragma unroll
-        for (int c = 0; c < columns; ++c) {
-          sums[c] += __shfl_xor_sync(~0U, sums[c], distance);
-        }
-      }
-    }
-    if (sums_in_warps ? thread_ % 32 < lanes : thread_ < groups * lanes) {
-#pragma unroll
-      for (int c = 0; c < columns; ++c) {
-        shared_.partial[sums_in_warps ? thread_ / 32 : group()][column() + c] = sums[c];
-      }
-    }
+    store_partial(0, sums);
     sync();
     for (int c = thread_; c < values; c += step_consumers) {
-      float sum = 0;
+      store(c, sum_of_partial(0, c) * Linear::Normaliser::factor(denominator_of(0, 0)));
+    }
+  }
+
+  /// Outputs of staged tokens. `store(t, column, active, number)` takes them, called by whole warps.
+  template <class Sync, class Store>
+  __device__ void run_staged(int tokens, const Sync& sync, const Store& store) {
+    static_assert(values % 8 == 0 && at_once * values % 32 == 0);
+    sync();
+    if (has_state_ && thread_ < tokens * tokens) {
+      const int t = thread_ / tokens;
+      const int s = thread_ % tokens;
+      float dot = 0;
 #pragma unroll
-      for (int i = 0; i < partial_sums; ++i) {
-        sum += shared_.partial[i][c];
+      for (int c = 0; c < d; ++c) {
+        dot += shared_.inputs[t][d + c] * shared_.inputs[s][c];
       }
-      float all = 0;
-#pragma unroll
-      for (int w = 0; w < step_warps; ++w) {
-        all += shared_.denominators[w];
+      shared_.kernels[t][s] = Map{}.kernel(dot);
+    }
+    int buffer = 0;
+    for (int first = 0; first < tokens; first += at_once, buffer ^= 1) {
+      const int count = tokens - first < at_once ? tokens - first : at_once;
+      if (has_state_) {
+        expand_queries(first, count, buffer);
+        sync();
+        multiply_queries();
+        sync();
       }
-      store(c, sum * Linear::Normaliser::factor(all));
+      for (int i = thread_; i < at_once * values; i += step_consumers) {
+        const int n = i / values;
+        const int c = i % values;
+        float y = 0;
+        if (has_state_ && n < count) {
+          float denominator = denominator_of(buffer, n);
+          y = sum_of_partial(n, c);
+          for (int s = 0; s <= first + n; ++s) {
+            const float kernel = shared_.kernels[first + n][s];
+            y += kernel * shared_.inputs[s][2 * d + c];
+            denominator += kernel;
+          }
+          y *= Linear::Normaliser::factor(denominator);
+        }
+        store(first + n, c, n < count, y);
+      }
     }
   }
 
@@ -180,6 +201,95 @@ class StepLinear {
   }
   [[nodiscard]] __device__ bool is_own(int i) const {
     return group() < groups && row(i) < features;
+  }
+
+  /// Sum over all threads.
+  __device__ void store_denominator(int buffer, int token, float denominator) const {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      denominator += __shfl_xor_sync(~0U, denominator, distance);
+    }
+    if (thread_ % 32 == 0) {
+      shared_.denominators[buffer][token][thread_ / 32] = denominator;
+    }
+  }
+  [[nodiscard]] __device__ float denominator_of(int buffer, int token) const {
+    float all = 0;
+#pragma unroll
+    for (int w = 0; w < step_warps; ++w) {
+      all += shared_.denominators[buffer][token][w];
+    }
+    return all;
+  }
+
+  /// Sums of a thread's rows, of some of all rows then.
+  __device__ void store_partial(int token, float (&sums)[columns]) const {
+    if constexpr (sums_in_warps) {
+#pragma unroll
+      for (int distance = lanes; distance < 32; distance *= 2) {
+#pragma unroll
+        for (int c = 0; c < columns; ++c) {
+          sums[c] += __shfl_xor_sync(~0U, sums[c], distance);
+        }
+      }
+    }
+    if (sums_in_warps ? thread_ % 32 < lanes : thread_ < groups * lanes) {
+#pragma unroll
+      for (int c = 0; c < columns; ++c) {
+        shared_.partial[token][sums_in_warps ? thread_ / 32 : group()][column() + c] = sums[c];
+      }
+    }
+  }
+  [[nodiscard]] __device__ float sum_of_partial(int token, int c) const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < partial_sums; ++i) {
+      sum += shared_.partial[token][i][c];
+    }
+    return sum;
+  }
+
+  /// Features of some queries, 0 behind the last, and their products with the normaliser.
+  __device__ void expand_queries(int first, int count, int buffer) {
+    float denominators[at_once] = {};
+#pragma unroll
+    for (int i = 0; i < own_features; ++i) {
+      if (const int r = thread_ + i * step_consumers; r < features) {
+#pragma unroll
+        for (int n = 0; n < at_once; ++n) {
+          const float query = n < count ? Map::query_feature(shared_.inputs[first + n] + d, r) : 0.0F;
+          shared_.query_features[r][n] = query;
+          denominators[n] += query * jrt::convert<float>(normaliser_[i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < at_once; ++n) {
+      store_denominator(buffer, n, denominators[n]);
+    }
+  }
+  __device__ void multiply_queries() const {
+    float sums[at_once][columns] = {};
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) {
+      if (is_own(i)) {
+        float numbers[columns];
+        state_[i].get(numbers);
+        float queries[at_once];
+        *reinterpret_cast<float4*>(queries) = *reinterpret_cast<const float4*>(shared_.query_features[row(i)]);
+#pragma unroll
+        for (int n = 0; n < at_once; ++n) {
+#pragma unroll
+          for (int c = 0; c < columns; ++c) {
+            sums[n][c] += queries[n] * numbers[c];
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < at_once; ++n) {
+      store_partial(n, sums[n]);
+    }
   }
 
   Shared& shared_;

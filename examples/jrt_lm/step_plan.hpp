@@ -11,6 +11,12 @@
 
 namespace jrt_lm {
 
+/// Where a layer's mixer has its states, and where it stages a step's tokens; null: the states take them.
+struct StagePlace {
+  void* state = nullptr;
+  void* staged = nullptr;
+};
+
 /// The stages of a decode step: what Layers does layer by layer, with norms, convolution, rotation, gates and
 /// additions as parts of the projections before them.
 template <class Device, class Element>
@@ -18,9 +24,9 @@ class StepPlan {
  public:
   using Weights = ModelWeights<Device, Element>;
 
-  /// `state_of(i)` is where slot 0 of layer i's states is.
-  template <class StateOf>
-  StepPlan(const ModelConfig& config, const Weights& weights, const StateOf& state_of, std::int64_t rows,
+  /// `place_of(i)` is the StagePlace of layer i.
+  template <class PlaceOf>
+  StepPlan(const ModelConfig& config, const Weights& weights, const PlaceOf& place_of, std::int64_t rows,
            const LogitRows<Device, Element>& logits)
       : config_(&config), rows_(rows) {
     Stage embed;
@@ -30,7 +36,7 @@ class StepPlan {
     for (std::size_t i = 0; i < weights.layers.size(); ++i) {
       const auto& layer = weights.layers[i];
       const bool last = i + 1 == weights.layers.size();
-      add_mixer(i, layer, state_of(i));
+      add_mixer(i, layer, place_of(i));
       add_sum(layer.output, layer.mlp_norm.data());
       add_normed(StageKind::gates, layer.mlp_input, config.hidden);
       add_sum(layer.mlp_output, last ? weights.final_norm.data() : weights.layers[i + 1].mixer_norm.data());
@@ -48,12 +54,13 @@ class StepPlan {
   [[nodiscard]] std::int64_t exchange_bytes() const { return bytes_; }
 
  private:
-  void add_mixer(std::size_t i, const typename Weights::Layer& layer, void* state) {
+  void add_mixer(std::size_t i, const typename Weights::Layer& layer, const StagePlace& place) {
     if (config_->layers[i] == MixerKind::convolution) {
       Stage& stage = add_normed(StageKind::convolves, layer.input, config_->channels);
       stage.filter = layer.convolution_weight.data();
       stage.filter_bias = layer.convolution_bias.data();
-      stage.state = state;
+      stage.state = place.state;
+      stage.staged = place.staged;
       return;
     }
     const bool is_window = config_->layers[i] == MixerKind::window;
@@ -65,7 +72,8 @@ class StepPlan {
     stage.x = projection.y;
     stage.x_columns = projection.y_columns;
     stage.outputs = static_cast<std::int32_t>(config_->heads * config_->shape.head_dim);
-    stage.state = state;
+    stage.state = place.state;
+    stage.staged = place.staged;
     place_output(stage);
     stages_.push_back(stage);
   }

@@ -25,8 +25,8 @@ enum class StageKind : std::int32_t {
   rotates,    ///< y = W x / |x| + bias, heads rotated by their positions where they are queries or keys
   gates,      ///< W has twice as many rows: y = first half times silu(second half)
   adds,       ///< r += W x + bias; y = norm r, and squares of r
-  linear,     ///< y = linear attention's step of x
-  window,     ///< y = window's step of x
+  linear,     ///< y = linear attention's step of x, of one or several tokens of each sequence
+  window,     ///< y = window's step of x, likewise
   logits,     ///< result = W x / |x|, and each block's likeliest tokens
   likeliest,  ///< result = the likeliest token of each row
 };
@@ -52,7 +52,8 @@ struct alignas(16) Stage {
   void* result = nullptr;
   const void* filter = nullptr;  ///< of a convolution
   const void* filter_bias = nullptr;
-  void* state = nullptr;  ///< of a mixer: slot 0
+  void* state = nullptr;   ///< of a mixer: slot 0
+  void* staged = nullptr;  ///< of a mixer: (rows, heads, numbers of a token), so that the states stay as they are; or null
 };
 
 [[nodiscard]] JRT_DETAIL_HD constexpr bool is_product(StageKind kind) {

@@ -36,18 +36,6 @@ class StepWorker : protected StepBlock<Shape> {
   [[nodiscard]] __device__ StepSums<Shape>& sums() const { return *reinterpret_cast<StepSums<Shape>*>(work_); }
   static __device__ void sync() { jrt::detail::cuda::named_barrier(step_barrier, step_consumers); }
 
-  /// Waits, as a warp, for `count` numbers of an exchange. After a barrier other threads may read them as any memory.
-  static __device__ void await_numbers(const E* from, int count) {
-    const auto begin = reinterpret_cast<std::uintptr_t>(from) / sizeof(uint4) * sizeof(uint4);
-    const auto end = reinterpret_cast<std::uintptr_t>(from + count);
-    for (std::uintptr_t at = begin + static_cast<unsigned>(thread() % 32) * sizeof(uint4); at < end;
-         at += 32 * sizeof(uint4)) {
-      while (is_absent16(load_exchanged(reinterpret_cast<const void*>(at)))) {
-      }
-    }
-    acquire_exchanged();
-  }
-
   std::byte* work_;
   int stage_ = 0;
   int buffer_ = 0;  ///< of sums

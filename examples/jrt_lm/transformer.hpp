@@ -44,7 +44,7 @@ class Transformer final : public LanguageModel {
         model_(std::move(mixers), std::move(config), source, options),
         layers_(model_),
         steps_(model_, layers_, options.separate_kernels),
-        staged_steps_(model_, layers_),
+        staged_steps_(model_, layers_, options.separate_kernels),
         short_prompts_(model_, layers_),
         tokens_read_(static_cast<std::size_t>(options.slots)) {}
 
@@ -126,6 +126,7 @@ class Transformer final : public LanguageModel {
     staged_ = {};
     StagedBatch<Device, Element>& batch = staged_steps_.enqueue(tokens, of_slots, positions_of(of_slots));
     logits_ = &batch.logits;
+    stepped_in_one_kernel_ = batch.whole.exists();
     staged_ = {&batch, {of_slots.begin(), of_slots.end()}};
   }
 
@@ -321,7 +322,7 @@ class Transformer final : public LanguageModel {
     batch.slots.upload(of_slots);
     batch.positions.upload(positions_of(of_slots));
     logits_ = &batch.logits;
-    stepped_in_one_kernel_ = batch.stages.size() > 0;
+    stepped_in_one_kernel_ = batch.whole.exists();
     return batch;
   }
 

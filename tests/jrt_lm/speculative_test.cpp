@@ -11,6 +11,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "jrt_lm/draft.hpp"
@@ -179,7 +180,7 @@ TEST_CASE("where a product's rows do not know of one another, a staged step is s
     const TestWeights weights(config);
     for (const Precision& precision : precisions) {
       const bool any_number = device == DeviceKind::cuda && precision.type == NumberType::bfloat16;
-      const auto staged = made(config, weights, precision.type, 2);
+      const auto staged = made(config, weights, precision.type, 2, 1 << 18, true);
       const auto stepped = made(config, weights, precision.type, 2, 1 << 18, true);
       read(*staged, {random_tokens(30, 29, 4)}, {1}, config.encoder_tokens);
       read(*stepped, {random_tokens(30, 29, 4)}, {1}, config.encoder_tokens);
@@ -196,6 +197,168 @@ TEST_CASE("where a product's rows do not know of one another, a staged step is s
         }
         CHECK(staged->save(1) == stepped->save(1));
       }
+    }
+  }
+}
+
+/// Staged steps and commits of several models side by side, fed with the same.
+class SideBySide {
+ public:
+  explicit SideBySide(std::vector<LanguageModel*> models) : models_(std::move(models)) {}
+
+  /// Logits of each model, of a step of `count` random tokens for each slot, `accepted` of which are committed.
+  std::vector<std::vector<double>> step(const Tokens& slots, std::int64_t count, const Tokens& accepted) {
+    const Tokens next = random_tokens(std::ssize(slots) * count, models_.front()->config().vocabulary, ++steps_);
+    std::vector<std::vector<double>> logits;
+    for (LanguageModel* const model : models_) {
+      model->staged_step(next, slots);
+      logits.push_back(model->logits());
+      model->commit(accepted);
+    }
+    return logits;
+  }
+
+  /// The seed of the last step's tokens.
+  [[nodiscard]] unsigned steps() const { return steps_; }
+
+ private:
+  std::vector<LanguageModel*> models_;
+  unsigned steps_ = 0;
+};
+
+/// Whether a model has one kernel for a step of few rows, if the GPU is one for which there is such a kernel.
+bool may_have_one_kernel(const Precision& precision) {
+  return device == DeviceKind::cuda && precision.type == NumberType::bfloat16;
+}
+
+TEST_CASE("staged steps in one kernel are those of separate kernels but for rounding, whatever is in the batch beside") {
+  for (const bool rotates : {true, false}) {
+    ModelConfig config = config_of(small_config().layers);
+    config.layers.insert(config.layers.end(), {MixerKind::window, MixerKind::linear});
+    config.rotates = rotates;
+    config.window_kv_heads = rotates ? 2 : 4;
+    config.mlp_input_bias = config.convolution_bias = rotates;
+    const TestWeights weights(config);
+    for (const Precision& precision : precisions) {
+      constexpr std::int64_t slots = 18;
+      const auto whole = made(config, weights, precision.type, slots);
+      const auto separate = made(config, weights, precision.type, slots, 1 << 18, true);
+      std::vector<Tokens> prompts;
+      Tokens all;
+      for (std::int32_t i = 0; i < 16; ++i) {
+        prompts.push_back(random_tokens(1 + 3 * i, config.vocabulary, static_cast<unsigned>(i)));
+        all.push_back(i);
+      }
+      for (LanguageModel* const model : {whole.get(), separate.get()}) {
+        read(*model, prompts, all, config.encoder_tokens);
+      }
+      SideBySide both({whole.get(), separate.get()});
+      // As many sequences and tokens of each as fit in a step of the kernel; the ring of a window has 5 rows.
+      struct Size {
+        std::int32_t sequences;
+        std::int32_t tokens;
+      };
+      for (const Size size : {Size{1, 2}, Size{1, 16}, Size{16, 1}, Size{2, 8}, Size{1, 4}, Size{3, 5}, Size{5, 3},
+                              Size{1, 1}, Size{4, 4}, Size{1, 7}, Size{2, 4}, Size{1, 9}, Size{8, 2}}) {
+        CAPTURE(size.sequences);
+        CAPTURE(size.tokens);
+        Tokens places;
+        Tokens accepted;
+        for (std::int32_t i = 0; i < size.sequences; ++i) {
+          places.push_back(size.sequences > 2 && i == 1 ? jrt::skip_slot : i * 7 % 16);
+          accepted.push_back((size.tokens + i) % (size.tokens + 1));
+        }
+        // The last sequence once more, by itself.
+        const std::int32_t last = places.back();
+        whole->fork(last, 17);
+        const auto logits = both.step(places, size.tokens, accepted);
+        if (may_have_one_kernel(precision)) {
+          WARN(whole->stepped_in_one_kernel());
+        }
+        CHECK_FALSE(separate->stepped_in_one_kernel());
+        for (std::size_t row = 0; row < places.size() * static_cast<std::size_t>(size.tokens); ++row) {
+          if (places[row / static_cast<std::size_t>(size.tokens)] != jrt::skip_slot) {
+            CHECK(relative_error(logits_row(logits[0], row, config), logits_row(logits[1], row, config)) <=
+                  precision.bound);
+          }
+        }
+        if (whole->stepped_in_one_kernel()) {
+          const Tokens next = random_tokens(std::ssize(places) * size.tokens, config.vocabulary, both.steps());
+          whole->staged_step(Tokens(next.end() - size.tokens, next.end()), Tokens{17});
+          const auto alone = whole->logits();
+          for (std::size_t t = 0; t < static_cast<std::size_t>(size.tokens); ++t) {
+            const std::size_t row = (places.size() - 1) * static_cast<std::size_t>(size.tokens) + t;
+            CHECK(logits_row(alone, t, config) == logits_row(logits[0], row, config));
+          }
+          whole->commit(Tokens{accepted.back()});
+          CHECK(whole->save(17) == whole->save(last));
+        }
+      }
+      // More rows than it takes.
+      whole->staged_step(random_tokens(18, config.vocabulary, 1), Tokens{0, 1, 2});
+      CHECK_FALSE(whole->stepped_in_one_kernel());
+    }
+  }
+}
+
+TEST_CASE("in the published layouts staged steps in one kernel differ from others by rounding alone") {
+  if (device != DeviceKind::cuda) {
+    return;
+  }
+  for (const char* const name : {"360m", "1.3b"}) {
+    CAPTURE(name);
+    ModelConfig config = ModelConfig::published(name);
+    config.layers.resize(5);  // with all kinds of mixers
+    config.vocabulary = config.vocabulary_rows = 1000;
+    const RandomWeights weights;
+    std::unique_ptr<LanguageModel> exact;
+    try {
+      exact = made(config, weights, NumberType::float32);
+    } catch (const std::runtime_error& error) {
+      MESSAGE("not compiled: " << error.what());
+      continue;
+    }
+    const auto whole = made(config, weights, NumberType::bfloat16);
+    const auto separate = made(config, weights, NumberType::bfloat16, 4, 1 << 18, true);
+    const auto stepped = made(config, weights, NumberType::bfloat16);
+    std::vector<Tokens> prompts;
+    for (const int count : {1, 70, 120, 300}) {  // rings that are not full, will be, and have been
+      prompts.push_back(random_tokens(count, config.vocabulary, static_cast<unsigned>(count)));
+    }
+    for (LanguageModel* const model : {exact.get(), whole.get(), separate.get(), stepped.get()}) {
+      read(*model, prompts, {0, 1, 2, 3}, 40);
+    }
+    SideBySide all({exact.get(), whole.get(), separate.get()});
+    for (const std::int32_t count : {4, 2, 3, 4}) {
+      const auto logits = all.step({0, 1, 2, 3}, count, {count, count - 1, 1, count});
+      WARN(whole->stepped_in_one_kernel());
+      const double rounding = relative_error(logits[2], logits[0]);
+      CHECK(relative_error(logits[1], logits[0]) <= 1.5 * rounding);
+      CHECK(relative_error(logits[1], logits[2]) <= 2 * rounding);
+    }
+    for (const std::int32_t slot : {3, 0, 2}) {
+      for (const std::int32_t count : {8, 16, 5, 13, 16, 16}) {
+        const auto logits = all.step({slot}, count, {count - count / 3});
+        WARN(whole->stepped_in_one_kernel());
+        const double rounding = relative_error(logits[2], logits[0]);
+        CHECK(relative_error(logits[1], logits[0]) <= 1.5 * rounding);
+        CHECK(relative_error(logits[1], logits[2]) <= 2 * rounding);
+      }
+    }
+    // One token after another, by the same kernel.
+    const Tokens next = random_tokens(16, config.vocabulary, 99);
+    for (LanguageModel* const model : {exact.get(), stepped.get()}) {
+      read(*model, prompts, {0, 1, 2, 3}, 40);
+    }
+    exact->staged_step(next, Tokens{3});
+    const auto expected = exact->logits();
+    stepped->staged_step(next, Tokens{3});
+    const auto staged = stepped->logits();
+    for (std::size_t t = 0; t < next.size(); ++t) {
+      const auto one = step_one(*stepped, next[t], 3);
+      const auto row = logits_row(expected, t, config);
+      const double rounding = relative_error(one, row);
+      CHECK(relative_error(logits_row(staged, t, config), row) <= 2 * rounding);
     }
   }
 }
@@ -288,6 +451,7 @@ TEST_CASE("tokens are the same with speculation and without, and repetition make
       }
       const EchoWeights echo(config);
       check_same_tokens(*made(config, echo, precision.type, 4, 1 << 18, true), requests, options, true);
+      check_same_tokens(*made(config, echo, precision.type), requests, options, true);  // in one kernel, where there is one
       options.new_tokens = 1;
       options.speculate = 4;
       const auto model = made(config, echo, precision.type);

@@ -40,16 +40,17 @@ ModelConfig config_of(bool rotates) {
   return config;
 }
 
-void check(const ModelConfig& config) {
+void check(const ModelConfig& config, bool staged) {
   CpuDevice device{ModelOptions{}};
   const RandomWeights source;
   const ModelWeights<CpuDevice, jrt::BFloat16> weights(device, config, source);
   LogitRows<CpuDevice, jrt::BFloat16> logits;
   constexpr std::int64_t rows = 3;
   logits.reserve(device, rows, config);
-  std::vector<char> states(config.layers.size());
-  StepPlan<CpuDevice, jrt::BFloat16> plan(
-      config, weights, [&](std::size_t i) { return static_cast<void*>(states.data() + i); }, rows, logits);
+  std::vector<char> states(2 * config.layers.size());
+  char* const staging = states.data() + config.layers.size();
+  const auto place_of = [&](std::size_t i) { return StagePlace{states.data() + i, staged ? staging + i : nullptr}; };
+  StepPlan<CpuDevice, jrt::BFloat16> plan(config, weights, place_of, rows, logits);
   std::vector<Stage>& stages = plan.stages();
   REQUIRE(stages.front().kind == StageKind::embed);
   REQUIRE(stages.back().kind == StageKind::likeliest);
@@ -65,7 +66,13 @@ void check(const ModelConfig& config) {
     }
   };
   const Stage* before = nullptr;
+  std::size_t mixers = 0;
   for (const Stage& stage : stages) {
+    if (stage.state != nullptr) {
+      CHECK(stage.state == states.data() + mixers);
+      CHECK(stage.staged == (staged ? staging + mixers : nullptr));
+      ++mixers;
+    }
     if (before != nullptr && stage.kind != StageKind::likeliest) {
       CHECK(stage.x == before->y);
       CHECK(stage.x_columns == before->y_columns);
@@ -90,6 +97,7 @@ void check(const ModelConfig& config) {
     }
     before = &stage;
   }
+  CHECK(mixers == config.layers.size());
   // Each row of W once, each tile in one block, those of the residual stream in the same; all blocks as much of the others.
   for (const int blocks : {1, 5, 132}) {
     divide_among_blocks(stages, blocks);
@@ -129,8 +137,8 @@ void check(const ModelConfig& config) {
 }
 
 TEST_CASE("a stage reads what stages before it have written, and products are divided without a gap") {
-  check(config_of(true));
-  check(config_of(false));
+  check(config_of(true), false);
+  check(config_of(false), true);
 }
 
 TEST_CASE("each piece of a round's weights has a place, and slots without any are left out") {
