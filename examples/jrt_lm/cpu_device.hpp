@@ -69,6 +69,7 @@ class CpuDevice {
     ::operator delete(memory, alignment);
     allocated_bytes_ -= static_cast<std::int64_t>(bytes);
   }
+  static void clear(void* memory, std::size_t bytes) { std::memset(memory, 0, bytes); }
   static void upload(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
   static void download(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
 

@@ -65,6 +65,9 @@ class CudaDevice {
     allocated_bytes_ -= static_cast<std::int64_t>(bytes);
     cudaFree(memory);  // waits for the work that uses it
   }
+  void clear(void* memory, std::size_t bytes) {
+    check_cuda(cudaMemsetAsync(memory, 0, bytes, stream_.get()), "clearing memory");
+  }
   void upload(void* to, const void* from, std::size_t bytes) {
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_.get()), "transfer to the device");
     synchronize();  // `from` may go

@@ -67,6 +67,11 @@ class LayerStates {
     }
   }
 
+  /// A slot's states of no token.
+  void clear(Device& device, std::int64_t slot) const {
+    device.clear(memory_.data() + slot * slot_bytes_, static_cast<std::size_t>(slot_bytes_));
+  }
+
   /// A header, then each layer as jrt::save_states writes it.
   [[nodiscard]] std::vector<std::byte> save(Device& device, std::int64_t slot, std::int64_t tokens_read) const {
     std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes()));

@@ -72,6 +72,7 @@ struct StepPrepared {
   std::int32_t before[step_rows];  ///< tokens of the sequence in rows before
   std::int32_t positions[step_rows];
   std::int32_t tokens[step_rows];
+  std::int32_t encoder_tokens;
   std::uint32_t words[prepared_slots][most_words * 2 * tile_outputs * Shape::rows];
 };
 
@@ -149,6 +150,9 @@ class StepBlock {
     tokens.x_columns = stage.x_columns;
     tokens.y = exchanged<E>(stage.y) + row * stage.y_columns;
     tokens.y_columns = stage.y_columns;
+    tokens.encoder_count = stage.encoder_columns == 0 ? 0 : prepared_.encoder_tokens;
+    tokens.encoder = exchanged<const E>(stage.encoder);
+    tokens.encoder_columns = stage.encoder_columns;
     tokens.staged_columns = heads * numbers;
     if (stage.staged != nullptr) {
       tokens.staged = static_cast<E*>(stage.staged) + row * tokens.staged_columns + head * numbers;

@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<step_threads
       prepared.tokens[row] = in.tokens[row];
     }
     if (threadIdx.x == 0) {
+      prepared.encoder_tokens = in.encoder_tokens == nullptr ? 0 : *in.encoder_tokens;
       std::uint32_t barrier = shared_address(shared);
       const auto init = [&](int count, int arrivals) {
         for (int i = 0; i < count; ++i, barrier += 8) {

@@ -16,7 +16,9 @@ struct StepInputs {
   const Stage* stages = nullptr;
   std::int32_t stage_count = 0;
   std::int32_t rows = 0;
-  std::int32_t step_tokens = 1;  ///< rows of a sequence, one behind another; more than one are staged
+  std::int32_t step_tokens = 1;                  ///< rows of a sequence, one behind another
+  std::int32_t first_result = 0;                 ///< the first row of which there are logits
+  const std::int32_t* encoder_tokens = nullptr;  ///< of a prompt, all of it one sequence: M; null: 0
   const std::int32_t* tokens = nullptr;
   const std::int32_t* positions = nullptr;
   const std::int32_t* slots = nullptr;  ///< of each sequence

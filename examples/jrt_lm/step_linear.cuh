@@ -15,8 +15,9 @@ namespace jrt_lm {
 /// Linear attention's step of one head of one sequence, by all threads that multiply: its state is in their registers
 /// before the tokens are there. A thread has a few neighbouring columns of every `groups`-th row.
 ///
-/// One token is added to the state. Staged tokens leave the state S as it is: token t's output is
-/// φ(q_t)ᵀS + Σ_{s≤t} k(q_t, k_s) v_s, for some tokens at once, divided by the same of the normaliser.
+/// One token is added to the state first. Of several, token t's output is φ(q_t)ᵀS + Σ_{s≤t} k(q_t, k_s) v_s with the state
+/// S before them, plus the same over all of the encoder region's, divided by the same of the normaliser: for some tokens at
+/// once. They are added to the state then, unless they are staged.
 template <class Shape>
 class StepLinear {
   using Linear = typename Shape::Linear;
@@ -35,7 +36,7 @@ class StepLinear {
   static constexpr bool sums_in_warps = lanes <= 32 && 32 % lanes == 0;
   static constexpr int partial_sums = sums_in_warps ? step_warps : groups;
   static constexpr int input_words = (2 * d + values) / 8;  ///< of 16 bytes: key, query, value
-  static constexpr int at_once = 4;                         ///< staged tokens
+  static constexpr int at_once = 4;                         ///< of several tokens
 
  public:
   /// Whether the features of this map are independent of one another, and rows whole accesses that registers hold.
@@ -45,9 +46,10 @@ class StepLinear {
 
   struct Shared {
     float inputs[step_rows][2 * d + values];
-    float kernels[step_rows][step_rows];  ///< of a query and a key
+    float encoder_inputs[step_rows][d + values];  ///< key, value
+    float kernels[step_rows][2 * step_rows];      ///< of a query and a key, or one of the encoder region
     float key_features[features];
-    alignas(16) float query_features[features][at_once];
+    alignas(16) float query_features[features][at_once];  ///< or of keys
     float denominators[2][at_once][step_warps];
     float partial[at_once][partial_sums][values];
   };
@@ -87,12 +89,17 @@ class StepLinear {
       if (tokens.staged != nullptr && has_state_ && !is_query) {
         *reinterpret_cast<uint4*>(tokens.staged + t * tokens.staged_columns + (c < d ? c : c - d)) = words;
       }
-      const std::uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        shared_.inputs[t][c + 2 * n] = __uint_as_float(pairs[n] << 16);
-        shared_.inputs[t][c + 2 * n + 1] = __uint_as_float(pairs[n] & 0xFFFF0000U);
-      }
+      widen(words, shared_.inputs[t] + c);
+    }
+  }
+  /// Likewise for the encoder region's keys and values.
+  __device__ void await_encoder(const StepTokens<E>& tokens, int key, int value) const {
+    constexpr int words_of_row = (d + values) / 8;
+    for (int i = thread_; i < tokens.encoder_count * words_of_row; i += step_consumers) {
+      const int t = i / words_of_row;
+      const int c = i % words_of_row * 8;
+      widen(await_exchanged(tokens.encoder + t * tokens.encoder_columns + (c < d ? key + c : value + c - d)),
+            shared_.encoder_inputs[t] + c);
     }
   }
 
@@ -146,20 +153,21 @@ class StepLinear {
     }
   }
 
-  /// Outputs of staged tokens. `store(t, column, active, number)` takes them, called by whole warps.
+  /// Outputs of several tokens. `store(t, column, active, number)` takes them, called by whole warps.
   template <class Sync, class Store>
-  __device__ void run_staged(int tokens, const Sync& sync, const Store& store) {
+  __device__ void run_several(int tokens, int encoder_tokens, const Sync& sync, const Store& store) {
     static_assert(values % 8 == 0 && at_once * values % 32 == 0);
     sync();
-    if (has_state_ && thread_ < tokens * tokens) {
-      const int t = thread_ / tokens;
-      const int s = thread_ % tokens;
+    for (int i = thread_; i < tokens * (tokens + encoder_tokens); i += step_consumers) {
+      const int t = i % tokens;
+      const int s = i / tokens;
+      const float* const key = s < tokens ? shared_.inputs[s] : shared_.encoder_inputs[s - tokens];
       float dot = 0;
 #pragma unroll
       for (int c = 0; c < d; ++c) {
-        dot += shared_.inputs[t][d + c] * shared_.inputs[s][c];
+        dot += shared_.inputs[t][d + c] * key[c];
       }
-      shared_.kernels[t][s] = Map{}.kernel(dot);
+      shared_.kernels[t][s < tokens ? s : s - tokens + step_rows] = Map{}.kernel(dot);
     }
     int buffer = 0;
     for (int first = 0; first < tokens; first += at_once, buffer ^= 1) {
@@ -182,6 +190,11 @@ class StepLinear {
             y += kernel * shared_.inputs[s][2 * d + c];
             denominator += kernel;
           }
+          for (int s = 0; s < encoder_tokens; ++s) {
+            const float kernel = shared_.kernels[first + n][step_rows + s];
+            y += kernel * shared_.encoder_inputs[s][d + c];
+            denominator += kernel;
+          }
           y *= Linear::Normaliser::factor(denominator);
         }
         store(first + n, c, n < count, y);
@@ -189,7 +202,50 @@ class StepLinear {
     }
   }
 
+  /// Adds several tokens and the encoder region's to the state and stores it.
+  template <class Sync>
+  __device__ void keep_several(Scalar* state, int tokens, int encoder_tokens, const Sync& sync) {
+    if (!has_state_) {
+      return;
+    }
+    for (int first = 0; first < tokens + encoder_tokens; first += at_once) {
+      const auto input = [&](int n) {
+        const int s = first + n;
+        return s < tokens ? shared_.inputs[s] : s < tokens + encoder_tokens ? shared_.encoder_inputs[s - tokens] : nullptr;
+      };
+      sync();
+      add_keys(input);
+      sync();
+#pragma unroll
+      for (int n = 0; n < at_once; ++n) {
+        if (input(n) != nullptr) {
+          add_values(n, input(n) + (first + n < tokens ? 2 * d : d));
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) {
+      if (is_own(i)) {
+        state_[i].store(state + row(i) * values + column(), true);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < own_features; ++i) {
+      if (const int r = thread_ + i * step_consumers; r < features) {
+        state[Format::normaliser_offset + r] = normaliser_[i];
+      }
+    }
+  }
+
  private:
+  static __device__ void widen(const uint4& words, float* to) {
+    const std::uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      to[2 * n] = __uint_as_float(pairs[n] << 16);
+      to[2 * n + 1] = __uint_as_float(pairs[n] & 0xFFFF0000U);
+    }
+  }
   [[nodiscard]] __device__ int group() const {
     return thread_ / lanes;
   }
@@ -289,6 +345,44 @@ class StepLinear {
 #pragma unroll
     for (int n = 0; n < at_once; ++n) {
       store_partial(n, sums[n]);
+    }
+  }
+
+  /// Features of some keys, which go into the normaliser.
+  template <class Input>
+  __device__ void add_keys(const Input& input) {
+#pragma unroll
+    for (int i = 0; i < own_features; ++i) {
+      if (const int r = thread_ + i * step_consumers; r < features) {
+        float sum = jrt::convert<float>(normaliser_[i]);
+#pragma unroll
+        for (int n = 0; n < at_once; ++n) {
+          const float key = input(n) != nullptr ? Map::key_feature(input(n), r) : 0.0F;
+          shared_.query_features[r][n] = key;
+          sum += key;
+        }
+        normaliser_[i] = jrt::convert<Scalar>(sum);
+      }
+    }
+  }
+  __device__ void add_values(int n, const float* value) {
+    float own[columns];
+#pragma unroll
+    for (int c = 0; c < columns; ++c) {
+      own[c] = value[column() + c];
+    }
+#pragma unroll
+    for (int i = 0; i < own_rows; ++i) {
+      if (is_own(i)) {
+        const float key = shared_.query_features[row(i)][n];
+        float numbers[columns];
+        state_[i].get(numbers);
+#pragma unroll
+        for (int c = 0; c < columns; ++c) {
+          numbers[c] += key * own[c];
+        }
+        state_[i].set(numbers);
+      }
     }
   }
 

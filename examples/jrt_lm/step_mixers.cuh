@@ -32,17 +32,22 @@ class StepMixers : protected StepProducts<Shape> {
       step.load(state);
       this->note_waiting();
       step.await(tokens, (heads + head) * d, head * d, 2 * heads * d + head * values);
+      step.await_encoder(tokens, head * d, heads * d + head * values);
       this->clock_.note(this->stage_, StepMoment::passes);
       const auto sync = [] { Products::sync(); };
-      if (stage.staged == nullptr) {
+      if (stage.staged == nullptr && tokens.count == 1 && tokens.encoder_count == 0) {
         step.run(state, sync, [&](int column, float number) {
           store_exchanged(tokens.y + head * values + column, jrt::convert<E>(number));
         });
       } else {
-        step.run_staged(tokens.count, sync, [&](int t, int column, bool active, float number) {
+        step.run_several(tokens.count, tokens.encoder_count, sync, [&](int t, int column, bool active, float number) {
           this->exchange_tile(stage.y, (row + t) * stage.y_columns + head * values + column, active,
                               jrt::convert<E>(number));
         });
+        if (stage.staged == nullptr) {
+          step.keep_several(state, tokens.count, tokens.encoder_count, sync);
+        }
+        sync();  // the next head has the same shared memory
       }
     });
     this->sync();

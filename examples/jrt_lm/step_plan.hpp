@@ -24,11 +24,11 @@ class StepPlan {
  public:
   using Weights = ModelWeights<Device, Element>;
 
-  /// `place_of(i)` is the StagePlace of layer i.
+  /// `place_of(i)` is the StagePlace of layer i. `has_encoder`: the rows are those of a prompt with an encoder region.
   template <class PlaceOf>
   StepPlan(const ModelConfig& config, const Weights& weights, const PlaceOf& place_of, std::int64_t rows,
-           const LogitRows<Device, Element>& logits)
-      : config_(&config), rows_(rows) {
+           const LogitRows<Device, Element>& logits, bool has_encoder = false)
+      : config_(&config), rows_(rows), has_encoder_(has_encoder) {
     Stage embed;
     embed.kind = StageKind::embed;
     embed.weight = weights.embedding.weight.data();
@@ -65,12 +65,18 @@ class StepPlan {
     }
     const bool is_window = config_->layers[i] == MixerKind::window;
     const bool rotates = is_window && config_->rotates;
-    Stage& projection = add_normed(rotates ? StageKind::rotates : StageKind::stores, layer.input, layer.input.out);
-    projection.half = config_->shape.head_dim / 2;
+    const Stage residual = stages_.back();
+    const Stage projection = add_normed(rotates ? StageKind::rotates : StageKind::stores, layer.input, layer.input.out);
+    stages_.back().half = config_->shape.head_dim / 2;
     Stage stage;
     stage.kind = is_window ? StageKind::window : StageKind::linear;
     stage.x = projection.y;
     stage.x_columns = projection.y_columns;
+    if (has_encoder_ && !is_window) {
+      const Stage encoder = add_normed(StageKind::stores, layer.encoder_input, layer.encoder_input.out, residual);
+      stage.encoder = encoder.y;
+      stage.encoder_columns = encoder.y_columns;
+    }
     stage.outputs = static_cast<std::int32_t>(config_->heads * config_->shape.head_dim);
     stage.state = place.state;
     stage.staged = place.staged;
@@ -80,7 +86,10 @@ class StepPlan {
 
   template <class Projection>
   Stage& add_normed(StageKind kind, const Projection& by, std::int64_t outputs) {
-    const Stage& before = stages_.back();
+    return add_normed(kind, by, outputs, Stage(stages_.back()));
+  }
+  template <class Projection>
+  Stage& add_normed(StageKind kind, const Projection& by, std::int64_t outputs, const Stage& before) {
     Stage stage;
     stage.kind = kind;
     stage.in = static_cast<std::int32_t>(by.in);
@@ -132,6 +141,7 @@ class StepPlan {
 
   const ModelConfig* config_;
   std::int64_t rows_;
+  bool has_encoder_;
   std::int64_t bytes_ = 0;
   std::vector<Stage> stages_;
 };

@@ -46,6 +46,8 @@ struct alignas(16) Stage {
   std::int32_t y = 0;
   std::int32_t x_squares = 0;  ///< of each row, those of 8 neighbours added up; unused where x is not normalised
   std::int32_t y_squares = 0;
+  std::int32_t encoder = 0;  ///< `linear`, of a prompt: its encoder region's keys and values
+  std::int32_t encoder_columns = 0;
   const void* weight = nullptr;
   const void* bias = nullptr;
   const float* norm = nullptr;  ///< of the residual stream: times this it is y

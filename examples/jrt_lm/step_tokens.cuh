@@ -14,6 +14,9 @@ struct StepTokens {
   int x_columns = 0;
   E* y = nullptr;
   int y_columns = 0;
+  int encoder_count = 0;  ///< of the encoder region, whose keys and values all tokens see
+  const E* encoder = nullptr;
+  int encoder_columns = 0;
   E* staged = nullptr;     ///< the first token's row; null: the tokens go into the state
   int staged_columns = 0;  ///< from a token's row to the next
 };

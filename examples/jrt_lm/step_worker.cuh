@@ -16,9 +16,7 @@ namespace jrt_lm {
 template <class Shape>
 struct StepSums {
   float partial[2][step_parts][step_warps][Shape::row_blocks][tile_outputs][8];
-  // Of x, of a whole stage. They are read before the stage's outputs are stored, and written again when a later stage's x
-  // is there, which comes from all outputs of all rows: no barrier is needed between.
-  float squares[step_warps][Shape::rows];
+  float squares[2][step_warps][Shape::rows];  ///< of x, of stages in turn
 };
 
 /// One of the threads of the warps that multiply.

@@ -29,6 +29,7 @@
 #include "jrt_lm/prefill_plan.hpp"
 #include "jrt_lm/short_prompts.hpp"
 #include "jrt_lm/staged_steps.hpp"
+#include "jrt_lm/whole_prompts.hpp"
 
 namespace jrt_lm {
 
@@ -45,6 +46,7 @@ class Transformer final : public LanguageModel {
         layers_(model_),
         steps_(model_, layers_, options.separate_kernels),
         staged_steps_(model_, layers_, options.separate_kernels),
+        whole_prompts_(model_),
         short_prompts_(model_, layers_),
         tokens_read_(static_cast<std::size_t>(options.slots)) {}
 
@@ -66,8 +68,8 @@ class Transformer final : public LanguageModel {
   void prefill(std::span<const Prompt> prompts, LogitsOf rows, const Progress& progress) override {
     check_prompts(model_.config, tokens_read_, prompts);
     staged_ = {};
-    if (!separate_kernels_ && short_prompts_.takes(prompts, rows)) {
-      logits_ = &short_prompts_.read(prompts, tokens_read_);
+    if (Logits* const logits = short_prompt(prompts, rows); logits != nullptr) {
+      logits_ = logits;
       count(prompts);
       if (progress) {
         model_.device.synchronize();
@@ -262,6 +264,18 @@ class Transformer final : public LanguageModel {
     }
   }
 
+  /// A prompt in one kernel, or in a graph; null: neither.
+  Logits* short_prompt(std::span<const Prompt> prompts, LogitsOf rows) {
+    if (separate_kernels_) {
+      return nullptr;
+    }
+    Logits* const logits = whole_prompts_.read(prompts, rows, tokens_read_);
+    if (logits != nullptr || !short_prompts_.takes(prompts, rows)) {
+      return logits;
+    }
+    return &short_prompts_.read(prompts, tokens_read_);
+  }
+
   void prefill_group(const PrefillPlan& plan, const std::function<void(std::int64_t)>& progress) {
     upload(plan);
     layers_.run_prompts(layers_.pass_of(plan, prefill_activations_), prefill_activations_, prefill_logits_, progress);
@@ -355,6 +369,7 @@ class Transformer final : public LanguageModel {
   Layers<Device, Element> layers_;
   DecodeSteps<Device, Element> steps_;
   StagedSteps<Device, Element> staged_steps_;
+  WholePrompts<Device, Element> whole_prompts_;
   ShortPrompts<Device, Element> short_prompts_;
   std::vector<std::int64_t> tokens_read_;
   Activations<Device, Element> prefill_activations_;

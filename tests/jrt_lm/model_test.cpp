@@ -11,6 +11,8 @@
 #include <jrt/state.hpp>
 #include <jrt/state_exchange.hpp>
 #include <memory>
+#include <set>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -299,6 +301,86 @@ TEST_CASE("steps in one kernel are steps, whatever is in the batch beside a sequ
       }
       if (whole->stepped_in_one_kernel()) {
         CHECK(whole->save(3) == whole->save(19));
+      }
+    }
+  }
+}
+
+TEST_CASE("prompts of few tokens are those of separate kernels, however long their encoder regions") {
+  for (const bool causal : {false, true}) {
+    ModelConfig config = small_config();
+    config.hidden = 64;  // whole chunks, as the kernel wants them
+    config.layers.insert(config.layers.end(), {MixerKind::window, MixerKind::linear});
+    config.has_encoder = !causal;
+    config.encoder_tokens = causal ? 0 : 24;
+    config.rotates = causal;
+    config.window_kv_heads = causal ? 4 : 2;
+    const TestWeights weights(config);
+    const ReferenceModel reference(config, weights);
+    for (const Precision& precision : precisions) {
+      const auto whole = made(config, weights, precision.type);
+      const auto separate = made(config, weights, precision.type, 4, 1 << 18, true);
+      // A slot in which something has been, of which a sequence that starts there sees nothing.
+      for (LanguageModel* const model : {whole.get(), separate.get()}) {
+        static_cast<void>(prefill_last(*model, random_tokens(40, config.vocabulary, 3), 1, 0));
+      }
+      for (std::int64_t count = 1; count <= 17; ++count) {
+        for (const std::int64_t prefix : std::set<std::int64_t>{0, 1, count / 2, count}) {
+          if (causal && prefix > 0) {
+            continue;
+          }
+          CAPTURE(count);
+          CAPTURE(prefix);
+          Tokens tokens = random_tokens(count, config.vocabulary, static_cast<unsigned>(count));
+          const auto own = prefill_last(*whole, tokens, 1, prefix);
+          CHECK(whole->likeliest().size() == 1);
+          CHECK(relative_error(own, prefill_last(*separate, tokens, 1, prefix)) <= precision.bound);
+          CHECK(relative_error(own, reference.last_logits(tokens, prefix)) <= precision.bound);
+          // The same again, bit by bit; then it goes on: a token, and a few.
+          CHECK(prefill_last(*whole, tokens, 1, prefix) == own);
+          const std::int32_t next = static_cast<std::int32_t>(count % config.vocabulary);
+          tokens.push_back(next);
+          CHECK(relative_error(step_one(*whole, next, 1), reference.last_logits(tokens, prefix)) <= precision.bound);
+          const Tokens more = random_tokens(1 + (count * 5 + prefix) % 16, config.vocabulary, 4);
+          tokens.insert(tokens.end(), more.begin(), more.end());
+          CHECK(relative_error(prefill_last(*whole, more, 1, 0, true), reference.last_logits(tokens, prefix)) <=
+                precision.bound);
+          CHECK(whole->tokens_read(1) == std::ssize(tokens));
+          tokens.push_back(next);
+          CHECK(relative_error(step_one(*whole, next, 1), reference.last_logits(tokens, prefix)) <= precision.bound);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("in the published layouts prompts of few tokens differ from those of separate kernels by rounding alone") {
+  if (device != DeviceKind::cuda) {
+    return;
+  }
+  for (const char* const name : {"360m", "1.3b"}) {
+    CAPTURE(name);
+    ModelConfig config = ModelConfig::published(name);
+    config.layers.resize(5);  // with all kinds of mixers
+    config.vocabulary = config.vocabulary_rows = 1000;
+    const RandomWeights weights;
+    std::unique_ptr<LanguageModel> exact;
+    try {
+      exact = made(config, weights, NumberType::float32);
+    } catch (const std::runtime_error& error) {
+      MESSAGE("not compiled: " << error.what());
+      continue;
+    }
+    const auto whole = made(config, weights, NumberType::bfloat16);
+    const auto separate = made(config, weights, NumberType::bfloat16, 4, 1 << 18, true);
+    for (const int count : {16, 3, 8, 9, 1}) {
+      for (const bool continues : {false, true, true}) {
+        const Tokens tokens = random_tokens(count, config.vocabulary, static_cast<unsigned>(count));
+        const std::int64_t prefix = continues || !config.has_encoder ? 0 : (count + 1) / 2;
+        const auto expected = prefill_last(*exact, tokens, 1, prefix, continues);
+        const auto own = prefill_last(*whole, tokens, 1, prefix, continues);
+        const double rounding = relative_error(prefill_last(*separate, tokens, 1, prefix, continues), expected);
+        CHECK(relative_error(own, expected) <= 2 * rounding);
       }
     }
   }
