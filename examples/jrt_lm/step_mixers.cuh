@@ -69,10 +69,13 @@ class StepMixers : protected StepProducts<Shape> {
       E* const cache = states.has_slot(row) ? states.pool.head(states.slot(row), head) : nullptr;
       step.load(cache);
       this->note_waiting();
-      step.await(tokens, (heads + head) * d, (heads + kv_heads) * d + head * values);
+      step.await(tokens, (heads + head) * d, (heads + kv_heads) * d + head * values, head * group * d);
       this->clock_.note(this->stage_, StepMoment::passes);
       for (int query = head * group; query < (head + 1) * group; ++query) {
-        step.run(tokens, query * d, query * values, static_cast<float>(this->in_.window_scale), sync);
+        if (query > head * group) {
+          step.await_query(tokens, query * d);
+        }
+        step.run(tokens, query * values, static_cast<float>(this->in_.window_scale), sync);
         sync();  // what follows has the same shared memory
       }
       step.keep(tokens, cache);

@@ -95,39 +95,50 @@ class StepWindow {
     __pipeline_commit();
   }
 
-  /// Waits for the tokens' keys and values, of which `key` and `value` are the first in a row of x.
-  __device__ void await(const StepTokens<E>& tokens, int key, int value) {
+  /// Waits for the tokens' keys and values and the first query head's queries, of which these are the first in a row of x.
+  /// All of it is asked for before any of it is waited for.
+  __device__ void await(const StepTokens<E>& tokens, int key, int value, int query) {
     if (!has_cache_) {
       return;
     }
+    const auto each = [&](const auto& function) {
+#pragma unroll
+      for (int i = 0; i < own_words; ++i) {
+        const int word = thread_ + i * step_consumers;
+        const int c = word % token_words * 8;
+        function(words_[i], word < tokens.count * token_words, word / token_words, c < d ? key + c : value + c - d);
+      }
+#pragma unroll
+      for (int i = cached_keys / 8 / step_warps; i < own_tiles; ++i) {
+        const int t = key_of(i) - cached_keys;
+#pragma unroll
+        for (int j = 0; j < chunks; ++j) {
+          function(keys_[i][j], t >= 0 && t < tokens.count && column(j) < d, t, key + column(j));
+        }
+      }
+      each_query(tokens, query, function);
+    };
+    ask(tokens, each);
 #pragma unroll
     for (int i = 0; i < own_words; ++i) {
       const int word = thread_ + i * step_consumers;
-      if (word < tokens.count * token_words) {
-        const int t = word / token_words;
-        const int c = word % token_words * 8;
-        words_[i] = await_exchanged(tokens.x + t * tokens.x_columns + (c < d ? key + c : value + c - d));
-        if (c >= d) {
-          *reinterpret_cast<uint4*>(&shared_.cached[cached_keys + t][c - d]) = words_[i];
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < own_tiles; ++i) {
-      if (const int t = key_of(i) - cached_keys; t >= 0 && t < tokens.count) {
-#pragma unroll
-        for (int j = 0; j < chunks; ++j) {
-          if (column(j) < d) {
-            keys_[i][j] = await_exchanged(tokens.x + t * tokens.x_columns + key + column(j));
-          }
-        }
+      const int c = word % token_words * 8 - d;
+      if (word < tokens.count * token_words && c >= 0) {
+        *reinterpret_cast<uint4*>(&shared_.cached[cached_keys + word / token_words][c]) = words_[i];
       }
     }
   }
+  /// Another query head's.
+  __device__ void await_query(const StepTokens<E>& tokens, int query) {
+    if (has_cache_) {
+      ask(tokens, [&](const auto& function) { each_query(tokens, query, function); });
+    }
+  }
 
-  /// Outputs of one query head: `query` is the first column of x, `output` of y. `sync()` is a barrier of all threads.
+  /// Outputs of the query head whose queries are there; `output`: the first column of y. `sync()` is a barrier of all
+  /// threads.
   template <class Sync>
-  __device__ void run(const StepTokens<E>& tokens, int query, int output, float scale, const Sync& sync) {
+  __device__ void run(const StepTokens<E>& tokens, int output, float scale, const Sync& sync) {
     if (!has_cache_) {
       constexpr int row_words = values / 8;
       for (int i = thread_; i < tokens.count * row_words; i += step_consumers) {
@@ -135,7 +146,7 @@ class StepWindow {
       }
       return;
     }
-    score(tokens, query, scale);
+    score(tokens, scale);
     __pipeline_wait_prior(0);
     sync();
     for (int t = thread_ / 32; t < tokens.count; t += step_warps) {
@@ -193,22 +204,41 @@ class StepWindow {
     return row >= ring ? ring : distance < 0 ? distance + ring : distance;
   }
 
-  /// Scores of all tokens and this warp's keys.
-  __device__ void score(const StepTokens<E>& tokens, int query, float scale) {
-    const int g = lane() / 4;
-    uint4 queries[2][chunks] = {};
+  /// Calls `function(words, whether there are any, token, column of x)` for this lane's words of the queries.
+  template <class Function>
+  __device__ void each_query(const StepTokens<E>& tokens, int query, const Function& function) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (const int t = g + 8 * half; t < tokens.count) {
+      const int t = lane() / 4 + 8 * half;
 #pragma unroll
-        for (int j = 0; j < chunks; ++j) {
-          if (column(j) < d) {
-            queries[half][j] = await_exchanged(tokens.x + t * tokens.x_columns + query + column(j));
-          }
-        }
+      for (int j = 0; j < chunks; ++j) {
+        function(queries_[half][j], t < tokens.count && column(j) < d, t, query + column(j));
       }
     }
-    __syncwarp();
+  }
+  /// Asks for all words that `each` calls a function with, until they are there.
+  template <class Each>
+  __device__ void ask(const StepTokens<E>& tokens, const Each& each) {
+    const auto place = [&](int t, int c) { return tokens.x + t * tokens.x_columns + c; };
+    each([&](uint4& words, bool exists, int t, int c) {
+      if (exists) {
+        words = load_exchanged(place(t, c));
+      }
+    });
+    bool again = true;
+    while (__any_sync(~0U, again)) {
+      again = false;
+      each([&](uint4& words, bool exists, int t, int c) {
+        const bool absent = exists && is_absent16(words);
+        reload_exchanged_if(absent, place(t, c), words);
+        again = again || absent;
+      });
+    }
+  }
+
+  /// Scores of all tokens and this warp's keys.
+  __device__ void score(const StepTokens<E>& tokens, float scale) {
+    const int g = lane() / 4;
 #pragma unroll
     for (int i = 0; i < own_tiles; ++i) {
       const int first = (thread_ / 32 + i * step_warps) * 8;
@@ -218,8 +248,8 @@ class StepWindow {
       float sums[4] = {};
 #pragma unroll
       for (int j = 0; j < chunks; ++j) {
-        const uint4& a = queries[0][j];
-        const uint4& b = queries[1][j];
+        const uint4& a = queries_[0][j];
+        const uint4& b = queries_[1][j];
         const std::uint32_t low[4] = {a.x, b.x, a.y, b.y};
         const std::uint32_t high[4] = {a.z, b.z, a.w, b.w};
         multiply_fragments<E>(sums, low, keys_[i][j].x, keys_[i][j].y);
@@ -338,6 +368,7 @@ class StepWindow {
   int next_row_ = 0;  ///< of the ring
   int seen_ = 0;      ///< cached tokens that the first token sees
   uint4 keys_[own_tiles][chunks];
+  uint4 queries_[2][chunks] = {};
   uint4 words_[own_words];
 };
 
