@@ -168,7 +168,8 @@ class StepPreparer : StepBlock<Shape> {
     } else if constexpr (kind == StageKind::convolves) {
       using Convolution = typename Block::Convolution;
       const auto states = this->template states<Convolution>(stage, this->in_.channels);
-      if (stage.staged == nullptr && this->prepared_.before[item.row] == this->in_.step_tokens - 1) {
+      // Of several tokens the last one's channel keeps the inputs.
+      if (!Shape::several || (stage.staged == nullptr && this->prepared_.before[item.row] == this->in_.step_tokens - 1)) {
         auto args = this->template filters<jrt::DecodeArgs<Convolution>>(stage);
         args.source = states;
         addends.channel.load(args, item.row, output, this->in_.channels);

@@ -16,14 +16,15 @@
 
 namespace jrt_lm {
 
-/// What a kernel is compiled for: mixers, and eights of rows.
-template <class Convolution_, class Linear_, class Window_, int row_blocks_>
+/// What a kernel is compiled for: mixers, eights of rows, and whether rows may be tokens of the same sequence.
+template <class Convolution_, class Linear_, class Window_, int row_blocks_, bool several_>
 struct StepShape {
   using Convolution = Convolution_;
   using Linear = Linear_;
   using Window = Window_;
   using E = typename Linear::Element;
   static constexpr int row_blocks = row_blocks_;
+  static constexpr bool several = several_;
   static constexpr int rows = 8 * row_blocks;
   /// Of the residual stream, and twice as many of what is added to it: 16 heads wide, as the published models are.
   static constexpr int normed_pieces = pieces_of(16 * Window::head_dim);
@@ -57,6 +58,7 @@ struct StepParameters {
   jrt::RotaryHalves<d> rotary;
   std::int32_t prepared_offset = 0;  ///< in shared memory, behind barriers and stages
   std::int32_t residual_offset = 0;
+  std::int32_t outputs_offset = 0;
   std::int32_t work_offset = 0;
   std::int32_t ring_offset = 0;
   std::int32_t ring_slots = 0;
@@ -86,6 +88,8 @@ class StepBlock {
   using Window = typename Shape::Window;
   using Parameters = StepParameters<Window::head_dim>;
   using Prepared = StepPrepared<Shape>;
+  using WindowStep = jrt::DeviceStep<Window>;
+  using WindowPart = jrt::BlockPart<step_consumers>;
 
   __device__ StepBlock(const Parameters& parameters, std::byte* shared, std::uint32_t steps)
       : parameters_(parameters),
@@ -141,11 +145,29 @@ class StepBlock {
              in_.slot_stride / static_cast<std::int64_t>(sizeof(Scalar))},
             prepared_.slots};
   }
+  template <class T>
+  [[nodiscard]] __device__ jrt::TensorView<T> view(T* data, int columns, int heads, int dim) const {
+    return {data, in_.rows, 1, heads, dim, columns, columns, dim};
+  }
+  /// `output`: of one token, all heads.
+  [[nodiscard]] __device__ WindowStep window_step(const Stage& stage, E* output) const {
+    constexpr int d = Window::head_dim;
+    const auto* const x = exchanged<const E>(stage.x);
+    const int kv_heads = in_.window_kv_heads;
+    jrt::DecodeArgs<Window> args;
+    args.query = view(x, stage.x_columns, in_.heads, d);
+    args.key = view(x + in_.heads * d, stage.x_columns, kv_heads, d);
+    args.value = view(x + (in_.heads + kv_heads) * d, stage.x_columns, kv_heads, d);
+    args.output = view(output, 0, in_.heads, d);
+    args.source = states<Window>(stage, kv_heads);
+    args.scale = in_.window_scale;
+    return WindowStep(args);
+  }
   /// The tokens of a sequence, of which `row` is the first, in a stage of a mixer; `heads` of the state, each of which
   /// stages `numbers` of a token.
   [[nodiscard]] __device__ StepTokens<E> tokens_of(const Stage& stage, int row, int head, int heads, int numbers) const {
     StepTokens<E> tokens;
-    tokens.count = in_.step_tokens;
+    tokens.count = step_tokens();
     tokens.x = exchanged<const E>(stage.x) + row * stage.x_columns;
     tokens.x_columns = stage.x_columns;
     tokens.y = exchanged<E>(stage.y) + row * stage.y_columns;
@@ -159,12 +181,14 @@ class StepBlock {
     }
     return tokens;
   }
+  [[nodiscard]] __device__ int step_tokens() const { return Shape::several ? in_.step_tokens : 1; }
+  [[nodiscard]] __device__ int first_result() const { return Shape::several ? in_.first_result : 0; }
   /// Calls `function(row, head)` for this block's heads of sequences, whose first row it is.
   template <class Function>
   __device__ void each_head(int heads, const Function& function) const {
-    const int sequences = in_.rows / in_.step_tokens;
+    const int sequences = in_.rows / step_tokens();
     for (int item = block_; item < sequences * heads; item += blocks_) {
-      function(item / heads * in_.step_tokens, item % heads);
+      function(item / heads * step_tokens(), item % heads);
     }
   }
   /// Filters of a convolution.

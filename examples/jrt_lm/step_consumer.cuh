@@ -114,7 +114,7 @@ class StepConsumer : StepMixers<Shape> {
   }
   __device__ void find_likeliest(const Stage& stage) {
     auto* const of_warps = reinterpret_cast<StepCandidate*>(this->work_);
-    for (int row = this->in_.first_result + this->block_; row < this->in_.rows; row += this->blocks_) {
+    for (int row = this->first_result() + this->block_; row < this->in_.rows; row += this->blocks_) {
       StepCandidate best{-INFINITY, INT32_MAX};
       for (int i = this->thread(); i < units * this->blocks_; i += step_consumers) {
         std::uint64_t words = ~std::uint64_t{0};
@@ -132,7 +132,7 @@ class StepConsumer : StepMixers<Shape> {
       if (this->warp() == 0) {
         best = likeliest_of<step_warps>(of_warps[this->lane() % step_warps]);
         if (this->lane() == 0) {
-          static_cast<std::int32_t*>(stage.result)[row - this->in_.first_result] = best.token;
+          static_cast<std::int32_t*>(stage.result)[row - this->first_result()] = best.token;
         }
       }
     }

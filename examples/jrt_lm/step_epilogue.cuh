@@ -52,7 +52,7 @@ class StepEpilogues : protected StepWorker<Shape> {
     float squares[step_warps];
 #pragma unroll
     for (int w = 0; w < step_warps; ++w) {
-      squares[w] = this->sums().squares[this->stage_ % 2][w][row];
+      squares[w] = this->sums().squares[this->squares_buffer()][w][row];
     }
     return 1 / sqrtf(sum_of(squares) / static_cast<float>(stage.in) + this->in_.norm_epsilon);
   }
@@ -90,8 +90,8 @@ class StepEpilogues : protected StepWorker<Shape> {
       store_residual(stage, active, tile, item.row, item.within, total[0], own.norm);
     } else if constexpr (kind == StageKind::logits) {
       const int output = tile * tile_outputs + item.within;
-      if (active && item.row >= this->in_.first_result) {
-        static_cast<float*>(stage.result)[(item.row - this->in_.first_result) * stage.y_columns + output] = total[0];
+      if (active && item.row >= this->first_result()) {
+        static_cast<float*>(stage.result)[(item.row - this->first_result()) * stage.y_columns + output] = total[0];
       }
       if (active && output < this->in_.vocabulary) {
         const StepCandidate candidate =
@@ -108,10 +108,12 @@ class StepEpilogues : protected StepWorker<Shape> {
         E y{};
         if (active) {
           const E input = jrt::convert<E>(total[0]);
-          if (stage.staged != nullptr) {
-            static_cast<E*>(stage.staged)[item.row * this->in_.channels + tile_row(stage, tile, 0) + item.within] = input;
+          if constexpr (Shape::several) {
+            if (void* const staged = this->stages_[this->stage_].staged; staged != nullptr) {
+              static_cast<E*>(staged)[item.row * this->in_.channels + tile_row(stage, tile, 0) + item.within] = input;
+            }
+            take_inputs_before(stage, item, own);
           }
-          take_inputs_before(stage, item, own);
           y = own.channel.next(input, jrt::convert<E>(total[1]));
         }
         this->exchange_tile(stage.y, at, active, y);

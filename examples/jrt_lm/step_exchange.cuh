@@ -56,6 +56,11 @@ __device__ inline std::uint64_t load_exchanged_pair(const void* from) {
   return words;
 }
 
+/// Before other loads of what has been seen.
+__device__ inline void acquire_exchanged() {
+  asm volatile("fence.acq_rel.gpu;" : : : "memory");
+}
+
 /// Whether one of 8 numbers of 16 bits, or of 4 floats, is not there.
 __device__ inline bool is_absent16(const uint4& words) {
   const unsigned most = __vmaxu2(__vmaxu2(words.x, words.y), __vmaxu2(words.z, words.w));

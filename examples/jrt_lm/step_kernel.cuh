@@ -87,27 +87,31 @@ __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<step_threads
 
 template <class Convolution, class Linear, class Window>
 class CompiledStepKernel final : public StepKernel {
-  template <int row_blocks>
-  using Shape = StepShape<Convolution, Linear, Window, row_blocks>;
-  template <int row_blocks>
-  static constexpr auto kernel = step_kernel<Shape<row_blocks>>;
+  template <int row_blocks, bool several>
+  using ShapeOf = StepShape<Convolution, Linear, Window, row_blocks, several>;
 
  public:
   explicit CompiledStepKernel(double rotary_base) : rotary_(rotary_base) {}
 
-  [[nodiscard]] int blocks(const ModelConfig& config, std::int64_t rows, std::size_t stages) const override {
-    return rows <= Shape<1>::rows ? blocks_of<1>(config, rows, stages) : blocks_of<2>(config, rows, stages);
+  [[nodiscard]] int blocks(const ModelConfig& config, std::int64_t rows, std::size_t stages, bool several) const override {
+    return with_shape(rows, several, [&]<class Shape>(Shape) { return blocks_of<Shape>(config, rows, stages); });
   }
   void launch(const StepInputs& inputs, int blocks, void* stream) const override {
-    if (inputs.rows <= Shape<1>::rows) {
-      launch_of<1>(inputs, blocks, static_cast<cudaStream_t>(stream));
-    } else {
-      launch_of<2>(inputs, blocks, static_cast<cudaStream_t>(stream));
-    }
+    with_shape(inputs.rows, inputs.several,
+               [&]<class Shape>(Shape) { launch_of<Shape>(inputs, blocks, static_cast<cudaStream_t>(stream)); });
   }
 
  private:
-  template <int row_blocks>
+  /// Calls `function` with the shape of the kernel for so many rows.
+  template <class Function>
+  static auto with_shape(std::int64_t rows, bool several, const Function& function) {
+    if (rows <= ShapeOf<1, false>::rows) {
+      return several ? function(ShapeOf<1, true>{}) : function(ShapeOf<1, false>{});
+    }
+    return several ? function(ShapeOf<2, true>{}) : function(ShapeOf<2, false>{});
+  }
+
+  template <class Shape>
   [[nodiscard]] static int blocks_of(const ModelConfig& config, std::int64_t rows, std::size_t stages) {
     int device = 0;
     int cooperates = 0;
@@ -115,18 +119,19 @@ class CompiledStepKernel final : public StepKernel {
     int multiprocessors = 0;
     int resident = 0;
     const auto enough = [&] {
-      const Places<row_blocks> places(stages, static_cast<int>(config.width), multiprocessors);
+      const Places<Shape> places(stages, static_cast<int>(config.width), static_cast<int>(config.heads),
+                                 static_cast<int>(config.window_kv_heads), multiprocessors);
       return places.ring_slots(shared_bytes) >= least_ring_slots;
     };
     const bool fits =
-        has_step_sizes(config, rows, Shape<row_blocks>::normed_pieces) && cudaGetDevice(&device) == cudaSuccess &&
+        has_step_sizes(config, rows, Shape::normed_pieces) && cudaGetDevice(&device) == cudaSuccess &&
         cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device) == cudaSuccess && cooperates != 0 &&
         cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-        jrt::detail::cuda::kernel_exists<kernel<row_blocks>, step_threads>() && enough() &&
-        cudaFuncSetAttribute(kernel<row_blocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) ==
+        jrt::detail::cuda::kernel_exists<step_kernel<Shape>, step_threads>() && enough() &&
+        cudaFuncSetAttribute(step_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) ==
             cudaSuccess &&
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel<row_blocks>, step_threads,
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, step_kernel<Shape>, step_threads,
                                                       static_cast<std::size_t>(shared_bytes)) == cudaSuccess &&
         resident > 0;
     if (!fits) {
@@ -136,17 +141,19 @@ class CompiledStepKernel final : public StepKernel {
     return multiprocessors;
   }
 
-  template <int row_blocks>
+  template <class Shape>
   void launch_of(const StepInputs& inputs, int blocks, cudaStream_t stream) const {
     int device = 0;
     int shared_bytes = 0;
     check(cudaGetDevice(&device));
     check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    check(cudaFuncSetAttribute(kernel<row_blocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    const Places<row_blocks> places(static_cast<std::size_t>(inputs.stage_count), inputs.width, blocks);
+    check(cudaFuncSetAttribute(step_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    const Places<Shape> places(static_cast<std::size_t>(inputs.stage_count), inputs.width, inputs.heads,
+                               inputs.window_kv_heads, blocks);
     StepParameters<Window::head_dim> parameters{inputs, rotary_};
     parameters.prepared_offset = static_cast<std::int32_t>(places.prepared);
     parameters.residual_offset = static_cast<std::int32_t>(places.residual);
+    parameters.outputs_offset = static_cast<std::int32_t>(places.outputs);
     parameters.work_offset = static_cast<std::int32_t>(places.work);
     parameters.ring_offset = static_cast<std::int32_t>(places.ring);
     parameters.ring_slots = places.ring_slots(shared_bytes);
@@ -160,7 +167,7 @@ class CompiledStepKernel final : public StepKernel {
     config.stream = stream;
     config.attrs = &cooperates;
     config.numAttrs = 1;
-    check(cudaLaunchKernelEx(&config, kernel<row_blocks>, parameters));
+    check(cudaLaunchKernelEx(&config, step_kernel<Shape>, parameters));
     times_.remember(inputs, blocks, stream);
   }
 
@@ -173,27 +180,29 @@ class CompiledStepKernel final : public StepKernel {
   static constexpr int least_ring_slots = 2;
 
   /// What is where in shared memory, behind the barriers.
-  template <int row_blocks>
+  template <class Shape>
   struct Places {
-    using Block = StepBlock<Shape<row_blocks>>;
+    using Block = StepBlock<Shape>;
 
     std::size_t prepared;
     std::size_t residual;
+    std::size_t outputs;
     std::size_t work;
     std::size_t ring;
 
-    Places(std::size_t stages, int width, int blocks) {
+    Places(std::size_t stages, int width, int heads, int kv_heads, int blocks) {
       prepared = whole_lines(step_barrier_bytes + stages * sizeof(Stage));
       residual = whole_lines(prepared + sizeof(typename Block::Prepared));
       // In rounds of as many tiles as are made at once.
-      constexpr int at_once = Shape<row_blocks>::tiles_at_once(StageKind::adds);
+      constexpr int at_once = Shape::tiles_at_once(StageKind::adds);
       const int tiles = (residual_tiles(width, blocks) + at_once - 1) / at_once * at_once;
-      work =
-          whole_lines(residual + static_cast<std::size_t>(tiles) * Shape<row_blocks>::rows * tile_outputs * sizeof(float));
-      constexpr std::size_t most =
-          std::max({sizeof(StepSums<Shape<row_blocks>>), sizeof(typename StepLinear<Shape<row_blocks>>::Shared),
-                    sizeof(typename StepWindow<Shape<row_blocks>>::Shared)});
-      ring = whole_lines(work + most);
+      outputs = whole_lines(residual + static_cast<std::size_t>(tiles) * Shape::rows * tile_outputs * sizeof(float));
+      const auto values = static_cast<std::size_t>(heads * Window::head_dim) * sizeof(typename Block::E);
+      work = whole_lines(outputs + (Shape::several ? 0 : values));
+      const std::size_t window =
+          Shape::several ? sizeof(typename StepWindow<Shape>::Shared)
+                         : Block::WindowStep::template shared_bytes<step_consumers>(kv_heads > 0 ? heads / kv_heads : 1);
+      ring = whole_lines(work + std::max({sizeof(StepSums<Shape>), sizeof(typename StepLinear<Shape>::Shared), window}));
     }
     [[nodiscard]] int ring_slots(int shared_bytes) const {
       const auto all = static_cast<std::size_t>(shared_bytes);
@@ -211,8 +220,8 @@ class CompiledStepKernel final : public StepKernel {
 
 template <class Convolution, class Linear, class Window>
 std::unique_ptr<const StepKernel> make_step_kernel(double rotary_base) {
-  using Shape = StepShape<Convolution, Linear, Window, 1>;
-  if constexpr (StepLinear<Shape>::supported && StepWindow<Shape>::supported) {
+  using Shape = StepShape<Convolution, Linear, Window, 1, true>;
+  if constexpr (StepLinear<Shape>::supported && StepWindow<Shape>::supported && jrt::DeviceStep<Window>::supported) {
     return std::make_unique<CompiledStepKernel<Convolution, Linear, Window>>(rotary_base);
   } else {
     return nullptr;

@@ -16,6 +16,7 @@ struct StepInputs {
   const Stage* stages = nullptr;
   std::int32_t stage_count = 0;
   std::int32_t rows = 0;
+  bool several = false;
   std::int32_t step_tokens = 1;                  ///< rows of a sequence, one behind another
   std::int32_t first_result = 0;                 ///< the first row of which there are logits
   const std::int32_t* encoder_tokens = nullptr;  ///< of a prompt, all of it one sequence: M; null: 0
@@ -47,8 +48,10 @@ class StepKernel {
   virtual ~StepKernel() = default;
 
   /// Blocks of the kernel on the current device, all at the same time; 0 where that cannot be, or where sizes are none of
-  /// the kernel's, so that steps are made of separate kernels. The one place that decides about it.
-  [[nodiscard]] virtual int blocks(const ModelConfig& config, std::int64_t rows, std::size_t stages) const = 0;
+  /// the kernel's, so that steps are made of separate kernels. The one place that decides about it. `several`: as
+  /// StepInputs has it.
+  [[nodiscard]] virtual int blocks(const ModelConfig& config, std::int64_t rows, std::size_t stages,
+                                   bool several) const = 0;
   /// Enqueues a step in a stream of CUDA; may be captured.
   virtual void launch(const StepInputs& inputs, int blocks, void* stream) const = 0;
 };

@@ -36,7 +36,8 @@ class StepLinear {
   static constexpr bool sums_in_warps = lanes <= 32 && 32 % lanes == 0;
   static constexpr int partial_sums = sums_in_warps ? step_warps : groups;
   static constexpr int input_words = (2 * d + values) / 8;  ///< of 16 bytes: key, query, value
-  static constexpr int at_once = 4;                         ///< of several tokens
+  static constexpr int tokens_at_most = Shape::several ? step_rows : 1;
+  static constexpr int at_once = Shape::several ? 4 : 1;  ///< of several tokens
 
  public:
   /// Whether the features of this map are independent of one another, and rows whole accesses that registers hold.
@@ -45,9 +46,9 @@ class StepLinear {
                                     std::is_same_v<typename Linear::Element, jrt::BFloat16>;
 
   struct Shared {
-    float inputs[step_rows][2 * d + values];
-    float encoder_inputs[step_rows][d + values];  ///< key, value
-    float kernels[step_rows][2 * step_rows];      ///< of a query and a key, or one of the encoder region
+    float inputs[tokens_at_most][2 * d + values];
+    float encoder_inputs[tokens_at_most][d + values];   ///< key, value
+    float kernels[tokens_at_most][2 * tokens_at_most];  ///< of a query and a key, or one of the encoder region
     float key_features[features];
     alignas(16) float query_features[features][at_once];  ///< or of keys
     float denominators[2][at_once][step_warps];
@@ -167,7 +168,7 @@ class StepLinear {
       for (int c = 0; c < d; ++c) {
         dot += shared_.inputs[t][d + c] * key[c];
       }
-      shared_.kernels[t][s < tokens ? s : s - tokens + step_rows] = Map{}.kernel(dot);
+      shared_.kernels[t][s < tokens ? s : s - tokens + tokens_at_most] = Map{}.kernel(dot);
     }
     int buffer = 0;
     for (int first = 0; first < tokens; first += at_once, buffer ^= 1) {
@@ -191,7 +192,7 @@ class StepLinear {
             denominator += kernel;
           }
           for (int s = 0; s < encoder_tokens; ++s) {
-            const float kernel = shared_.kernels[first + n][step_rows + s];
+            const float kernel = shared_.kernels[first + n][tokens_at_most + s];
             y += kernel * shared_.encoder_inputs[s][d + c];
             denominator += kernel;
           }

@@ -3,13 +3,17 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
+#include <jrt/cuda/device_steps.cuh>
+
 #include "jrt_lm/step_linear.cuh"
 #include "jrt_lm/step_product.cuh"
 #include "jrt_lm/step_window.cuh"
 
 namespace jrt_lm {
 
-/// The stages of mixers that are no epilogue: linear attention, and windows.
+/// The stages of mixers that are no epilogue: linear attention, and windows. The library does a window's step of one token:
+/// its outputs go to shared memory first, since it knows nothing of an exchange.
 template <class Shape>
 class StepMixers : protected StepProducts<Shape> {
  protected:
@@ -26,16 +30,18 @@ class StepMixers : protected StepProducts<Shape> {
     const int heads = this->in_.heads;
     const auto states = this->template states<typename Shape::Linear>(stage, heads);
     this->each_head(heads, [&](int row, int head) {
-      Step step(*reinterpret_cast<typename Step::Shared*>(this->work_), own_thread());
+      Step step(*reinterpret_cast<typename Step::Shared*>(this->work_), this->thread());
       const StepTokens<E> tokens = this->tokens_of(stage, row, head, heads, d + values);
       auto* const state = states.has_slot(row) ? states.pool.head(states.slot(row), head) : nullptr;
       step.load(state);
       this->note_waiting();
       step.await(tokens, (heads + head) * d, head * d, 2 * heads * d + head * values);
-      step.await_encoder(tokens, head * d, heads * d + head * values);
+      if constexpr (Shape::several) {
+        step.await_encoder(tokens, head * d, heads * d + head * values);
+      }
       this->clock_.note(this->stage_, StepMoment::passes);
       const auto sync = [] { Products::sync(); };
-      if (stage.staged == nullptr && tokens.count == 1 && tokens.encoder_count == 0) {
+      if constexpr (!Shape::several) {
         step.run(state, sync, [&](int column, float number) {
           store_exchanged(tokens.y + head * values + column, jrt::convert<E>(number));
         });
@@ -54,6 +60,15 @@ class StepMixers : protected StepProducts<Shape> {
   }
 
   __device__ void attend_in_window(const Stage& stage) {
+    if constexpr (Shape::several) {
+      attend_to_several(stage);
+    } else {
+      attend_to_one(stage);
+    }
+  }
+
+ private:
+  __device__ void attend_to_several(const Stage& stage) {
     using Step = StepWindow<Shape>;
     constexpr int d = Shape::Window::head_dim;
     constexpr int values = Shape::Window::value_dim;
@@ -64,7 +79,7 @@ class StepMixers : protected StepProducts<Shape> {
     const auto states = this->template states<typename Shape::Window>(stage, kv_heads);
     const auto sync = [] { Products::sync(); };
     this->each_head(kv_heads, [&](int row, int head) {
-      Step step(*reinterpret_cast<typename Step::Shared*>(this->work_), own_thread());
+      Step step(*reinterpret_cast<typename Step::Shared*>(this->work_), this->thread());
       const StepTokens<E> tokens = this->tokens_of(stage, row, head, kv_heads, d + values);
       E* const cache = states.has_slot(row) ? states.pool.head(states.slot(row), head) : nullptr;
       step.load(cache);
@@ -82,16 +97,59 @@ class StepMixers : protected StepProducts<Shape> {
     });
   }
 
- private:
-  /// As `thread()`, of which the compiler makes all that it can before the first stage, and has no registers for it then.
-  static __device__ int own_thread() {
-    int thread = 0;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
+  /// Of one token of each sequence, by the library.
+  __device__ void attend_to_one(const Stage& stage) {
+    using Step = typename Block::WindowStep;
+    using Part = typename Block::WindowPart;
+    constexpr int d = Block::Window::head_dim;
+    this->sync();
+    const Part part{0, step_barrier + 1};
+    E* const output = outputs();
+    const Step step = this->window_step(stage, output);
+    typename Step::template Item<Part> steps(step, this->work_, part);
+    const int kv_heads = this->in_.window_kv_heads;
+    const int group = this->in_.heads / kv_heads;
+    for (auto item = static_cast<unsigned>(this->block_); item < step.items();
+         item += static_cast<unsigned>(this->blocks_)) {
+      steps.begin(item);
+      const auto row = static_cast<int>(item) / kv_heads;
+      const auto head = static_cast<int>(item) % kv_heads;
+      const E* const x = this->template exchanged<const E>(stage.x) + row * stage.x_columns;
+      await_inputs(x + head * group * d, group * d, x + (this->in_.heads + head) * d, d,
+                   x + (this->in_.heads + kv_heads + head) * d, d, part);
+      steps.end();
+      store_outputs(stage, output, row, head * group * d, group * d, part);
+    }
+    this->sync();
   }
+
   __device__ void note_waiting() {
     this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
     this->clock_.note(this->stage_, StepMoment::awaits);
+  }
+  [[nodiscard]] __device__ E* outputs() const {
+    return reinterpret_cast<E*>(this->shared_ + this->parameters_.outputs_offset);
+  }
+  template <class Part>
+  __device__ void await_inputs(const E* query, int queries, const E* key, int keys, const E* value, int values,
+                               const Part& part) {
+    this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
+    this->clock_.note(this->stage_, StepMoment::awaits);
+    // Each of the three by other warps, so that they are asked for together.
+    static_assert(Part::threads >= 96);
+    const int warp = part.rank() / 32;
+    if (warp < 3) {
+      this->await_numbers(warp == 0 ? query : warp == 1 ? key : value, warp == 0 ? queries : warp == 1 ? keys : values);
+    }
+    part.sync();
+    this->clock_.note(this->stage_, StepMoment::passes);
+  }
+  /// The library has ended with a barrier.
+  template <class Part>
+  __device__ void store_outputs(const Stage& stage, const E* from, int row, int begin, int count, const Part& part) const {
+    for (int c = begin + part.rank(); c < begin + count; c += Part::threads) {
+      store_exchanged(this->template exchanged<E>(stage.y) + row * stage.y_columns + c, from[c]);
+    }
   }
 };
 

@@ -172,7 +172,7 @@ class StepProducts : protected StepEpilogues<Shape> {
       sum += __shfl_xor_sync(~0U, sum, 1);
       sum += __shfl_xor_sync(~0U, sum, 2);
       if (this->lane() % 4 == 0) {
-        this->sums().squares[this->stage_ % 2][this->warp()][8 * b + this->lane() / 4] = sum;
+        this->sums().squares[this->squares_buffer()][this->warp()][8 * b + this->lane() / 4] = sum;
       }
     }
   }

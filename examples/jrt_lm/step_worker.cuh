@@ -16,7 +16,10 @@ namespace jrt_lm {
 template <class Shape>
 struct StepSums {
   float partial[2][step_parts][step_warps][Shape::row_blocks][tile_outputs][8];
-  float squares[2][step_warps][Shape::rows];  ///< of x, of stages in turn
+  // Of x, of a whole stage. They are read before the stage's outputs are stored, and written again when a later stage's x
+  // is there, which comes from all outputs of all rows: no barrier is needed between. Of a prompt two stages may have the
+  // same x: they have theirs in turn.
+  float squares[Shape::several ? 2 : 1][step_warps][Shape::rows];
 };
 
 /// One of the threads of the warps that multiply.
@@ -32,7 +35,20 @@ class StepWorker : protected StepBlock<Shape> {
   [[nodiscard]] static __device__ int thread() { return static_cast<int>(threadIdx.x); }
   [[nodiscard]] static __device__ int warp() { return thread() / 32; }
   [[nodiscard]] __device__ StepSums<Shape>& sums() const { return *reinterpret_cast<StepSums<Shape>*>(work_); }
+  [[nodiscard]] __device__ int squares_buffer() const { return Shape::several ? stage_ % 2 : 0; }
   static __device__ void sync() { jrt::detail::cuda::named_barrier(step_barrier, step_consumers); }
+
+  /// Waits, as a warp, for `count` numbers of an exchange. After a barrier other threads may read them as any memory.
+  static __device__ void await_numbers(const E* from, int count) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(from) / sizeof(uint4) * sizeof(uint4);
+    const auto end = reinterpret_cast<std::uintptr_t>(from + count);
+    for (std::uintptr_t at = begin + static_cast<unsigned>(thread() % 32) * sizeof(uint4); at < end;
+         at += 32 * sizeof(uint4)) {
+      while (is_absent16(load_exchanged(reinterpret_cast<const void*>(at)))) {
+      }
+    }
+    acquire_exchanged();
+  }
 
   std::byte* work_;
   int stage_ = 0;

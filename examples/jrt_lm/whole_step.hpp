@@ -55,7 +55,8 @@ class WholeStep {
       }
       StepPlan<Device, Element> plan = plan_of(model, pass, logits, prompt.encoder_tokens != nullptr);
       std::vector<Stage>& stages = plan.stages();
-      blocks_ = model.mixers.step->blocks(model.config, pass.rows, stages.size());
+      inputs_.several = !pass.staging.empty() || prompt.is_prompt;
+      blocks_ = model.mixers.step->blocks(model.config, pass.rows, stages.size(), inputs_.several);
       if (blocks_ == 0) {
         return false;
       }
@@ -101,7 +102,7 @@ class WholeStep {
         Pass pass;
         pass.rows = step_rows;
         StepPlan<Device, Element> plan = plan_of(model, pass, logits, model.config.has_encoder);
-        if (const int blocks = model.mixers.step->blocks(model.config, pass.rows, plan.stages().size()); blocks > 0) {
+        if (const int blocks = model.mixers.step->blocks(model.config, pass.rows, plan.stages().size(), true); blocks > 0) {
           return {model.device, plan.exchange_bytes() + candidate_bytes(pass.rows, blocks)};
         }
       }
