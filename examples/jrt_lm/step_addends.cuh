@@ -137,6 +137,7 @@ class StepPreparer : StepBlock<Shape> {
           }
         }
       }
+      __threadfence_block();
       barrier_arrive(this->prepared(this->place_.slot));
       this->place_.advance(prepared_slots);
     }

@@ -62,6 +62,7 @@ struct StepParameters {
   std::int32_t work_offset = 0;
   std::int32_t ring_offset = 0;
   std::int32_t ring_slots = 0;
+  std::uint32_t zero = 0;  ///< which the compiler does not know
 };
 
 /// What goes beside the stages from warps that help to those that multiply: tokens' places, and what is added to products.
@@ -116,6 +117,11 @@ class StepBlock {
   }
   [[nodiscard]] __device__ std::uint32_t weights(int slot) const {
     return ring_ + static_cast<unsigned>(slot) * static_cast<unsigned>(slot_bytes);
+  }
+  /// A barrier's place, but not before `loaded` is in its register: so that whoever waits at the barrier may write to where
+  /// it comes from.
+  [[nodiscard]] __device__ std::uint32_t after(std::uint32_t loaded, std::uint32_t barrier) const {
+    return barrier + (loaded & parameters_.zero);
   }
   [[nodiscard]] static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
 

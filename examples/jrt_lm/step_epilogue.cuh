@@ -43,7 +43,7 @@ class StepEpilogues : protected StepWorker<Shape> {
         words.words[w] = this->prepared_.words[addends_place_.slot][w * StepItem<Shape, kind>::count + this->thread()];
       }
     }
-    barrier_arrive(this->taken(addends_place_.slot));
+    barrier_arrive(this->after(words.words[Words::count - 1], this->taken(addends_place_.slot)));
     addends_place_.advance(prepared_slots);
     return __builtin_bit_cast(Addends, words);
   }

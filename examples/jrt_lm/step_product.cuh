@@ -178,7 +178,7 @@ class StepProducts : protected StepEpilogues<Shape> {
   }
 
   /// The next pieces in the ring: `begin` and some more of `present` tiles. Their slots are free afterwards: what is loaded
-  /// from shared memory is loaded in order, long before a copy to it arrives.
+  /// from shared memory is loaded in order, so that all of it is there with the last.
   template <int parts, int at_once>
   __device__ void load_weights(int in, int begin, int present, uint4 (&w)[parts][at_once][warp_chunks]) {
     using namespace jrt::detail::cuda;
@@ -220,7 +220,8 @@ class StepProducts : protected StepEpilogues<Shape> {
             }
           }
         }
-        barrier_arrive(this->empty(this->place_.slot));
+        const uint4& newest = w[batch.part(last)][batch.piece(last)][warp_chunks - 1];
+        barrier_arrive(this->after(newest.w, this->empty(this->place_.slot)));
         this->place_.advance(this->parameters_.ring_slots);
       } else {
 #pragma unroll
