@@ -141,6 +141,39 @@ TEST_CASE("a stage reads what stages before it have written, and products are di
   check(config_of(false), true);
 }
 
+TEST_CASE("a prompt's linear attention reads two products of the same rows: its own, and the encoder region's") {
+  const ModelConfig config = config_of(true);
+  CpuDevice device{ModelOptions{}};
+  const RandomWeights source;
+  const ModelWeights<CpuDevice, jrt::BFloat16> weights(device, config, source);
+  LogitRows<CpuDevice, jrt::BFloat16> logits;
+  logits.reserve(device, 1, config);
+  const auto place_of = [](std::size_t /*i*/) { return StagePlace{}; };
+  constexpr std::int64_t rows = 5;
+  StepPlan<CpuDevice, jrt::BFloat16> step(config, weights, place_of, rows, logits);
+  StepPlan<CpuDevice, jrt::BFloat16> prompt(config, weights, place_of, rows, logits, true);
+  const std::vector<Stage>& stages = prompt.stages();
+  CHECK(stages.size() == step.stages().size() + 1);
+  CHECK(prompt.exchange_bytes() > step.exchange_bytes());
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const Stage& stage = stages[i];
+    if (stage.kind != StageKind::linear) {
+      CHECK(stage.encoder_columns == 0);
+      continue;
+    }
+    const Stage& encoder = stages[i - 1];
+    const Stage& own = stages[i - 2];
+    CHECK(stage.x == own.y);
+    CHECK(stage.encoder == encoder.y);
+    CHECK(stage.encoder_columns == encoder.outputs);
+    CHECK(encoder.outputs == config.heads * (config.shape.feature_dim + config.shape.head_dim));
+    CHECK(encoder.kind == StageKind::stores);
+    CHECK(encoder.x == own.x);
+    CHECK(encoder.x_squares == own.x_squares);
+    CHECK(encoder.weight != own.weight);
+  }
+}
+
 TEST_CASE("each piece of a round's weights has a place, and slots without any are left out") {
   for (const int parts : {1, 2, 4}) {
     for (const int at_once : {1, 2, 4}) {
