@@ -137,7 +137,6 @@ class StepPreparer : StepBlock<Shape> {
           }
         }
       }
-      __threadfence_block();
       barrier_arrive(this->prepared(this->place_.slot));
       this->place_.advance(prepared_slots);
     }
