@@ -21,12 +21,16 @@ struct Activations {
 
   Array<Sum> residual{};            ///< (rows, width)
   Array<Element> normed{};          ///< (rows, width)
+  Array<Sum> squares{};             ///< (rows, parts): of rows that are prepared for a norm
   Array<Element> projected{};       ///< (rows, the widest projection)
   Array<Element> mixed{};           ///< (rows, channels or values of all heads)
   Array<Element> encoder{};         ///< (encoder rows, keys and values of all heads)
   Array<std::byte> scratch{};       ///< workspace of the library
   Array<std::int32_t> numbers{};    ///< of a PrefillPlan
   Array<std::uint8_t> continues{};  ///< likewise
+
+  const Sum* prepared_for = nullptr;  ///< weights of the norm that `normed` and `squares` are prepared for (Norm), if any
+  std::int64_t square_parts = 0;
 
   /// Makes room; what was there is lost if there was less.
   void reserve(Device& device, const ModelConfig& config, std::int64_t rows, std::int64_t encoder_rows) {
@@ -35,6 +39,9 @@ struct Activations {
     const std::int64_t window = (config.heads + 2 * config.window_kv_heads) * config.shape.head_dim;
     grow(device, residual, rows * config.width);
     grow(device, normed, rows * config.width);
+    if constexpr (Device::prepares_norms) {
+      grow(device, squares, rows * Device::most_square_parts(config.width));
+    }
     grow(device, projected, rows * std::max({2 * config.channels, linear, window, 2 * config.hidden}));
     grow(device, mixed, rows * std::max(config.channels, values));
     grow(device, encoder, encoder_rows * (values + config.heads * config.shape.feature_dim));

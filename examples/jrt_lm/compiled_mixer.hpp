@@ -46,7 +46,7 @@ void set_tensors(Args& args, const WindowTensors<Element>& tensors) {
   args.scale = tensors.scale;
 }
 
-/// A step of a mixer in one kernel with the projection that makes its inputs, where there is one (convolved_product.cuh).
+/// A step or a prompt of a mixer in one kernel with the projection that makes its inputs, where there is one (convolved_product.cuh).
 template <class Config, class Execution>
 struct ProjectedStep {
   template <class... Arguments>
@@ -118,7 +118,7 @@ class CompiledMixer final : public Mixer<Execution, Tensors> {
 
   [[nodiscard]] bool run_projected(const StepProjection<typename Tensors::Element>& projection, const Tensors& tensors,
                                    const MixerCall& call, const Execution& on) const override {
-    return ProjectedStep<Config, Execution>::run(projection, tensors, states(call.states), staging(call), on);
+    return ProjectedStep<Config, Execution>::run(projection, tensors, states(call.states), staging(call), call, on);
   }
 
   void run_piece(const Tensors& tensors, const MixerCall& call, const jrt::ContextLayout& whole, RankLink<Execution>& link,

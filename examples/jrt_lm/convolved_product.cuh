@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "jrt_lm/compiled_mixer.hpp"
+#include "jrt_lm/convolved_tiles.cuh"
 #include "jrt_lm/skinny_product.cuh"
 
 namespace jrt_lm {
@@ -77,7 +78,16 @@ struct ProjectedStep<Config, jrt::Cuda> {
 
   static bool run(const StepProjection<E>& projection, const ConvolutionTensors<E>& tensors,
                   const jrt::StateSlots<jrt::StateFormatOf<Config>>& states, const jrt::StagingView<Config>& staging,
-                  const jrt::Cuda& on) {
+                  const MixerCall& call, const jrt::Cuda& on) {
+    if (!call.is_step) {
+      if constexpr (has_tiled_convolution<Config>) {
+        if (projection.rows >= least_convolved_rows) {
+          require_launched(launch_convolved_tiles<Config>(projection, tensors, states, call, on));
+          return true;
+        }
+      }
+      return false;
+    }
     if (!is_normed_skinny(projection.rows, projection.in, tensors.output.dim)) {
       return false;
     }
@@ -105,9 +115,11 @@ struct ProjectedStep<Config, jrt::Cuda> {
                                                  static_cast<int>(tensors.output.dim)};
     const SkinnyResidual<E> input{projection.residual, static_cast<int>(projection.in), projection.norm_weight,
                                   static_cast<float>(projection.norm_epsilon)};
-    const cudaError_t error = launch_skinny_product<SkinnyOutput::passes>(
-        input, projection.rows, projection.in, projection.weight, projection.bias, tensors.output.dim, tensors.output.data,
-        tensors.output.token_stride, on.stream(), behind);
+    require_launched(launch_skinny_product<SkinnyOutput::passes>(input, projection.rows, projection.in, projection.weight,
+                                                                 projection.bias, tensors.output.dim, tensors.output.data,
+                                                                 tensors.output.token_stride, on.stream(), behind));
+  }
+  static void require_launched(cudaError_t error) {
     if (error != cudaSuccess) {
       throw std::runtime_error(std::string("CUDA, launch: ") + cudaGetErrorString(error));
     }

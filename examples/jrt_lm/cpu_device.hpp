@@ -139,6 +139,9 @@ class CpuDevice {
   }
   static void launch(const Graph& graph) { graph(); }
 
+  /// Whether products that add to the residual stream can prepare it for the next norm.
+  static constexpr bool prepares_norms = false;
+
   /// y = x Wᵀ + b for `rows` rows that are `x_columns` and `y_columns` apart.
   template <class E, class Out>
   void multiply(const Projection<CpuDevice, E, Out>& by, const E* x, std::int64_t x_columns, std::int64_t rows, Out* y,

@@ -26,6 +26,7 @@
 #include "jrt_lm/rotated_product.cuh"
 #include "jrt_lm/skinny_product.cuh"
 #include "jrt_lm/step_kernel.hpp"
+#include "jrt_lm/tiled_products.cuh"
 
 namespace jrt_lm {
 
@@ -184,12 +185,57 @@ class CudaDevice {
     check_launch();
   }
 
+  // Tiled products do the work of norms: x weight and its rows' squares come from the product before ("prepared").
+  static constexpr bool prepares_norms = true;
+  static std::int64_t most_square_parts(std::int64_t width) { return TiledProducts::most_square_parts(width); }
+  /// Whether an addition to the residual stream can prepare it.
+  template <class E, class Sum>
+  [[nodiscard]] bool can_prepare(const Projection<CudaDevice, E, Sum>& by, std::int64_t rows) const {
+    return has_tiled_product<E> && tiled_.takes(rows, by.in, by.out);
+  }
+  template <class E, class Sum>
+  void embed_prepared(const std::int32_t* tokens, std::int64_t rows, const E* table, std::int64_t width, Sum* out,
+                      const Sum* norm_weight, E* normed, Sum* squares) {
+    check_cuda(launch_early(embed_prepared_kernel<E, Sum>, rows, row_threads, 0, stream_.get(), tokens, table, width, out,
+                            norm_weight, normed, squares),
+               "launch");
+  }
+  /// x += y Wᵀ + b; with weights of a norm, x weight in `normed`, and squares. Returns their parts.
+  template <class E, class Sum>
+  std::int64_t multiply_add_prepared(const Projection<CudaDevice, E, Sum>& by, const E* y, std::int64_t y_columns,
+                                     std::int64_t rows, Sum* x, const Sum* norm_weight, E* normed, Sum* squares) {
+    if constexpr (has_tiled_product<E>) {
+      TiledOperands of = tiled_operands(by, y, y_columns, rows, by.out);
+      of.stream = x;
+      of.stream_columns = by.out;
+      of.y = norm_weight == nullptr ? nullptr : normed;
+      of.y_columns = by.out;
+      of.norm_weight = norm_weight;
+      of.new_squares = squares;
+      return tiled_.add(of, stream_.get());
+    }
+    return 0;
+  }
+  template <class E, class Sum>
+  void multiply_prepared(const Projection<CudaDevice, E, E>& by, const Norm<Sum>& norm, const E* normed, std::int64_t rows,
+                         E* y) {
+    if constexpr (has_tiled_product<E>) {
+      tiled_.store(tiled_normed(by, norm, normed, rows, y, by.out), stream_.get());
+    }
+  }
+
   template <class E, class Sum, class Out>
   void multiply_normed(const Projection<CudaDevice, E, Out>& by, const Norm<Sum>& norm, const Sum* x, std::int64_t rows,
                        E* normed, Out* y, std::int64_t y_columns) {
     if constexpr (has_skinny_norm<E>) {
       if (is_normed_skinny(rows, by.in, by.out)) {
         skinny_product<SkinnyOutput::stores>(by, normalised<E>(norm, x, by.in), rows, by.out, y, y_columns);
+        return;
+      }
+    }
+    if constexpr (has_tiled_product<E> && std::is_same_v<Out, E>) {
+      if (norm.squares != nullptr) {
+        multiply_prepared(by, norm, normed, rows, y);
         return;
       }
     }
@@ -207,6 +253,12 @@ class CudaDevice {
         return hidden;
       }
     }
+    if constexpr (has_tiled_product<E>) {
+      if (norm.squares != nullptr) {
+        tiled_.gate(tiled_normed(by, norm, normed, rows, y, hidden), stream_.get());
+        return hidden;
+      }
+    }
     multiply_normed(by, norm, x, rows, normed, y, by.out);
     swiglu(y, rows, hidden);
     return by.out;
@@ -220,6 +272,16 @@ class CudaDevice {
       if (is_normed_skinny(rows, by.in, by.out / 2)) {
         const RotationBehind<E, d> behind{rotary, positions, static_cast<int>(rows), static_cast<int>(heads)};
         skinny_product<SkinnyOutput::passes>(by, normalised<E>(norm, x, by.in), rows, by.out / 2, y, by.out, behind);
+        return;
+      }
+    }
+    if constexpr (has_tiled_product<E> && d == 64) {
+      if (norm.squares != nullptr) {
+        TiledOperands of = tiled_normed(by, norm, normed, rows, y, by.out);
+        of.rotary = &rotary;
+        of.positions = positions;
+        of.turned_heads = heads;
+        tiled_.rotate(of, stream_.get());
         return;
       }
     }
@@ -266,7 +328,6 @@ class CudaDevice {
  private:
   static unsigned blocks(std::int64_t count) { return static_cast<unsigned>(count); }
   static void check_launch() { check_cuda(cudaGetLastError(), "launch"); }
-
   template <class T>
   static void check_packets(const char* what, std::int64_t count) {
     if (count % Packet<T>::size != 0) {
@@ -335,6 +396,7 @@ class CudaDevice {
   std::int64_t allocated_bytes_ = 0;
   Array<std::byte> scratch_;
   CublasProduct product_;
+  TiledProducts tiled_{};
   SideStreams sides_;
 };
 

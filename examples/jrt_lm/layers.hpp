@@ -55,15 +55,21 @@ class Layers {
   /// Embeds the pass's tokens and takes them through the layers, in `a.residual`. `after_layer`, if there is one, is told
   /// how many layers are done.
   void run(const Pass& pass, Activations<Device, Element>& a, const std::function<void(std::int64_t)>& after_layer) {
-    model_.device.embed(pass.tokens, pass.rows, model_.weights.embedding.weight.data(), model_.config.width,
-                        a.residual.data());
-    for (std::size_t i = 0; i < model_.weights.layers.size(); ++i) {
-      const Layer& layer = model_.weights.layers[i];
+    // Of layer i or the first behind it that the pass goes through.
+    const auto next = [&](std::size_t i) {
       const auto* const kinds = model_.config.layers.data();
-      if (pass.one_of_each && std::find(kinds, kinds + i, kinds[i]) != kinds + i) {
-        continue;
+      while (pass.one_of_each && i < model_.weights.layers.size() && std::find(kinds, kinds + i, kinds[i]) != kinds + i) {
+        ++i;
       }
-      switch (kinds[i]) {
+      return i;
+    };
+    const auto mixer_norm = [&](std::size_t i) {
+      return i < model_.weights.layers.size() ? model_.weights.layers[i].mixer_norm.data() : nullptr;
+    };
+    embed(pass, a, mixer_norm(0));
+    for (std::size_t i = 0; i < model_.weights.layers.size(); i = next(i + 1)) {
+      const Layer& layer = model_.weights.layers[i];
+      switch (model_.config.layers[i]) {
         case MixerKind::convolution:
           convolve(i, pass, a);
           break;
@@ -75,9 +81,8 @@ class Layers {
           break;
       }
       const std::int64_t hidden_columns = model_.device.multiply_normed_gated(
-          layer.mlp_input, norm(layer.mlp_norm), a.residual.data(), pass.rows, a.normed.data(), a.projected.data());
-      model_.device.multiply_add(layer.mlp_output, a.projected.data(), hidden_columns, pass.rows, a.residual.data(),
-                                 model_.config.width);
+          layer.mlp_input, norm(layer.mlp_norm, a), a.residual.data(), pass.rows, a.normed.data(), a.projected.data());
+      add(layer.mlp_output, a.projected.data(), hidden_columns, pass, a, mixer_norm(next(i + 1)));
       if (after_layer) {
         after_layer(static_cast<std::int64_t>(i) + 1);
       }
@@ -86,7 +91,7 @@ class Layers {
 
   /// Logits of some rows of the residual stream (all if there is no list), behind those that are there.
   void finish(Activations<Device, Element>& a, const std::int32_t* rows, std::int64_t count, Logits& logits) {
-    const Norm<Sum> final_norm = norm(model_.weights.final_norm);
+    const Norm<Sum> final_norm{model_.weights.final_norm.data(), model_.config.norm_epsilon};
     const std::int64_t columns = model_.config.vocabulary_rows;
     Sum* const values = logits.values.data() + logits.rows * columns;
     if (rows == nullptr) {
@@ -108,12 +113,66 @@ class Layers {
   using Array = typename Device::template Array<T>;
   using Layer = typename ModelWeights<Device, Element>::Layer;
 
-  [[nodiscard]] Norm<Sum> norm(const Array<Sum>& weight) const { return {weight.data(), model_.config.norm_epsilon}; }
+  [[nodiscard]] Norm<Sum> norm(const Array<Sum>& weight, const Activations<Device, Element>& a) const {
+    Norm<Sum> norm{weight.data(), model_.config.norm_epsilon};
+    if (a.prepared_for == norm.weight) {
+      norm.squares = a.squares.data();
+      norm.square_parts = a.square_parts;
+    }
+    return norm;
+  }
+
+  /// The pass's rows of the embedding table become the residual stream, which first goes through the norm with these
+  /// weights.
+  void embed(const Pass& pass, Activations<Device, Element>& a, const Sum* next) {
+    const Element* const table = model_.weights.embedding.weight.data();
+    const std::int64_t width = model_.config.width;
+    a.prepared_for = nullptr;
+    if constexpr (Device::prepares_norms) {
+      if (next != nullptr && model_.device.can_prepare(model_.weights.layers[0].output, pass.rows)) {
+        model_.device.embed_prepared(pass.tokens, pass.rows, table, width, a.residual.data(), next, a.normed.data(),
+                                     a.squares.data());
+        a.square_parts = 1;
+        a.prepared_for = next;
+        return;
+      }
+    }
+    model_.device.embed(pass.tokens, pass.rows, table, width, a.residual.data());
+  }
+
+  /// Adds x Wᵀ + b to the residual stream; `next` are the weights of the norm that it then goes through, or null.
+  void add(const typename ModelWeights<Device, Element>::Outer& by, const Element* x, std::int64_t columns,
+           const Pass& pass, Activations<Device, Element>& a, const Sum* next) {
+    if constexpr (Device::prepares_norms) {
+      a.prepared_for = nullptr;
+      if (model_.device.can_prepare(by, pass.rows)) {
+        a.square_parts = model_.device.multiply_add_prepared(by, x, columns, pass.rows, a.residual.data(), next,
+                                                             a.normed.data(), a.squares.data());
+        a.prepared_for = next;
+        return;
+      }
+    }
+    model_.device.multiply_add(by, x, columns, pass.rows, a.residual.data(), model_.config.width);
+  }
 
   /// The mixer's projection of the normalised residual stream.
   void project(const Layer& layer, const Pass& pass, Activations<Device, Element>& a) {
-    model_.device.multiply_normed(layer.input, norm(layer.mixer_norm), a.residual.data(), pass.rows, a.normed.data(),
+    model_.device.multiply_normed(layer.input, norm(layer.mixer_norm, a), a.residual.data(), pass.rows, a.normed.data(),
                                   a.projected.data(), layer.input.out);
+  }
+
+  /// Some rows that have been normalised, or prepared for that.
+  void project_normed(const typename ModelWeights<Device, Element>::Inner& by, Norm<Sum> its_norm,
+                      const Activations<Device, Element>& a, const RowRange& rows, Element* y) {
+    const Element* const normed = a.normed.data() + rows.first * model_.config.width;
+    if constexpr (Device::prepares_norms) {
+      if (its_norm.squares != nullptr) {
+        its_norm.squares += rows.first * its_norm.square_parts;
+        model_.device.multiply_prepared(by, its_norm, normed, rows.count, y);
+        return;
+      }
+    }
+    model_.device.multiply(by, normed, model_.config.width, rows.count, y, by.out);
   }
 
   [[nodiscard]] MixerCall call_of(std::size_t i, const Pass& pass, Activations<Device, Element>& a) const {
@@ -127,15 +186,21 @@ class Layers {
     return call;
   }
 
-  /// Projects and runs one mixer of a step, if one kernel does both.
+  /// Projects and runs one mixer of a step or of one prompt, if one kernel does both.
   template <class Tensors>
   [[nodiscard]] bool run_projected(const Mixer<typename Device::Execution, Tensors>& mixer, const Tensors& tensors,
                                    std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
-    if (!pass.is_step()) {
-      return false;
-    }
     const Layer& layer = model_.weights.layers[i];
     StepProjection<Element> projection;
+    if (!pass.is_step()) {
+      const Norm<Sum> its_norm = norm(layer.mixer_norm, a);
+      if (its_norm.squares == nullptr || pass.plan->prompts() != 1 || ranked_.link != nullptr) {
+        return false;
+      }
+      projection.normed = a.normed.data();
+      projection.squares = its_norm.squares;
+      projection.square_parts = its_norm.square_parts;
+    }
     projection.residual = a.residual.data();
     projection.rows = pass.rows;
     projection.in = layer.input.in;
@@ -172,7 +237,7 @@ class Layers {
       project(layer, pass, a);
       run_mixer(*model_.mixers.convolution, tensors, i, pass, a);
     }
-    model_.device.multiply_add(layer.output, a.mixed.data(), channels, pass.rows, a.residual.data(), model_.config.width);
+    add(layer.output, a.mixed.data(), channels, pass, a, layer.mlp_norm.data());
   }
 
   void attend_linearly(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
@@ -188,12 +253,13 @@ class Layers {
       project(layer, pass, a);
     } else {
       // Tokens of the encoder region are projected twice: the normalised rows are kept.
-      model_.device.rms_norm(norm(layer.mixer_norm), a.residual.data(), nullptr, pass.rows, model_.config.width,
-                             a.normed.data());
-      model_.device.multiply(layer.input, a.normed.data(), model_.config.width, pass.rows, projected, columns);
+      const Norm<Sum> its_norm = norm(layer.mixer_norm, a);
+      if (its_norm.squares == nullptr) {
+        model_.device.rms_norm(its_norm, a.residual.data(), nullptr, pass.rows, model_.config.width, a.normed.data());
+      }
+      project_normed(layer.input, its_norm, a, {.first = 0, .count = pass.rows}, projected);
       for (const RowRange& rows : pass.plan->encoder_ranges()) {
-        model_.device.multiply(layer.encoder_input, a.normed.data() + rows.first * model_.config.width, model_.config.width,
-                               rows.count, encoder + rows.to * encoder_columns, encoder_columns);
+        project_normed(layer.encoder_input, its_norm, a, rows, encoder + rows.to * encoder_columns);
       }
       for (const RowRange& rows : pass.plan->zero_keys()) {
         model_.device.zero_columns(projected + rows.first * columns + heads * d, columns, heads * d, rows.count);
@@ -213,7 +279,7 @@ class Layers {
       tensors.value_encoder = {encoder + heads * d, 1, rows, heads, dv, rows * encoder_columns, encoder_columns, dv};
     }
     run_mixer(*model_.mixers.linear, tensors, i, pass, a);
-    model_.device.multiply_add(layer.output, a.mixed.data(), heads * dv, pass.rows, a.residual.data(), model_.config.width);
+    add(layer.output, a.mixed.data(), heads * dv, pass, a, layer.mlp_norm.data());
   }
 
   void attend_in_window(std::size_t i, const Pass& pass, Activations<Device, Element>& a) {
@@ -224,7 +290,7 @@ class Layers {
     const std::int64_t columns = layer.input.out;  // queries, keys, values of all heads
     Element* const projected = a.projected.data();
     if (model_.config.rotates) {  // here and not in the window's Rotary policy: once, for any kernel
-      model_.mixers.rotation->project(model_.device, layer.input, norm(layer.mixer_norm), a.residual.data(), pass.rows,
+      model_.mixers.rotation->project(model_.device, layer.input, norm(layer.mixer_norm, a), a.residual.data(), pass.rows,
                                       a.normed.data(), projected, pass.positions, heads + kv_heads);
     } else {
       project(layer, pass, a);
@@ -236,7 +302,7 @@ class Layers {
     tensors.output = pass.part(a.mixed.data(), heads * d, 0, heads, d);
     tensors.scale = model_.config.window_scale;
     run_mixer(*model_.mixers.window, tensors, i, pass, a);
-    model_.device.multiply_add(layer.output, a.mixed.data(), heads * d, pass.rows, a.residual.data(), model_.config.width);
+    add(layer.output, a.mixed.data(), heads * d, pass, a, layer.mlp_norm.data());
   }
 
   struct Ranked {

@@ -56,7 +56,7 @@ struct MixerCall {
   std::function<jrt::Workspace(std::size_t bytes)> workspace{};
 };
 
-/// The projection that makes a step's inputs: norm(x) Wᵀ + b, of rows of the residual stream.
+/// The projection that makes a mixer's inputs: norm(x) Wᵀ + b, of rows of the residual stream.
 template <class E>
 struct StepProjection {
   const jrt::ComputeType<E>* residual = nullptr;
@@ -66,6 +66,10 @@ struct StepProjection {
   double norm_epsilon = 0;
   const E* weight = nullptr;
   const E* bias = nullptr;
+  // Of one prompt, whose rows are prepared for the norm (Norm): x times its weights, and their squares. Null in a step.
+  const E* normed = nullptr;
+  const jrt::ComputeType<E>* squares = nullptr;
+  std::int64_t square_parts = 0;
 };
 
 template <class E>
@@ -129,8 +133,8 @@ template <class Execution, class Tensors>
 class Mixer : public MixerStates<Execution> {
  public:
   virtual void run(const Tensors& tensors, const MixerCall& call, const Execution& on) const = 0;
-  /// A step together with the projection that makes its inputs, which need no tensors then; false, and nothing is done, if
-  /// there is no kernel for both.
+  /// A step, or one prompt, together with the projection that makes its inputs, which need no tensors then; false, and
+  /// nothing is done, if there is no kernel for both.
   [[nodiscard]] virtual bool run_projected(const StepProjection<typename Tensors::Element>& projection,
                                            const Tensors& tensors, const MixerCall& call, const Execution& on) const = 0;
   /// A rank's piece of one prompt, whose encoder region is the layout's if the mixer has one.

@@ -28,6 +28,9 @@ template <class Sum>
 struct Norm {
   const Sum* weight = nullptr;
   double epsilon = 0;
+  /// If the rows are prepared for it, their sums of squares: (rows, square_parts). Then x weight is where norm(x) would be.
+  const Sum* squares = nullptr;
+  std::int64_t square_parts = 0;
 };
 
 /// All numbers of a model on its device. Projections that read the same input are one: queries, keys and values lie behind

@@ -386,6 +386,38 @@ TEST_CASE("in the published layouts prompts of few tokens differ from those of s
   }
 }
 
+TEST_CASE("prompts of hundreds of tokens, alone and together, whole and continued") {
+  // On Hopper GPUs layers of so many rows are chains of products: convolutions go over their tiles and from a state.
+  ModelConfig config = small_config();
+  const RandomWeights weights;
+  const auto exact = made(config, weights, NumberType::float32);
+  for (const Precision& precision : precisions) {
+    CAPTURE(name_of(precision.type));
+    const auto model = made(config, weights, precision.type);
+    const auto compare = [&](const std::vector<Prompt>& prompts, LogitsOf rows) {
+      model->prefill(prompts, rows, {});
+      exact->prefill(prompts, rows, {});
+      CHECK(relative_error(model->logits(), exact->logits()) <= precision.bound);
+    };
+    const Tokens first = random_tokens(700, config.vocabulary, 1);
+    const Tokens second = random_tokens(257, config.vocabulary, 2);
+    for (const LogitsOf rows : {LogitsOf::last_tokens, LogitsOf::all_tokens}) {
+      compare({{first, 0, 300}}, rows);
+      compare({{second, 1, 257}, {first, 2, 0}}, rows);
+      Prompt more{second, 0, 0};
+      more.continues = true;
+      compare({more}, rows);
+      for (int step = 0; step < 3; ++step) {
+        const Tokens next = random_tokens(3, config.vocabulary, 30 + static_cast<unsigned>(step));
+        for (LanguageModel* const its : {model.get(), exact.get()}) {
+          its->step(next, Tokens{0, 1, 2});
+        }
+        CHECK(relative_error(model->logits(), exact->logits()) <= precision.bound);
+      }
+    }
+  }
+}
+
 TEST_CASE("in the published layouts steps in one kernel differ from others by rounding alone") {
   if (device != DeviceKind::cuda) {
     return;
