@@ -200,6 +200,7 @@ class StepProducts : protected StepEpilogues<Shape> {
               from + static_cast<unsigned>(number % slot_pieces * piece_bytes + j * step_warps * chunk_columns * 2));
         };
         const int last = end((slot + 1) * slot_pieces, parts * at_once) - 1;
+        std::uint32_t loaded = 0;
         if (all && batch.part(last) < present) {
 #pragma unroll
           for (int number = slot * slot_pieces; number <= last; ++number) {
@@ -208,6 +209,7 @@ class StepProducts : protected StepEpilogues<Shape> {
               load(number, j);
             }
           }
+          loaded = w[batch.part(last)][batch.piece(last)][warp_chunks - 1].w;
         } else {
 #pragma unroll
           for (int number = slot * slot_pieces; number <= last; ++number) {
@@ -216,12 +218,12 @@ class StepProducts : protected StepEpilogues<Shape> {
               w[batch.part(number)][batch.piece(number)][j] = {};
               if (batch.part(number) < present && own_column(begin + batch.piece(number), j) < in) {
                 load(number, j);
+                loaded |= w[batch.part(number)][batch.piece(number)][j].w;
               }
             }
           }
         }
-        const uint4& newest = w[batch.part(last)][batch.piece(last)][warp_chunks - 1];
-        barrier_arrive(this->after(newest.w, this->empty(this->place_.slot)));
+        barrier_arrive(this->after(loaded, this->empty(this->place_.slot)));
         this->place_.advance(this->parameters_.ring_slots);
       } else {
 #pragma unroll
