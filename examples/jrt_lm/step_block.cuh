@@ -62,7 +62,8 @@ struct StepParameters {
   std::int32_t work_offset = 0;
   std::int32_t ring_offset = 0;
   std::int32_t ring_slots = 0;
-  std::uint32_t zero = 0;  ///< which the compiler does not know
+  std::int32_t window_slots = 0;  ///< of the ring, which a window's stage borrows
+  std::uint32_t zero = 0;         ///< which the compiler does not know
 };
 
 /// What goes beside the stages from warps that help to those that multiply: tokens' places, and what is added to products.
@@ -122,6 +123,12 @@ class StepBlock {
   /// it comes from.
   [[nodiscard]] __device__ std::uint32_t after(std::uint32_t loaded, std::uint32_t barrier) const {
     return barrier + (loaded & parameters_.zero);
+  }
+  /// Where a window's step of one token borrows slots of the ring as its memory, these are neighbours: the copying warp
+  /// passes them on empty, in their turn, and before them those at the ring's end, if they are too few.
+  [[nodiscard]] __device__ int slots_passed_by() const {
+    const int left = parameters_.ring_slots - place_.slot;
+    return left < parameters_.window_slots ? left : 0;
   }
   [[nodiscard]] static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
 
@@ -189,6 +196,8 @@ class StepBlock {
   }
   [[nodiscard]] __device__ int step_tokens() const { return Shape::several ? in_.step_tokens : 1; }
   [[nodiscard]] __device__ int first_result() const { return Shape::several ? in_.first_result : 0; }
+  /// Whether any of the heads of sequences is this block's.
+  [[nodiscard]] __device__ bool has_head(int heads) const { return block_ < in_.rows / in_.step_tokens * heads; }
   /// Calls `function(row, head)` for this block's heads of sequences, whose first row it is.
   template <class Function>
   __device__ void each_head(int heads, const Function& function) const {

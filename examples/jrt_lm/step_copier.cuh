@@ -31,6 +31,9 @@ class StepCopier : StepBlock<Shape> {
         prefetch_states<typename Shape::Linear>(stage, this->in_.heads);
       } else if (stage.kind == StageKind::window) {
         prefetch_states<typename Shape::Window>(stage, this->in_.window_kv_heads);
+        if (this->has_head(this->in_.window_kv_heads)) {
+          lend();
+        }
       }
     }
   }
@@ -118,6 +121,17 @@ class StepCopier : StepBlock<Shape> {
         jrt::prefetch_lines(states.pool.head(states.slot(row), head), bytes, this->lane(), 32);
       }
     });
+  }
+
+  /// Passes on slots to a window.
+  __device__ void lend() {
+    using namespace jrt::detail::cuda;
+    const int count = this->parameters_.window_slots;
+    for (int left = count == 0 ? 0 : this->slots_passed_by() + count; left > 0; --left) {
+      barrier_wait(this->empty(this->place_.slot), this->place_.round ^ 1);
+      barrier_expect(this->full(this->place_.slot), 0);
+      this->place_.advance(this->parameters_.ring_slots);
+    }
   }
 
   std::uint64_t policy_ = 0;

@@ -120,8 +120,8 @@ class CompiledStepKernel final : public StepKernel {
     int resident = 0;
     const auto enough = [&] {
       const Places<Shape> places(stages, static_cast<int>(config.width), static_cast<int>(config.heads),
-                                 static_cast<int>(config.window_kv_heads), multiprocessors);
-      return places.ring_slots(shared_bytes) >= least_ring_slots;
+                                 static_cast<int>(config.window_kv_heads), multiprocessors, shared_bytes);
+      return places.ring_slots >= least_ring_slots;
     };
     const bool fits =
         has_step_sizes(config, rows, Shape::normed_pieces) && cudaGetDevice(&device) == cudaSuccess &&
@@ -149,14 +149,15 @@ class CompiledStepKernel final : public StepKernel {
     check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     check(cudaFuncSetAttribute(step_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const Places<Shape> places(static_cast<std::size_t>(inputs.stage_count), inputs.width, inputs.heads,
-                               inputs.window_kv_heads, blocks);
+                               inputs.window_kv_heads, blocks, shared_bytes);
     StepParameters<Window::head_dim> parameters{inputs, rotary_};
     parameters.prepared_offset = static_cast<std::int32_t>(places.prepared);
     parameters.residual_offset = static_cast<std::int32_t>(places.residual);
     parameters.outputs_offset = static_cast<std::int32_t>(places.outputs);
     parameters.work_offset = static_cast<std::int32_t>(places.work);
     parameters.ring_offset = static_cast<std::int32_t>(places.ring);
-    parameters.ring_slots = places.ring_slots(shared_bytes);
+    parameters.ring_slots = places.ring_slots;
+    parameters.window_slots = places.window_slots;
     cudaLaunchAttribute cooperates{};
     cooperates.id = cudaLaunchAttributeCooperative;
     cooperates.val.cooperative = 1;
@@ -189,8 +190,10 @@ class CompiledStepKernel final : public StepKernel {
     std::size_t outputs;
     std::size_t work;
     std::size_t ring;
+    int ring_slots;
+    int window_slots = 0;
 
-    Places(std::size_t stages, int width, int heads, int kv_heads, int blocks) {
+    Places(std::size_t stages, int width, int heads, int kv_heads, int blocks, int shared_bytes) {
       prepared = whole_lines(step_barrier_bytes + stages * sizeof(Stage));
       residual = whole_lines(prepared + sizeof(typename Block::Prepared));
       // In rounds of as many tiles as are made at once.
@@ -202,16 +205,28 @@ class CompiledStepKernel final : public StepKernel {
       const std::size_t window =
           Shape::several ? sizeof(typename StepWindow<Shape>::Shared)
                          : Block::WindowStep::template shared_bytes<step_consumers>(kv_heads > 0 ? heads / kv_heads : 1);
-      ring = whole_lines(work + std::max({sizeof(StepSums<Shape>), sizeof(typename StepLinear<Shape>::Shared), window}));
-    }
-    [[nodiscard]] int ring_slots(int shared_bytes) const {
-      const auto all = static_cast<std::size_t>(shared_bytes);
-      const std::size_t slots = all > ring ? (all - ring) / slot_bytes : 0;
-      return static_cast<int>(slots < max_ring_slots ? slots : max_ring_slots);
+      constexpr std::size_t least = std::max(sizeof(StepSums<Shape>), sizeof(typename StepLinear<Shape>::Shared));
+      ring = whole_lines(work + std::max(least, window));
+      ring_slots = slots_from(ring, shared_bytes);
+      if constexpr (!Shape::several) {
+        // A window of one token may borrow slots, if the ring is no shorter then: it is longer in all other stages.
+        const std::size_t longer = whole_lines(work + least);
+        const int borrowed = static_cast<int>((window + slot_bytes - 1) / slot_bytes);
+        if (const int slots = slots_from(longer, shared_bytes); slots > ring_slots && slots - borrowed >= ring_slots) {
+          ring = longer;
+          ring_slots = slots;
+          window_slots = borrowed;
+        }
+      }
     }
 
    private:
     static std::size_t whole_lines(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
+    static int slots_from(std::size_t ring, int shared_bytes) {
+      const auto all = static_cast<std::size_t>(shared_bytes);
+      const std::size_t slots = all > ring ? (all - ring) / slot_bytes : 0;
+      return static_cast<int>(slots < max_ring_slots ? slots : max_ring_slots);
+    }
   };
 
   jrt::RotaryHalves<Window::head_dim> rotary_;

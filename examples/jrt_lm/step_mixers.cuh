@@ -106,8 +106,9 @@ class StepMixers : protected StepProducts<Shape> {
     const Part part{0, step_barrier + 1};
     E* const output = outputs();
     const Step step = this->window_step(stage, output);
-    typename Step::template Item<Part> steps(step, this->work_, part);
     const int kv_heads = this->in_.window_kv_heads;
+    const bool borrows = this->parameters_.window_slots > 0 && this->has_head(kv_heads);
+    typename Step::template Item<Part> steps(step, borrows ? borrow() : this->work_, part);
     const int group = this->in_.heads / kv_heads;
     for (auto item = static_cast<unsigned>(this->block_); item < step.items();
          item += static_cast<unsigned>(this->blocks_)) {
@@ -120,9 +121,34 @@ class StepMixers : protected StepProducts<Shape> {
       steps.end();
       store_outputs(stage, output, row, head * group * d, group * d, part);
     }
+    if (borrows) {
+      give_back();
+    }
     this->sync();
   }
 
+  /// Slots of the ring that the copying warp has passed on.
+  [[nodiscard]] __device__ std::byte* borrow() {
+    using namespace jrt::detail::cuda;
+    for (int left = this->slots_passed_by(); left > 0; --left) {
+      barrier_wait(this->full(this->place_.slot), this->place_.round);
+      barrier_arrive(this->empty(this->place_.slot));
+      this->place_.advance(this->parameters_.ring_slots);
+    }
+    for (int i = 0; i < this->parameters_.window_slots; ++i) {
+      barrier_wait(this->full(this->place_.slot + i), this->place_.round);
+    }
+    return this->shared_ + this->parameters_.ring_offset + this->place_.slot * slot_bytes;
+  }
+  /// The library has ended with a barrier: no warp reads them any more.
+  __device__ void give_back() {
+    using namespace jrt::detail::cuda;
+    async_proxy_fence();  // weights are copied there next
+    for (int left = this->parameters_.window_slots; left > 0; --left) {
+      barrier_arrive(this->empty(this->place_.slot));
+      this->place_.advance(this->parameters_.ring_slots);
+    }
+  }
   __device__ void note_waiting() {
     this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
     this->clock_.note(this->stage_, StepMoment::awaits);

@@ -39,7 +39,8 @@ class StepProducts : protected StepEpilogues<Shape> {
       return;
     }
     uint4 x[P][warp_chunks][row_blocks];
-    const bool asks = this->in_.rows < gated_rows;
+    constexpr bool few = !normed || P <= 2;
+    const bool asks = few && this->in_.rows < gated_rows;
     const auto ask = [asks](uint4& words, const auto* from, bool is_there) {
       words = load_exchanged_if(is_there && asks, from, is_there ? ~0U : 0U);
     };
@@ -64,7 +65,7 @@ class StepProducts : protected StepEpilogues<Shape> {
         uint4 w[2 * pairs][at_once][warp_chunks];
         load_weights(stage.in, begin, present, w);
         if (begin == 0 && round == 0) {
-          await_x<normed>(stage, x, squares);
+          await_x<normed>(stage, asks, x, squares);
         }
         multiply(begin, x, w, sums);
       }
@@ -104,10 +105,11 @@ class StepProducts : protected StepEpilogues<Shape> {
   }
   /// Squares are asked for with x, but not waited for.
   template <bool normed, int P, int n>
-  __device__ void await_x(const Stage& stage, uint4 (&x)[P][warp_chunks][row_blocks], uint4 (&squares)[n][row_blocks]) {
+  __device__ void await_x(const Stage& stage, bool asks, uint4 (&x)[P][warp_chunks][row_blocks],
+                          uint4 (&squares)[n][row_blocks]) {
     this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
     this->clock_.note(this->stage_, StepMoment::awaits);
-    if (this->in_.rows >= gated_rows) {
+    if (!asks) {
       const E* const from =
           this->template exchanged<const E>(stage.x) + this->lane() / 4 * stage.x_columns + own_column(0, 0);
       while (is_absent16(x[0][0][0])) {
