@@ -387,17 +387,18 @@ TEST_CASE("in the published layouts prompts of few tokens differ from those of s
 }
 
 TEST_CASE("prompts of hundreds of tokens, alone and together, whole and continued") {
-  // On Hopper GPUs layers of so many rows are chains of products: convolutions go over their tiles and from a state.
+  // On Hopper GPUs products of so many rows are tiled: convolutions go over their tiles and from a state.
   ModelConfig config = small_config();
   const RandomWeights weights;
   const auto exact = made(config, weights, NumberType::float32);
   for (const Precision& precision : precisions) {
     CAPTURE(name_of(precision.type));
+    const double bound = std::max(precision.bound, 2e-5);  // the other's
     const auto model = made(config, weights, precision.type);
     const auto compare = [&](const std::vector<Prompt>& prompts, LogitsOf rows) {
       model->prefill(prompts, rows, {});
       exact->prefill(prompts, rows, {});
-      CHECK(relative_error(model->logits(), exact->logits()) <= precision.bound);
+      CHECK(relative_error(model->logits(), exact->logits()) <= bound);
     };
     const Tokens first = random_tokens(700, config.vocabulary, 1);
     const Tokens second = random_tokens(257, config.vocabulary, 2);
@@ -412,7 +413,7 @@ TEST_CASE("prompts of hundreds of tokens, alone and together, whole and continue
         for (LanguageModel* const its : {model.get(), exact.get()}) {
           its->step(next, Tokens{0, 1, 2});
         }
-        CHECK(relative_error(model->logits(), exact->logits()) <= precision.bound);
+        CHECK(relative_error(model->logits(), exact->logits()) <= bound);
       }
     }
   }
