@@ -33,7 +33,7 @@ checks() {
   for test in mixer_hybrid_attention fuzz_window_16bit hopper_window jrt_lm_generation fuzz_convolution fuzz_window fuzz_16bit \
     fuzz_wide_state fuzz_split_products jrt_lm_model jrt_lm_speculative jrt_lm_not_finite without_edges mixer_window_attention mixer_gated_convolution prefill decode laws \
     golden_linear_attention state_exchange state_operations policy_feature_map policy_padding policy_products backend hopper hopper_narrow warpgroup \
-    golden_window_attention mixer_stack checkpoints jrt_lm_products backward_operators golden_linear_attention_backward \
+    golden_window_attention mixer_stack checkpoints jrt_lm_products jrt_lm_tiled_products backward_operators golden_linear_attention_backward \
     mixer_window_attention_backward mixer_gated_convolution_backward mixer_hybrid_attention_backward; do
     echo "memcheck $test"
   done
