@@ -46,7 +46,8 @@ void set_tensors(Args& args, const WindowTensors<Element>& tensors) {
   args.scale = tensors.scale;
 }
 
-/// A step or a prompt of a mixer in one kernel with the projection that makes its inputs, where there is one (convolved_product.cuh).
+/// A step or a prompt of a mixer in one kernel with the projection that makes its inputs, where there is one
+/// (convolved_product.cuh).
 template <class Config, class Execution>
 struct ProjectedStep {
   template <class... Arguments>
