@@ -119,8 +119,8 @@ class StepBlock {
   [[nodiscard]] __device__ std::uint32_t weights(int slot) const {
     return ring_ + static_cast<unsigned>(slot) * static_cast<unsigned>(slot_bytes);
   }
-  /// A barrier's place, but not before `loaded` is in its register: so that whoever waits at the barrier may write to where
-  /// it comes from.
+  /// A barrier's place, but not before `loaded` is in its register, to which a word of each load is added by "or": so that
+  /// whoever waits at the barrier may write to where they come from.
   [[nodiscard]] __device__ std::uint32_t after(std::uint32_t loaded, std::uint32_t barrier) const {
     return barrier + (loaded & parameters_.zero);
   }

@@ -37,13 +37,15 @@ class StepEpilogues : protected StepWorker<Shape> {
     using Words = AddendWords<Addends>;
     barrier_wait(this->prepared(addends_place_.slot), addends_place_.round);
     Words words{};
+    std::uint32_t loaded = 0;
     if (this->thread() < StepItem<Shape, kind>::count) {
 #pragma unroll
       for (int w = 0; w < Words::count; ++w) {
         words.words[w] = this->prepared_.words[addends_place_.slot][w * StepItem<Shape, kind>::count + this->thread()];
+        loaded |= words.words[w];
       }
     }
-    barrier_arrive(this->after(words.words[Words::count - 1], this->taken(addends_place_.slot)));
+    barrier_arrive(this->after(loaded, this->taken(addends_place_.slot)));
     addends_place_.advance(prepared_slots);
     return __builtin_bit_cast(Addends, words);
   }

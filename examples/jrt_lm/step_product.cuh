@@ -179,8 +179,8 @@ class StepProducts : protected StepEpilogues<Shape> {
     }
   }
 
-  /// The next pieces in the ring: `begin` and some more of `present` tiles. Their slots are free afterwards: what is loaded
-  /// from shared memory is loaded in order, so that all of it is there with the last.
+  /// The next pieces in the ring: `begin` and some more of `present` tiles. A slot is passed on when all its numbers are in
+  /// registers: the copy engine does not wait for loads that are on their way, and the compiler may reorder them.
   template <int parts, int at_once>
   __device__ void load_weights(int in, int begin, int present, uint4 (&w)[parts][at_once][warp_chunks]) {
     using namespace jrt::detail::cuda;
@@ -197,12 +197,14 @@ class StepProducts : protected StepEpilogues<Shape> {
         barrier_wait(this->full(this->place_.slot), this->place_.round);
         this->clock_.stop_waiting();
         const std::uint32_t from = this->weights(this->place_.slot) + offset;
+        std::uint32_t loaded = 0;
         const auto load = [&](int number, int j) {
-          w[batch.part(number)][batch.piece(number)][j] = load_shared(
+          uint4& words = w[batch.part(number)][batch.piece(number)][j];
+          words = load_shared(
               from + static_cast<unsigned>(number % slot_pieces * piece_bytes + j * step_warps * chunk_columns * 2));
+          loaded |= words.w;
         };
         const int last = end((slot + 1) * slot_pieces, parts * at_once) - 1;
-        std::uint32_t loaded = 0;
         if (all && batch.part(last) < present) {
 #pragma unroll
           for (int number = slot * slot_pieces; number <= last; ++number) {
@@ -211,7 +213,6 @@ class StepProducts : protected StepEpilogues<Shape> {
               load(number, j);
             }
           }
-          loaded = w[batch.part(last)][batch.piece(last)][warp_chunks - 1].w;
         } else {
 #pragma unroll
           for (int number = slot * slot_pieces; number <= last; ++number) {
@@ -220,7 +221,6 @@ class StepProducts : protected StepEpilogues<Shape> {
               w[batch.part(number)][batch.piece(number)][j] = {};
               if (batch.part(number) < present && own_column(begin + batch.piece(number), j) < in) {
                 load(number, j);
-                loaded |= w[batch.part(number)][batch.piece(number)][j].w;
               }
             }
           }
