@@ -31,7 +31,7 @@ export build
 checks() {
   # The longest first.
   for test in mixer_hybrid_attention fuzz_window_16bit hopper_window jrt_lm_generation fuzz_convolution fuzz_window fuzz_16bit \
-    fuzz_wide_state fuzz_split_products jrt_lm_model jrt_lm_speculative jrt_lm_not_finite without_edges mixer_window_attention mixer_gated_convolution prefill decode laws \
+    fuzz_wide_state fuzz_split_products jrt_lm_model jrt_lm_prompts jrt_lm_speculative jrt_lm_not_finite without_edges mixer_window_attention mixer_gated_convolution prefill decode laws \
     golden_linear_attention state_exchange state_operations policy_feature_map policy_padding policy_products backend hopper hopper_narrow warpgroup \
     golden_window_attention mixer_stack checkpoints jrt_lm_products jrt_lm_tiled_products backward_operators golden_linear_attention_backward \
     mixer_window_attention_backward mixer_gated_convolution_backward mixer_hybrid_attention_backward; do
@@ -48,7 +48,7 @@ checks() {
   # The same is reported of cuBLAS's own kernels for few rows, which half takes. (racecheck's filter of kernels is no way
   # out: with those of cuBLAS left out it stops with an error of its own and the program with a wrong access.)
   echo "racecheck jrt_lm_products --test-case-exclude=*Half*"
-  for test in mixer_hybrid_attention mixer_window_attention mixer_gated_convolution golden_window_attention jrt_lm_model jrt_lm_speculative decode \
+  for test in mixer_hybrid_attention mixer_window_attention mixer_gated_convolution golden_window_attention jrt_lm_model jrt_lm_prompts jrt_lm_speculative decode \
     golden_linear_attention policy_padding races; do
     echo "initcheck $test"
   done
