@@ -188,6 +188,8 @@ class CudaDevice {
   // Tiled products do the work of norms: x weight and its rows' squares come from the product before ("prepared").
   static constexpr bool prepares_norms = true;
   static std::int64_t most_square_parts(std::int64_t width) { return TiledProducts::most_square_parts(width); }
+  /// Whether a product of so many outputs can take what is prepared: the copy engine takes rows of whole 16 bytes.
+  static bool takes_prepared(std::int64_t outputs) { return outputs % 8 == 0; }
   /// Whether an addition to the residual stream can prepare it.
   template <class E, class Sum>
   [[nodiscard]] bool can_prepare(const Projection<CudaDevice, E, Sum>& by, std::int64_t rows) const {

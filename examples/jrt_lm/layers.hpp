@@ -27,7 +27,7 @@ class Layers {
   using Logits = LogitRows<Device, Element>;
   using Link = RankLink<typename Device::Execution>;
 
-  explicit Layers(DeviceModel<Device, Element>& model) : model_(model) {}
+  explicit Layers(DeviceModel<Device, Element>& model) : model_(model), takes_prepared_(takes_prepared(model)) {}
 
   /// Prompts whose plan's numbers are in `a`.
   [[nodiscard]] static Pass pass_of(const PrefillPlan& plan, const Activations<Device, Element>& a) {
@@ -122,6 +122,23 @@ class Layers {
     return norm;
   }
 
+  /// Whether all products behind norms can take what the products before them have prepared.
+  [[nodiscard]] static bool takes_prepared([[maybe_unused]] const DeviceModel<Device, Element>& model) {
+    if constexpr (Device::prepares_norms) {
+      const auto takes = [](std::int64_t outputs) { return Device::takes_prepared(outputs); };
+      return takes(model.config.channels) && takes(model.config.hidden) &&
+             std::ranges::all_of(model.weights.layers, [&](const Layer& layer) {
+               return takes(layer.input.out) && takes(layer.encoder_input.out) && takes(layer.mlp_input.out);
+             });
+    } else {
+      return false;
+    }
+  }
+  /// Whether `by`, which adds to the residual stream, can prepare it for the norm behind it.
+  [[nodiscard]] bool can_prepare(const typename ModelWeights<Device, Element>::Outer& by, std::int64_t rows) const {
+    return takes_prepared_ && model_.device.can_prepare(by, rows);
+  }
+
   /// The pass's rows of the embedding table become the residual stream, which first goes through the norm with these
   /// weights.
   void embed(const Pass& pass, Activations<Device, Element>& a, const Sum* next) {
@@ -129,7 +146,7 @@ class Layers {
     const std::int64_t width = model_.config.width;
     a.prepared_for = nullptr;
     if constexpr (Device::prepares_norms) {
-      if (next != nullptr && model_.device.can_prepare(model_.weights.layers[0].output, pass.rows)) {
+      if (next != nullptr && can_prepare(model_.weights.layers[0].output, pass.rows)) {
         model_.device.embed_prepared(pass.tokens, pass.rows, table, width, a.residual.data(), next, a.normed.data(),
                                      a.squares.data());
         a.square_parts = 1;
@@ -145,7 +162,7 @@ class Layers {
            const Pass& pass, Activations<Device, Element>& a, const Sum* next) {
     if constexpr (Device::prepares_norms) {
       a.prepared_for = nullptr;
-      if (model_.device.can_prepare(by, pass.rows)) {
+      if (can_prepare(by, pass.rows)) {
         a.square_parts = model_.device.multiply_add_prepared(by, x, columns, pass.rows, a.residual.data(), next,
                                                              a.normed.data(), a.squares.data());
         a.prepared_for = next;
@@ -311,6 +328,7 @@ class Layers {
   };
 
   DeviceModel<Device, Element>& model_;
+  bool takes_prepared_;
   Ranked ranked_{};
 };
 

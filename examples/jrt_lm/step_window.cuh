@@ -25,8 +25,8 @@ namespace jrt_lm {
 ///     weights  of a token           two of each warp, as two bfloat16 each      | barrier
 ///     outputs  tokens x columns     mma over cached values, each warp 8 columns; tokens' own one by one
 ///
-/// What a token does not see is multiplied with nothing of its own: a number that is not finite stays with those that see
-/// it.
+/// Scores of what a token does not see are left out. A cached value that is not finite reaches all tokens of the step if
+/// the first of them sees it, though later ones may not any more; tokens' own values reach those that see them.
 template <class Shape>
 class StepWindow {
   using Window = typename Shape::Window;
