@@ -8,7 +8,9 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "jrt_lm/generation.hpp"
@@ -76,6 +78,28 @@ inline std::unique_ptr<LanguageModel> made(const ModelConfig& config, const Weig
   options.tokens_per_group = tokens_per_group;
   options.separate_kernels = separate_kernels;
   return make_model(config, weights, options);
+}
+
+/// Null, and a message, where this program has no such model.
+inline std::unique_ptr<LanguageModel> made_if_compiled(const ModelConfig& config, const WeightSource& weights,
+                                                       NumberType type, std::int64_t slots = 4) {
+  try {
+    return made(config, weights, type, slots);
+  } catch (const std::runtime_error& error) {
+    if (std::string_view(error.what()).find("was compiled for") == std::string_view::npos) {
+      throw;
+    }
+    MESSAGE("not compiled: " << error.what());
+    return nullptr;
+  }
+}
+
+/// A published layout's widths, in few layers and tokens.
+inline ModelConfig short_published_config(const std::string& name) {
+  ModelConfig config = ModelConfig::published(name);
+  config.layers.resize(5);  // with all kinds of mixers
+  config.vocabulary = config.vocabulary_rows = 1000;
+  return config;
 }
 
 inline Tokens random_tokens(std::int64_t count, std::int64_t vocabulary, unsigned seed) {
