@@ -159,8 +159,7 @@ class StepMixers : protected StepProducts<Shape> {
   template <class Part>
   __device__ void await_inputs(const E* query, int queries, const E* key, int keys, const E* value, int values,
                                const Part& part) {
-    this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
-    this->clock_.note(this->stage_, StepMoment::awaits);
+    this->note_waiting();
     // Each of the three by other warps, so that they are asked for together.
     static_assert(Part::threads >= 96);
     const int warp = part.rank() / 32;

@@ -21,7 +21,8 @@ class StepProducts : protected StepEpilogues<Shape> {
   using E = typename Epilogues::E;
   using Epilogues::Epilogues;
   static constexpr int row_blocks = Shape::row_blocks;
-  /// With so many rows it would take long to ask for all of x in vain: a part of it is asked for until it is there.
+  /// With so many rows, or wide normed ones, it would take long to ask for all of x in vain: a part of it is asked for
+  /// until it is there.
   static constexpr int gated_rows = 3;
 
   template <StageKind kind>
