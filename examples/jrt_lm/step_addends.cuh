@@ -116,24 +116,23 @@ class StepPreparer : StepBlock<Shape> {
     using Item = StepItem<Shape, kind>;
     using Addends = StepAddends<Shape, kind>;
     using Words = AddendWords<Addends>;
-    static_assert(Words::count * Item::count * sizeof(std::uint32_t) <= sizeof(this->prepared_.words[0]));
-    for (int first = first_tile(stage, this->block_, this->blocks_); first < stage.tiles;
-         first += Item::tiles * this->blocks_) {
+    static_assert(Words::count * Item::count <= Block::Prepared::slot_words(Shape::rows));
+    for (int first = stage.first_tile; first < stage.tiles; first += Item::tiles * this->blocks_) {
       barrier_wait(this->taken(this->place_.slot), this->place_.round ^ 1);
       const int of_tile = this->in_.rows * tile_outputs;
+      std::uint32_t* const to = this->prepared_.words(this->place_.slot, this->in_.rows);
       for (int i = warp * 32 + this->lane(); i < Item::tiles * of_tile; i += step_preparers * 32) {
         int unit = 0;
         for (; i >= (unit + 1) * of_tile; ++unit) {
         }
         const int tile = first + unit * this->blocks_;
         if (tile < stage.tiles) {
-          const int number = unit * Item::of_tile + i - unit * of_tile;
           Addends addends;
-          load<kind>(stage, tile, Item(number), addends);
+          load<kind>(stage, tile, Item(unit * Item::of_tile + i - unit * of_tile), addends);
           const auto words = __builtin_bit_cast(Words, addends);
 #pragma unroll
           for (int w = 0; w < Words::count; ++w) {
-            this->prepared_.words[this->place_.slot][w * Item::count + number] = words.words[w];
+            to[w * Item::tiles * of_tile + i] = words.words[w];
           }
         }
       }

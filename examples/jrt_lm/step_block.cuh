@@ -77,7 +77,17 @@ struct StepPrepared {
   std::int32_t positions[step_rows];
   std::int32_t tokens[step_rows];
   std::int32_t encoder_tokens;
-  std::uint32_t words[prepared_slots][most_words * 2 * tile_outputs * Shape::rows];
+
+  /// Behind it: words of each slot, for as many rows as there are.
+  static JRT_DETAIL_HD constexpr int slot_words(int rows) {
+    return most_words * Shape::tiles_at_once(StageKind::convolves) * tile_outputs * rows;
+  }
+  static constexpr std::size_t bytes(int rows) {
+    return sizeof(StepPrepared) + sizeof(std::uint32_t) * static_cast<std::size_t>(prepared_slots * slot_words(rows));
+  }
+  [[nodiscard]] __device__ std::uint32_t* words(int slot, int rows) {
+    return reinterpret_cast<std::uint32_t*>(this + 1) + slot * slot_words(rows);
+  }
 };
 
 /// What all kinds of warps know.

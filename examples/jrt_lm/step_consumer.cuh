@@ -71,8 +71,7 @@ class StepConsumer : StepMixers<Shape> {
     using Item = StepItem<Shape, StageKind::embed>;
     const Item item(this->thread());
     const int step = Item::tiles * this->blocks_;
-    for (int first = first_tile(stage, this->block_, this->blocks_), round = 0; first < stage.tiles;
-         first += step, ++round) {
+    for (int first = stage.first_tile, round = 0; first < stage.tiles; first += step, ++round) {
       const int tile = first + item.unit * this->blocks_;
       const int column = tile * tile_outputs + item.within;
       const bool active = this->thread() < Item::count && item.row < this->in_.rows && tile < stage.tiles;

@@ -45,7 +45,7 @@ class StepCopier : StepBlock<Shape> {
     const int parts = tile_parts(stage.kind);
     const int tiles = batch.parts / parts;
     const int pieces = pieces_of(stage.in);
-    for (int first = first_tile(stage, this->block_, this->blocks_); first < stage.tiles; first += tiles * this->blocks_) {
+    for (int first = stage.first_tile; first < stage.tiles; first += tiles * this->blocks_) {
       int present = 0;
       for (int i = 0; i < tiles && first + i * this->blocks_ < stage.tiles; ++i) {
         present += parts;

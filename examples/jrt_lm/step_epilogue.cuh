@@ -38,10 +38,14 @@ class StepEpilogues : protected StepWorker<Shape> {
     barrier_wait(this->prepared(addends_place_.slot), addends_place_.round);
     Words words{};
     std::uint32_t loaded = 0;
-    if (this->thread() < StepItem<Shape, kind>::count) {
+    const StepItem<Shape, kind> item(this->thread());
+    if (this->thread() < StepItem<Shape, kind>::count && item.row < this->in_.rows) {
+      const int of_tile = this->in_.rows * tile_outputs;
+      const std::uint32_t* const from = this->prepared_.words(addends_place_.slot, this->in_.rows) + item.unit * of_tile +
+                                        item.row * tile_outputs + item.within;
 #pragma unroll
       for (int w = 0; w < Words::count; ++w) {
-        words.words[w] = this->prepared_.words[addends_place_.slot][w * StepItem<Shape, kind>::count + this->thread()];
+        words.words[w] = from[w * StepItem<Shape, kind>::tiles * of_tile];
         loaded |= words.words[w];
       }
     }

@@ -43,6 +43,10 @@ __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<step_threads
     for (int i = static_cast<int>(threadIdx.x); i < in.stage_count * words_of_stage; i += step_threads) {
       words[i] = reinterpret_cast<const uint4*>(in.stages)[i];
     }
+    __syncthreads();
+    for (int s = static_cast<int>(threadIdx.x); s < in.stage_count; s += step_threads) {
+      reinterpret_cast<Stage*>(words)[s].first_tile = in.first_tiles[static_cast<int>(blockIdx.x) * in.stage_count + s];
+    }
     auto& prepared = *reinterpret_cast<typename StepBlock<Shape>::Prepared*>(shared + parameters.prepared_offset);
     if (const int row = static_cast<int>(threadIdx.x); row < in.rows) {
       prepared.slots[row] = in.slots[row / in.step_tokens];
@@ -119,8 +123,9 @@ class CompiledStepKernel final : public StepKernel {
     int multiprocessors = 0;
     int resident = 0;
     const auto enough = [&] {
-      const Places<Shape> places(stages, static_cast<int>(config.width), static_cast<int>(config.heads),
-                                 static_cast<int>(config.window_kv_heads), multiprocessors, shared_bytes);
+      const Places<Shape> places(stages, static_cast<int>(rows), static_cast<int>(config.width),
+                                 static_cast<int>(config.heads), static_cast<int>(config.window_kv_heads), multiprocessors,
+                                 shared_bytes);
       return places.ring_slots >= least_ring_slots;
     };
     const bool fits =
@@ -148,7 +153,7 @@ class CompiledStepKernel final : public StepKernel {
     check(cudaGetDevice(&device));
     check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     check(cudaFuncSetAttribute(step_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    const Places<Shape> places(static_cast<std::size_t>(inputs.stage_count), inputs.width, inputs.heads,
+    const Places<Shape> places(static_cast<std::size_t>(inputs.stage_count), inputs.rows, inputs.width, inputs.heads,
                                inputs.window_kv_heads, blocks, shared_bytes);
     StepParameters<Window::head_dim> parameters{inputs, rotary_};
     parameters.prepared_offset = static_cast<std::int32_t>(places.prepared);
@@ -193,9 +198,9 @@ class CompiledStepKernel final : public StepKernel {
     int ring_slots;
     int window_slots = 0;
 
-    Places(std::size_t stages, int width, int heads, int kv_heads, int blocks, int shared_bytes) {
+    Places(std::size_t stages, int rows, int width, int heads, int kv_heads, int blocks, int shared_bytes) {
       prepared = whole_lines(step_barrier_bytes + stages * sizeof(Stage));
-      residual = whole_lines(prepared + sizeof(typename Block::Prepared));
+      residual = whole_lines(prepared + Block::Prepared::bytes(rows));
       // In rounds of as many tiles as are made at once.
       constexpr int at_once = Shape::tiles_at_once(StageKind::adds);
       const int tiles = (residual_tiles(width, blocks) + at_once - 1) / at_once * at_once;

@@ -15,6 +15,7 @@ namespace jrt_lm {
 struct StepInputs {
   const Stage* stages = nullptr;
   std::int32_t stage_count = 0;
+  const std::int32_t* first_tiles = nullptr;  ///< of all stages, block after block
   std::int32_t rows = 0;
   bool several = false;
   std::int32_t step_tokens = 1;                  ///< rows of a sequence, one behind another

@@ -35,7 +35,7 @@ class StepProducts : protected StepEpilogues<Shape> {
     // Independent sums of a tile, so that fewer instructions wait for one another; the same for any number of rows.
     constexpr int chains = kind == StageKind::adds ? 4 : 2;
     constexpr int at_once = Shape::pieces_at_once(kind);
-    int first = first_tile(stage, this->block_, this->blocks_);
+    int first = stage.first_tile;
     if (first >= stage.tiles) {
       return;
     }
@@ -68,7 +68,7 @@ class StepProducts : protected StepEpilogues<Shape> {
         if (begin == 0 && round == 0) {
           await_x<normed>(stage, asks, x, squares);
         }
-        multiply(begin, x, w, sums);
+        multiply(stage.in, begin, x, w, sums);
       }
       store_sums(sums);
       if (normed && round == 0) {
@@ -85,6 +85,11 @@ class StepProducts : protected StepEpilogues<Shape> {
  private:
   [[nodiscard]] __device__ int own_column(int piece, int chunk) const {
     return piece * piece_columns + (chunk * step_warps + this->warp()) * chunk_columns + this->lane() % 4 * 8;
+  }
+
+  /// Whether this warp has columns of a chunk of a piece.
+  [[nodiscard]] __device__ bool has_chunk(int in, int piece, int chunk) const {
+    return piece * piece_columns + (chunk * step_warps + this->warp()) * chunk_columns < in;
   }
 
   /// Calls `function` for this lane's numbers of x: a row of each eight, 8 columns of each chunk.
@@ -180,7 +185,8 @@ class StepProducts : protected StepEpilogues<Shape> {
     }
   }
 
-  /// The next pieces in the ring: `begin` and some more of `present` tiles. A slot is passed on when all its numbers are in
+  /// The next pieces in the ring: `begin` and some more of `present` tiles. Where there are none, numbers are of no
+  /// meaning: they are not multiplied, or their sums are no tile's. A slot is passed on when all its numbers are in
   /// registers: the copy engine does not wait for loads that are on their way, and the compiler may reorder them.
   template <int parts, int at_once>
   __device__ void load_weights(int in, int begin, int present, uint4 (&w)[parts][at_once][warp_chunks]) {
@@ -189,60 +195,37 @@ class StepProducts : protected StepEpilogues<Shape> {
     const auto offset =
         static_cast<unsigned>(this->lane() / 4 * piece_stride + this->warp() * chunk_columns * 2 + this->lane() % 4 * 16);
     const int pieces = pieces_of(in) - begin;
-    const bool all = in - begin * piece_columns >= at_once * piece_columns;
 #pragma unroll
     for (int slot = 0; slot < batch.slots(); ++slot) {
-      constexpr auto end = [](int one, int other) { return one < other ? one : other; };
-      if (batch.has(slot, present, pieces)) {
+      const bool is_there = batch.has(slot, present, pieces);
+      if (is_there) {
         this->clock_.start_waiting();
         barrier_wait(this->full(this->place_.slot), this->place_.round);
         this->clock_.stop_waiting();
-        const std::uint32_t from = this->weights(this->place_.slot) + offset;
-        std::uint32_t loaded = 0;
-        const auto load = [&](int number, int j) {
+      }
+      const std::uint32_t from = this->weights(this->place_.slot) + offset;
+      std::uint32_t loaded = 0;
+      constexpr auto lesser = [](int one, int other) { return one < other ? one : other; };
+#pragma unroll
+      for (int number = slot * slot_pieces; number < lesser((slot + 1) * slot_pieces, parts * at_once); ++number) {
+#pragma unroll
+        for (int j = 0; j < warp_chunks; ++j) {
           uint4& words = w[batch.part(number)][batch.piece(number)][j];
           words = load_shared(
               from + static_cast<unsigned>(number % slot_pieces * piece_bytes + j * step_warps * chunk_columns * 2));
           loaded |= words.w;
-        };
-        const int last = end((slot + 1) * slot_pieces, parts * at_once) - 1;
-        if (all && batch.part(last) < present) {
-#pragma unroll
-          for (int number = slot * slot_pieces; number <= last; ++number) {
-#pragma unroll
-            for (int j = 0; j < warp_chunks; ++j) {
-              load(number, j);
-            }
-          }
-        } else {
-#pragma unroll
-          for (int number = slot * slot_pieces; number <= last; ++number) {
-#pragma unroll
-            for (int j = 0; j < warp_chunks; ++j) {
-              w[batch.part(number)][batch.piece(number)][j] = {};
-              if (batch.part(number) < present && own_column(begin + batch.piece(number), j) < in) {
-                load(number, j);
-              }
-            }
-          }
         }
+      }
+      if (is_there) {
         barrier_arrive(this->after(loaded, this->empty(this->place_.slot)));
         this->place_.advance(this->parameters_.ring_slots);
-      } else {
-#pragma unroll
-        for (int number = slot * slot_pieces; number < end((slot + 1) * slot_pieces, parts * at_once); ++number) {
-#pragma unroll
-          for (int j = 0; j < warp_chunks; ++j) {
-            w[batch.part(number)][batch.piece(number)][j] = {};
-          }
-        }
       }
     }
   }
 
   /// sums += W x. Lanes have 8 columns of a chunk, which the instruction takes for 2 and 2 of its 16: x has them likewise.
   template <int P, int sets, int pairs, int chains, int at_once>
-  __device__ void multiply(int begin, const uint4 (&x)[P][warp_chunks][row_blocks],
+  __device__ void multiply(int in, int begin, const uint4 (&x)[P][warp_chunks][row_blocks],
                            const uint4 (&w)[sets][at_once][warp_chunks],
                            float (&sums)[pairs][row_blocks][chains][4]) const {
 #pragma unroll
@@ -252,6 +235,9 @@ class StepProducts : protected StepEpilogues<Shape> {
       }
 #pragma unroll
       for (int j = 0; j < warp_chunks; ++j) {
+        if (!has_chunk(in, begin + i, j)) {
+          continue;
+        }
         constexpr int more = chains / 2;
         const int chain = 2 * (j % more);
 #pragma unroll

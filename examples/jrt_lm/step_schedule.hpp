@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <jrt/detail/host_device.hpp>
+#include <numeric>
 #include <vector>
 
 /// A decode step of a whole model as a list of stages, which one kernel works through (step_kernel.cuh). All blocks do a
@@ -35,12 +38,12 @@ enum class StageKind : std::int32_t {
 /// `kind`.
 struct alignas(16) Stage {
   StageKind kind = StageKind::embed;
-  std::int32_t in = 0;           ///< columns of W
-  std::int32_t outputs = 0;      ///< columns of y that are written
-  std::int32_t tiles = 0;        ///< of 8 outputs, or of 8 and 8 that belong together; 0 where there are none
-  std::int32_t first_block = 0;  ///< that has tile 0; the next block has the next
-  std::int32_t half = 0;         ///< `rotates`: half a head
-  std::int32_t x_columns = 0;    ///< from a row to the next
+  std::int32_t in = 0;          ///< columns of W
+  std::int32_t outputs = 0;     ///< columns of y that are written
+  std::int32_t tiles = 0;       ///< of 8 outputs, or of 8 and 8 that belong together; 0 where there are none
+  std::int32_t first_tile = 0;  ///< of a block: its own, as it works through the stages; it has each `blocks`-th from there
+  std::int32_t half = 0;        ///< `rotates`: half a head
+  std::int32_t x_columns = 0;   ///< from a row to the next
   std::int32_t y_columns = 0;
   std::int32_t x = 0;
   std::int32_t y = 0;
@@ -77,10 +80,6 @@ struct alignas(16) Stage {
   }
   return tile * tile_outputs + part * stage.outputs;
 }
-/// The first tile of a block; it has each `blocks`-th.
-[[nodiscard]] JRT_DETAIL_HD constexpr int first_tile(const Stage& stage, int block, int blocks) {
-  return block >= stage.first_block ? block - stage.first_block : block - stage.first_block + blocks;
-}
 [[nodiscard]] JRT_DETAIL_HD constexpr int pieces_of(int in) {
   return (in + piece_columns - 1) / piece_columns;
 }
@@ -109,21 +108,31 @@ struct RingBatch {
   return {parts, at_once, at_once == 4 ? 2 : at_once == 2 ? 1 : 0};
 }
 
-/// Gives each stage its tiles. Those of the residual stream are always the same block's; all others follow one another
-/// block after block without a gap between stages, so that all blocks read as much.
-inline void divide_among_blocks(std::vector<Stage>& stages, int blocks) {
-  int next = 0;
-  for (Stage& stage : stages) {
-    if (stage.kind == StageKind::embed || stage.kind == StageKind::adds) {
-      stage.tiles = stage.outputs / tile_outputs;
-      stage.first_block = 0;
-    } else if (is_product(stage.kind)) {
-      const int rows_of_tile = stage.kind == StageKind::rotates ? 2 * tile_outputs : tile_outputs;
-      stage.tiles = stage.outputs / rows_of_tile;
-      stage.first_block = next;
-      next = (next + stage.tiles) % blocks;
+/// Gives each stage its tiles. Returns each block's `first_tile` of all stages, block after block. Tiles of the residual
+/// stream are always the same block's. Of all others, where tiles cannot be divided evenly, the blocks have one more that
+/// have read fewest weights so far: so all blocks read as much in a step, and the ring makes up for the moment.
+inline std::vector<std::int32_t> divide_among_blocks(std::vector<Stage>& stages, int blocks) {
+  std::vector<std::int32_t> first_tiles(static_cast<std::size_t>(blocks) * stages.size());
+  std::vector<std::int64_t> read(static_cast<std::size_t>(blocks));
+  std::vector<std::size_t> order(read.size());
+  for (std::size_t s = 0; s < stages.size(); ++s) {
+    Stage& stage = stages[s];
+    const bool is_residual = stage.kind == StageKind::embed || stage.kind == StageKind::adds;
+    if (!is_residual && !is_product(stage.kind)) {
+      continue;
+    }
+    stage.tiles = stage.outputs / (stage.kind == StageKind::rotates ? 2 * tile_outputs : tile_outputs);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    if (!is_residual) {
+      std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return read[a] < read[b]; });
+    }
+    for (int first = 0; first < blocks; ++first) {
+      const std::size_t block = order[static_cast<std::size_t>(first)];
+      first_tiles[block * stages.size() + s] = first;
+      read[block] += std::int64_t{tile_parts(stage.kind) * stage.in} * ((stage.tiles - first + blocks - 1) / blocks);
     }
   }
+  return first_tiles;
 }
 
 }  // namespace jrt_lm

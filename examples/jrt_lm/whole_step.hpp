@@ -60,7 +60,9 @@ class WholeStep {
       if (blocks_ == 0) {
         return false;
       }
-      divide_among_blocks(stages, blocks_);
+      const std::vector<std::int32_t> first_tiles = divide_among_blocks(stages, blocks_);
+      first_tiles_ = {model.device, std::ssize(first_tiles)};
+      first_tiles_.upload(first_tiles);
       stages_ = {model.device, static_cast<std::int64_t>(stages.size() * sizeof(Stage))};
       stages_.upload(std::as_bytes(std::span(stages)));
       if (memory == nullptr) {
@@ -68,6 +70,7 @@ class WholeStep {
         memory = &memory_;
       }
       inputs_.stages = reinterpret_cast<const Stage*>(stages_.data());
+      inputs_.first_tiles = first_tiles_.data();
       inputs_.stage_count = static_cast<std::int32_t>(stages.size());
       inputs_.rows = static_cast<std::int32_t>(pass.rows);
       inputs_.step_tokens = static_cast<std::int32_t>(pass.step_tokens);
@@ -133,6 +136,7 @@ class WholeStep {
   StepInputs inputs_{};
   int blocks_ = 0;
   typename Device::template Array<std::byte> stages_{};
+  typename Device::template Array<std::int32_t> first_tiles_{};
   Memory memory_{};
 };
 
