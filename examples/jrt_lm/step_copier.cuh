@@ -62,16 +62,20 @@ class StepCopier : StepBlock<Shape> {
       }
     }
   }
-  /// Each lane copies a row of one of the four pieces.
+  /// Each lane copies two pieces of a row, where there are two: copies of one kilobyte take so long to issue that the warp
+  /// reads at no more than three quarters of the memory's pace.
   __device__ void copy_slot(const Stage& stage, const RingBatch& batch, int first, int present, int begin, int slot) {
     using namespace jrt::detail::cuda;
     const int parts = tile_parts(stage.kind);
-    const int place = this->lane() / tile_outputs;
+    const int copied = batch.at_once == 1 ? 1 : 2;
+    const int place = this->lane() / tile_outputs * copied;
     const int row = this->lane() % tile_outputs;
     const int part = batch.part(slot * slot_pieces + place);
-    const int column = (begin + batch.piece(slot * slot_pieces + place)) * piece_columns;
-    const bool is_there = part < present && column < stage.in;
-    const int bytes = is_there ? 2 * (stage.in - column < piece_columns ? stage.in - column : piece_columns) : 0;
+    const int piece = batch.piece(slot * slot_pieces + place);
+    const int column = (begin + piece) * piece_columns;
+    const bool is_there = place < slot_pieces && part < present && column < stage.in;
+    const int columns = stage.in - column < copied * piece_columns ? stage.in - column : copied * piece_columns;
+    const int bytes = is_there ? 2 * columns : 0;
     const int number =
         tile_row(stage, first + (parts == 2 ? part / 2 : part) * this->blocks_, parts == 2 ? part % 2 : 0) + row;
     const auto* const from = static_cast<const std::byte*>(stage.weight) + (std::int64_t{number} * stage.in + column) * 2;
@@ -80,8 +84,10 @@ class StepCopier : StepBlock<Shape> {
     barrier_expect(this->full(this->place_.slot), all);
     __syncwarp();
     if (is_there) {
-      copy_row(this->weights(this->place_.slot) + static_cast<unsigned>(place * piece_bytes + row * piece_stride), from,
-               bytes, this->full(this->place_.slot), policy_);
+      const int row_of_slot = batch.part(place) * tile_outputs + row;
+      copy_row(this->weights(this->place_.slot) +
+                   static_cast<unsigned>(row_of_slot * row_stride(batch.at_once) + piece * piece_columns * 2),
+               from, bytes, this->full(this->place_.slot), policy_);
     }
     this->place_.advance(this->parameters_.ring_slots);
   }

@@ -192,8 +192,8 @@ class StepProducts : protected StepEpilogues<Shape> {
   __device__ void load_weights(int in, int begin, int present, uint4 (&w)[parts][at_once][warp_chunks]) {
     using namespace jrt::detail::cuda;
     constexpr RingBatch batch = ring_batch(parts, at_once);
-    const auto offset =
-        static_cast<unsigned>(this->lane() / 4 * piece_stride + this->warp() * chunk_columns * 2 + this->lane() % 4 * 16);
+    const auto offset = static_cast<unsigned>(this->lane() / 4 * row_stride(at_once) + this->warp() * chunk_columns * 2 +
+                                              this->lane() % 4 * 16);
     const int pieces = pieces_of(in) - begin;
 #pragma unroll
     for (int slot = 0; slot < batch.slots(); ++slot) {
@@ -212,7 +212,8 @@ class StepProducts : protected StepEpilogues<Shape> {
         for (int j = 0; j < warp_chunks; ++j) {
           uint4& words = w[batch.part(number)][batch.piece(number)][j];
           words = load_shared(
-              from + static_cast<unsigned>(number % slot_pieces * piece_bytes + j * step_warps * chunk_columns * 2));
+              from + static_cast<unsigned>(batch.part(number % slot_pieces) * tile_outputs * row_stride(at_once) +
+                                           batch.piece(number) * piece_columns * 2 + j * step_warps * chunk_columns * 2));
           loaded |= words.w;
         }
       }

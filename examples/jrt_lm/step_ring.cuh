@@ -19,10 +19,12 @@ inline constexpr int helper_registers = 88;
 inline constexpr int step_parts = 4;    ///< tiles of 8 rows of W whose sums are made together, at most
 inline constexpr int step_barrier = 1;  ///< of the 8 warps
 inline constexpr int max_ring_slots = 8;
-/// Rows of a piece lie 64 bytes off in the banks of shared memory, so that lanes of two rows do not meet.
-inline constexpr int piece_stride = piece_columns * 2 + 64;
-inline constexpr int piece_bytes = tile_outputs * piece_stride;
-inline constexpr int slot_bytes = slot_pieces * piece_bytes;
+/// From a row of W in a slot to the next: rows lie 64 bytes off in the banks of shared memory, so that lanes of two rows do
+/// not meet. `at_once`: pieces of a row, side by side.
+[[nodiscard]] JRT_DETAIL_HD constexpr int row_stride(int at_once) {
+  return at_once * piece_columns * 2 + 64;
+}
+inline constexpr int slot_bytes = slot_pieces * tile_outputs * row_stride(1);
 /// What a warp takes of each piece, 32 columns at a time.
 inline constexpr int warp_chunks = piece_columns / chunk_columns / step_warps;
 
