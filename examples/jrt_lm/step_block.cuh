@@ -42,9 +42,13 @@ struct StepShape {
   }
   /// Pieces of W and x of a product, at most.
   static JRT_DETAIL_HD constexpr int pieces(StageKind kind) { return normed_pieces * (kind == StageKind::adds ? 2 : 1); }
+  /// Pieces of x that a warp has in registers together; if not all, they are loaded for each round of tiles.
+  static JRT_DETAIL_HD constexpr int x_pieces(StageKind kind) {
+    return row_blocks * pieces(kind) > 8 ? pieces(kind) / 2 : pieces(kind);
+  }
   /// Those whose weights a warp has in registers together, of all tiles of a round.
   static JRT_DETAIL_HD constexpr int pieces_at_once(StageKind kind) {
-    const int few = kind == StageKind::adds && row_blocks * normed_pieces > 4 ? 2 : step_parts;
+    const int few = kind == StageKind::adds && row_blocks * normed_pieces * (several ? 2 : 1) > 4 ? 2 : step_parts;
     const int most = few < 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind))
                          ? few
                          : 2 * step_parts / (tile_parts(kind) * tiles_at_once(kind));

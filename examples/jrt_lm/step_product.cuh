@@ -39,13 +39,14 @@ class StepProducts : protected StepEpilogues<Shape> {
     if (first >= stage.tiles) {
       return;
     }
-    uint4 x[P][warp_chunks][row_blocks];
+    constexpr int x_pieces = Shape::x_pieces(kind);
+    uint4 x[x_pieces][warp_chunks][row_blocks];
     constexpr bool few = !normed || P <= 2;
     const bool asks = few && this->in_.rows < gated_rows;
     const auto ask = [asks](uint4& words, const auto* from, bool is_there) {
       words = load_exchanged_if(is_there && asks, from, is_there ? ~0U : 0U);
     };
-    each_of_x(stage, x, ask);
+    each_of_x(stage, 0, x, ask);
     uint4 squares[normed ? P * warp_chunks / 4 + (P * warp_chunks % 4 != 0) : 1][row_blocks];
     if constexpr (normed) {
       each_of_squares(stage, squares, ask);
@@ -65,10 +66,17 @@ class StepProducts : protected StepEpilogues<Shape> {
       for (int begin = 0; begin < P; begin += at_once) {
         uint4 w[2 * pairs][at_once][warp_chunks];
         load_weights(stage.in, begin, present, w);
-        if (begin == 0 && round == 0) {
-          await_x<normed>(stage, asks, x, squares);
+        if (begin % x_pieces == 0 && (round == 0 || x_pieces < P)) {
+          if (x_pieces < P && (round > 0 || begin > 0)) {
+            each_of_x(stage, begin, x, [](uint4& words, const E* /*from*/, bool is_there) { forget(words, is_there); });
+          }
+          await_x<normed>(stage, begin, asks && begin == 0, x, squares);
         }
-        multiply(stage.in, begin, x, w, sums);
+        if (stage.in >= (begin + at_once) * piece_columns) {
+          multiply<true>(stage.in, begin, begin % x_pieces, x, w, sums);
+        } else {
+          multiply<false>(stage.in, begin, begin % x_pieces, x, w, sums);
+        }
       }
       store_sums(sums);
       if (normed && round == 0) {
@@ -92,16 +100,22 @@ class StepProducts : protected StepEpilogues<Shape> {
     return piece * piece_columns + (chunk * step_warps + this->warp()) * chunk_columns < in;
   }
 
-  /// Calls `function` for this lane's numbers of x: a row of each eight, 8 columns of each chunk.
+  /// What is to be asked for.
+  static __device__ void forget(uint4& words, bool is_there) {
+    const std::uint32_t bits = is_there ? ~0U : 0U;
+    words = {bits, bits, bits, bits};
+  }
+  /// Calls `function` for this lane's numbers of x, from piece `begin` on: a row of each eight, 8 columns of each chunk.
   template <int P, class Function>
-  __device__ void each_of_x(const Stage& stage, uint4 (&x)[P][warp_chunks][row_blocks], const Function& function) const {
+  __device__ void each_of_x(const Stage& stage, int begin, uint4 (&x)[P][warp_chunks][row_blocks],
+                            const Function& function) const {
     const int g = this->lane() / 4;
     const E* const from = this->template exchanged<const E>(stage.x) + g * stage.x_columns;
 #pragma unroll
     for (int p = 0; p < P; ++p) {
 #pragma unroll
       for (int j = 0; j < warp_chunks; ++j) {
-        const int column = own_column(p, j);
+        const int column = own_column(begin + p, j);
 #pragma unroll
         for (int b = 0; b < row_blocks; ++b) {
           function(x[p][j][b], from + b * 8 * stage.x_columns + column, column < stage.in && g + 8 * b < this->in_.rows);
@@ -111,13 +125,13 @@ class StepProducts : protected StepEpilogues<Shape> {
   }
   /// Squares are asked for with x, but not waited for.
   template <bool normed, int P, int n>
-  __device__ void await_x(const Stage& stage, bool asks, uint4 (&x)[P][warp_chunks][row_blocks],
+  __device__ void await_x(const Stage& stage, int begin, bool asks, uint4 (&x)[P][warp_chunks][row_blocks],
                           uint4 (&squares)[n][row_blocks]) {
     this->clock_.note_waiting(this->stage_, StepMoment::waited_before);
     this->clock_.note(this->stage_, StepMoment::awaits);
     if (!asks) {
       const E* const from =
-          this->template exchanged<const E>(stage.x) + this->lane() / 4 * stage.x_columns + own_column(0, 0);
+          this->template exchanged<const E>(stage.x) + this->lane() / 4 * stage.x_columns + own_column(begin, 0);
       while (is_absent16(x[0][0][0])) {
         x[0][0][0] = load_exchanged(from);
       }
@@ -126,7 +140,7 @@ class StepProducts : protected StepEpilogues<Shape> {
     bool again = true;
     while (__any_sync(~0U, again)) {
       again = false;
-      each_of_x(stage, x, [&](uint4& words, const E* from, bool /*is_there*/) {
+      each_of_x(stage, begin, x, [&](uint4& words, const E* from, bool /*is_there*/) {
         const bool absent = is_absent16(words);
         reload_exchanged_if(absent, from, words);
         again = again || absent;
@@ -224,9 +238,10 @@ class StepProducts : protected StepEpilogues<Shape> {
     }
   }
 
-  /// sums += W x. Lanes have 8 columns of a chunk, which the instruction takes for 2 and 2 of its 16: x has them likewise.
-  template <int P, int sets, int pairs, int chains, int at_once>
-  __device__ void multiply(int in, int begin, const uint4 (&x)[P][warp_chunks][row_blocks],
+  /// sums += W x, where there is W; `all`: without a look. Lanes have 8 columns of a chunk, which the instruction takes for
+  /// 2 and 2 of its 16: x has them likewise.
+  template <bool all, int P, int sets, int pairs, int chains, int at_once>
+  __device__ void multiply(int in, int begin, int of_x, const uint4 (&x)[P][warp_chunks][row_blocks],
                            const uint4 (&w)[sets][at_once][warp_chunks],
                            float (&sums)[pairs][row_blocks][chains][4]) const {
 #pragma unroll
@@ -236,14 +251,14 @@ class StepProducts : protected StepEpilogues<Shape> {
       }
 #pragma unroll
       for (int j = 0; j < warp_chunks; ++j) {
-        if (!has_chunk(in, begin + i, j)) {
+        if (!all && !has_chunk(in, begin + i, j)) {
           continue;
         }
         constexpr int more = chains / 2;
         const int chain = 2 * (j % more);
 #pragma unroll
         for (int b = 0; b < row_blocks; ++b) {
-          const uint4& numbers = x[begin + i][j][b];
+          const uint4& numbers = x[of_x + i][j][b];
 #pragma unroll
           for (int pair = 0; pair < pairs; ++pair) {
             const uint4& first = w[2 * pair][i][j];
