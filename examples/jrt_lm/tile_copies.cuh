@@ -25,20 +25,6 @@ __device__ __forceinline__ void load_box(SharedAddress to, const CUtensorMap& ma
       : "r"(to), "l"(&matrix), "r"(barrier), "r"(column), "r"(row)
       : "memory");
 }
-/// The same to the same place in each block of the cluster whose bit is set in `blocks`, and with its barrier.
-__device__ __forceinline__ void load_box_for(std::uint16_t blocks, SharedAddress to, const CUtensorMap& matrix, int column,
-                                             int row, SharedAddress barrier) {
-  asm volatile(
-      "{\n"
-      ".reg .pred one;\n"
-      "elect.sync _|one, 0xffffffff;\n"
-      "@one cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%4,%5}], [%2], %3;\n"
-      "}\n"
-      :
-      : "r"(to), "l"(&matrix), "r"(barrier), "h"(blocks), "r"(column), "r"(row)
-      : "memory");
-}
 /// Copies a box from shared memory, in a group of copies that `end_stores` closes.
 __device__ __forceinline__ void store_box(const CUtensorMap& matrix, SharedAddress from, int column, int row) {
   asm volatile(
@@ -75,12 +61,7 @@ __device__ __forceinline__ SharedAddress address_in(int rank, SharedAddress own)
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(other) : "r"(own), "r"(rank));
   return other;
 }
-/// By one thread: arrives at a barrier of any block of the cluster, after its products (but not before its stores are
-/// visible there, which would take a fence each time).
-__device__ __forceinline__ void arrive_in_cluster(SharedAddress barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" : : "r"(barrier) : "memory");
-}
-/// The same after all that it has stored in the cluster's blocks.
+/// By one thread: arrives at a barrier of any block of the cluster, after all that it has stored there.
 __device__ __forceinline__ void release_in_cluster(SharedAddress barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" : : "r"(barrier) : "memory");
 }

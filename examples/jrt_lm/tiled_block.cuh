@@ -10,23 +10,15 @@ namespace jrt_lm {
 template <class T>
 struct TiledBlock {
   SharedAddress shared;
-  int down;  // this block's tile in the cluster's
-  int across;
-  int split;
+  int split;       // this block's of the cluster's
   int first_slot;  // of the depth, in slots
   int slot_count;
 
   __device__ TiledBlock(SharedAddress memory, const TiledJob& job) : shared(memory) {
-    const int rank = T::cluster > 1 ? cluster_rank() : 0;
-    down = rank % T::row_blocks;
-    across = rank / T::row_blocks % T::column_blocks;
-    split = rank / (T::row_blocks * T::column_blocks);
+    split = T::splits > 1 ? cluster_rank() : 0;
     const int all = (job.in + tile_depth - 1) / tile_depth;
     first_slot = all * split / T::splits;
     slot_count = all * (split + 1) / T::splits - first_slot;
-  }
-  [[nodiscard]] __device__ int rank_of(int its_down, int its_across, int its_split) const {
-    return its_down + T::row_blocks * (its_across + T::column_blocks * its_split);
   }
   [[nodiscard]] __device__ SharedAddress slot(int i) const { return shared + T::ring_at + i * T::slot_bytes; }
   [[nodiscard]] __device__ SharedAddress full(int i) const { return shared + T::barriers_at + 8 * i; }

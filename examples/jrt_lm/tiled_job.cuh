@@ -32,17 +32,13 @@ inline constexpr int tiled_taps = 3;
 template <Finish finish>
 inline constexpr bool has_gates = finish == Finish::gates || finish == Finish::convolves;
 
-/// How a product is divided. A block has tiles of 128 rows by `columns` sums, gates among these; blocks of a cluster have
-/// `row_blocks` tiles below one another and `column_blocks` side by side, whose weights and rows they read once; and
-/// `splits` (1 or 2) have a part of the depth each.
-template <Finish finish_, int columns_, int row_blocks_ = 1, int column_blocks_ = 1, int splits_ = 1>
+/// How a product is divided: blocks have tiles of 128 rows by `columns` sums, gates among these. `splits` (1 or 2) blocks,
+/// then a cluster, have one tile together, of which each multiplies a part of the depth.
+template <Finish finish_, int columns_, int splits_ = 1>
 struct Tiling {
   static constexpr Finish finish = finish_;
   static constexpr int columns = columns_;
-  static constexpr int row_blocks = row_blocks_;
-  static constexpr int column_blocks = column_blocks_;
   static constexpr int splits = splits_;
-  static constexpr int cluster = row_blocks * column_blocks * splits;
   static constexpr int outputs = has_gates<finish> ? columns / 2 : columns;
   static constexpr int sums = columns / 2;  ///< of a thread
 
@@ -78,7 +74,7 @@ struct Tiling {
 
 /// A product y = f(x) Wᵀ + bias of bfloat16 numbers.
 struct TiledJob {
-  CUtensorMap x;       ///< boxes of 128 / column_blocks rows
+  CUtensorMap x;       ///< boxes of 128 rows
   CUtensorMap weight;  ///< boxes of columns / 2 rows
   CUtensorMap y;  ///< (rows, outputs) in bfloat16, boxes of 16 rows; with `adds` the stream times the next norm's weights
   CUtensorMap stream;  ///< (rows, outputs) in float, boxes of 16 rows, of `adds`

@@ -42,12 +42,18 @@ struct TiledOperands {
   std::int64_t turned_heads = 0;
 };
 
-/// Launches one kernel; cudaErrorInvalidValue if the copy engine cannot read the operands.
+/// Whether each of a tile's blocks has a part of the depth.
+template <class T>
+[[nodiscard]] bool has_depth(const TiledOperands& of) {
+  return of.in > (T::splits - 1) * tile_depth;
+}
+
+/// Launches one kernel; cudaErrorInvalidValue if the copy engine cannot read the operands, or without `has_depth`.
 template <class T>
 cudaError_t launch_tiled(const TiledOperands& of, int multiprocessors, cudaStream_t stream) {
   TiledJob job{};
   const std::int64_t weight_rows = has_gates<T::finish> ? 2 * of.outputs : of.outputs;
-  bool described = describe_matrix(of.x, of.rows, of.in, of.x_columns, tile_rows / T::column_blocks, job.x) &&
+  bool described = has_depth<T>(of) && describe_matrix(of.x, of.rows, of.in, of.x_columns, tile_rows, job.x) &&
                    describe_matrix(of.weight, weight_rows, of.in, of.in, T::columns / 2, job.weight);
   if (described && of.y != nullptr) {
     described = describe_matrix(of.y, of.rows, of.outputs, of.y_columns, 16, job.y);
@@ -84,21 +90,20 @@ cudaError_t launch_tiled(const TiledOperands& of, int multiprocessors, cudaStrea
     return error;
   }
   const auto divided = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
-  const std::int64_t clusters =
-      divided(of.rows, tile_rows * T::row_blocks) * divided(of.outputs, T::outputs * T::column_blocks);
+  const std::int64_t tiles = divided(of.rows, tile_rows) * divided(of.outputs, T::outputs);
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {T::cluster, 1, 1};
+  attributes[1].val.clusterDim = {T::splits, 1, 1};
   cudaLaunchConfig_t config{};
-  const std::int64_t at_once = T::splits > 1 ? clusters : std::min<std::int64_t>(clusters, multiprocessors / T::cluster);
-  config.gridDim = dim3(static_cast<unsigned>(at_once * T::cluster));
+  const std::int64_t at_once = T::splits > 1 ? tiles : std::min<std::int64_t>(tiles, multiprocessors);
+  config.gridDim = dim3(static_cast<unsigned>(at_once * T::splits));
   config.blockDim = dim3(tiled_threads);
   config.dynamicSmemBytes = T::shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = T::cluster > 1 ? 2 : 1;
+  config.numAttrs = T::splits > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, job);
 }
 

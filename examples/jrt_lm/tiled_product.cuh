@@ -17,32 +17,31 @@
 
 /// Matrix products of many rows on Hopper GPUs, in bfloat16 with sums in float. Persistent blocks take tile after tile; a
 /// warp copies slots of a ring ahead (64 numbers of the rows of x and of W), two groups of four warps multiply 64 rows each
-/// and finish their sums (tiled_finish.cuh) while the next tile's slots arrive. The blocks of a cluster share what they
-/// read. Weights are asked for before the kernel before is done.
+/// and finish their sums (tiled_finish.cuh) while the next tile's slots arrive. Weights are asked for before the kernel
+/// before is done.
 namespace jrt_lm {
 
-/// The tiles of a block, one after the other: clusters of tiles, down eight of them, then across, then down again, so that
-/// what is multiplied at the same time shares rows of x and W.
+/// The tiles of a block, one after the other: down eight of them, then across, then down again, so that what is multiplied
+/// at the same time shares rows of x and W.
 template <class T>
 class TileWalk {
  public:
   __device__ explicit TileWalk(const TiledJob& job)
-      : down_(divided(job.rows, tile_rows * T::row_blocks)),
-        across_(divided(job.outputs, T::outputs * T::column_blocks)),
-        at_(static_cast<int>(blockIdx.x) / T::cluster),
-        step_(static_cast<int>(gridDim.x) / T::cluster) {}
+      : down_(divided(job.rows, tile_rows)),
+        across_(divided(job.outputs, T::outputs)),
+        at_(static_cast<int>(blockIdx.x) / T::splits),
+        step_(static_cast<int>(gridDim.x) / T::splits) {}
 
   [[nodiscard]] __device__ bool is_there() const { return at_ < down_ * across_; }
   __device__ void advance() { at_ += step_; }
 
-  /// Of the block's tile, whose place in the cluster's is (down, across).
-  __device__ void place(int down, int across, int& row, int& output) const {
+  __device__ void place(int& row, int& output) const {
     constexpr int band = 8;
     const int first = at_ / (band * across_) * band;
     const int height = down_ - first < band ? down_ - first : band;
     const int in_band = at_ - first * across_;
-    row = ((first + in_band % height) * T::row_blocks + down) * tile_rows;
-    output = (in_band / height * T::column_blocks + across) * T::outputs;
+    row = (first + in_band % height) * tile_rows;
+    output = in_band / height * T::outputs;
   }
 
  private:
@@ -72,20 +71,13 @@ struct TiledPlace {
 template <class T>
 class TiledCopier {
  public:
-  __device__ TiledCopier(const TiledJob& job, const TiledBlock<T>& block) : job_(job), block_(block) {
-    for (int i = 0; i < T::row_blocks; ++i) {
-      weight_blocks_ |= static_cast<std::uint16_t>(1U << block.rank_of(i, block.across, block.split));
-    }
-    for (int i = 0; i < T::column_blocks; ++i) {
-      x_blocks_ |= static_cast<std::uint16_t>(1U << block.rank_of(block.down, i, block.split));
-    }
-  }
+  __device__ TiledCopier(const TiledJob& job, const TiledBlock<T>& block) : job_(job), block_(block) {}
 
   __device__ void run() {
     using namespace jrt::detail::cuda;
     bool waited = false;
     for (TileWalk<T> walk(job_); walk.is_there(); walk.advance()) {
-      walk.place(block_.down, block_.across, row_, output_);
+      walk.place(row_, output_);
       int ahead = 0;
       if (!waited) {  // weights first, which no kernel writes
         ahead = block_.slot_count < T::slots ? block_.slot_count : T::slots;
@@ -114,30 +106,17 @@ class TiledCopier {
   }
 
  private:
-  /// Slot i of the depth to a slot of the ring: this block's part of what the cluster's blocks share.
+  /// Slot i of the depth to a slot of the ring.
   __device__ void copy_rows(int to, int i) const {
-    constexpr int part = tile_rows / T::column_blocks;
-    const int column = (block_.first_slot + i) * tile_depth;
-    const SharedAddress at = block_.slot(to) + static_cast<SharedAddress>(block_.across * part * 128);
-    if constexpr (T::column_blocks == 1) {
-      load_box(at, job_.x, column, row_, block_.full(to));
-    } else {
-      load_box_for(x_blocks_, at, job_.x, column, row_ + block_.across * part, block_.full(to));
-    }
+    load_box(block_.slot(to), job_.x, (block_.first_slot + i) * tile_depth, row_, block_.full(to));
   }
   __device__ void copy_weights(int to, int i) const {
     constexpr int half = T::columns / 2;
     const int column = (block_.first_slot + i) * tile_depth;
     const int next = has_gates<T::finish> ? job_.outputs : half;
     const SharedAddress at = block_.slot(to) + T::x_bytes;
-    if constexpr (T::row_blocks == 1) {
-      load_box(at, job_.weight, column, output_, block_.full(to));
-      load_box(at + half * 128, job_.weight, column, output_ + next, block_.full(to));
-    } else {
-      static_assert(T::row_blocks == 2);
-      load_box_for(weight_blocks_, at + static_cast<SharedAddress>(block_.down * half * 128), job_.weight, column,
-                   output_ + block_.down * next, block_.full(to));
-    }
+    load_box(at, job_.weight, column, output_, block_.full(to));
+    load_box(at + half * 128, job_.weight, column, output_ + next, block_.full(to));
   }
 
   const TiledJob& job_;
@@ -145,43 +124,19 @@ class TiledCopier {
   TiledPlace<T> place_{};
   int row_ = 0;
   int output_ = 0;
-  std::uint16_t weight_blocks_ = 0;
-  std::uint16_t x_blocks_ = 0;
 };
 
 /// A multiplying warp.
 template <class T>
 __device__ __forceinline__ void multiply_tiles(const TiledJob& job, const TiledBlock<T>& block, int group) {
   using namespace jrt::detail::cuda;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  // The blocks that copy into this one's slots wait for it, and so does this one.
-  constexpr int copying = T::row_blocks + T::column_blocks - 1;
-  SharedAddress empty = block.empty(0);
-  if constexpr (T::cluster > 1) {
-    const int its = lane % copying;
-    empty = address_in(
-        its < T::row_blocks
-            ? block.rank_of(its, block.across, block.split)
-            : block.rank_of(block.down, (block.across + its - T::row_blocks + 1) % T::column_blocks, block.split),
-        empty);
-  }
-  const auto release = [&](int slot) {
-    if constexpr (T::cluster == 1) {
-      barrier_arrive(block.empty(slot));
-    } else {
-      __syncwarp();
-      if (lane < copying) {
-        arrive_in_cluster(empty + static_cast<SharedAddress>(8 * slot));
-      }
-    }
-  };
   TiledFinish<T> finish(job, block, group);
   TiledPlace<T> place;
   bool waited = false;
   for (TileWalk<T> walk(job); walk.is_there(); walk.advance()) {
     int row;
     int output;
-    walk.place(block.down, block.across, row, output);
+    walk.place(row, output);
     finish.prepare(row + group * 64, output);
     if (!waited) {
       jrt::await_previous_kernel();
@@ -189,14 +144,6 @@ __device__ __forceinline__ void multiply_tiles(const TiledJob& job, const TiledB
     }
     finish.begin();
     float sums[T::sums];
-    if (T::splits > 1 && block.slot_count == 0) {
-#pragma unroll
-      for (float& sum : sums) {
-        sum = 0;
-      }
-      finish.run(sums);
-      continue;
-    }
     int last = 0;
     for (int i = 0; i < block.slot_count; ++i) {
       barrier_wait(block.full(place.slot), place.round);
@@ -211,14 +158,14 @@ __device__ __forceinline__ void multiply_tiles(const TiledJob& job, const TiledB
       wgmma_commit();
       if (i > 0) {
         wgmma_wait<1>();
-        release(last);
+        barrier_arrive(block.empty(last));
       }
       last = place.slot;
       place.advance();
     }
     wgmma_wait<0>();
     fence_accumulators(sums);
-    release(last);
+    barrier_arrive(block.empty(last));
     finish.run(sums);
   }
   finish.end();
@@ -235,7 +182,7 @@ __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<tiled_thread
     if (warp == 0) {
       for (int i = 0; i < T::slots; ++i) {
         barrier_init(block.full(i), 1);
-        barrier_init(block.empty(i), 8 * (T::row_blocks + T::column_blocks - 1));
+        barrier_init(block.empty(i), 8);
       }
       for (int i = 0; i < 8; ++i) {
         barrier_init(block.stream_barrier(i), 1);
@@ -245,7 +192,7 @@ __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<tiled_thread
       prefetch_map(job.weight);
       prefetch_map(job.x);
     }
-    if constexpr (T::cluster > 1) {
+    if constexpr (T::splits > 1) {
       cluster_barrier();
     } else {
       __syncthreads();
@@ -260,7 +207,7 @@ __global__ void __launch_bounds__(jrt::detail::cuda::hopper_threads<tiled_thread
       take_registers<232>();
       multiply_tiles(job, block, warp / 4 - 1);
     }
-    if constexpr (T::cluster > 1) {
+    if constexpr (T::splits > 1) {
       cluster_barrier();  // others may still write here
     }
   }

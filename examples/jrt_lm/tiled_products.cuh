@@ -63,24 +63,23 @@ class TiledProducts {
   template <class... T>
   struct Tilings {};
   template <Finish finish>
-  using Narrow = Tiling<finish, 128, 1, 1, 2>;
+  using Narrow = Tiling<finish, 128, 2>;
   using Stores = Tilings<Tiling<Finish::stores, 256>, Tiling<Finish::stores, 192>, Tiling<Finish::stores, 128>,
-                         Narrow<Finish::stores>, Tiling<Finish::stores, 64, 1, 1, 2>>;
+                         Narrow<Finish::stores>, Tiling<Finish::stores, 64, 2>>;
   using Rotates = Tilings<Tiling<Finish::rotates, 192>, Tiling<Finish::rotates, 128>, Narrow<Finish::rotates>>;
   using Gates = Tilings<Tiling<Finish::gates, 256>, Tiling<Finish::gates, 128>, Narrow<Finish::gates>>;
-  using Adds = Tilings<Tiling<Finish::adds, 128>, Narrow<Finish::adds>, Tiling<Finish::adds, 64, 1, 1, 2>>;
+  using Adds = Tilings<Tiling<Finish::adds, 128>, Narrow<Finish::adds>, Tiling<Finish::adds, 64, 2>>;
 
   /// Cycles that a product takes, by its tiles: whole waves of blocks, in which the matrix unit takes 4 cycles for each
   /// column of a slot and copies bring some 32 bytes a cycle, and the beginning and end of a tile.
   template <class T>
   [[nodiscard]] double estimate(const TiledOperands& of) const {
     const auto divided = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
-    const std::int64_t clusters =
-        divided(of.rows, tile_rows * T::row_blocks) * divided(of.outputs, T::outputs * T::column_blocks);
-    const std::int64_t waves = divided(clusters, multiprocessors_ / T::cluster);
+    const std::int64_t tiles = divided(of.rows, tile_rows) * divided(of.outputs, T::outputs);
+    const std::int64_t waves = divided(tiles, multiprocessors_ / T::splits);
     const auto slots = static_cast<double>(divided(divided(of.in, tile_depth), T::splits));
     constexpr double multiplied = 4.0 * T::columns;
-    constexpr double copied = (tile_rows * 128.0 / T::column_blocks + T::columns * 128.0 / T::row_blocks) / 32;
+    constexpr double copied = (tile_rows + T::columns) * 128.0 / 32;
     return static_cast<double>(waves) * (slots * (multiplied > copied ? multiplied : copied) + 8.0 * T::columns) +
            (T::splits > 1 ? 3000 : 1500);
   }
@@ -91,7 +90,7 @@ class TiledProducts {
     int outputs = First::outputs;
     double best = estimate<First>(of);
     const auto look = [&]<class T>(std::type_identity<T>) {
-      if (const double its = estimate<T>(of); its < best) {
+      if (const double its = estimate<T>(of); has_depth<T>(of) && its < best) {
         best = its;
         launch = launch_tiled<T>;
         outputs = T::outputs;

@@ -138,13 +138,12 @@ class TiledRows {
     if constexpr (T::splits > 1) {
       const SharedAddress own = block_.shared + static_cast<SharedAddress>(T::exchange_at + thread_ * 16);
       if (!finishes_) {
-        const int other = block_.rank_of(block_.down, block_.across, group_);
-        const SharedAddress to = address_in(other, own);
+        const SharedAddress to = address_in(group_, own);
 #pragma unroll
         for (int i = 0; i < T::sums; i += 4) {
           store_in_cluster(to + static_cast<SharedAddress>(i * 512), sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
         }
-        release_in_cluster(address_in(other, block_.exchange_barrier()));
+        release_in_cluster(address_in(group_, block_.exchange_barrier()));
         return false;
       }
       wait_for_cluster(block_.exchange_barrier(), 0);

@@ -22,7 +22,6 @@ void check_tiled(std::int64_t rows, std::int64_t in, std::int64_t outputs, bool 
   using E = jrt::BFloat16;
   using Out = std::conditional_t<T::finish == Finish::adds, float, E>;
   CAPTURE(T::columns);
-  CAPTURE(T::cluster);
   CAPTURE(T::splits);
   CAPTURE(rows);
   CAPTURE(in);
@@ -112,7 +111,7 @@ void check_tiled(std::int64_t rows, std::int64_t in, std::int64_t outputs, bool 
 template <class T>
 void check_tiling() {
   if constexpr (T::finish != Finish::rotates) {
-    check_tiled<T>(1, 64, 64, true, true);
+    check_tiled<T>(1, 64 * T::splits, 64, true, true);
     check_tiled<T>(77, 72, 200, false, true);
     check_tiled<T>(128, 256, 256, true, false);
     check_tiled<T>(300, 200, 328, true, true);
@@ -124,6 +123,16 @@ TEST_CASE("tiled products: each way of dividing them, with norms, gates and addi
     return;  // not a Hopper GPU
   }
   TiledProducts::each_tiling([]<class T>(std::type_identity<T>) { check_tiling<T>(); });
+}
+
+TEST_CASE("a depth of one slot of the ring is not divided") {
+  TiledOperands of;
+  of.in = tile_depth;
+  CHECK(has_depth<Tiling<Finish::stores, 128>>(of));
+  CHECK_FALSE(has_depth<Tiling<Finish::stores, 128, 2>>(of));
+  CHECK(launch_tiled<Tiling<Finish::stores, 128, 2>>(of, 132, nullptr) == cudaErrorInvalidValue);
+  of.in = tile_depth + 1;
+  CHECK(has_depth<Tiling<Finish::stores, 128, 2>>(of));
 }
 
 TEST_CASE("tiled products of more tiles than multiprocessors") {
