@@ -44,7 +44,8 @@ struct StepShape {
   static JRT_DETAIL_HD constexpr int pieces(StageKind kind) { return normed_pieces * (kind == StageKind::adds ? 2 : 1); }
   /// Pieces of x that a warp has in registers together; if not all, they are loaded for each round of tiles.
   static JRT_DETAIL_HD constexpr int x_pieces(StageKind kind) {
-    return row_blocks * pieces(kind) > 8 ? pieces(kind) / 2 : pieces(kind);
+    constexpr int most = 8 / row_blocks;
+    return pieces(kind) < most ? pieces(kind) : most;
   }
   /// Those whose weights a warp has in registers together, of all tiles of a round.
   static JRT_DETAIL_HD constexpr int pieces_at_once(StageKind kind) {

@@ -111,15 +111,19 @@ class StepEpilogues : protected StepWorker<Shape> {
       } else if constexpr (kind == StageKind::gates) {
         this->exchange_tile(stage.y, at, active, jrt::convert<E>(total[0] * total[1] / (1 + expf(-total[1]))));
       } else if constexpr (kind == StageKind::convolves) {
+        const E input = jrt::convert<E>(total[0]);
+        if constexpr (Shape::several) {
+          this->sums().inputs[this->buffer_][this->thread()] = input;
+          this->sync();
+          if (void* const staged = this->stages_[this->stage_].staged; active && staged != nullptr) {
+            static_cast<E*>(staged)[item.row * this->in_.channels + tile_row(stage, tile, 0) + item.within] = input;
+          }
+          if (active) {
+            take_inputs_before(item, own);
+          }
+        }
         E y{};
         if (active) {
-          const E input = jrt::convert<E>(total[0]);
-          if constexpr (Shape::several) {
-            if (void* const staged = this->stages_[this->stage_].staged; staged != nullptr) {
-              static_cast<E*>(staged)[item.row * this->in_.channels + tile_row(stage, tile, 0) + item.within] = input;
-            }
-            take_inputs_before(stage, item, own);
-          }
           y = own.channel.next(input, jrt::convert<E>(total[1]));
         }
         this->exchange_tile(stage.y, at, active, y);
@@ -161,19 +165,15 @@ class StepEpilogues : protected StepWorker<Shape> {
   StepCandidate best_{};  ///< of the logits that this thread has made
 
  private:
-  /// A convolution's inputs of the tokens before a row's that are in this step: of the same channel, so that it is the same
-  /// bias, and another row's sums.
-  __device__ void take_inputs_before(const Stage& stage, const StepItem<Shape, StageKind::convolves>& item,
+  /// A convolution's inputs of the tokens before a row's that are in this step: of the same channel, by other threads.
+  __device__ void take_inputs_before(const StepItem<Shape, StageKind::convolves>& item,
                                      StepAddends<Shape, StageKind::convolves>& own) const {
-    constexpr StageKind kind = StageKind::convolves;
     const int before = this->prepared_.before[item.row];
 #pragma unroll
     for (int distance = Shape::Convolution::kernel_width - 1; distance > 0; --distance) {
       if (distance <= before) {
-        StepItem<Shape, kind> other = item;
-        other.row -= distance;
-        const float sum = sum_of_warps<kind>(item.unit * tile_parts(kind), other);
-        static_cast<void>(own.channel.next(jrt::convert<E>(sum * factor(stage, other.row) + own.bias[0]), E{}));
+        const E input = this->sums().inputs[this->buffer_][this->thread() - distance * tile_outputs];
+        static_cast<void>(own.channel.next(input, E{}));
       }
     }
   }

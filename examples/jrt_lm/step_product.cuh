@@ -246,7 +246,7 @@ class StepProducts : protected StepEpilogues<Shape> {
                            float (&sums)[pairs][row_blocks][chains][4]) const {
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
-      if (begin + i >= P) {
+      if (of_x + i >= P) {
         break;
       }
 #pragma unroll

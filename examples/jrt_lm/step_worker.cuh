@@ -20,6 +20,8 @@ struct StepSums {
   // is there, which comes from all outputs of all rows: no barrier is needed between. Of a prompt two stages may have the
   // same x: they have theirs in turn.
   float squares[Shape::several ? 2 : 1][step_warps][Shape::rows];
+  /// Of a convolution, of each thread, where rows may be tokens of the same sequence; of two rounds in turn.
+  typename Shape::E inputs[2][Shape::several ? step_consumers : 1];
 };
 
 /// One of the threads of the warps that multiply.
