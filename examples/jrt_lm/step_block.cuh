@@ -29,6 +29,9 @@ struct StepShape {
   /// Of the residual stream, and twice as many of what is added to it: 16 heads wide, as the published models are.
   static constexpr int normed_pieces = pieces_of(16 * Window::head_dim);
 
+  /// Wider than 360M: a step waits for its weights.
+  static constexpr bool wide = normed_pieces > 2;
+
   /// Tiles whose sums a warp has in registers together. Sums do not depend on it.
   static JRT_DETAIL_HD constexpr int tiles_at_once(StageKind kind) {
     if (kind == StageKind::embed || kind == StageKind::adds) {

@@ -62,12 +62,17 @@ class StepCopier : StepBlock<Shape> {
       }
     }
   }
-  /// Each lane copies two pieces of a row, where there are two: copies of one kilobyte take so long to issue that the warp
-  /// reads at no more than three quarters of the memory's pace.
+  /// Pieces of a row that a lane copies. Copies of one kilobyte take so long to issue that the warp reads at no more than
+  /// three quarters of the memory's pace, which wide models wait for, and logits; in other stages of several rows larger
+  /// ones delay the loads of x.
+  [[nodiscard]] __device__ int copied_pieces(const Stage& stage, const RingBatch& batch) const {
+    const bool one = this->in_.rows >= gated_rows && !Shape::wide && stage.kind != StageKind::logits;
+    return one || batch.at_once == 1 ? 1 : 2;
+  }
   __device__ void copy_slot(const Stage& stage, const RingBatch& batch, int first, int present, int begin, int slot) {
     using namespace jrt::detail::cuda;
     const int parts = tile_parts(stage.kind);
-    const int copied = batch.at_once == 1 ? 1 : 2;
+    const int copied = copied_pieces(stage, batch);
     const int place = this->lane() / tile_outputs * copied;
     const int row = this->lane() % tile_outputs;
     const int part = batch.part(slot * slot_pieces + place);

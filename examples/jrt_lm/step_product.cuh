@@ -21,9 +21,6 @@ class StepProducts : protected StepEpilogues<Shape> {
   using E = typename Epilogues::E;
   using Epilogues::Epilogues;
   static constexpr int row_blocks = Shape::row_blocks;
-  /// With so many rows, or wide normed ones, it would take long to ask for all of x in vain: a part of it is asked for
-  /// until it is there.
-  static constexpr int gated_rows = 3;
 
   template <StageKind kind>
   __device__ void product(const Stage& stage) {
@@ -41,8 +38,9 @@ class StepProducts : protected StepEpilogues<Shape> {
     }
     constexpr int x_pieces = Shape::x_pieces(kind);
     uint4 x[x_pieces][warp_chunks][row_blocks];
-    constexpr bool few = !normed || P <= 2;
-    const bool asks = few && this->in_.rows < gated_rows;
+    // With several rows, or wide normed ones, it would take long to ask for all of x in vain: a part of it is asked for
+    // until it is there.
+    const bool asks = (!normed || !Shape::wide) && this->in_.rows < gated_rows;
     const auto ask = [asks](uint4& words, const auto* from, bool is_there) {
       words = load_exchanged_if(is_there && asks, from, is_there ? ~0U : 0U);
     };

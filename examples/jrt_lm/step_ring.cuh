@@ -19,6 +19,9 @@ inline constexpr int helper_registers = 88;
 inline constexpr int step_parts = 4;    ///< tiles of 8 rows of W whose sums are made together, at most
 inline constexpr int step_barrier = 1;  ///< of the 8 warps
 inline constexpr int max_ring_slots = 8;
+/// With so many rows, loads of x take long.
+inline constexpr int gated_rows = 3;
+
 /// From a row of W in a slot to the next: rows lie 64 bytes off in the banks of shared memory, so that lanes of two rows do
 /// not meet. `at_once`: pieces of a row, side by side.
 [[nodiscard]] JRT_DETAIL_HD constexpr int row_stride(int at_once) {
