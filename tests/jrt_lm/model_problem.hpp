@@ -86,7 +86,9 @@ inline std::unique_ptr<LanguageModel> made_if_compiled(const ModelConfig& config
   try {
     return made(config, weights, type, slots);
   } catch (const std::runtime_error& error) {
-    if (std::string_view(error.what()).find("was compiled for") == std::string_view::npos) {
+    const std::string_view what = error.what();
+    const auto says = [&](std::string_view part) { return what.find(part) != std::string_view::npos; };
+    if (!says("was compiled for") && !says("no compiled operator")) {  // its type or device, or its shape
       throw;
     }
     MESSAGE("not compiled: " << error.what());
