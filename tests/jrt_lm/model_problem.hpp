@@ -96,12 +96,38 @@ inline std::unique_ptr<LanguageModel> made_if_compiled(const ModelConfig& config
   }
 }
 
-/// A published layout's widths, in few layers and tokens.
-inline ModelConfig short_published_config(const std::string& name) {
-  ModelConfig config = ModelConfig::published(name);
-  config.layers.resize(5);  // with all kinds of mixers
-  config.vocabulary = config.vocabulary_rows = 1000;
-  return config;
+/// A published layout's widths, in few layers and tokens, with the same weights in float32, in bfloat16, and in bfloat16 by
+/// separate kernels alone.
+struct ShortPublished {
+  ModelConfig config;
+  std::unique_ptr<LanguageModel> exact;
+  std::unique_ptr<LanguageModel> whole;
+  std::unique_ptr<LanguageModel> separate;
+
+  [[nodiscard]] std::vector<LanguageModel*> all() const { return {exact.get(), whole.get(), separate.get()}; }
+};
+
+/// On a GPU: calls `function` with each published layout that this program was compiled for.
+template <class Function>
+void each_short_published(std::int64_t slots, const Function& function) {
+  if (device != DeviceKind::cuda) {
+    return;
+  }
+  for (const char* const name : {"360m", "1.3b"}) {
+    CAPTURE(name);
+    const RandomWeights weights;
+    ShortPublished models{ModelConfig::published(name), nullptr, nullptr, nullptr};
+    ModelConfig& config = models.config;
+    config.layers.resize(5);  // with all kinds of mixers
+    config.vocabulary = config.vocabulary_rows = 1000;
+    models.exact = made_if_compiled(config, weights, NumberType::float32, slots);
+    if (models.exact == nullptr) {
+      continue;
+    }
+    models.whole = made(config, weights, NumberType::bfloat16, slots);
+    models.separate = made(config, weights, NumberType::bfloat16, slots, 1 << 18, true);
+    function(models);
+  }
 }
 
 inline Tokens random_tokens(std::int64_t count, std::int64_t vocabulary, unsigned seed) {

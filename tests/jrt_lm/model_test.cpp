@@ -270,27 +270,16 @@ TEST_CASE("steps in one kernel are steps, whatever is in the batch beside a sequ
 }
 
 TEST_CASE("in the published layouts steps in one kernel differ from others by rounding alone") {
-  if (device != DeviceKind::cuda) {
-    return;
-  }
-  for (const char* const name : {"360m", "1.3b"}) {
-    CAPTURE(name);
-    const ModelConfig config = short_published_config(name);
-    const RandomWeights weights;
-    constexpr std::int64_t slots = 16;
-    const auto exact = made_if_compiled(config, weights, NumberType::float32, slots);
-    if (exact == nullptr) {
-      continue;
-    }
-    const auto whole = made(config, weights, NumberType::bfloat16, slots);
-    const auto separate = made(config, weights, NumberType::bfloat16, slots, 1 << 18, true);
+  constexpr std::int64_t slots = 16;
+  each_short_published(slots, [](const ShortPublished& models) {
+    const std::int64_t vocabulary = models.config.vocabulary;
     std::vector<Tokens> sequences;
     Tokens all;
     for (std::int32_t i = 0; i < slots; ++i) {
-      sequences.push_back(random_tokens(1 + 9 * i, config.vocabulary, static_cast<unsigned>(i)));
+      sequences.push_back(random_tokens(1 + 9 * i, vocabulary, static_cast<unsigned>(i)));
       all.push_back(i);
     }
-    for (LanguageModel* const model : {exact.get(), whole.get(), separate.get()}) {
+    for (LanguageModel* const model : models.all()) {
       std::vector<Prompt> prompts;
       for (std::int32_t i = 0; i < slots; ++i) {
         prompts.push_back({sequences[static_cast<std::size_t>(i)], i, 1 + 4 * i});
@@ -298,17 +287,18 @@ TEST_CASE("in the published layouts steps in one kernel differ from others by ro
       model->prefill(prompts, LogitsOf::last_tokens, {});
     }
     for (unsigned s = 0; s < 5; ++s) {
-      const Tokens next = random_tokens(slots, config.vocabulary, 70 + s);
-      for (LanguageModel* const model : {exact.get(), whole.get(), separate.get()}) {
+      const Tokens next = random_tokens(slots, vocabulary, 70 + s);
+      for (LanguageModel* const model : models.all()) {
         model->step(next, all);
       }
-      WARN(whole->stepped_in_one_kernel());
-      const auto expected = exact->logits();
-      const double rounding = relative_error(separate->logits(), expected);
-      CHECK(relative_error(whole->logits(), expected) <= 1.5 * rounding);
-      CHECK(relative_error(whole->logits(), separate->logits()) <= 2 * rounding);
+      WARN(models.whole->stepped_in_one_kernel());
+      const auto expected = models.exact->logits();
+      const auto separate = models.separate->logits();
+      const double rounding = relative_error(separate, expected);
+      CHECK(relative_error(models.whole->logits(), expected) <= 1.5 * rounding);
+      CHECK(relative_error(models.whole->logits(), separate) <= 2 * rounding);
     }
-  }
+  });
 }
 
 TEST_CASE("many tokens and few, with rotation and without, with an encoder region and causal") {

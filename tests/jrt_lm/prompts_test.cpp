@@ -102,30 +102,18 @@ TEST_CASE("prompts of few tokens are those of separate kernels, however long the
 }
 
 TEST_CASE("in the published layouts prompts of few tokens differ from those of separate kernels by rounding alone") {
-  if (device != DeviceKind::cuda) {
-    return;
-  }
-  for (const char* const name : {"360m", "1.3b"}) {
-    CAPTURE(name);
-    const ModelConfig config = short_published_config(name);
-    const RandomWeights weights;
-    const auto exact = made_if_compiled(config, weights, NumberType::float32);
-    if (exact == nullptr) {
-      continue;
-    }
-    const auto whole = made(config, weights, NumberType::bfloat16);
-    const auto separate = made(config, weights, NumberType::bfloat16, 4, 1 << 18, true);
+  each_short_published(4, [](const ShortPublished& models) {
     for (const int count : {16, 3, 8, 9, 1}) {
       for (const bool continues : {false, true, true}) {
-        const Tokens tokens = random_tokens(count, config.vocabulary, static_cast<unsigned>(count));
-        const std::int64_t prefix = continues || !config.has_encoder ? 0 : (count + 1) / 2;
-        const auto expected = prefill_last(*exact, tokens, 1, prefix, continues);
-        const auto own = prefill_last(*whole, tokens, 1, prefix, continues);
-        const double rounding = relative_error(prefill_last(*separate, tokens, 1, prefix, continues), expected);
+        const Tokens tokens = random_tokens(count, models.config.vocabulary, static_cast<unsigned>(count));
+        const std::int64_t prefix = continues || !models.config.has_encoder ? 0 : (count + 1) / 2;
+        const auto expected = prefill_last(*models.exact, tokens, 1, prefix, continues);
+        const auto own = prefill_last(*models.whole, tokens, 1, prefix, continues);
+        const double rounding = relative_error(prefill_last(*models.separate, tokens, 1, prefix, continues), expected);
         CHECK(relative_error(own, expected) <= 2 * rounding);
       }
     }
-  }
+  });
 }
 
 TEST_CASE("prompts of hundreds of tokens, alone and together, whole and continued") {

@@ -302,31 +302,19 @@ TEST_CASE("staged steps in one kernel are those of separate kernels but for roun
 }
 
 TEST_CASE("in the published layouts staged steps in one kernel differ from others by rounding alone") {
-  if (device != DeviceKind::cuda) {
-    return;
-  }
-  for (const char* const name : {"360m", "1.3b"}) {
-    CAPTURE(name);
-    const ModelConfig config = short_published_config(name);
-    const RandomWeights weights;
-    const auto exact = made_if_compiled(config, weights, NumberType::float32);
-    if (exact == nullptr) {
-      continue;
-    }
-    const auto whole = made(config, weights, NumberType::bfloat16);
-    const auto separate = made(config, weights, NumberType::bfloat16, 4, 1 << 18, true);
-    const auto stepped = made(config, weights, NumberType::bfloat16);
+  each_short_published(4, [](const ShortPublished& models) {
+    const ModelConfig& config = models.config;
     std::vector<Tokens> prompts;
     for (const int count : {1, 70, 120, 300}) {  // rings that are not full, will be, and have been
       prompts.push_back(random_tokens(count, config.vocabulary, static_cast<unsigned>(count)));
     }
-    for (LanguageModel* const model : {exact.get(), whole.get(), separate.get(), stepped.get()}) {
+    for (LanguageModel* const model : models.all()) {
       read(*model, prompts, {0, 1, 2, 3}, 40);
     }
-    SideBySide all({exact.get(), whole.get(), separate.get()});
+    SideBySide all(models.all());
     for (const std::int32_t count : {4, 2, 3, 4}) {
       const auto logits = all.step({0, 1, 2, 3}, count, {count, count - 1, 1, count});
-      WARN(whole->stepped_in_one_kernel());
+      WARN(models.whole->stepped_in_one_kernel());
       const double rounding = relative_error(logits[2], logits[0]);
       CHECK(relative_error(logits[1], logits[0]) <= 1.5 * rounding);
       CHECK(relative_error(logits[1], logits[2]) <= 2 * rounding);
@@ -334,19 +322,21 @@ TEST_CASE("in the published layouts staged steps in one kernel differ from other
     for (const std::int32_t slot : {3, 0, 2}) {
       for (const std::int32_t count : {8, 16, 5, 13, 16, 16}) {
         const auto logits = all.step({slot}, count, {count - count / 3});
-        WARN(whole->stepped_in_one_kernel());
+        WARN(models.whole->stepped_in_one_kernel());
         const double rounding = relative_error(logits[2], logits[0]);
         CHECK(relative_error(logits[1], logits[0]) <= 1.5 * rounding);
         CHECK(relative_error(logits[1], logits[2]) <= 2 * rounding);
       }
     }
     // One token after another, by the same kernel.
+    const RandomWeights weights;
+    const auto stepped = made(config, weights, NumberType::bfloat16);
     const Tokens next = random_tokens(16, config.vocabulary, 99);
-    for (LanguageModel* const model : {exact.get(), stepped.get()}) {
+    for (LanguageModel* const model : {models.exact.get(), stepped.get()}) {
       read(*model, prompts, {0, 1, 2, 3}, 40);
     }
-    exact->staged_step(next, Tokens{3});
-    const auto expected = exact->logits();
+    models.exact->staged_step(next, Tokens{3});
+    const auto expected = models.exact->logits();
     stepped->staged_step(next, Tokens{3});
     const auto staged = stepped->logits();
     for (std::size_t t = 0; t < next.size(); ++t) {
@@ -355,7 +345,7 @@ TEST_CASE("in the published layouts staged steps in one kernel differ from other
       const double rounding = relative_error(one, row);
       CHECK(relative_error(logits_row(staged, t, config), row) <= 2 * rounding);
     }
-  }
+  });
 }
 
 TEST_CASE("in the published layouts a staged step is bit by bit the same, however often it is made") {
