@@ -101,24 +101,7 @@ class CudaDevice {
   /// What `function` enqueues, without running it.
   template <class Function>
   Graph capture(const Function& function) {
-    check_cuda(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal), "capture");
-    cudaGraph_t captured = nullptr;
-    try {
-      function();
-    } catch (...) {
-      cudaStreamEndCapture(stream_.get(), &captured);
-      if (captured != nullptr) {
-        cudaGraphDestroy(captured);
-      }
-      static_cast<void>(cudaGetLastError());
-      throw;
-    }
-    check_cuda(cudaStreamEndCapture(stream_.get(), &captured), "end of capture");
-    cudaGraphExec_t graph = nullptr;
-    const cudaError_t error = cudaGraphInstantiate(&graph, captured, 0);
-    cudaGraphDestroy(captured);
-    check_cuda(error, "graph");
-    return Graph(graph);
+    return captured(stream_.get(), function);
   }
   static Event make_event() { return jrt_lm::make_event(); }
   void record(const Event& event) { check_cuda(cudaEventRecord(event.get(), stream_.get()), "event"); }

@@ -45,6 +45,29 @@ inline CudaEvent make_event() {
   return CudaEvent(event);
 }
 
+/// What `function` enqueues in a stream, without running it.
+template <class Function>
+CudaGraph captured(cudaStream_t stream, const Function& function) {
+  check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  cudaGraph_t nodes = nullptr;
+  try {
+    function();
+  } catch (...) {
+    cudaStreamEndCapture(stream, &nodes);
+    if (nodes != nullptr) {
+      cudaGraphDestroy(nodes);
+    }
+    static_cast<void>(cudaGetLastError());
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(stream, &nodes), "end of capture");
+  cudaGraphExec_t graph = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&graph, nodes, 0);
+  cudaGraphDestroy(nodes);
+  check_cuda(error, "graph");
+  return CudaGraph(graph);
+}
+
 /// Host memory for transfers that the host does not wait for.
 template <class T>
 class TransferArray {

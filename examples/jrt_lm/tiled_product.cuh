@@ -17,8 +17,14 @@
 
 /// Matrix products of many rows on Hopper GPUs, in bfloat16 with sums in float. Persistent blocks take tile after tile; a
 /// warp copies slots of a ring ahead (64 numbers of the rows of x and of W), two groups of four warps multiply 64 rows each
-/// and finish their sums (tiled_finish.cuh) while the next tile's slots arrive. Weights are asked for before the kernel
-/// before is done.
+/// and finish their sums (tiled_finish.cuh) while the next tile's slots arrive.
+///
+///     copying warp  | W of the first slots | kernel before done | x of these | x and W of slot 5, 6 … | of the next tile …
+///     ring          [ 128 rows of x, `columns` of W: 64 numbers each | … ]      as many slots as fit, 4 for 256 columns
+///     2 groups      | biases, factors | slot 0 · slot 1 · … · slot in / 64 - 1  | finish, store | biases, factors | slot 0
+///     …
+///
+/// No kernel writes weights: they are asked for before the kernel before is done.
 namespace jrt_lm {
 
 /// The tiles of a block, one after the other: down eight of them, then across, then down again, so that what is multiplied
